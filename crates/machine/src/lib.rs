@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Runs Machines: keeps images, unpacks them, starts a container for each run and watches over it.
+//!
+//! ```text
+//!  server ──launch(spec, netns)──► shim (one process per run) ──libcontainer──► init (PID 1) ──► program
+//!     │ pidfd, files in the Machine's directory      │ overlay, cgroups, log, exit record
+//!     └──adopt(dir) after a restart──────────────────┘
+//! ```
+//!
+//! A shim outlives the server that started it: a new server finds it again with [`adopt`]. When the shim dies,
+//! the kernel kills the Machine's PID 1 with it, so a Machine is never without its keeper.
+//!
+//! This crate does no routing, knows no addresses but those it is given, and decides nothing: restart policies,
+//! stop timeouts and states are decided elsewhere.
+
+pub mod images;
+pub mod launch;
+pub mod logs;
+pub mod process;
+pub mod shim;
+pub mod unpack;
+
+mod sys;
+
+pub use images::{Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Unpacked};
+pub use launch::{
+    ExitCause, ExitRecord, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
+    install_init, launch, remove,
+};
+pub use process::{ListenSocket, Process};
