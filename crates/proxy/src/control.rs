@@ -1,0 +1,23 @@
+//! What server and proxy say to each other: one JSON object per line on a Unix stream.
+//!
+//! The server connects, the proxy listens. The first line from the proxy is [`FromProxy::Hello`], which
+//! carries duplicates of all its listeners, so that a server that lost them can start a successor of
+//! this proxy later. The server then sends [`ToProxy::Settings`], every app, [`ToProxy::SnapshotEnd`],
+//! and after that each change. The server is the authority on the states of Machines; the proxy's
+//! balancer decides wakes and sleeps and asks for them.
+//!
+//! Unknown fields are ignored and unknown messages are logged and skipped, so that a server and a proxy
+//! of neighbouring releases can work together during an upgrade.
+
+mod handover;
+mod link;
+mod types;
+
+pub use handover::{Handover, HandoverError, Listeners};
+pub(crate) use link::{Lines, send_hello};
+pub use link::{Link, LinkError, LinkReceiver, LinkSender};
+pub use types::{
+    AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, LINE_BYTES_MAX, MachineView,
+    NetworkView, PortView, ServiceView, Settings, Source, StartOutcome, StopOutcome, ToProxy, Unit,
+    VERSION,
+};

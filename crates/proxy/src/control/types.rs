@@ -1,0 +1,343 @@
+//! The messages themselves.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; a difference means that the two processes cannot work together.
+pub const VERSION: u32 = 1;
+
+/// Longest line either side accepts. An app of 1,000 Machines is about 0.6 MB.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// From the server to the proxy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToProxy {
+    /// Facts about the host; replaces the former ones.
+    Settings(Settings),
+    /// The whole view of one app; replaces the former one.
+    App(AppView),
+    /// The app is gone: open connections are kept, new ones are refused.
+    RemoveApp {
+        /// Its name.
+        app: String,
+    },
+    /// Everything known has been sent; apps not named since the connection began are gone.
+    SnapshotEnd,
+    /// Answer to [`FromProxy::Start`].
+    StartDone {
+        /// Id of the Machine.
+        machine: String,
+        /// The attempt that this answers.
+        attempt: u64,
+        /// How it went.
+        outcome: StartOutcome,
+    },
+    /// Answer to [`FromProxy::Stop`].
+    StopDone {
+        /// Id of the Machine.
+        machine: String,
+        /// The attempt that this answers.
+        attempt: u64,
+        /// How it went.
+        outcome: StopOutcome,
+    },
+    /// Give the Machine no new work and say when nothing is in flight.
+    Drain {
+        /// Id of the Machine.
+        machine: String,
+        /// The run that is meant; another run is left alone.
+        run: u64,
+        /// Comes back in [`FromProxy::Drained`].
+        token: u64,
+        /// After this long `Drained` is sent with what is still in flight.
+        timeout_ms: u64,
+    },
+    /// Give the Machine work again.
+    Undrain {
+        /// Id of the Machine.
+        machine: String,
+        /// The run that is meant.
+        run: u64,
+    },
+}
+
+/// From the proxy to the server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromProxy {
+    /// First message; the listeners come with it.
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u32,
+        /// Process id of the proxy.
+        pid: u32,
+    },
+    /// Somebody waits for this Machine: start it.
+    Start {
+        /// Id of the Machine.
+        machine: String,
+        /// Comes back in [`ToProxy::StartDone`].
+        attempt: u64,
+        /// Who caused it.
+        cause: Cause,
+    },
+    /// Nobody needs this Machine; it is closed to new work already.
+    Stop {
+        /// Id of the Machine.
+        machine: String,
+        /// The run that is meant.
+        run: u64,
+        /// Comes back in [`ToProxy::StopDone`].
+        attempt: u64,
+        /// Why, for the Machine's events.
+        reason: String,
+    },
+    /// A drain has ended.
+    Drained {
+        /// Id of the Machine.
+        machine: String,
+        /// Of the [`ToProxy::Drain`] that this answers.
+        token: u64,
+        /// What is still in flight (0 unless the time ran out).
+        in_flight: u64,
+    },
+    /// A line for the app's log, with the provider `proxy`.
+    Log {
+        /// The app.
+        app: String,
+        /// The Machine, when it is about one.
+        machine: Option<String>,
+        /// `info`, `warn` or `error`.
+        level: String,
+        /// The line.
+        text: String,
+    },
+}
+
+/// What made the proxy ask for a start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// Address of the caller.
+    pub caller: IpAddr,
+    /// Who owns that address.
+    pub source: Source,
+    /// Address and port that were called.
+    pub dest: SocketAddr,
+    /// `METHOD path` (without the query, at most 256 bytes), if the port has the `http` handler.
+    pub request: Option<String>,
+}
+
+/// Owner of a caller's address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// A Machine.
+    Machine {
+        /// Its app.
+        app: String,
+        /// Its id.
+        machine: String,
+    },
+    /// The host itself.
+    Host,
+    /// Nobody that we know.
+    Unknown,
+}
+
+/// How a start ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StartOutcome {
+    /// The Machine's program runs (it may not listen yet).
+    Started {
+        /// Its new run.
+        run: u64,
+    },
+    /// It was tried and failed.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// It was not tried: the Machine is gone, held by a lease, or there is no memory.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How a stop ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StopOutcome {
+    /// The Machine is stopped.
+    Stopped,
+    /// It goes on running.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Facts about the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Region of this host.
+    pub region: String,
+    /// Where DNS questions about other names go, in this order; empty: they are refused.
+    pub resolvers: Vec<SocketAddr>,
+    /// All private networks.
+    pub networks: Vec<NetworkView>,
+    /// Addresses with which the host itself calls.
+    pub host_peers: Vec<IpAddr>,
+    /// Apps on shared addresses are called `APP.<public_domain>`.
+    pub public_domain: String,
+    /// Starts in flight at once, over all apps (DESIGN 4: 8).
+    pub starts_max: u32,
+}
+
+/// A private network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// Its number, which is never 0.
+    pub id: u32,
+    /// First address of its /48.
+    pub prefix: Ipv6Addr,
+    /// Slug of the organization.
+    pub org: String,
+    /// Name within the organization.
+    pub name: String,
+}
+
+/// All that the proxy knows about an app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppView {
+    /// Its name.
+    pub name: String,
+    /// Its own network.
+    pub network: u32,
+    /// Grows with each change; an older view never replaces a newer one.
+    pub revision: u64,
+    /// Where it can be called.
+    pub addresses: Vec<AddressView>,
+    /// Its Machines, in any state.
+    pub machines: Vec<MachineView>,
+}
+
+/// One address of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressView {
+    /// The address.
+    pub ip: IpAddr,
+    /// What kind it is.
+    pub kind: AddressKind,
+    /// The network that may call it; 0 = everybody.
+    pub network: u32,
+}
+
+/// Kind of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressKind {
+    /// Flycast: callable from one network.
+    Private,
+    /// Belongs to this app alone, callable by everybody.
+    Public,
+    /// Belongs to many apps; the Host header chooses.
+    Shared,
+}
+
+/// One Machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachineView {
+    /// Its id.
+    pub id: String,
+    /// Its last run; 0 = never started.
+    pub run: u64,
+    /// State in the words of the API (`created`, `started`, `stopped`, …).
+    pub state: String,
+    /// Its region.
+    pub region: String,
+    /// Its process group.
+    pub group: String,
+    /// Where the proxy reaches it.
+    pub link_ip: Ipv4Addr,
+    /// Its 6PN address.
+    pub private_ip: Ipv6Addr,
+    /// Version of its config.
+    pub config_version: u64,
+    /// Gets no traffic (PX-67).
+    pub cordoned: bool,
+    /// Somebody holds its lease: it is never stopped by us.
+    pub leased: bool,
+    /// In the app's primary region: counts for `min_machines_running`.
+    pub primary: bool,
+    /// Not listed in DNS (PN-41).
+    #[serde(default)]
+    pub skip_dns: bool,
+    /// What it serves.
+    pub services: Vec<ServiceView>,
+}
+
+/// One service of a Machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// `tcp`; others are ignored.
+    pub protocol: String,
+    /// Port inside the Machine.
+    pub internal_port: u16,
+    /// Ports outside.
+    pub ports: Vec<PortView>,
+    /// May it be put to sleep, and how.
+    pub autostop: Autostop,
+    /// May a caller wake it.
+    pub autostart: bool,
+    /// Machines of the primary region kept running.
+    pub min_machines_running: u32,
+    /// Load from which traffic prefers others.
+    pub soft_limit: u32,
+    /// Load at which it gets no more.
+    pub hard_limit: Option<u32>,
+    /// What load counts.
+    pub unit: Unit,
+    /// Idle time before sleep, in milliseconds.
+    pub auto_stop_after_ms: u64,
+    /// How long a caller is held, in milliseconds.
+    pub start_timeout_ms: u64,
+}
+
+/// Ports outside, and what happens there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// First port.
+    pub start: u16,
+    /// Last port.
+    pub end: u16,
+    /// `http`, …; empty = raw TCP (PX-80).
+    pub handlers: Vec<String>,
+    /// Plain HTTP is redirected (PX-86).
+    pub force_https: bool,
+}
+
+/// What happens to an idle Machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Autostop {
+    /// Nothing.
+    Off,
+    /// It is stopped.
+    Stop,
+    /// It is suspended.
+    Suspend,
+}
+
+/// What counts as load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// HTTP requests in flight.
+    Requests,
+    /// Open connections (behind the `http` handler: requests too, DESIGN 4).
+    Connections,
+}
