@@ -1,0 +1,49 @@
+//! The few calls that no safe wrapper offers.
+#![expect(unsafe_code, reason = "unshare and three socket options have no safe wrapper")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::thread::UnshareFlags;
+
+/// Moves the calling thread, and no other, into a new network namespace.
+pub(crate) fn unshare_network() -> io::Result<()> {
+    // SAFETY: needed because `unshare` is unsafe in general (file descriptor tables, mounts). With
+    // only CLONE_NEWNET the kernel replaces this thread's network namespace and touches no memory
+    // and no descriptor that other threads share.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+    Ok(())
+}
+
+/// Moves the calling thread, and no other, into a mount namespace of its own.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: needed as above. CLONE_NEWNS also gives this thread its own root and working
+    // directory; the thread is a short one made for this and nothing else runs on it.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    Ok(())
+}
+
+/// Lets a socket accept connections to addresses that are not the host's.
+pub(crate) fn set_transparent_v6(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(fd, libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+}
+
+/// Like [`set_transparent_v6`] for IPv4.
+pub(crate) fn set_transparent_v4(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(fd, libc::SOL_IP, libc::IP_TRANSPARENT)
+}
+
+/// Makes a dump honour its filter or fail.
+pub(crate) fn set_strict_dumps(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(fd, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK)
+}
+
+fn set_flag(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let len = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: needed because rustix knows none of these options. `on` outlives the call, `len` is
+    // its size, and the borrowed descriptor is open.
+    let answer =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const on).cast(), len) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
