@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! `cargo x`: everything a contributor runs, in one program.
+//!
+//! `check` reads, `test` runs, `sim` and `bench` measure. Continuous integration runs `test` and
+//! nothing else. This program decides nothing about the product; it only calls cargo and reads
+//! files.
+
+mod deny;
+mod packages;
+mod ring;
+mod shell;
+mod source;
+mod tidy;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo x COMMAND
+
+  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host), or one crate
+  check                 format, clippy, tidy, docs, deny
+  tidy                  the rules of this repository that clippy does not know
+  deny                  licences, bans and sources of all dependencies
+  sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
+
+E2E_REQUIRED=1 turns every skip into a failure.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one command; `false` means that it ran and found something.
+fn run(args: &[String]) -> Result<bool> {
+    let (command, rest) = match args {
+        [] => bail!("no command given\n\n{USAGE}"),
+        [command, rest @ ..] => (command.as_str(), rest),
+    };
+    match command {
+        "test" => ring::test(rest),
+        "check" => ring::check(),
+        "tidy" => tidy::run(),
+        "deny" => deny::run(),
+        "sim" => ring::sim(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        other => bail!("unknown command `{other}`\n\n{USAGE}"),
+    }
+}
