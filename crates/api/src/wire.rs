@@ -1,0 +1,51 @@
+//! The types on the wire, one file per resource.
+//!
+//! They promise JSON shapes to strangers and nothing else: every field that Fly's client may omit has a
+//! default, `null` counts as absent, unknown keys are ignored, lists are never `null` in answers. Points in
+//! time are RFC 3339 texts, except where Fly's contract has integers (event time in milliseconds, lease end
+//! in seconds). Domain types live in `core`; whoever implements the backend converts.
+
+mod app;
+mod config;
+mod duration;
+mod error;
+mod image;
+mod log;
+mod machine;
+mod platform;
+mod release;
+mod signal;
+
+pub use app::{
+    AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
+    IpPage, OrganizationRef,
+};
+pub use config::{
+    Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port, Restart,
+    RestartPolicy, Service, StopConfig,
+};
+pub use duration::{BadDuration, GoDuration};
+pub use error::{ApiError, Done};
+pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
+pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
+pub use machine::{
+    BadState, CheckStatus, Event, EventRequest, ExitEvent, ImageRef, LaunchInput, Lease, LeaseData, LeaseInput,
+    ListenSocket, Machine, MachineFilter, MachineState, MetadataValue, MonitorEvent, Process, StartAnswer,
+    StopInput, WaitQuery, WaitState,
+};
+pub use platform::{
+    Info, Organization, OrganizationAnswer, OrganizationPage, Region, RegionPage,
+};
+pub use release::{CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease};
+pub use signal::{BadSignal, Signal, SignalInput};
+
+use serde::{Deserialize, Deserializer};
+
+/// Reads `null` as the default, as Go does.
+fn null_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}

@@ -1,0 +1,521 @@
+//! A Machine's config: exactly what the client sent, with a typed view beside it.
+//!
+//! flyctl reads configs back, changes a part and sends the whole again, and compares; therefore unknown
+//! keys, `null` against absent and the order of keys survive. The view is parsed once, on arrival, so
+//! that a config that exists has a valid view.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value, json};
+
+use super::{GoDuration, Signal, null_default};
+
+// DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
+const AUTO_STOP_AFTER: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600));
+const START_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// A Machine's config as received, and what we understand of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MachineConfig {
+    raw: Map<String, Value>,
+    view: ConfigView,
+}
+
+/// A config that cannot be accepted: which key, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("config.{key}: {reason}")]
+pub struct BadConfig {
+    /// Path of the key, such as `services[0].internal_port`.
+    pub key: String,
+    /// What is wrong and what to write instead.
+    pub reason: String,
+}
+
+/// What we understand of a config. Keys that are not here are kept in the raw form only.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ConfigView {
+    /// Image reference; never empty.
+    pub image: String,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// What to execute instead of the image's own.
+    pub init: Init,
+    /// Size; `None` when the client sent none.
+    pub guest: Option<Guest>,
+    /// Metadata, such as `fly_process_group`.
+    pub metadata: BTreeMap<String, String>,
+    /// Services.
+    pub services: Vec<Service>,
+    /// Restart policy; `None` = `on-failure`.
+    pub restart: Option<Restart>,
+    /// How to stop.
+    pub stop_config: StopConfig,
+    /// Remove the Machine after its program ends.
+    pub auto_destroy: bool,
+    /// Names of the health checks at the top level; not run yet.
+    pub checks: Vec<String>,
+    /// How many mounts are asked for; volumes are not there yet.
+    pub mounts: usize,
+}
+
+/// What to execute instead of the image's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Init {
+    /// Replaces everything.
+    #[serde(deserialize_with = "null_default")]
+    pub exec: Vec<String>,
+    /// Replaces the image's entrypoint.
+    #[serde(deserialize_with = "null_default")]
+    pub entrypoint: Vec<String>,
+    /// Replaces the image's command.
+    #[serde(deserialize_with = "null_default")]
+    pub cmd: Vec<String>,
+    /// Wants a terminal.
+    #[serde(deserialize_with = "null_default")]
+    pub tty: bool,
+}
+
+/// Size of a Machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Guest {
+    /// `shared` or `performance`.
+    #[serde(deserialize_with = "null_default")]
+    pub cpu_kind: String,
+    /// CPUs.
+    #[serde(deserialize_with = "null_default")]
+    pub cpus: u32,
+    /// Memory in MiB.
+    #[serde(deserialize_with = "null_default")]
+    pub memory_mb: u32,
+}
+
+impl Default for Guest {
+    /// MA-50: shared, 1 CPU, 256 MB.
+    fn default() -> Self {
+        Self { cpu_kind: "shared".to_owned(), cpus: 1, memory_mb: 256 }
+    }
+}
+
+/// What to do when a Machine's program ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// When to start again.
+    #[serde(default)]
+    pub policy: RestartPolicy,
+    /// How often within 5 minutes; `None` = 10.
+    #[serde(default)]
+    pub max_retries: Option<u32>,
+}
+
+/// When to start again (MA-20).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Never.
+    #[serde(rename = "no", alias = "never")]
+    No,
+    /// Whatever the exit code.
+    #[serde(rename = "always")]
+    Always,
+    /// After a failure.
+    #[default]
+    #[serde(rename = "on-failure", alias = "on-fail", alias = "")]
+    OnFailure,
+}
+
+/// How to stop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopConfig {
+    /// Signal; `None` = SIGINT.
+    pub signal: Option<Signal>,
+    /// Time until SIGKILL; `None` = 5 s.
+    pub timeout: Option<GoDuration>,
+}
+
+/// What the proxy does with an idle Machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Autostop {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Stops it.
+    Stop,
+    /// Suspends it.
+    Suspend,
+}
+
+impl Serialize for Autostop {
+    /// Writes `false`, `true` or `"suspend"`, as flyctl does.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_bool(false),
+            Self::Stop => serializer.serialize_bool(true),
+            Self::Suspend => serializer.serialize_str("suspend"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Autostop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null | Value::Bool(false) => Ok(Self::Off),
+            Value::Bool(true) => Ok(Self::Stop),
+            Value::String(text) => match text.as_str() {
+                "off" => Ok(Self::Off),
+                "stop" => Ok(Self::Stop),
+                "suspend" => Ok(Self::Suspend),
+                _ => Err(de::Error::custom("autostop must be \"off\", \"stop\" or \"suspend\"")),
+            },
+            _ => Err(de::Error::custom("autostop must be \"off\", \"stop\" or \"suspend\"")),
+        }
+    }
+}
+
+/// A service that a Machine publishes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// `tcp` or `udp`.
+    #[serde(default = "tcp", deserialize_with = "null_tcp")]
+    pub protocol: String,
+    /// Port inside the Machine.
+    #[serde(deserialize_with = "port")]
+    pub internal_port: u16,
+    /// What to do when idle.
+    #[serde(default)]
+    pub autostop: Autostop,
+    /// Whether a request starts a sleeping Machine; `None` = true (AS-02).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart: Option<bool>,
+    /// How many stay awake in the primary region; `None` = 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_machines_running: Option<u32>,
+    /// Ports outside.
+    #[serde(default, deserialize_with = "null_default")]
+    pub ports: Vec<Port>,
+    /// Limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// Idle time before a stop; `None` = the server's default. Extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_stop_after: Option<GoDuration>,
+    /// How long a caller is held during a wake; `None` = 60 s. Extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_timeout: Option<GoDuration>,
+    /// Health checks, as received; not run yet.
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Value>,
+}
+
+fn tcp() -> String {
+    "tcp".to_owned()
+}
+
+fn null_tcp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(if text.is_empty() { tcp() } else { text })
+}
+
+/// A port, or a range of ports, outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Port {
+    /// One port.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_port")]
+    pub port: Option<u16>,
+    /// First of a range.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_port")]
+    pub start_port: Option<u16>,
+    /// Last of a range.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_port")]
+    pub end_port: Option<u16>,
+    /// `http`, `tls`, `pg_tls`, `proxy_proto`, `edge_http`.
+    #[serde(deserialize_with = "null_default")]
+    pub handlers: Vec<String>,
+    /// Redirect plain HTTP.
+    #[serde(deserialize_with = "null_default")]
+    pub force_https: bool,
+}
+
+impl Port {
+    /// First and last port, both included; `None` when the entry names none.
+    pub fn range(&self) -> Option<(u16, u16)> {
+        match (self.port, self.start_port, self.end_port) {
+            (Some(port), _, _) => Some((port, port)),
+            (None, Some(start), Some(end)) if start <= end => Some((start, end)),
+            _ => None,
+        }
+    }
+}
+
+/// Limits of a service, per Machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Concurrency {
+    /// What is counted.
+    #[serde(rename = "type", deserialize_with = "null_default")]
+    pub unit: LimitUnit,
+    /// Never more than this; `None` or 0 = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard_limit: Option<u32>,
+    /// Prefer others from here on; `None` or 0 = 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_limit: Option<u32>,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitUnit {
+    /// Connections.
+    #[default]
+    #[serde(alias = "")]
+    Connections,
+    /// Requests.
+    Requests,
+}
+
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    u16::try_from(number)
+        .ok()
+        .filter(|port| 0 < *port)
+        .ok_or_else(|| de::Error::custom(format!("{number} is not a port; use 1 to 65535")))
+}
+
+fn optional_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let Some(number) = Option::<i64>::deserialize(deserializer)? else { return Ok(None) };
+    if number == 0 {
+        return Ok(None);
+    }
+    port(de::value::I64Deserializer::<D::Error>::new(number)).map(Some)
+}
+
+impl MachineConfig {
+    /// Takes a config as received.
+    ///
+    /// # Errors
+    /// A key that we understand has a value that we cannot accept.
+    pub fn new(raw: Map<String, Value>) -> Result<Self, BadConfig> {
+        let view = ConfigView::parse(&raw)?;
+        Ok(Self { raw, view })
+    }
+
+    /// What we understand of it.
+    pub fn view(&self) -> &ConfigView {
+        &self.view
+    }
+
+    /// All of it, as received.
+    pub fn raw(&self) -> &Map<String, Value> {
+        &self.raw
+    }
+
+    /// The same config with one key set, or changed in its place.
+    ///
+    /// # Errors
+    /// As [`MachineConfig::new`].
+    pub fn with(&self, key: &str, value: Value) -> Result<Self, BadConfig> {
+        let mut raw = self.raw.clone();
+        raw.insert(key.to_owned(), value);
+        Self::new(raw)
+    }
+
+    /// The same config with one metadata entry set, or removed with `None`.
+    ///
+    /// # Errors
+    /// As [`MachineConfig::new`].
+    pub fn with_metadata(&self, key: &str, value: Option<&str>) -> Result<Self, BadConfig> {
+        let mut metadata = self.raw.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+        match value {
+            Some(value) => metadata.insert(key.to_owned(), value.into()),
+            None => metadata.shift_remove(key),
+        };
+        self.with("metadata", Value::Object(metadata))
+    }
+
+    /// Fills in the guest that flyctl dereferences without a look.
+    pub(crate) fn fill_guest(&mut self) {
+        if self.view.guest.is_none() {
+            let Guest { cpu_kind, cpus, memory_mb } = Guest::default();
+            let guest = json!({"cpu_kind": cpu_kind, "cpus": cpus, "memory_mb": memory_mb});
+            self.raw.insert("guest".to_owned(), guest);
+            self.view.guest = Some(Guest::default());
+        }
+    }
+}
+
+impl Serialize for MachineConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.raw.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(Map::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl ConfigView {
+    fn parse(raw: &Map<String, Value>) -> Result<Self, BadConfig> {
+        let view = Self {
+            image: field(raw, "image")?,
+            env: field(raw, "env")?,
+            init: field(raw, "init")?,
+            guest: field(raw, "guest")?,
+            metadata: field(raw, "metadata")?,
+            services: services(raw)?,
+            restart: field(raw, "restart")?,
+            stop_config: field(raw, "stop_config")?,
+            auto_destroy: field(raw, "auto_destroy")?,
+            checks: field::<Map<String, Value>>(raw, "checks")?.keys().cloned().collect(),
+            mounts: field::<Vec<Value>>(raw, "mounts")?.len(),
+        };
+        if view.image.is_empty() {
+            return Err(bad("image", "is required; name the image that the Machine runs"));
+        }
+        Ok(view)
+    }
+}
+
+fn bad(key: impl Into<String>, reason: impl Into<String>) -> BadConfig {
+    BadConfig { key: key.into(), reason: reason.into() }
+}
+
+fn field<T: DeserializeOwned + Default>(raw: &Map<String, Value>, key: &str) -> Result<T, BadConfig> {
+    match raw.get(key) {
+        None | Some(Value::Null) => Ok(T::default()),
+        Some(value) => T::deserialize(value).map_err(|error| bad(key, error.to_string())),
+    }
+}
+
+fn services(raw: &Map<String, Value>) -> Result<Vec<Service>, BadConfig> {
+    let values: Vec<Value> = field(raw, "services")?;
+    values.iter().enumerate().map(|(index, value)| service(index, value)).collect()
+}
+
+fn service(index: usize, value: &Value) -> Result<Service, BadConfig> {
+    let path = format!("services[{index}]");
+    let service = Service::deserialize(value).map_err(|error| bad(path.as_str(), error.to_string()))?;
+    if !matches!(service.protocol.as_str(), "tcp" | "udp") {
+        return Err(bad(format!("{path}.protocol"), "must be \"tcp\" or \"udp\""));
+    }
+    if service.ports.iter().any(|port| port.range().is_none()) {
+        return Err(bad(format!("{path}.ports"), "each needs port, or start_port up to end_port"));
+    }
+    check_length(&path, "auto_stop_after", service.auto_stop_after, AUTO_STOP_AFTER)?;
+    check_length(&path, "start_timeout", service.start_timeout, START_TIMEOUT)?;
+    Ok(service)
+}
+
+fn check_length(
+    path: &str,
+    key: &str,
+    value: Option<GoDuration>,
+    (min, max): (Duration, Duration),
+) -> Result<(), BadConfig> {
+    match value {
+        Some(GoDuration(length)) if !(min..=max).contains(&length) => {
+            let reason = format!("must be between {} and {}", GoDuration(min), GoDuration(max));
+            Err(bad(format!("{path}.{key}"), reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MachineConfig, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    fn check_refused(text: &str, key: &str, hint: &str) {
+        let error = parse(text).expect_err(text);
+        assert!(error.contains(key) && error.contains(hint), "{text}: {error}");
+    }
+
+    #[test]
+    fn a_config_that_cannot_be_accepted_names_its_key() {
+        check_refused("{}", "config.image", "required");
+        check_refused(r#"{"image":""}"#, "config.image", "required");
+        check_refused(r#"{"image":7}"#, "config.image", "string");
+        check_refused(r#"{"image":"a","env":{"A":1}}"#, "config.env", "string");
+        let service = |inner: &str| format!(r#"{{"image":"a","services":[{{"internal_port":80}},{{{inner}}}]}}"#);
+        let at = "config.services[1]";
+        check_refused(&service(r#""internal_port":0"#), at, "use 1 to 65535");
+        check_refused(&service(r#""internal_port":70000"#), at, "70000 is not a port");
+        check_refused(&service(r#""internal_port":-1"#), at, "-1 is not a port");
+        check_refused(&service(r#""protocol":"tcp""#), at, "internal_port");
+        check_refused(&service(r#""internal_port":80,"protocol":"sctp""#), "services[1].protocol", "udp");
+        check_refused(&service(r#""internal_port":80,"ports":[{"start_port":9,"end_port":8}]"#), at, "start_port");
+        check_refused(&service(r#""internal_port":80,"ports":[{}]"#), at, "port");
+        check_refused(&service(r#""internal_port":80,"autostop":"maybe""#), at, "suspend");
+        check_refused(&service(r#""internal_port":80,"auto_stop_after":"5ms""#), "auto_stop_after", "720h");
+        check_refused(&service(r#""internal_port":80,"start_timeout":"2h""#), "start_timeout", "1h0m0s");
+        check_refused(r#"{"image":"a","restart":{"policy":"sometimes"}}"#, "config.restart", "on-failure");
+        check_refused(r#"{"image":"a","stop_config":{"signal":"SIGSEGV"}}"#, "config.stop_config", "SIGTERM");
+    }
+
+    #[test]
+    fn unknown_keys_nulls_and_order_survive() {
+        let text = r#"{"zeta":null,"image":"a","env":null,"new":{"b":1,"a":[null,1.5]},"guest":null}"#;
+        let config = parse(text).expect(text);
+        assert_eq!(serde_json::to_string(&config).expect("json"), text);
+    }
+
+    #[test]
+    fn a_changed_key_keeps_its_place() {
+        let config = parse(r#"{"env":{},"image":"a","x":1}"#).expect("config");
+        let changed = config.with("image", "b".into()).expect("valid");
+        assert_eq!(changed.view().image, "b");
+        assert_eq!(serde_json::to_string(&changed).expect("json"), r#"{"env":{},"image":"b","x":1}"#);
+    }
+
+    #[test]
+    fn the_view_reads_what_flyctl_sends() {
+        let config = parse(
+            r#"{"image":"a","services":[{"protocol":"tcp","internal_port":8080,"autostop":true,
+            "autostart":true,"min_machines_running":0,"ports":[{"port":80,"handlers":["http"]},
+            {"port":443,"handlers":["http","tls"]}],"force_instance_key":null,"auto_stop_after":"2s",
+            "concurrency":{"type":"requests","soft_limit":200}}],"restart":{"policy":"on-failure"}}"#,
+        )
+        .expect("config");
+        let service = &config.view().services[0];
+        assert_eq!(service.autostop, Autostop::Stop);
+        assert_eq!(service.auto_stop_after, Some(GoDuration(Duration::from_secs(2))));
+        assert_eq!(service.ports[1].range(), Some((443, 443)));
+        let concurrency = service.concurrency.as_ref().expect("concurrency");
+        assert_eq!((concurrency.unit, concurrency.soft_limit), (LimitUnit::Requests, Some(200)));
+    }
+
+    #[test]
+    fn autostop_is_written_as_flyctl_writes_it() {
+        for (text, back) in [("\"off\"", "false"), ("\"stop\"", "true"), ("\"suspend\"", "\"suspend\"")] {
+            let autostop: Autostop = serde_json::from_str(text).expect(text);
+            assert_eq!(serde_json::to_string(&autostop).expect("json"), back);
+        }
+    }
+
+    #[test]
+    fn a_missing_guest_is_filled_in_for_answers() {
+        let mut config = parse(r#"{"image":"a","guest":null}"#).expect("config");
+        config.fill_guest();
+        assert_eq!(config.raw()["guest"]["memory_mb"], 256);
+    }
+
+    #[test]
+    fn metadata_is_set_and_removed() {
+        let config = parse(r#"{"image":"a","metadata":{"a":"1"}}"#).expect("config");
+        let config = config.with_metadata("b", Some("2")).expect("valid");
+        let config = config.with_metadata("a", None).expect("valid");
+        assert_eq!(config.raw()["metadata"], json!({"b": "2"}));
+    }
+}

@@ -1,0 +1,117 @@
+//! The error body of the Machines API, and the plain "it is done".
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a call was refused: an HTTP status code, a text for people, and at times a word for programs.
+///
+/// On the wire it is `{"error": text, "status": word}`; under `/v2/` the distribution's own form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status code, 400 to 599.
+    pub code: u16,
+    /// What was refused and what to do, for people.
+    pub error: String,
+    /// A word for programs, such as `name_taken`.
+    pub word: Option<String>,
+}
+
+/// The JSON body of an [`ApiError`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ErrorBody {
+    #[serde(default)]
+    pub(crate) error: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<String>,
+}
+
+impl ApiError {
+    /// Makes an error with any status code; prefer the named ones below.
+    pub fn new(code: u16, error: impl Into<String>) -> Self {
+        Self { code, error: error.into(), word: None }
+    }
+
+    /// Adds the word for programs.
+    #[must_use]
+    pub fn with_word(mut self, word: impl Into<String>) -> Self {
+        self.word = Some(word.into());
+        self
+    }
+
+    /// 400: the request itself is malformed.
+    pub fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(400, error)
+    }
+
+    /// 403: known, and not allowed.
+    pub fn forbidden(error: impl Into<String>) -> Self {
+        Self::new(403, error)
+    }
+
+    /// 404: no such object.
+    pub fn not_found(error: impl Into<String>) -> Self {
+        Self::new(404, error)
+    }
+
+    /// 408: a long poll ended without the wanted state.
+    pub fn timeout(error: impl Into<String>) -> Self {
+        Self::new(408, error)
+    }
+
+    /// 409: somebody else holds the lease, or changed the object meanwhile.
+    pub fn conflict(error: impl Into<String>) -> Self {
+        Self::new(409, error)
+    }
+
+    /// 412: the object is not in a state that allows this.
+    pub fn precondition(error: impl Into<String>) -> Self {
+        Self::new(412, error)
+    }
+
+    /// 413: longer than its limit.
+    pub fn too_large(error: impl Into<String>) -> Self {
+        Self::new(413, error)
+    }
+
+    /// 422: well formed, but its content cannot be accepted.
+    pub fn invalid(error: impl Into<String>) -> Self {
+        Self::new(422, error)
+    }
+
+    /// 500: our own fault; the text names what failed.
+    pub fn internal(error: impl Into<String>) -> Self {
+        Self::new(500, error)
+    }
+
+    /// 501: a call of Fly's that Perch does not have.
+    pub fn not_implemented(error: impl Into<String>) -> Self {
+        Self::new(501, error)
+    }
+
+    /// 507: the disk is full.
+    pub fn disk_full(error: impl Into<String>) -> Self {
+        Self::new(507, error)
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
+        ErrorBody { error: self.error.clone(), message: None, status: self.word.clone() }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// `{"ok": true}`: the answer of calls that have nothing else to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// Always `true`; a refusal is an [`ApiError`].
+    pub ok: bool,
+}

@@ -1,0 +1,461 @@
+//! Machines, their events, leases and processes.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
+
+use super::{GoDuration, MachineConfig, Signal, null_default};
+
+/// A word that is no state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a state")]
+pub struct BadState(String);
+
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant,)* }
+
+        impl $name {
+            /// The word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadState;
+
+            fn from_str(text: &str) -> Result<Self, BadState> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(BadState(text.to_owned())),
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+words! {
+    /// State of a Machine, in the API's words.
+    MachineState {
+        /// Made, never started.
+        Created = "created",
+        /// Being made.
+        Creating = "creating",
+        /// Being started or resumed.
+        Starting = "starting",
+        /// Its program runs.
+        Started = "started",
+        /// Asked to stop.
+        Stopping = "stopping",
+        /// Not running.
+        Stopped = "stopped",
+        /// Being suspended.
+        Suspending = "suspending",
+        /// Frozen.
+        Suspended = "suspended",
+        /// Stopped in order to start again.
+        Restarting = "restarting",
+        /// A new config is being applied.
+        Updating = "updating",
+        /// A new version is being put in its place.
+        Replacing = "replacing",
+        /// An old version.
+        Replaced = "replaced",
+        /// Could not be started.
+        Failed = "failed",
+        /// Being removed.
+        Destroying = "destroying",
+        /// Removed.
+        Destroyed = "destroyed",
+    }
+}
+
+words! {
+    /// State that `wait` can wait for.
+    WaitState {
+        /// Its program runs.
+        Started = "started",
+        /// Not running.
+        Stopped = "stopped",
+        /// Frozen.
+        Suspended = "suspended",
+        /// Removed.
+        Destroyed = "destroyed",
+        /// No transition in progress.
+        Settled = "settled",
+    }
+}
+
+/// The image of a Machine, taken apart for tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageRef {
+    /// Host part; empty for local images.
+    #[serde(deserialize_with = "null_default")]
+    pub registry: String,
+    /// Name without registry and tag.
+    #[serde(deserialize_with = "null_default")]
+    pub repository: String,
+    /// Tag.
+    #[serde(deserialize_with = "null_default")]
+    pub tag: String,
+    /// `sha256:…`.
+    #[serde(deserialize_with = "null_default")]
+    pub digest: String,
+    /// Labels of the image.
+    #[serde(deserialize_with = "null_default")]
+    pub labels: Map<String, Value>,
+}
+
+/// A Machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// 14 lower-case hexadecimal digits.
+    pub id: String,
+    /// Name for people.
+    #[serde(default, deserialize_with = "null_default")]
+    pub name: String,
+    /// State.
+    pub state: MachineState,
+    /// Region code.
+    #[serde(default, deserialize_with = "null_default")]
+    pub region: String,
+    /// Image.
+    #[serde(default)]
+    pub image_ref: ImageRef,
+    /// Version of the config: changes with each update.
+    #[serde(default, deserialize_with = "null_default")]
+    pub instance_id: String,
+    /// Address on the private network.
+    pub private_ip: Ipv6Addr,
+    /// Creation, `2006-01-02T15:04:05Z`; printed as it is.
+    #[serde(default, deserialize_with = "null_default")]
+    pub created_at: String,
+    /// Last change, `2006-01-02T15:04:05Z`; printed as it is.
+    #[serde(default, deserialize_with = "null_default")]
+    pub updated_at: String,
+    /// Config as received; `guest` is filled in in answers.
+    pub config: MachineConfig,
+    /// Newest first.
+    #[serde(default, deserialize_with = "null_default")]
+    pub events: Vec<Event>,
+    /// Health checks.
+    #[serde(default, deserialize_with = "null_default")]
+    pub checks: Vec<CheckStatus>,
+    /// Nonce of the lease made with it; only in the answer to its creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// `ok`: flyctl treats everything else, and its absence, as a dead host.
+    #[serde(default, deserialize_with = "null_default")]
+    pub host_status: String,
+    /// Whether the proxy sends it nothing new.
+    #[serde(default, deserialize_with = "null_default")]
+    pub cordoned: bool,
+}
+
+/// Result of a health check.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckStatus {
+    /// Name.
+    pub name: String,
+    /// `passing`, `warning` or `critical`.
+    pub status: String,
+    /// What the check saw.
+    pub output: String,
+    /// RFC 3339.
+    pub updated_at: String,
+}
+
+/// Something that happened to a Machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Event {
+    /// Unique within its Machine.
+    #[serde(deserialize_with = "null_default")]
+    pub id: String,
+    /// `launch`, `start`, `exit`, `stop`, `update`, `cordon`, `destroy` …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// State or outcome.
+    pub status: String,
+    /// `user`, `flyd` (the platform) or `proxy`.
+    pub source: String,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+    /// Details.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<EventRequest>,
+}
+
+/// Details of an event.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventRequest {
+    /// Every `exit` event has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_event: Option<ExitEvent>,
+    /// The same once more, where older clients look.
+    #[serde(rename = "MonitorEvent", skip_serializing_if = "Option::is_none")]
+    pub monitor_event: Option<MonitorEvent>,
+    /// Starts after failures since the last good run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_count: Option<u32>,
+    /// Our additions: who asked (`uid`), why (`cause`), how long it took (`…_ms`).
+    #[serde(flatten)]
+    pub details: Map<String, Value>,
+}
+
+/// Wrapper that Fly has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MonitorEvent {
+    /// The exit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_event: Option<ExitEvent>,
+}
+
+/// How a Machine's program ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExitEvent {
+    /// Exit code; 128 + signal when killed by one.
+    pub exit_code: i32,
+    /// Exit code of the program itself.
+    pub guest_exit_code: i32,
+    /// Signal that ended the program; 0 = none. -1 with Fly when unknown.
+    pub guest_signal: i32,
+    /// Whether the kernel ended it for want of memory.
+    pub oom_killed: bool,
+    /// Whether somebody asked for the stop.
+    pub requested_stop: bool,
+    /// Whether it is started again.
+    pub restarting: bool,
+    /// Signal that was sent; 0 = none.
+    pub signal: i32,
+    /// RFC 3339.
+    pub exited_at: String,
+}
+
+/// Body of `POST …/machines` (create) and `POST …/machines/{id}` (update).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaunchInput {
+    /// Whole config; an update replaces the old one.
+    pub config: MachineConfig,
+    /// Region; empty = this host's.
+    #[serde(default, deserialize_with = "null_default")]
+    pub region: String,
+    /// Name; empty = generated.
+    #[serde(default, deserialize_with = "null_default")]
+    pub name: String,
+    /// Leave it `created`, or asleep as it is.
+    #[serde(default, deserialize_with = "null_default")]
+    pub skip_launch: bool,
+    /// Create it cordoned.
+    #[serde(default, deserialize_with = "null_default")]
+    pub skip_service_registration: bool,
+    /// Create it with a lease of so many seconds; 0 = none.
+    #[serde(default, deserialize_with = "null_default")]
+    pub lease_ttl: u64,
+    /// Update only if the Machine's `instance_id` is this one; empty = always.
+    #[serde(default, deserialize_with = "null_default")]
+    pub current_version: String,
+}
+
+impl LaunchInput {
+    /// Asks for a Machine with this config, with nothing else said.
+    pub fn new(config: MachineConfig) -> Self {
+        Self {
+            config,
+            region: String::new(),
+            name: String::new(),
+            skip_launch: false,
+            skip_service_registration: false,
+            lease_ttl: 0,
+            current_version: String::new(),
+        }
+    }
+}
+
+/// Which Machines to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MachineFilter {
+    /// Also those destroyed not long ago.
+    pub include_deleted: bool,
+    /// Only this region.
+    pub region: Option<String>,
+    /// Only this state.
+    pub state: Option<MachineState>,
+    /// Only those whose metadata has all of these.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Answer of `POST …/start`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StartAnswer {
+    /// Text for people.
+    #[serde(deserialize_with = "null_default")]
+    pub message: String,
+    /// `error` means that the start failed.
+    #[serde(deserialize_with = "null_default")]
+    pub status: String,
+    /// State before.
+    #[serde(deserialize_with = "null_default")]
+    pub previous_state: String,
+}
+
+/// Body of `POST …/stop`; may be empty.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopInput {
+    /// Signal; absent = the config's, else SIGINT.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "empty_signal")]
+    pub signal: Option<Signal>,
+    /// Time until SIGKILL; absent = the config's, else 5 s.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "empty_duration")]
+    pub timeout: Option<GoDuration>,
+}
+
+/// flyctl sends `""` for "not given".
+fn empty_signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Signal>, D::Error> {
+    parse_unless_empty(deserializer)
+}
+
+fn empty_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GoDuration>, D::Error> {
+    parse_unless_empty(deserializer)
+}
+
+fn parse_unless_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: de::DeserializeOwned,
+{
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) if text.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map(Some).map_err(de::Error::custom),
+    }
+}
+
+/// Query of `GET …/wait`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitQuery {
+    /// Any of these will do; never empty in a backend's hands.
+    pub states: Vec<WaitState>,
+    /// How long to wait, 1 to 60 s; the server ends the wait with 408.
+    pub timeout: Duration,
+    /// Only this version (`instance_id`) counts.
+    pub version: Option<String>,
+    /// Only what happened after this event counts.
+    pub from_event_id: Option<String>,
+}
+
+impl WaitQuery {
+    /// Waits for one state.
+    pub fn for_state(state: WaitState, timeout: Duration) -> Self {
+        Self { states: vec![state], timeout, version: None, from_event_id: None }
+    }
+}
+
+/// Query and body of `POST …/lease`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseInput {
+    /// Seconds; 0 = the server's default (120 s).
+    #[serde(deserialize_with = "null_default")]
+    pub ttl: u64,
+    /// What for.
+    #[serde(deserialize_with = "null_default")]
+    pub description: String,
+}
+
+/// Answer of the lease calls.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lease {
+    /// `success`.
+    pub status: String,
+    /// The lease.
+    pub data: LeaseData,
+}
+
+/// A lease on a Machine: while it lasts, changes need its nonce.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseData {
+    /// Secret that proves possession; empty in the answer to somebody who only looks.
+    pub nonce: String,
+    /// Seconds since 1970.
+    pub expires_at: i64,
+    /// Who holds it.
+    pub owner: String,
+    /// What for.
+    pub description: String,
+    /// The Machine's `instance_id`.
+    pub version: String,
+}
+
+/// A process in a Machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Process id inside the Machine.
+    pub pid: i32,
+    /// CPU seconds in the kernel.
+    pub stime: u64,
+    /// Seconds since it started.
+    pub rtime: u64,
+    /// Command line.
+    pub command: String,
+    /// Working directory.
+    pub directory: String,
+    /// CPU seconds altogether.
+    pub cpu: u64,
+    /// Resident memory in bytes.
+    pub rss: u64,
+    /// Sockets on which it listens.
+    pub listen_sockets: Vec<ListenSocket>,
+}
+
+/// A listening socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ListenSocket {
+    /// `tcp`, `tcp6` …
+    pub proto: String,
+    /// `ADDRESS:PORT`, IPv6 in brackets.
+    pub address: String,
+}
+
+/// Body of `POST …/metadata/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataValue {
+    /// New value.
+    pub value: String,
+}

@@ -1,0 +1,95 @@
+//! Releases: what was deployed when, by whom.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::null_default;
+
+/// How far a release is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReleaseStatus {
+    /// Recorded, not begun.
+    #[default]
+    Pending,
+    /// Being rolled out.
+    Running,
+    /// Rolled out.
+    Complete,
+    /// Given up by its deploy.
+    Failed,
+    /// Its deploy ended without a word.
+    Interrupted,
+}
+
+/// A release.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Release {
+    /// Stable id.
+    pub id: String,
+    /// 1 for the first release of an app, then one more each.
+    pub version: u64,
+    /// Whether it completed.
+    pub stable: bool,
+    /// Whether it is being rolled out.
+    pub in_progress: bool,
+    /// How far it is.
+    pub status: ReleaseStatus,
+    /// `ROLLING`, `IMMEDIATE` … as the client named it.
+    #[serde(deserialize_with = "null_default")]
+    pub strategy: String,
+    /// Who deployed: the caller's login name or uid.
+    #[serde(deserialize_with = "null_default")]
+    pub user: String,
+    /// Creation, RFC 3339.
+    pub created_at: String,
+    /// Image reference.
+    #[serde(deserialize_with = "null_default")]
+    pub image_ref: String,
+    /// The app's whole configuration as the client sent it; only in the answer for one release. Extension:
+    /// Fly has it by GraphQL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Value>,
+}
+
+/// Body of `POST /api/v1/releases`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateRelease {
+    /// App.
+    pub app_name: String,
+    /// Whole configuration of the app, as JSON.
+    pub definition: Value,
+    /// Image reference.
+    #[serde(deserialize_with = "null_default")]
+    pub image: String,
+    /// `ROLLING`, `IMMEDIATE` …
+    #[serde(deserialize_with = "null_default")]
+    pub strategy: String,
+}
+
+/// Body of `PATCH /api/v1/releases/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UpdateRelease {
+    /// New status.
+    pub status: ReleaseStatus,
+    /// Kept with the release.
+    #[serde(default)]
+    pub metadata: Value,
+}
+
+/// `{"release": …}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseAnswer {
+    /// The release.
+    pub release: Release,
+}
+
+/// `{"releases": […]}`, newest first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReleasePage {
+    /// Newest first.
+    pub releases: Vec<Release>,
+}
