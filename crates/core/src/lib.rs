@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Decisions of Perch, without any I/O.
+//!
+//! Everything here is a pure machine or a pure function: events and `now` go in, effects come out.
+//! There is no clock, socket, file, task or randomness in this crate, so that `tests/sim` can run
+//! the very code that decides about real Machines, with any order of events, from a seed.
+//!
+//! | Module | Decides |
+//! |---|---|
+//! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
+//! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
+//! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
+//! | [`deploy`] | the steps of a deploy |
+//! | [`address`] | which addresses networks, apps and Machines get |
+//! | [`dns`] | what a DNS question is answered with |
+
+pub mod address;
+pub mod admission;
+pub mod balancer;
+pub mod deploy;
+pub mod dns;
+pub mod ids;
+pub mod lifecycle;
+#[doc(hidden)]
+pub mod mutant;
+pub mod service;
+pub mod time;

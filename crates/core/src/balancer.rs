@@ -1,0 +1,363 @@
+//! One app's balancer: which Machine gets a request, when Machines wake, when they sleep.
+//!
+//! There is one [`Balancer`] per app, in the proxy. Its *pools* are the sets of Machines that share
+//! a published port; each pool and region is judged on its own (AS-34, AS-40). Callers wait in one
+//! queue **per published port**, which belongs to the shell; the balancer knows only its length.
+//!
+//! ```text
+//!            request to a port
+//!                  │ route(port).choose()            no event, no lock, no message
+//!      ┌───────────┼──────────────┐
+//!   Admitted      Hold          Refuse ──► 503 PR01
+//!      │           │ enqueue, Event::Demand{port, waiting}
+//!      │           ▼
+//!      │       Effect::Start ──► server ──► Event::StartDone, Event::PoolChanged
+//!      │           ▼
+//!      │       Effect::Admit{port, claim} ── the first of the queue goes on with this claim
+//!      ▼           ▼
+//!   connect, serve, claim.release() ──► Option<Edge> ──► Event::Edge
+//!                                                          │ last one out, for auto_stop_after
+//!                       server ◄── Effect::Stop ◄──────────┘ word closed in the same step
+//! ```
+//!
+//! # How a shell drives it
+//!
+//! One owner. After **each** call of [`Balancer::handle_event`] and [`Balancer::handle_timeout`]:
+//! call [`Balancer::poll_effect`] until it is `None` and do each effect before the next event, then
+//! sleep until [`Balancer::poll_timeout`]. `now` never goes back.
+//!
+//! **A request** comes to `port`: `balancer.route(port)`; none: the port is not published. Then
+//! [`Route::choose`] with [`Origin::SamePool`] if the caller is a Machine of this app, else
+//! [`Origin::Caller`], and any mixed random number:
+//! - `Admitted`: feed `edge`, if there is one, as [`Event::Edge`]; connect to
+//!   [`Endpoint::target`]. When the request (or raw connection) ends, [`Claim::release`] and feed
+//!   its edge. A connect that is refused within `start_timeout` of the run's start is retried *with
+//!   the same claim*; if the Machine leaves the pool or its run changes meanwhile
+//!   ([`Balancer::is_current`]), release the claim and choose again.
+//! - `Hold(Wake)` or `Hold(Full)`: if the queue is at its limit, 503 with Retry-After; else append
+//!   the caller and feed [`Event::Demand`] with the new length. The caller's own timer
+//!   (`start_timeout`) and its disconnect remove it from the queue: feed `Demand` again. Neither
+//!   ends a start (OQ-09). On its timer, PM03 if `choose` still says `Hold(Wake)`.
+//! - `Refuse`: 503 at once (AS-73).
+//!
+//! **Effects**:
+//! - `Start`: take a slot of [`StartSlots`] (8 per host), then send `Start` to the server; report as
+//!   cause the first caller in the queue of `port`. Its answer is [`Event::StartDone`] with the same
+//!   attempt. While no server is connected, drop it: [`Event::ServerReady`] asks again.
+//! - `Stop`: send it. Answer: [`Event::StopDone`]. Dropped in the same way.
+//! - `Admit`: remove the first caller of the queue and let it go on as if it had been `Admitted`; the
+//!   balancer has counted it out of `waiting` itself (send no `Demand`) and has seen the edge. Queue
+//!   empty because the caller just left: release the claim (and feed its edge).
+//! - `Fail`: answer and remove the first `waiters` of the queue; send no `Demand`.
+//! - `Drained`: send it.
+//!
+//! **From the server**: `App` → [`Event::PoolChanged`] with all Machines (also those without
+//! services: they are ignored); `StartDone`, `StopDone`, `Drain`, `Undrain` → the events of that
+//! name; `RemoveApp` → `PoolChanged` with nothing, do the effects (it fails who waits), drop it.
+//!
+//! **Crashes.** *The server's* connection ends: [`Event::ServerLost`]. Routes and words stay: what
+//! runs is served on; what was about to stop stays closed, because the stop may have been done.
+//! A new server sends everything; after `SnapshotEnd` feed [`Event::ServerReady`]: attempts that were
+//! never answered are forgotten and asked again where they are still needed. A view with a run that
+//! the balancer knows changes neither counts nor idle clocks: adoption is no start. *The proxy*
+//! dies: its successor makes new balancers ([`Settings::first_attempt`] larger than any before) and
+//! gets the same snapshot; Machines that run are taken as used just now. *A Machine* dies: its view
+//! has another state or run; the word is closed, claims of the dead run are worthless but must still
+//! be released (it does no harm), and their callers, if nothing was sent yet, choose again.
+//!
+//! # Rules
+//!
+//! - Asleep after `auto_stop_after` without load: the last one of a region; of several, the excess
+//!   `running − (at or over soft + 1)`, the longest quiet first. Never below `min_machines_running`
+//!   in the primary region; never one that is leased or cordoned (AS-31, AS-32, AS-35, MA-64).
+//! - Excess that is loaded, for `auto_stop_after` without interruption: the least loaded is drained
+//!   for [`DRAIN_TIMEOUT`] and put back if load remains (AS-63); one per region and
+//!   `auto_stop_after`.
+//! - Starts wanted = ceil((in flight + waiting) / soft) − running − starting, of the Machines that
+//!   sleep, each at most once at a time; suspended before stopped, then the last that fell asleep,
+//!   then by ID (AS-67, AS-68). Failed ones back off 1 s doubling to 60 s; when all have failed
+//!   [`START_TRIES_MAX`] times in a row, who waits is told so.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admission::Origin;
+use crate::ids::{MachineId, ProcessGroup, Region};
+use crate::lifecycle::MachineState;
+use crate::service::ServiceSpec;
+use crate::time::Timestamp;
+
+mod route;
+mod slots;
+
+pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Route};
+pub use slots::StartSlots;
+
+/// How long an excess Machine with load is kept out of rotation before it is put back (AS-63).
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After so many failures in a row of every Machine, waiting callers are told: the first could be
+/// chance, the second bad luck; with back-off three take at least 3 s.
+pub const START_TRIES_MAX: u32 = 3;
+
+/// What a balancer must know before its first event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// The region of the host that this proxy runs on.
+    pub region: Region,
+    /// Attempts are numbered from here. A proxy takes its start time in microseconds, so that no
+    /// answer to a predecessor's attempt is taken for one of its own.
+    pub first_attempt: u64,
+}
+
+/// One Machine as the server sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineView {
+    /// The Machine.
+    pub id: MachineId,
+    /// Its current or last run; 0: never started.
+    pub run: u64,
+    /// Its state on the API.
+    pub state: MachineState,
+    /// Where it is.
+    pub region: Region,
+    /// Its process group.
+    pub group: ProcessGroup,
+    /// Its address on its private link.
+    pub link_ip: Ipv4Addr,
+    /// Gets no traffic (PX-67).
+    pub cordoned: bool,
+    /// Somebody holds its lease: it is never put to sleep, but may be woken (MA-64).
+    pub leased: bool,
+    /// Whether its region is the primary one of the app (AS-64).
+    pub primary: bool,
+    /// What it publishes.
+    pub services: Vec<ServiceSpec>,
+}
+
+/// What a balancer hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// All Machines of the app, after any change of one.
+    PoolChanged(Vec<MachineView>),
+    /// So many callers wait in the queue of this port now: after each change of the queue's length
+    /// that the balancer did not cause itself.
+    Demand {
+        /// The published port they called.
+        port: u16,
+        /// The length of the queue.
+        waiting: usize,
+    },
+    /// A claim or release made an edge.
+    Edge(Edge),
+    /// The server's answer to [`Effect::Start`].
+    StartDone {
+        /// The Machine.
+        machine: MachineId,
+        /// Of the effect.
+        attempt: u64,
+        /// What became of it.
+        outcome: StartOutcome,
+    },
+    /// The server's answer to [`Effect::Stop`].
+    StopDone {
+        /// The Machine.
+        machine: MachineId,
+        /// Of the effect.
+        attempt: u64,
+        /// What became of it.
+        outcome: StopOutcome,
+    },
+    /// The server wants the Machine to take no new work and to hear when it is empty.
+    Drain {
+        /// The Machine.
+        machine: MachineId,
+        /// Its run; a drain of an older run is answered at once.
+        run: u64,
+        /// Comes back with the answer.
+        token: u64,
+        /// How long to wait for what is in flight.
+        timeout: Duration,
+    },
+    /// The server changed its mind.
+    Undrain {
+        /// The Machine.
+        machine: MachineId,
+        /// Its run.
+        run: u64,
+    },
+    /// The connection to the server is gone: no outstanding attempt will be answered.
+    ServerLost,
+    /// A server is there (again) and has told all that it knows.
+    ServerReady,
+}
+
+/// What became of a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// The Machine runs, as this run.
+    Started {
+        /// The run.
+        run: u64,
+    },
+    /// It could not be started: back-off, next candidate (AS-69).
+    Failed {
+        /// For people.
+        reason: String,
+    },
+    /// Not now: no room, being destroyed, stopped by somebody. Not the Machine's fault.
+    Refused {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// What became of a stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopOutcome {
+    /// The run has ended.
+    Stopped,
+    /// It goes on.
+    Refused {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why a Machine is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The last of its region, without load for so long (AS-32).
+    Idle {
+        /// How long.
+        quiet: Duration,
+    },
+    /// One of too many, without load for so long (AS-31).
+    ExcessIdle {
+        /// Running Machines in the region, this one included.
+        running: usize,
+        /// Of them at or over `soft_limit`.
+        over: usize,
+        /// How long without load.
+        quiet: Duration,
+    },
+    /// One of too many; its load went elsewhere (AS-63).
+    ExcessDrained,
+}
+
+/// Why waiting callers are sent away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FailReason {
+    /// Every Machine failed to start, each several times: 503, PM01, with the last reason.
+    StartsFailed {
+        /// The reason of the last failure.
+        last: String,
+    },
+    /// Nothing can serve the port any more: 503, PR01; or the port is no longer published.
+    NothingToWake,
+}
+
+/// What a balancer wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask the server to start a Machine.
+    Start {
+        /// The Machine.
+        machine: MachineId,
+        /// To be given back with the answer.
+        attempt: u64,
+        /// Whose callers wait; the cause to report is the first of its queue. `None` when the pool
+        /// wants one more because the running ones are busy.
+        port: Option<u16>,
+    },
+    /// Ask the server to stop a Machine; it is closed and empty already.
+    Stop {
+        /// The Machine.
+        machine: MachineId,
+        /// The run that is meant.
+        run: u64,
+        /// To be given back with the answer.
+        attempt: u64,
+        /// For the record.
+        reason: StopReason,
+    },
+    /// Take the first caller out of the queue of this port: this is its place. If the caller has
+    /// just left, release the claim.
+    Admit {
+        /// The port.
+        port: u16,
+        /// The place; counted.
+        claim: Claim,
+    },
+    /// Send the first so many callers of the queue away.
+    Fail {
+        /// The port.
+        port: u16,
+        /// How many.
+        waiters: usize,
+        /// What to tell them.
+        reason: FailReason,
+    },
+    /// Answer a drain.
+    Drained {
+        /// The Machine.
+        machine: MachineId,
+        /// Of the drain.
+        token: u64,
+        /// What was still in flight when the time was over; else 0.
+        in_flight: u64,
+    },
+}
+
+/// Decides for all Machines of one app. See the module's head for how to drive it.
+#[derive(Debug)]
+pub struct Balancer {
+    settings: Settings,
+    routes: BTreeMap<u16, Arc<Route>>,
+}
+
+impl Balancer {
+    /// A balancer that knows no Machine yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, routes: BTreeMap::new() }
+    }
+
+    /// Takes in one event. Drain [`Self::poll_effect`] before the next one.
+    pub fn handle_event(&mut self, _event: Event, _now: Timestamp) {}
+
+    /// To be called at [`Self::poll_timeout`] or later.
+    pub fn handle_timeout(&mut self, _now: Timestamp) {}
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        None
+    }
+
+    /// When to call [`Self::handle_timeout`], and why; it moves after each event.
+    pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
+        None
+    }
+
+    /// The Machines behind a published port; `None`: nobody publishes it. Cheap to keep for one
+    /// request, wrong to keep for longer.
+    pub fn route(&self, port: u16) -> Option<&Arc<Route>> {
+        self.routes.range(..=port).next_back().map(|(_, route)| route)
+    }
+
+    /// [`Route::choose`] for a port; a port that nobody publishes is refused.
+    pub fn choose(&self, port: u16, origin: Origin, random: u64) -> Choice {
+        self.route(port).map_or(Choice::Refuse, |route| route.choose(origin, random))
+    }
+
+    /// Whether a claim's run is still up: if not, nobody will ever answer there.
+    pub fn is_current(&self, claim: &Claim) -> bool {
+        let (machine, run) = (claim.endpoint().machine, claim.endpoint().run);
+        self.routes.values().flat_map(|r| &r.endpoints).any(|e| e.machine == machine && e.run == run)
+    }
+
+    /// The region this balancer calls its own.
+    pub fn region(&self) -> Region {
+        self.settings.region
+    }
+}

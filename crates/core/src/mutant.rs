@@ -1,0 +1,64 @@
+//! Planted bugs for `tests/sim`: each switch breaks one rule, and the simulation must notice.
+//!
+//! Production code passes [`Mutant::None`]; a comparison of one byte is all that it costs.
+
+/// One planted bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// The real behaviour.
+    None,
+    /// A Machine is chosen from loads that are old, and counted without looking again.
+    ChooseAndCountApart,
+    /// A Machine is asked to stop while new requests may still enter.
+    VictimNotClosed,
+    /// `min_machines_running` has no effect.
+    FloorIgnored,
+    /// `excess = running - over` instead of `running - (over + 1)`.
+    ExcessOffByOne,
+    /// The end of a request does not restart the idle clock.
+    IdleClockNotReset,
+    /// A request that does not count restarts the idle clock.
+    IdleClockResetByOwnCall,
+    /// A Machine that is starting is started again.
+    StartIssuedTwice,
+    /// Answers to abandoned attempts are believed.
+    LateCompletionAccepted,
+    /// One failed start fails all who wait.
+    StartFailureDropsQueue,
+    /// Who waits at `hard_limit` is let in without looking at it.
+    HardLimitIgnoredOnRelease,
+    /// When the last waiting caller leaves, the start is forgotten.
+    DisconnectCancelsStart,
+    /// A drain that ran out of time stops the Machine with load on it.
+    DrainCutsLoad,
+    /// A wake during an update launches the config from before.
+    WakeDuringDeployRunsOldConfig,
+    /// Finding a running Machine after a crash counts as one more run.
+    AdoptionCountsAsStart,
+    /// Excess is computed over all regions.
+    OtherRegionsLoadCounted,
+    /// The timer is not renewed when load ends.
+    TimerLost,
+}
+
+impl Mutant {
+    /// All planted bugs, in the order of the issue that asks for them.
+    pub const ALL: [Self; 16] = [
+        Self::ChooseAndCountApart,
+        Self::VictimNotClosed,
+        Self::FloorIgnored,
+        Self::ExcessOffByOne,
+        Self::IdleClockNotReset,
+        Self::IdleClockResetByOwnCall,
+        Self::StartIssuedTwice,
+        Self::LateCompletionAccepted,
+        Self::StartFailureDropsQueue,
+        Self::HardLimitIgnoredOnRelease,
+        Self::DisconnectCancelsStart,
+        Self::DrainCutsLoad,
+        Self::WakeDuringDeployRunsOldConfig,
+        Self::AdoptionCountsAsStart,
+        Self::OtherRegionsLoadCounted,
+        Self::TimerLost,
+    ];
+}

@@ -1,0 +1,130 @@
+//! What an app publishes: services, their ports, limits and sleep settings (AS-01..AS-08, PX-80..91).
+//!
+//! These are the decided values: defaults are filled in by whoever reads `fly.toml` or the Machine
+//! config; the constants for that are here.
+
+use std::time::Duration;
+
+/// `soft_limit` where nothing is configured (AS-24).
+pub const SOFT_LIMIT_DEFAULT: u32 = 20;
+/// `auto_stop_after` where nothing is configured (DESIGN 10).
+pub const AUTO_STOP_AFTER_DEFAULT: Duration = Duration::from_secs(300);
+/// The shortest `auto_stop_after`: below it a Machine would sleep between two clicks.
+pub const AUTO_STOP_AFTER_MIN: Duration = Duration::from_millis(100);
+/// The longest `auto_stop_after`; longer means "off".
+pub const AUTO_STOP_AFTER_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// `start_timeout` where nothing is configured (AS-69).
+pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// The shortest `start_timeout`.
+pub const START_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// The longest `start_timeout`.
+pub const START_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// What happens to a Machine that nobody uses (AS-02), ordered as AS-39 compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Autostop {
+    /// It stays awake.
+    Off,
+    /// It is stopped; its root file system is fresh at the next start.
+    Stop,
+    /// It is suspended; where that is not possible it is stopped (AS-54).
+    Suspend,
+}
+
+impl Autostop {
+    /// The setting of a Machine with several services: off if any is off, else stop if any is stop
+    /// (AS-65). `None` without services.
+    pub fn combined(services: &[ServiceSpec]) -> Option<Self> {
+        services.iter().map(|s| s.autostop).min()
+    }
+}
+
+/// Whether a request may wake a Machine (AS-03, AS-73).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Autostart {
+    /// A request wakes it.
+    On,
+    /// Only running Machines are used.
+    Off,
+}
+
+/// What `soft_limit` and `hard_limit` count (AS-20).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// HTTP requests in flight; an upgraded connection is one request for its life.
+    Requests,
+    /// Open connections; behind an `http` handler still requests in flight (DESIGN 4, LI-14).
+    Connections,
+}
+
+/// Limits per Machine and service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Concurrency {
+    /// What is counted.
+    pub unit: Unit,
+    /// From here on others are preferred and sleeping Machines are woken.
+    pub soft_limit: u32,
+    /// From here on the Machine gets nothing more; `None`: no such limit.
+    pub hard_limit: Option<u32>,
+}
+
+/// What the proxy does with the bytes of a port (PX-80). An empty list is raw TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Handler {
+    /// HTTP towards the client.
+    Http,
+    /// TLS is terminated.
+    Tls,
+    /// PostgreSQL's own TLS negotiation.
+    PgTls,
+    /// The PROXY protocol towards the Machine.
+    ProxyProto,
+}
+
+/// Published ports `start..=end`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PortSpec {
+    /// First port, at least 1.
+    pub start: u16,
+    /// Last port, at least `start`.
+    pub end: u16,
+    /// In the order of the file; the order has no meaning.
+    pub handlers: Vec<Handler>,
+    /// Plain HTTP is answered with 301 to `https` (PX-86).
+    pub force_https: bool,
+}
+
+impl PortSpec {
+    /// Whether `port` is one of these.
+    pub fn contains(&self, port: u16) -> bool {
+        (self.start..=self.end).contains(&port)
+    }
+}
+
+/// One TCP service of a Machine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServiceSpec {
+    /// Where the program listens in the Machine.
+    pub internal_port: u16,
+    /// Where callers connect; empty: the service is not published.
+    pub ports: Vec<PortSpec>,
+    /// What happens when nobody uses it.
+    pub autostop: Autostop,
+    /// Whether a request may wake it.
+    pub autostart: Autostart,
+    /// So many stay running in the primary region (AS-04).
+    pub min_machines_running: u32,
+    /// Limits.
+    pub concurrency: Concurrency,
+    /// How long without load until it sleeps.
+    pub auto_stop_after: Duration,
+    /// How long a caller is held for a wake.
+    pub start_timeout: Duration,
+}
+
+impl ServiceSpec {
+    /// Whether callers of `port` come to this service.
+    pub fn publishes(&self, port: u16) -> bool {
+        self.ports.iter().any(|p| p.contains(port))
+    }
+}
