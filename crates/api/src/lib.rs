@@ -5,10 +5,10 @@
 //! [`server`] turns HTTP into calls of a [`server::Backend`], [`client`] is the typed caller used by `fly`.
 //! This crate decides nothing and keeps nothing: no store, no clock of its own beyond deadlines.
 
-
+pub mod client;
 pub mod server;
 pub mod wire;
 
-
+pub use client::{Client, ClientError};
 pub use server::{Backend, Peer};
 pub use wire::ApiError;

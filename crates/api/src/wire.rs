@@ -21,25 +21,30 @@ pub use app::{
     IpPage, OrganizationRef,
 };
 pub use config::{
-    Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port, Restart,
-    RestartPolicy, Service, StopConfig,
+    Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port,
+    Restart, RestartPolicy, Service, StopConfig,
 };
 pub use duration::{BadDuration, GoDuration};
+pub(crate) use error::ErrorBody;
 pub use error::{ApiError, Done};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{
-    BadState, CheckStatus, Event, EventRequest, ExitEvent, ImageRef, LaunchInput, Lease, LeaseData, LeaseInput,
-    ListenSocket, Machine, MachineFilter, MachineState, MetadataValue, MonitorEvent, Process, StartAnswer,
-    StopInput, WaitQuery, WaitState,
+    BadState, CheckStatus, Event, EventRequest, ExitEvent, ImageRef, LaunchInput, Lease, LeaseData,
+    LeaseInput, ListenSocket, Machine, MachineFilter, MachineState, MetadataValue, MonitorEvent,
+    Process, StartAnswer, StopInput, WaitQuery, WaitState,
 };
-pub use platform::{
-    Info, Organization, OrganizationAnswer, OrganizationPage, Region, RegionPage,
+pub use platform::{Info, Organization, OrganizationAnswer, OrganizationPage, Region, RegionPage};
+pub use release::{
+    CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease,
 };
-pub use release::{CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease};
 pub use signal::{BadSignal, Signal, SignalInput};
 
+use http::HeaderName;
 use serde::{Deserialize, Deserializer};
+
+/// The header that proves possession of a lease.
+pub(crate) const NONCE_HEADER: HeaderName = HeaderName::from_static("fly-machine-lease-nonce");
 
 /// Reads `null` as the default, as Go does.
 fn null_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -8,9 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::BodyStream;
 use crate::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo, Info, IpAssignment,
-    LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, Organization, Process,
-    RegionPage, Release, SignalInput, StartAnswer, StopInput, UpdateRelease, UploadState, WaitQuery,
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo,
+    Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter,
+    ManifestInfo, Organization, Process, RegionPage, Release, SignalInput, StartAnswer, StopInput,
+    UpdateRelease, UploadState, WaitQuery,
 };
 
 /// Who calls: read from the socket, not from the request.
@@ -68,39 +69,84 @@ pub trait Backend: Send + Sync + 'static {
     /// Lists an app's addresses in order of allocation.
     fn list_ips(&self, peer: Peer, app: String) -> impl BackendFuture<Vec<IpAssignment>>;
     /// Gives an app an address.
-    fn assign_ip(&self, peer: Peer, app: String, input: AssignIp) -> impl BackendFuture<IpAssignment>;
+    fn assign_ip(
+        &self,
+        peer: Peer,
+        app: String,
+        input: AssignIp,
+    ) -> impl BackendFuture<IpAssignment>;
     /// Takes an address back; 404 when it is not this app's.
     fn release_ip(&self, peer: Peer, app: String, ip: IpAddr) -> impl BackendFuture<()>;
 
     /// Makes a Machine and, unless `skip_launch`, begins to start it.
-    fn create_machine(&self, peer: Peer, app: String, input: LaunchInput) -> impl BackendFuture<Machine>;
+    fn create_machine(
+        &self,
+        peer: Peer,
+        app: String,
+        input: LaunchInput,
+    ) -> impl BackendFuture<Machine>;
     /// Lists Machines.
-    fn list_machines(&self, peer: Peer, app: String, filter: MachineFilter) -> impl BackendFuture<Vec<Machine>>;
+    fn list_machines(
+        &self,
+        peer: Peer,
+        app: String,
+        filter: MachineFilter,
+    ) -> impl BackendFuture<Vec<Machine>>;
     /// Reads a Machine; a destroyed one stays readable for a while.
     fn get_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Machine>;
     /// Replaces a Machine's config.
-    fn update_machine(&self, peer: Peer, target: MachineTarget, input: LaunchInput) -> impl BackendFuture<Machine>;
+    fn update_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: LaunchInput,
+    ) -> impl BackendFuture<Machine>;
     /// Removes a Machine.
-    fn delete_machine(&self, peer: Peer, target: MachineTarget, how: DeleteMachine) -> impl BackendFuture<()>;
+    fn delete_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        how: DeleteMachine,
+    ) -> impl BackendFuture<()>;
     /// Begins to start a Machine.
     fn start_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<StartAnswer>;
     /// Begins to stop a Machine.
-    fn stop_machine(&self, peer: Peer, target: MachineTarget, input: StopInput) -> impl BackendFuture<()>;
+    fn stop_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: StopInput,
+    ) -> impl BackendFuture<()>;
     /// Sends a signal.
-    fn signal_machine(&self, peer: Peer, target: MachineTarget, input: SignalInput) -> impl BackendFuture<()>;
+    fn signal_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: SignalInput,
+    ) -> impl BackendFuture<()>;
     /// Resolves when one of the states is reached. Waits without an end of its own: the server drops it
     /// after `query.timeout` and answers 408.
-    fn wait_machine(&self, peer: Peer, target: MachineTarget, query: WaitQuery) -> impl BackendFuture<()>;
+    fn wait_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        query: WaitQuery,
+    ) -> impl BackendFuture<()>;
     /// Sends a Machine nothing new.
     fn cordon_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
     /// Undoes a cordon.
     fn uncordon_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
     /// Lists the processes in a Machine; 412 when it is not started.
-    fn list_processes(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Vec<Process>>;
+    fn list_processes(&self, peer: Peer, target: MachineTarget)
+    -> impl BackendFuture<Vec<Process>>;
     /// Lists a Machine's events, newest first.
     fn list_events(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Vec<Event>>;
     /// Reads a Machine's metadata.
-    fn get_metadata(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<BTreeMap<String, String>>;
+    fn get_metadata(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+    ) -> impl BackendFuture<BTreeMap<String, String>>;
     /// Sets one metadata entry, or removes it with `None`; no restart, no new version (MA-01).
     fn set_metadata(
         &self,
@@ -111,7 +157,12 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl BackendFuture<()>;
 
     /// Takes a lease, or extends it when `target.nonce` is its nonce; 409 at once when somebody else has it.
-    fn acquire_lease(&self, peer: Peer, target: MachineTarget, input: LeaseInput) -> impl BackendFuture<Lease>;
+    fn acquire_lease(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: LeaseInput,
+    ) -> impl BackendFuture<Lease>;
     /// Reads the lease; 404 with a text ending in ` lease not found`.
     fn get_lease(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Lease>;
     /// Gives the lease back.
@@ -127,9 +178,19 @@ pub trait Backend: Send + Sync + 'static {
     /// Records a release.
     fn create_release(&self, peer: Peer, input: CreateRelease) -> impl BackendFuture<Release>;
     /// Moves a release on.
-    fn update_release(&self, peer: Peer, id: String, input: UpdateRelease) -> impl BackendFuture<Release>;
+    fn update_release(
+        &self,
+        peer: Peer,
+        id: String,
+        input: UpdateRelease,
+    ) -> impl BackendFuture<Release>;
     /// Lists releases, newest first, at most `limit`.
-    fn list_releases(&self, peer: Peer, app: String, limit: usize) -> impl BackendFuture<Vec<Release>>;
+    fn list_releases(
+        &self,
+        peer: Peer,
+        app: String,
+        limit: usize,
+    ) -> impl BackendFuture<Vec<Release>>;
     /// Reads the newest release, with its definition; 404 = none.
     fn current_release(&self, peer: Peer, app: String) -> impl BackendFuture<Release>;
 
@@ -138,13 +199,28 @@ pub trait Backend: Send + Sync + 'static {
     fn read_logs(&self, peer: Peer, app: String, query: LogQuery) -> impl BackendFuture<LogPage>;
 
     /// Resolves an image reference; 404 with a text that says what to do.
-    fn resolve_image(&self, peer: Peer, app: String, reference: String) -> impl BackendFuture<ImageInfo>;
+    fn resolve_image(
+        &self,
+        peer: Peer,
+        app: String,
+        reference: String,
+    ) -> impl BackendFuture<ImageInfo>;
     /// Says whether a blob is there; 404 = no.
-    fn head_blob(&self, peer: Peer, repository: String, digest: String) -> impl BackendFuture<Descriptor>;
+    fn head_blob(
+        &self,
+        peer: Peer,
+        repository: String,
+        digest: String,
+    ) -> impl BackendFuture<Descriptor>;
     /// Begins an upload.
     fn start_upload(&self, peer: Peer, repository: String) -> impl BackendFuture<UploadState>;
     /// Reads how far an upload is.
-    fn get_upload(&self, peer: Peer, repository: String, id: String) -> impl BackendFuture<UploadState>;
+    fn get_upload(
+        &self,
+        peer: Peer,
+        repository: String,
+        id: String,
+    ) -> impl BackendFuture<UploadState>;
     /// Appends to an upload. On an error of the body the bytes until then may stay; `received` says.
     fn append_upload(
         &self,
@@ -173,10 +249,21 @@ pub trait Backend: Send + Sync + 'static {
         bytes: Vec<u8>,
     ) -> impl BackendFuture<Descriptor>;
     /// Reads a manifest by tag or digest.
-    fn get_manifest(&self, peer: Peer, repository: String, reference: String) -> impl BackendFuture<ManifestInfo>;
+    fn get_manifest(
+        &self,
+        peer: Peer,
+        repository: String,
+        reference: String,
+    ) -> impl BackendFuture<ManifestInfo>;
 
     /// Connects to `host`, a name or address as seen from the app's network, waking what sleeps.
-    fn open_stream(&self, peer: Peer, app: String, host: String, port: u16) -> impl BackendFuture<Self::Stream>;
+    fn open_stream(
+        &self,
+        peer: Peer,
+        app: String,
+        host: String,
+        port: u16,
+    ) -> impl BackendFuture<Self::Stream>;
     /// Tells facts about this server.
     fn info(&self, peer: Peer) -> impl BackendFuture<Info>;
 }

@@ -60,7 +60,10 @@ impl BodyStream {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
                     ready!(self.idle.as_mut().poll(cx));
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the body stalled for 30 s")));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the body stalled for 30 s",
+                    )));
                 }
             };
             self.idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
@@ -75,7 +78,12 @@ impl BodyStream {
     fn count(&mut self, data: Bytes) -> io::Result<Bytes> {
         match self.bytes_left.checked_sub(data.len() as u64) {
             Some(left) => self.bytes_left = left,
-            None => return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the body is longer than its limit")),
+            None => {
+                return Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    "the body is longer than its limit",
+                ));
+            }
         }
         Ok(data)
     }
@@ -97,7 +105,11 @@ impl Source {
 }
 
 impl AsyncRead for BodyStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let Some(mut chunk) = ready!(this.poll_chunk(cx))? else { return Poll::Ready(Ok(())) };
         let taken = chunk.split_to(chunk.len().min(buf.remaining()));

@@ -331,7 +331,8 @@ impl MachineConfig {
     /// # Errors
     /// As [`MachineConfig::new`].
     pub fn with_metadata(&self, key: &str, value: Option<&str>) -> Result<Self, BadConfig> {
-        let mut metadata = self.raw.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+        let mut metadata =
+            self.raw.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
         match value {
             Some(value) => metadata.insert(key.to_owned(), value.into()),
             None => metadata.shift_remove(key),
@@ -388,7 +389,10 @@ fn bad(key: impl Into<String>, reason: impl Into<String>) -> BadConfig {
     BadConfig { key: key.into(), reason: reason.into() }
 }
 
-fn field<T: DeserializeOwned + Default>(raw: &Map<String, Value>, key: &str) -> Result<T, BadConfig> {
+fn field<T: DeserializeOwned + Default>(
+    raw: &Map<String, Value>,
+    key: &str,
+) -> Result<T, BadConfig> {
     match raw.get(key) {
         None | Some(Value::Null) => Ok(T::default()),
         Some(value) => T::deserialize(value).map_err(|error| bad(key, error.to_string())),
@@ -402,7 +406,8 @@ fn services(raw: &Map<String, Value>) -> Result<Vec<Service>, BadConfig> {
 
 fn service(index: usize, value: &Value) -> Result<Service, BadConfig> {
     let path = format!("services[{index}]");
-    let service = Service::deserialize(value).map_err(|error| bad(path.as_str(), error.to_string()))?;
+    let service =
+        Service::deserialize(value).map_err(|error| bad(path.as_str(), error.to_string()))?;
     if !matches!(service.protocol.as_str(), "tcp" | "udp") {
         return Err(bad(format!("{path}.protocol"), "must be \"tcp\" or \"udp\""));
     }
@@ -448,25 +453,52 @@ mod tests {
         check_refused(r#"{"image":""}"#, "config.image", "required");
         check_refused(r#"{"image":7}"#, "config.image", "string");
         check_refused(r#"{"image":"a","env":{"A":1}}"#, "config.env", "string");
-        let service = |inner: &str| format!(r#"{{"image":"a","services":[{{"internal_port":80}},{{{inner}}}]}}"#);
+        let service = |inner: &str| {
+            format!(r#"{{"image":"a","services":[{{"internal_port":80}},{{{inner}}}]}}"#)
+        };
         let at = "config.services[1]";
         check_refused(&service(r#""internal_port":0"#), at, "use 1 to 65535");
         check_refused(&service(r#""internal_port":70000"#), at, "70000 is not a port");
         check_refused(&service(r#""internal_port":-1"#), at, "-1 is not a port");
         check_refused(&service(r#""protocol":"tcp""#), at, "internal_port");
-        check_refused(&service(r#""internal_port":80,"protocol":"sctp""#), "services[1].protocol", "udp");
-        check_refused(&service(r#""internal_port":80,"ports":[{"start_port":9,"end_port":8}]"#), at, "start_port");
+        check_refused(
+            &service(r#""internal_port":80,"protocol":"sctp""#),
+            "services[1].protocol",
+            "udp",
+        );
+        check_refused(
+            &service(r#""internal_port":80,"ports":[{"start_port":9,"end_port":8}]"#),
+            at,
+            "start_port",
+        );
         check_refused(&service(r#""internal_port":80,"ports":[{}]"#), at, "port");
         check_refused(&service(r#""internal_port":80,"autostop":"maybe""#), at, "suspend");
-        check_refused(&service(r#""internal_port":80,"auto_stop_after":"5ms""#), "auto_stop_after", "720h");
-        check_refused(&service(r#""internal_port":80,"start_timeout":"2h""#), "start_timeout", "1h0m0s");
-        check_refused(r#"{"image":"a","restart":{"policy":"sometimes"}}"#, "config.restart", "on-failure");
-        check_refused(r#"{"image":"a","stop_config":{"signal":"SIGSEGV"}}"#, "config.stop_config", "SIGTERM");
+        check_refused(
+            &service(r#""internal_port":80,"auto_stop_after":"5ms""#),
+            "auto_stop_after",
+            "720h",
+        );
+        check_refused(
+            &service(r#""internal_port":80,"start_timeout":"2h""#),
+            "start_timeout",
+            "1h0m0s",
+        );
+        check_refused(
+            r#"{"image":"a","restart":{"policy":"sometimes"}}"#,
+            "config.restart",
+            "on-failure",
+        );
+        check_refused(
+            r#"{"image":"a","stop_config":{"signal":"SIGSEGV"}}"#,
+            "config.stop_config",
+            "SIGTERM",
+        );
     }
 
     #[test]
     fn unknown_keys_nulls_and_order_survive() {
-        let text = r#"{"zeta":null,"image":"a","env":null,"new":{"b":1,"a":[null,1.5]},"guest":null}"#;
+        let text =
+            r#"{"zeta":null,"image":"a","env":null,"new":{"b":1,"a":[null,1.5]},"guest":null}"#;
         let config = parse(text).expect(text);
         assert_eq!(serde_json::to_string(&config).expect("json"), text);
     }
@@ -476,7 +508,10 @@ mod tests {
         let config = parse(r#"{"env":{},"image":"a","x":1}"#).expect("config");
         let changed = config.with("image", "b".into()).expect("valid");
         assert_eq!(changed.view().image, "b");
-        assert_eq!(serde_json::to_string(&changed).expect("json"), r#"{"env":{},"image":"b","x":1}"#);
+        assert_eq!(
+            serde_json::to_string(&changed).expect("json"),
+            r#"{"env":{},"image":"b","x":1}"#
+        );
     }
 
     #[test]
@@ -498,7 +533,9 @@ mod tests {
 
     #[test]
     fn autostop_is_written_as_flyctl_writes_it() {
-        for (text, back) in [("\"off\"", "false"), ("\"stop\"", "true"), ("\"suspend\"", "\"suspend\"")] {
+        for (text, back) in
+            [("\"off\"", "false"), ("\"stop\"", "true"), ("\"suspend\"", "\"suspend\"")]
+        {
             let autostop: Autostop = serde_json::from_str(text).expect(text);
             assert_eq!(serde_json::to_string(&autostop).expect("json"), back);
         }

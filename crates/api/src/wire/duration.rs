@@ -49,7 +49,8 @@ fn take_part(text: &str) -> Option<(Duration, &str)> {
     let nanos = text[..digits].parse::<f64>().ok()? * nanos_per_unit;
     let part = Duration::try_from_secs_f64((nanos / 1e9).abs()).ok()?;
     // Whole numbers take the exact road: floating point would give 299999999 ns for some of them.
-    let exact = text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(*nanos_per_unit as u64));
+    let exact =
+        text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(*nanos_per_unit as u64));
     Some((exact.map_or(part, Duration::from_nanos), &tail[unit_len..]))
 }
 
@@ -103,7 +104,9 @@ impl<'de> Deserialize<'de> for GoDuration {
         match Form::deserialize(deserializer) {
             Ok(Form::Nanos(nanos)) => Ok(Self(Duration::from_nanos(nanos))),
             Ok(Form::Text(text)) => text.parse().map_err(de::Error::custom),
-            Err(_) => Err(de::Error::custom("expected a length of time such as \"10s\", or nanoseconds")),
+            Err(_) => {
+                Err(de::Error::custom("expected a length of time such as \"10s\", or nanoseconds"))
+            }
         }
     }
 }

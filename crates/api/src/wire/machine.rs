@@ -347,7 +347,9 @@ fn empty_signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sig
     parse_unless_empty(deserializer)
 }
 
-fn empty_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GoDuration>, D::Error> {
+fn empty_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<GoDuration>, D::Error> {
     parse_unless_empty(deserializer)
 }
 

@@ -11,7 +11,9 @@ pub struct Signal(i32);
 
 /// A name or number outside the accepted list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("signal {0} is not accepted; use one of SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM, SIGSTOP")]
+#[error(
+    "signal {0} is not accepted; use one of SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM, SIGSTOP"
+)]
 pub struct BadSignal(String);
 
 // The union of what flyctl and the fly.toml reference name; numbers as on x86-64 and aarch64.
@@ -56,7 +58,9 @@ impl FromStr for Signal {
         let upper = text.to_ascii_uppercase();
         SIGNALS
             .iter()
-            .find(|(name, number)| *name == upper || name[3..] == upper || number.to_string() == upper)
+            .find(|(name, number)| {
+                *name == upper || name[3..] == upper || number.to_string() == upper
+            })
             .map(|(_, number)| Self(*number))
             .ok_or_else(|| BadSignal(text.to_owned()))
     }
