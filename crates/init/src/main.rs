@@ -1,2 +1,144 @@
-//! Placeholder.
-fn main() {}
+//! PID 1 of a Machine: confines itself, runs the program, passes signals on, reaps, and reports how it ended.
+//!
+//! ```text
+//!  /.perch/init PROGRAM [ARG…]
+//!    no_new_privs, system call filter, limits ─► start PROGRAM ─► wait: signals in, ended children out ─► exit code
+//! ```
+//!
+//! Descriptor 3 is a packet socket to the shim. One packet each: `started`, `failed REASON`, `exit CODE SIGNAL`.
+//! When the shim dies the kernel kills this process, and with it everything in the Machine.
+//!
+//! It allocates little, keeps no state beyond the child's id, and uses nothing but the standard library, because every
+//! Machine holds a copy of it in memory.
+
+mod filter;
+mod sys;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitCode, ExitStatus};
+
+/// Exit codes of shells and container runtimes for a program that cannot be executed, or is missing.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Open files a program may have. Enough for busy servers; small enough for programs that walk over all of them.
+const OPEN_FILES_MAX: u64 = 65_536;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let Some(program) = args.next() else {
+        return fail(NOT_FOUND, "no program was given");
+    };
+    if let Err(error) = confine() {
+        return fail(NOT_EXECUTABLE, &format!("could not confine the machine: {error}"));
+    }
+    run(&program, args.collect())
+}
+
+fn confine() -> io::Result<()> {
+    sys::die_with_parent()?;
+    sys::close_report_on_exec()?;
+    sys::block_signals()?;
+    sys::limit_open_files(OPEN_FILES_MAX)?;
+    sys::forbid_new_privileges()?;
+    sys::install_filter(&filter::program())
+}
+
+/// Starts the program and stays until it has ended.
+fn run(program: &OsString, args: Vec<OsString>) -> ExitCode {
+    // Its own process group: what the program sends to its group must not reach PID 1.
+    match Command::new(program).args(args).process_group(0).spawn() {
+        Ok(child) => {
+            report("started");
+            supervise(child.id().cast_signed())
+        }
+        Err(error) => not_executed(program, &error),
+    }
+}
+
+fn not_executed(program: &OsString, error: &io::Error) -> ExitCode {
+    let name = program.to_string_lossy();
+    let (code, reason) = match error.kind() {
+        io::ErrorKind::NotFound if !name.contains('/') => {
+            (NOT_FOUND, format!("program {name:?} was not found in PATH"))
+        }
+        // The kernel also answers "not found" when the interpreter or loader that the file names is missing.
+        io::ErrorKind::NotFound if std::path::Path::new(program).exists() => {
+            (NOT_FOUND, format!("program {name:?} needs an interpreter that the image lacks"))
+        }
+        io::ErrorKind::NotFound => {
+            (NOT_FOUND, format!("program {name:?} does not exist in the image"))
+        }
+        io::ErrorKind::PermissionDenied => {
+            (NOT_EXECUTABLE, format!("program {name:?} is not executable"))
+        }
+        _ if error.raw_os_error() == Some(sys::ENOEXEC) => (
+            NOT_EXECUTABLE,
+            format!("program {name:?} is not for this processor, or is a script without #! line"),
+        ),
+        _ => (NOT_EXECUTABLE, format!("program {name:?} could not be started: {error}")),
+    };
+    fail(code, &reason)
+}
+
+fn fail(code: u8, reason: &str) -> ExitCode {
+    eprintln!("perch init: {reason}");
+    report(&format!("failed {reason}"));
+    ExitCode::from(code)
+}
+
+fn supervise(child: i32) -> ExitCode {
+    loop {
+        let signal = sys::next_signal();
+        if signal != sys::SIGCHLD {
+            sys::send_signal(child, signal);
+            continue;
+        }
+        if let Some(status) = reap(child) {
+            return ended(status);
+        }
+    }
+}
+
+/// Reaps everything that has ended; the answer is the program's status if it was among them.
+fn reap(child: i32) -> Option<ExitStatus> {
+    let mut ended = None;
+    while let Some((pid, status)) = sys::reap_one() {
+        if pid == child {
+            ended = Some(ExitStatus::from_raw(status));
+        }
+    }
+    ended
+}
+
+/// Whatever the program left behind is killed by the kernel when PID 1 exits.
+fn ended(status: ExitStatus) -> ExitCode {
+    let signal = status.signal().unwrap_or(0);
+    let code = status.code().unwrap_or(128 + signal);
+    report(&format!("exit {code} {signal}"));
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// The shim reads this; without a shim nobody misses it.
+fn report(text: &str) {
+    sys::send_report(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_as_128_and_its_number() {
+        assert_eq!(ended(ExitStatus::from_raw(9)), ExitCode::from(137));
+        assert_eq!(ended(ExitStatus::from_raw(7 << 8)), ExitCode::from(7));
+    }
+
+    #[test]
+    fn a_missing_program_is_127() {
+        let error = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(not_executed(&"nothing".into(), &error), ExitCode::from(NOT_FOUND));
+    }
+}

@@ -1,0 +1,162 @@
+//! The system calls that PID 1 needs and the standard library does not offer, behind safe functions.
+#![expect(
+    unsafe_code,
+    reason = "prctl, signals, seccomp and wait have no interface in the standard library"
+)]
+
+use std::ffi::{c_int, c_ulong, c_void};
+use std::io;
+use std::mem::MaybeUninit;
+
+use crate::filter::Instruction;
+
+pub(crate) const ENOEXEC: i32 = 8;
+pub(crate) const SIGCHLD: c_int = 17;
+const SIGKILL: c_ulong = 9;
+
+const PR_SET_PDEATHSIG: c_int = 1;
+const PR_SET_SECCOMP: c_int = 22;
+const PR_SET_NO_NEW_PRIVS: c_int = 38;
+const SECCOMP_MODE_FILTER: c_ulong = 2;
+const F_SETFD: c_int = 2;
+const FD_CLOEXEC: c_int = 1;
+const RLIMIT_NOFILE: c_int = 7;
+const SIG_SETMASK: c_int = 2;
+const WNOHANG: c_int = 1;
+const POLLHUP: i16 = 0x10;
+const MSG_NOSIGNAL: c_int = 0x4000;
+
+/// Descriptor of the socket to the shim.
+const REPORT: c_int = 3;
+
+/// The C library's `sigset_t`: 1,024 bits on Linux.
+#[repr(C)]
+struct SignalSet([u64; 16]);
+
+#[repr(C)]
+struct Rlimit {
+    soft: u64,
+    hard: u64,
+}
+
+#[repr(C)]
+struct PollFd {
+    fd: c_int,
+    events: i16,
+    revents: i16,
+}
+
+#[repr(C)]
+struct FilterProgram {
+    len: u16,
+    instructions: *const Instruction,
+}
+
+unsafe extern "C" {
+    fn prctl(option: c_int, ...) -> c_int;
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    fn poll(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
+    fn sigfillset(set: *mut SignalSet) -> c_int;
+    fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+    fn sigwaitinfo(set: *const SignalSet, info: *mut c_void) -> c_int;
+    fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    fn getrlimit(resource: c_int, limit: *mut Rlimit) -> c_int;
+    fn setrlimit(resource: c_int, limit: *const Rlimit) -> c_int;
+    fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize;
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Asks the kernel to kill this process when the shim dies, and fails if the shim is dead already.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    // SAFETY: the option takes one integer and touches no memory.
+    check(unsafe { prctl(PR_SET_PDEATHSIG, SIGKILL) })?;
+    let mut report = PollFd { fd: REPORT, events: 0, revents: 0 };
+    // SAFETY: one valid entry, a count of one, no wait.
+    check(unsafe { poll(&raw mut report, 1, 0) })?;
+    if report.revents & POLLHUP != 0 {
+        return Err(io::Error::other("the shim is gone"));
+    }
+    Ok(())
+}
+
+/// Keeps the program from inheriting the socket to the shim.
+pub(crate) fn close_report_on_exec() -> io::Result<()> {
+    // SAFETY: sets a flag of a descriptor, touches no memory.
+    check(unsafe { fcntl(REPORT, F_SETFD, FD_CLOEXEC) })
+}
+
+/// Sends one packet to the shim. Errors are dropped: there is nobody else to tell.
+pub(crate) fn send_report(bytes: &[u8]) {
+    // SAFETY: pointer and length belong to one live slice.
+    unsafe { send(REPORT, bytes.as_ptr().cast(), bytes.len(), MSG_NOSIGNAL) };
+}
+
+fn all_signals() -> SignalSet {
+    let mut set = MaybeUninit::<SignalSet>::uninit();
+    // SAFETY: sigfillset writes the whole set and cannot fail for a valid pointer.
+    unsafe {
+        sigfillset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
+/// Blocks all signals, so that `next_signal` gets them. The standard library unblocks them in children.
+pub(crate) fn block_signals() -> io::Result<()> {
+    // SAFETY: the set is initialised; no old set is asked for.
+    check(unsafe { sigprocmask(SIG_SETMASK, &all_signals(), std::ptr::null_mut()) })
+}
+
+/// Waits for a signal and returns its number.
+pub(crate) fn next_signal() -> c_int {
+    loop {
+        // SAFETY: the set is initialised; a null info is allowed.
+        let signal = unsafe { sigwaitinfo(&all_signals(), std::ptr::null_mut()) };
+        if signal > 0 {
+            return signal;
+        }
+    }
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub(crate) fn send_signal(pid: c_int, signal: c_int) {
+    // SAFETY: touches no memory. The pid is a child that has not been reaped, so it is not reused.
+    unsafe { kill(pid, signal) };
+}
+
+/// Reaps one ended child: its id and raw wait status.
+pub(crate) fn reap_one() -> Option<(c_int, c_int)> {
+    let mut status = 0;
+    // SAFETY: the status pointer is valid.
+    let pid = unsafe { waitpid(-1, &raw mut status, WNOHANG) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// Sets soft and hard limit of open files to at most `max`.
+pub(crate) fn limit_open_files(max: u64) -> io::Result<()> {
+    let mut limit = Rlimit { soft: 0, hard: 0 };
+    // SAFETY: the pointer is valid and has the C layout of `struct rlimit` on 64-bit Linux.
+    check(unsafe { getrlimit(RLIMIT_NOFILE, &raw mut limit) })?;
+    let allowed = limit.hard.min(max);
+    let limit = Rlimit { soft: allowed, hard: allowed };
+    // SAFETY: as above; the kernel only reads.
+    check(unsafe { setrlimit(RLIMIT_NOFILE, &raw const limit) })
+}
+
+/// Forbids set-user-ID programs to gain anything.
+pub(crate) fn forbid_new_privileges() -> io::Result<()> {
+    let (one, none): (c_ulong, c_ulong) = (1, 0);
+    // SAFETY: the option takes integers and touches no memory.
+    check(unsafe { prctl(PR_SET_NO_NEW_PRIVS, one, none, none, none) })
+}
+
+/// Installs the system call filter for this process and all its children.
+pub(crate) fn install_filter(instructions: &[Instruction]) -> io::Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(io::Error::other)?;
+    let program = FilterProgram { len, instructions: instructions.as_ptr() };
+    // SAFETY: the program points at `len` instructions that live through the call; the kernel copies them.
+    check(unsafe { prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &raw const program) })
+}
