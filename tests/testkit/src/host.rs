@@ -1,0 +1,402 @@
+//! A Linux host for one test: namespaces of its own, with `perch server` inside.
+//!
+//! `setpriv --pdeathsig` → `unshare` → `bash` as process 1 of a process namespace, which reaps what
+//! is orphaned. Everything in the host descends from that `bash`; when it dies, the kernel kills the
+//! rest. The mount namespace dies with it; cgroups do not, so those of its Machines are removed by
+//! name.
+
+mod leftovers;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+use crate::{Ip, Machine, Output, Process, Response, process, wait_until};
+
+/// A start that takes longer has failed; measured 0.2 s on an idle host.
+const READY_MAX: Duration = Duration::from_secs(30);
+
+/// A command of `fly` that takes longer hangs.
+const COMMAND_MAX: Duration = Duration::from_secs(120);
+
+/// How the host's own firewall looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// No rules.
+    Open,
+    /// Input and forward policy drop, as ufw and Docker leave it.
+    Firewalled,
+}
+
+/// A host; dropped, everything in it is gone.
+pub struct Host {
+    holder: Child,
+    init: i32,
+    server: Option<Child>,
+    dir: TempDir,
+    binary: PathBuf,
+    config: String,
+}
+
+impl Host {
+    /// Makes a host and starts the server in it.
+    pub fn start() -> Result<Self> {
+        Self::start_with(Network::Open, "")
+    }
+
+    /// Makes a host with this firewall and starts the server with this configuration file.
+    pub fn start_with(network: Network, config: &str) -> Result<Self> {
+        let mut host = Self::bare(network)?;
+        config.clone_into(&mut host.config);
+        host.start_server()?;
+        Ok(host)
+    }
+
+    /// Makes a host in which nothing runs yet.
+    pub fn bare(network: Network) -> Result<Self> {
+        let binary = std::env::var_os("PERCH_BIN")
+            .context("PERCH_BIN must name the perch binary; `cargo x test host` sets it")?;
+        let dir = tempfile::Builder::new().prefix("perch-").tempdir()?;
+        let (holder, init) = hold()?;
+        let server = None;
+        let binary = fs::canonicalize(binary).context("finding PERCH_BIN")?;
+        let host = Self { holder, init, server, dir, binary, config: String::new() };
+        host.run("ip", &["link", "set", "lo", "up"])?.ok()?;
+        if network == Network::Firewalled {
+            host.firewall()?;
+        }
+        Ok(host)
+    }
+
+    fn firewall(&self) -> Result<()> {
+        let rules = "table inet filter { \
+            chain input { type filter hook input priority 0; policy drop; \
+                iif lo accept; ct state established,related accept; } \
+            chain forward { type filter hook forward priority 0; policy drop; } }";
+        self.run("nft", &[rules])?.ok()?;
+        Ok(())
+    }
+
+    /// A directory for the test's own files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The server's data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The socket on which the server answers.
+    pub fn socket(&self) -> PathBuf {
+        self.data_dir().join("api.sock")
+    }
+
+    /// A command that will run inside the host.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init.to_string(), "--mount", "--net", "--pid", "--"]);
+        command.arg(program).args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("PERCH_SOCKET", self.socket()).env("NO_COLOR", "1").env_remove("FLY_APP");
+        command
+    }
+
+    /// Runs any program inside the host.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        finish(&mut self.command(program, args), &format!("{program} {}", args.join(" ")))
+    }
+
+    /// Runs `perch …`.
+    pub fn perch(&self, args: &[&str]) -> Result<Output> {
+        let text = format!("perch {}", args.join(" "));
+        finish(&mut self.command(&self.binary_text(), args), &text)
+    }
+
+    /// Runs `fly …` in the test's directory.
+    pub fn fly(&self, args: &[&str]) -> Result<Output> {
+        self.fly_in(self.dir.path(), args)
+    }
+
+    /// Runs `fly …` in a directory of an app.
+    pub fn fly_in(&self, dir: &Path, args: &[&str]) -> Result<Output> {
+        let mut command = self.fly_command(args);
+        finish(command.current_dir(dir), &format!("fly {}", args.join(" ")))
+    }
+
+    /// A `fly …` command that is not started yet.
+    pub fn fly_command(&self, args: &[&str]) -> Command {
+        self.command(&self.binary_text(), &[&["fly"], args].concat())
+    }
+
+    fn binary_text(&self) -> String {
+        self.binary.to_string_lossy().into_owned()
+    }
+
+    /// Starts the server and waits until it says that it is ready.
+    pub fn start_server(&mut self) -> Result<()> {
+        let log = self.server_log();
+        let seen = fs::read_to_string(&log).unwrap_or_default().len();
+        let file = File::options().create(true).append(true).open(&log)?;
+        let mut child = self.server_command()?.stdout(Stdio::null()).stderr(file).spawn()?;
+        let ready = wait_until("the server to say ready", READY_MAX, || {
+            let text = fs::read_to_string(&log)?;
+            let ended = child.try_wait()?.map(|status| status.to_string());
+            let ready =
+                text.get(seen..).unwrap_or_default().lines().any(|l| l.starts_with("ready "));
+            Ok(if ready { Some(Ok(())) } else { ended.map(Err) })
+        })?;
+        if let Err(status) = ready {
+            bail!("perch server ended with {status}:\n{}", self.server_log_tail());
+        }
+        self.server = Some(child);
+        Ok(())
+    }
+
+    fn server_command(&self) -> Result<Command> {
+        let data = self.data_dir().to_string_lossy().into_owned();
+        let config = self.dir.path().join("perch.toml").to_string_lossy().into_owned();
+        fs::write(&config, &self.config)?;
+        let args = ["server", "--data-dir", &data, "--config", &config];
+        Ok(self.command(&self.binary_text(), &args))
+    }
+
+    /// What the server and its proxy have logged.
+    pub fn server_log(&self) -> PathBuf {
+        self.dir.path().join("server.log")
+    }
+
+    /// The end of the server's log, for error texts.
+    pub fn server_log_tail(&self) -> String {
+        let text = fs::read_to_string(self.server_log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(80)..].join("\n")
+    }
+
+    /// Ends the server by SIGTERM and waits for it; Machines go on.
+    pub fn stop_server(&mut self) -> Result<()> {
+        process::signal(self.server_process()?.pid, Signal::TERM)?;
+        self.reap_server()
+    }
+
+    /// Kills the server without warning.
+    pub fn kill_server(&mut self) -> Result<()> {
+        self.server_process()?.kill()?;
+        self.reap_server()
+    }
+
+    /// Kills the proxy without warning; returns its process as it was.
+    pub fn kill_proxy(&self) -> Result<Process> {
+        let proxy = self.perch_processes("proxy").pop().context("no proxy runs")?;
+        proxy.kill()?;
+        Ok(proxy)
+    }
+
+    fn reap_server(&mut self) -> Result<()> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        let limit = READY_MAX;
+        wait_until("the server to end", limit, || Ok(server.try_wait()?)).map(drop)
+    }
+
+    /// The process of the server.
+    pub fn server_process(&self) -> Result<Process> {
+        self.perch_processes("server").pop().context("no server runs")
+    }
+
+    /// Processes of the binary under test with this first argument: `server`, `proxy`, `shim`.
+    pub fn perch_processes(&self, command: &str) -> Vec<Process> {
+        let ours = |p: &Process| p.exe.as_deref() == Some(&self.binary);
+        let mut found = self.processes();
+        found.retain(|p| ours(p) && p.args.get(1).is_some_and(|arg| arg == command));
+        found
+    }
+
+    /// All processes in this host, but not the one that holds it.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut found = process::descendants(self.init);
+        // Its `sleep` is how it waits.
+        found.retain(|p| !(p.parent == self.init && p.args.first().is_some_and(|a| a == "sleep")));
+        found
+    }
+
+    /// Runs `work` on a thread that is inside the host's network namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.init))?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(namespace.as_fd(), kind).context("entering the host")?;
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Asks an address from the host.
+    pub fn get(&self, ip: &str, port: u16, path: &str) -> Result<Response> {
+        let ip: IpAddr = ip.parse().with_context(|| format!("`{ip}` is no address"))?;
+        let address = SocketAddr::new(ip, port);
+        self.inside(|| crate::get(address, path, Duration::from_secs(65)))
+    }
+
+    /// Asks from a Machine of the app at `caller` (an example app) for a URL.
+    pub fn fetch(&self, caller: &str, url: &str) -> Result<Response> {
+        self.get(caller, 80, &format!("/fetch?url={url}"))
+    }
+
+    /// The Machines of an app.
+    pub fn machines(&self, app: &str) -> Result<Vec<Machine>> {
+        let list = self.fly(&["machine", "list", "--json", "-a", app])?.json()?;
+        Ok(list.as_array().into_iter().flatten().map(Machine::new).collect())
+    }
+
+    /// The states of an app's Machines, sorted.
+    pub fn states(&self, app: &str) -> Result<Vec<String>> {
+        let mut states: Vec<String> = self.machines(app)?.into_iter().map(|m| m.state).collect();
+        states.sort();
+        Ok(states)
+    }
+
+    /// Waits until every Machine of an app has this state.
+    pub fn wait_all(&self, app: &str, state: &str, limit: Duration) -> Result<()> {
+        wait_until(&format!("all Machines of {app} to be {state}"), limit, || {
+            let states = self.states(app)?;
+            let reached = !states.is_empty() && states.iter().all(|s| s == state);
+            if reached { Ok(Some(())) } else { bail!("they are {states:?}") }
+        })
+    }
+
+    /// The addresses of an app.
+    pub fn ips(&self, app: &str) -> Result<Vec<Ip>> {
+        let list = self.fly(&["ips", "list", "--json", "-a", app])?.json()?;
+        Ok(list.as_array().into_iter().flatten().map(Ip::new).collect())
+    }
+
+    /// The Flycast address of an app.
+    pub fn flycast(&self, app: &str) -> Result<String> {
+        let ips = self.ips(app)?;
+        let private = ips.into_iter().find(|ip| ip.kind == "private_v6");
+        Ok(private.with_context(|| format!("{app} has no Flycast address"))?.address)
+    }
+
+    /// Makes a directory for an app with this `fly.toml`.
+    pub fn app_dir(&self, name: &str, fly_toml: &str) -> Result<PathBuf> {
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("fly.toml"), fly_toml)?;
+        Ok(dir)
+    }
+
+    /// What `perch down --purge` must leave as it was: links, routes, rules, firewall, mounts.
+    pub fn surroundings(&self) -> Result<String> {
+        let asked: [&[&str]; 6] = [
+            &["ip", "-o", "link"],
+            &["ip", "-4", "route", "show", "table", "all"],
+            &["ip", "-6", "route", "show", "table", "all"],
+            &["ip", "rule"],
+            &["nft", "list", "ruleset"],
+            &["cut", "-d ", "-f5", "/proc/self/mounts"],
+        ];
+        let mut text = String::new();
+        for line in asked {
+            text += &self.run(line[0], &line[1..])?.ok()?;
+        }
+        text += &leftovers::cgroups();
+        Ok(text)
+    }
+}
+
+/// Starts the processes that are the host; returns the outer one and process 1 inside.
+fn hold() -> Result<(Child, i32)> {
+    let mut holder = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"])
+        .args(["--kill-child", "--mount-proc", "--propagation", "private"])
+        .args(["bash", "-c", "while :; do sleep 3600 & wait $!; done"])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("starting unshare")?;
+    let pid = holder.id();
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    let init = wait_until("process 1 of the host", Duration::from_secs(10), || {
+        let text = fs::read_to_string(&children)?;
+        let Some(init) = text.split_whitespace().next() else { return Ok(None) };
+        // Only the program inside knows that mounts are in place.
+        let name = fs::read_to_string(format!("/proc/{init}/comm"))?;
+        Ok((name.trim() == "bash").then(|| init.parse()).transpose()?)
+    });
+    match init {
+        Ok(init) => Ok((holder, init)),
+        Err(error) => {
+            drop(holder.kill());
+            drop(holder.wait());
+            Err(error)
+        }
+    }
+}
+
+/// Runs a command to its end, or kills it at the limit.
+fn finish(command: &mut Command, text: &str) -> Result<Output> {
+    let started = Instant::now();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting `{text}`"))?;
+    let stdout = reader(child.stdout.take());
+    let stderr = reader(child.stderr.take());
+    let status = wait_until(&format!("`{text}` to end"), COMMAND_MAX, || Ok(child.try_wait()?));
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            drop(child.kill());
+            return Err(error);
+        }
+    };
+    let output = std::process::Output {
+        status,
+        stdout: stdout.join().unwrap_or_default(),
+        stderr: stderr.join().unwrap_or_default(),
+    };
+    if std::env::var_os("PERCH_TEST_VERBOSE").is_some() {
+        eprintln!("{:?} {}", started.elapsed(), Output::new(text.to_owned(), &output));
+    }
+    Ok(Output::new(text.to_owned(), &output))
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What was read until an error is still worth showing.
+            drop(pipe.read_to_end(&mut bytes));
+        }
+        bytes
+    })
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let machines = leftovers::machine_ids(&self.data_dir());
+        if self.data_dir().exists() {
+            let data = self.data_dir().to_string_lossy().into_owned();
+            if let Err(error) = self.perch(&["down", "--data-dir", &data, "--purge"]) {
+                eprintln!("perch down: {error:#}");
+            }
+        }
+        drop(self.holder.kill());
+        drop(self.holder.wait());
+        if let Some(mut server) = self.server.take() {
+            drop(server.kill());
+            drop(server.wait());
+        }
+        leftovers::remove_cgroups(&machines);
+    }
+}

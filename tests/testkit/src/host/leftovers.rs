@@ -1,0 +1,66 @@
+//! Finds and removes what outlives a host's processes: the cgroups of its Machines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::wait_until;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Depth at which a Machine's group can be below a hierarchy's root.
+const DEPTH_MAX: usize = 5;
+
+/// The ids of the Machines that have a directory.
+pub(super) fn machine_ids(data_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data_dir.join("machines")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// All groups below one named `perch`, one path a line.
+pub(super) fn cgroups() -> String {
+    let mut found = Vec::new();
+    walk(Path::new(CGROUPS), 0, &mut |dir| {
+        if dir.components().any(|part| part.as_os_str() == "perch") {
+            found.push(format!("{}\n", dir.display()));
+        }
+    });
+    found.sort();
+    found.concat()
+}
+
+/// Removes the groups of these Machines; they are empty, or soon will be.
+pub(super) fn remove_cgroups(machines: &[String]) {
+    if machines.is_empty() {
+        return;
+    }
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    walk(Path::new(CGROUPS), 0, &mut |dir| {
+        let parts = dir.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        if parts.into_iter().any(|part| machines.contains(&part)) {
+            dirs.push(dir.to_owned());
+        }
+    });
+    // Children before parents.
+    dirs.sort_by_key(|dir| std::cmp::Reverse(dir.components().count()));
+    for dir in dirs {
+        let gone = wait_until("an empty cgroup", Duration::from_secs(2), || {
+            Ok((fs::remove_dir(&dir).is_ok() || !dir.exists()).then_some(()))
+        });
+        if gone.is_err() {
+            eprintln!("left behind: {}", dir.display());
+        }
+    }
+}
+
+fn walk(dir: &Path, depth: usize, see: &mut dyn FnMut(&Path)) {
+    if DEPTH_MAX < depth {
+        return;
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            see(&entry.path());
+            walk(&entry.path(), depth + 1, see);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Builds OCI image layouts out of static binaries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{Archive, Entry, process};
+
+/// An image with one layer.
+#[derive(Debug, Clone)]
+pub struct Image {
+    layer: Archive,
+    config: Value,
+}
+
+impl Image {
+    /// An image without anything in it.
+    pub fn empty() -> Self {
+        Self { layer: Archive::default(), config: json!({}) }
+    }
+
+    /// The example app as `/hello`, started with `PORT=port`.
+    pub fn hello(port: u16) -> Result<Self> {
+        let binary = fs::read(hello_binary()?).context("reading the example app")?;
+        let image = Self::empty().entry("hello", &Entry::File(binary, 0o755));
+        Ok(image.entrypoint(&["/hello"]).env(&[&format!("PORT={port}")]))
+    }
+
+    /// Debian's static busybox as `/bin/busybox`, with `sh -c SCRIPT` as the command.
+    pub fn shell(script: &str) -> Result<Self> {
+        let path = process::which("busybox").context("busybox is not installed")?;
+        let binary = fs::read(path).context("reading busybox")?;
+        let image = Self::empty()
+            .entry("bin", &Entry::Dir)
+            .entry("tmp", &Entry::Dir)
+            .entry("bin/busybox", &Entry::File(binary, 0o755))
+            .entry("bin/sh", &Entry::Symlink("busybox".to_owned()));
+        Ok(image.entrypoint(&["/bin/sh", "-c", script]))
+    }
+
+    /// Adds an entry to the layer.
+    #[must_use]
+    pub fn entry(mut self, name: &str, entry: &Entry) -> Self {
+        self.layer = self.layer.with(name, entry);
+        self
+    }
+
+    /// Sets the program.
+    #[must_use]
+    pub fn entrypoint(mut self, argv: &[&str]) -> Self {
+        self.config["Entrypoint"] = json!(argv);
+        self
+    }
+
+    /// Sets the environment.
+    #[must_use]
+    pub fn env(mut self, pairs: &[&str]) -> Self {
+        self.config["Env"] = json!(pairs);
+        self
+    }
+
+    /// Writes a layout with tag `latest` into a new directory; returns what `--image` takes.
+    pub fn write(self, dir: &Path) -> Result<String> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).with_context(|| format!("making {}", blobs.display()))?;
+        let layer = self.layer.finish();
+        let diff_id = digest(&layer);
+        let layer = blob(&blobs, "application/vnd.oci.image.layer.v1.tar", &layer)?;
+        let config = json!({
+            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "os": "linux",
+            "config": self.config,
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        });
+        let config = blob(&blobs, "application/vnd.oci.image.config.v1+json", &bytes(&config))?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config,
+            "layers": [layer],
+        });
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        let mut manifest = blob(&blobs, media, &bytes(&manifest))?;
+        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+        fs::write(dir.join("index.json"), bytes(&index))?;
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(format!("oci:{}", dir.display()))
+    }
+}
+
+/// The example app, built beside the binary under test or named by `HELLO_BIN`.
+pub fn hello_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HELLO_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let perch = std::env::var_os("PERCH_BIN").context("PERCH_BIN is not set")?;
+    Ok(PathBuf::from(perch).with_file_name("perch-hello"))
+}
+
+fn bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hash = Sha256::digest(bytes);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// Writes a blob and returns its descriptor.
+fn blob(dir: &Path, media_type: &str, bytes: &[u8]) -> Result<Value> {
+    let digest = digest(bytes);
+    let name = digest.strip_prefix("sha256:").unwrap_or(&digest);
+    fs::write(dir.join(name), bytes).with_context(|| format!("writing blob {name}"))?;
+    Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_that_of_the_standard() {
+        assert_eq!(
+            digest(b"abc"),
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn a_layout_has_index_manifest_config_and_layer() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("image");
+        let reference = Image::empty().entrypoint(&["/x"]).write(&path).expect("it is written");
+        assert!(reference.starts_with("oci:/"));
+        let blobs = fs::read_dir(path.join("blobs/sha256")).expect("it exists");
+        assert_eq!(blobs.count(), 3);
+    }
+}
