@@ -353,7 +353,10 @@ impl Balancer {
     /// Whether a claim's run is still up: if not, nobody will ever answer there.
     pub fn is_current(&self, claim: &Claim) -> bool {
         let (machine, run) = (claim.endpoint().machine, claim.endpoint().run);
-        self.routes.values().flat_map(|r| &r.endpoints).any(|e| e.machine == machine && e.run == run)
+        self.routes
+            .values()
+            .flat_map(|r| &r.endpoints)
+            .any(|e| e.machine == machine && e.run == run)
     }
 
     /// The region this balancer calls its own.
