@@ -127,7 +127,8 @@ fn component() -> Result<Tally> {
 /// Whole hosts, with the binary as users get it but for optimisation.
 fn host() -> Result<Tally> {
     packages::ensure(packages::TESTS)?;
-    let args = ["build", "--locked", "--package", "perch", "--bin", "perch"];
+    // The example app is built beside it, where the tests look for it.
+    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
     if cargo_passes(&args)?.failed != 0 {
         return Ok(Tally { passed: 0, failed: 1 });
     }

@@ -227,13 +227,17 @@ impl Host {
         found
     }
 
+    /// A way into the host's network for threads that the test makes itself.
+    pub fn entrance(&self) -> Result<Entrance> {
+        Ok(Entrance(File::open(format!("/proc/{}/ns/net", self.init))?))
+    }
+
     /// Runs `work` on a thread that is inside the host's network namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.init))?;
+        let entrance = self.entrance()?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(namespace.as_fd(), kind).context("entering the host")?;
+                entrance.enter()?;
                 work()
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -311,6 +315,17 @@ impl Host {
         }
         text += &leftovers::cgroups();
         Ok(text)
+    }
+}
+
+/// The network namespace of a host.
+pub struct Entrance(File);
+
+impl Entrance {
+    /// Moves the calling thread, and those that it will make, into the host's network for good.
+    pub fn enter(&self) -> Result<()> {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(self.0.as_fd(), kind).context("entering the host's network")
     }
 }
 

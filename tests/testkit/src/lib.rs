@@ -15,7 +15,7 @@ mod process;
 mod wait;
 
 pub use archive::{Archive, Entry};
-pub use host::{Host, Network};
+pub use host::{Entrance, Host, Network};
 pub use http::{Response, ask, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};

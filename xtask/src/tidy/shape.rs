@@ -32,7 +32,7 @@ fn long_functions(file: &RustFile) -> Vec<Violation> {
 }
 
 fn head(file: &RustFile) -> Option<Violation> {
-    let is_product = file.path.contains("/src/");
+    let is_product = file.path.contains("/src/") && !file.path.ends_with("/tests.rs");
     let first = file.source.text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let has_head = first.starts_with("//!") || first.starts_with("#!");
     (is_product && !has_head)

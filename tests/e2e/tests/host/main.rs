@@ -1,0 +1,22 @@
+//! Host tests: the `perch` binary in hosts of its own, spoken to as its users speak to it.
+//!
+//! Each test has one host (see `perch-testkit`), uses the commands of the documents and compares
+//! what they print and what really happens. They need root and are run one after the other by
+//! `cargo x test host`, which sets `PERCH_BIN`.
+
+mod bad_image;
+mod bad_input;
+mod blueprint;
+mod burst;
+mod crash;
+mod deploy;
+mod dns;
+mod down;
+mod firewall;
+mod listen;
+mod networks;
+mod persistence;
+mod quickstart;
+mod stage;
+mod table;
+mod tcp;
