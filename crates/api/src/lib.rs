@@ -10,5 +10,5 @@ pub mod server;
 pub mod wire;
 
 pub use client::{Client, ClientError};
-pub use server::{Backend, Peer};
+pub use server::{Backend, Peer, serve};
 pub use wire::ApiError;

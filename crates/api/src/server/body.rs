@@ -9,41 +9,58 @@ use hyper::body::{Body, Bytes, Incoming};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::wire::ApiError;
+
 // A pusher that sends nothing for so long is gone or stuck; a Unix socket has no slow path.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+// Twice the limit of an image's file system (MA-52), so that the backend's own, smaller limits decide.
+const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
-/// A request body that arrives piece by piece. Reads end with an error when the body breaks off, exceeds its
-/// limit (`FileTooLarge`), or nothing arrives for 30 s (`TimedOut`).
+/// A request body that arrives piece by piece.
+///
+/// Reads end with an error when the body breaks off (`UnexpectedEof`), exceeds 16 GiB (`FileTooLarge`), or
+/// nothing arrives for 30 s (`TimedOut`); [`ApiError::from_body`] makes them an answer. What is not read is thrown
+/// away in the background when the stream is dropped: a caller that still sends would else never see the answer.
 #[derive(Debug)]
 pub struct BodyStream {
     source: Source,
     current: Bytes,
     bytes_left: u64,
-    idle: Pin<Box<Sleep>>,
+    // Made with the first wait: most bodies are here with their head.
+    idle: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
 enum Source {
     Http(Incoming),
-    Memory(Option<Bytes>),
+    Memory(Bytes),
+    Ended,
 }
 
 impl BodyStream {
-    pub(crate) fn new(body: Incoming, bytes_max: u64) -> Self {
-        Self::over(Source::Http(body), bytes_max)
+    pub(super) fn new(body: Incoming) -> Self {
+        Self::over(Source::Http(body))
     }
 
-    /// A body that is all here. For tests of backends; needs a tokio runtime like the other.
+    /// A body that is all here, for tests of backends.
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Self {
-        Self::over(Source::Memory(Some(bytes.into())), u64::MAX)
+        Self::over(Source::Memory(bytes.into()))
     }
 
-    fn over(source: Source, bytes_max: u64) -> Self {
-        let idle = Box::pin(tokio::time::sleep(IDLE_TIMEOUT));
-        Self { source, current: Bytes::new(), bytes_left: bytes_max, idle }
+    fn over(source: Source) -> Self {
+        Self { source, current: Bytes::new(), bytes_left: BODY_BYTES_MAX, idle: None }
     }
 
-    /// Takes the next piece; `None` at the end. Never an empty piece.
+    /// Whether it is known to be empty.
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.source {
+            Source::Http(body) => body.is_end_stream(),
+            Source::Memory(bytes) => bytes.is_empty(),
+            Source::Ended => true,
+        }
+    }
+
+    /// Takes the next piece; `None` at the end. Never an empty piece. Safe to cancel.
     ///
     /// # Errors
     /// See the type.
@@ -51,38 +68,63 @@ impl BodyStream {
         std::future::poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
+    /// Takes all of it.
+    ///
+    /// # Errors
+    /// 413 beyond `bytes_max`, else as [`ApiError::from_body`].
+    pub(super) async fn read_all(&mut self, bytes_max: u64) -> Result<Vec<u8>, ApiError> {
+        let mut all = Vec::new();
+        while let Some(chunk) =
+            self.next_chunk().await.map_err(|error| ApiError::from_body(&error))?
+        {
+            if bytes_max < (all.len() + chunk.len()) as u64 {
+                return Err(ApiError::too_large(format!(
+                    "this body may have at most {bytes_max} bytes"
+                )));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all)
+    }
+
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         if !self.current.is_empty() {
             return Poll::Ready(Ok(Some(std::mem::take(&mut self.current))));
         }
         loop {
-            let frame = match self.source.poll_data(cx) {
-                Poll::Ready(frame) => frame,
-                Poll::Pending => {
-                    ready!(self.idle.as_mut().poll(cx));
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the body stalled for 30 s",
-                    )));
-                }
+            let Poll::Ready(data) = self.source.poll_data(cx) else {
+                ready!(self.poll_idle(cx));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the body stalled",
+                )));
             };
-            self.idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
-            match frame.transpose()? {
-                None => return Poll::Ready(Ok(None)),
+            if let Some(idle) = &mut self.idle {
+                idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+            }
+            match data? {
                 Some(data) if data.is_empty() => {}
                 Some(data) => return Poll::Ready(self.count(data).map(Some)),
+                None => {
+                    self.source = Source::Ended;
+                    return Poll::Ready(Ok(None));
+                }
             }
         }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE_TIMEOUT)));
+        idle.as_mut().poll(cx)
     }
 
     fn count(&mut self, data: Bytes) -> io::Result<Bytes> {
         match self.bytes_left.checked_sub(data.len() as u64) {
             Some(left) => self.bytes_left = left,
             None => {
-                return Err(io::Error::new(
-                    io::ErrorKind::FileTooLarge,
-                    "the body is longer than its limit",
-                ));
+                // Not worth reading to its end only to be polite.
+                self.source = Source::Ended;
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the body is too long"));
             }
         }
         Ok(data)
@@ -90,16 +132,22 @@ impl BodyStream {
 }
 
 impl Source {
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        match self {
-            Self::Memory(bytes) => Poll::Ready(bytes.take().map(Ok)),
-            Self::Http(body) => match ready!(Pin::new(body).poll_frame(cx)) {
-                None => Poll::Ready(None),
-                Some(Ok(frame)) => Poll::Ready(Some(Ok(frame.into_data().unwrap_or_default()))),
-                Some(Err(error)) => {
-                    Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error))))
-                }
-            },
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        let body = match self {
+            Self::Http(body) => body,
+            Self::Memory(bytes) => {
+                let bytes = std::mem::take(bytes);
+                return Poll::Ready(Ok(Some(bytes).filter(|bytes| !bytes.is_empty())));
+            }
+            Self::Ended => return Poll::Ready(Ok(None)),
+        };
+        match ready!(Pin::new(body).poll_frame(cx)) {
+            None => Poll::Ready(Ok(None)),
+            Some(Ok(frame)) => Poll::Ready(Ok(Some(frame.into_data().unwrap_or_default()))),
+            Some(Err(error)) => {
+                *self = Self::Ended;
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)))
+            }
         }
     }
 }
@@ -117,4 +165,28 @@ impl AsyncRead for BodyStream {
         this.current = chunk;
         Poll::Ready(Ok(()))
     }
+}
+
+impl Drop for BodyStream {
+    fn drop(&mut self) {
+        let Source::Http(body) = std::mem::replace(&mut self.source, Source::Ended) else { return };
+        if body.is_end_stream() {
+            return;
+        }
+        // Outside of a runtime nothing sends any more.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let bytes_left = self.bytes_left;
+        runtime.spawn(drain(Self {
+            source: Source::Http(body),
+            current: Bytes::new(),
+            bytes_left,
+            idle: None,
+        }));
+    }
+}
+
+/// Reads to the end, or to the first error: then it is over as well.
+async fn drain(mut body: BodyStream) {
+    while let Ok(Some(_)) = body.next_chunk().await {}
+    body.source = Source::Ended;
 }

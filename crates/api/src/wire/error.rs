@@ -1,6 +1,6 @@
 //! The error body of the Machines API, and the plain "it is done".
 
-use std::fmt;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,20 @@ impl ApiError {
     /// 507: the disk is full.
     pub fn disk_full(error: impl Into<String>) -> Self {
         Self::new(507, error)
+    }
+
+    /// Tells why a request's body could not be read, or kept: 400 broken off, 408 stalled, 413 too long, 507 disk
+    /// full, else 500.
+    pub fn from_body(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::bad_request("the request's body broke off"),
+            io::ErrorKind::TimedOut => Self::timeout("the request's body stalled"),
+            io::ErrorKind::FileTooLarge => Self::too_large("the request's body is too long"),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::disk_full("no space left on the server's disk; free some and try again")
+            }
+            _ => Self::internal(format!("the request's body could not be kept: {error}")),
+        }
     }
 
     pub(crate) fn body(&self) -> ErrorBody {

@@ -1,0 +1,71 @@
+//! Answers: JSON, and the two forms of an error.
+
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use serde::Serialize;
+
+use crate::wire::{ApiError, Done};
+
+pub(super) type Answer = Response<Full<Bytes>>;
+/// What a handler makes.
+pub(super) type Outcome = Result<Answer, ApiError>;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+pub(super) fn json(value: &impl Serialize) -> Outcome {
+    json_with(StatusCode::OK, value)
+}
+
+pub(super) fn json_with(status: StatusCode, value: &impl Serialize) -> Outcome {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|error| ApiError::internal(format!("the answer could not be written: {error}")))?;
+    let mut answer = empty(status);
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    *answer.body_mut() = Full::new(bytes.into());
+    Ok(answer)
+}
+
+pub(super) fn done() -> Outcome {
+    json(&Done { ok: true })
+}
+
+pub(super) fn empty(status: StatusCode) -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = status;
+    answer
+}
+
+/// The Machines API's form.
+pub(super) fn refusal(error: &ApiError) -> Answer {
+    with_error(error, &error.body())
+}
+
+/// The distribution's form. `unknown` is its word for 404 here.
+pub(super) fn registry_refusal(error: &ApiError, unknown: &str) -> Answer {
+    let word = match (&error.word, error.code) {
+        (Some(word), _) => word,
+        (None, 404) => unknown,
+        (None, 400 | 422) => "DIGEST_INVALID",
+        (None, 403) => "DENIED",
+        (None, 413) => "SIZE_INVALID",
+        (None, 405 | 501) => "UNSUPPORTED",
+        (None, _) => "UNKNOWN",
+    };
+    let body =
+        serde_json::json!({"errors": [{"code": word, "message": error.error, "detail": null}]});
+    with_error(error, &body)
+}
+
+pub(super) fn with_allow(mut answer: Answer, methods: &str) -> Answer {
+    if let Ok(value) = HeaderValue::from_str(methods) {
+        answer.headers_mut().insert(ALLOW, value);
+    }
+    answer
+}
+
+fn with_error(error: &ApiError, body: &impl Serialize) -> Answer {
+    let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json_with(status, body).unwrap_or_else(|_| empty(status))
+}

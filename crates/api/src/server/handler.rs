@@ -1,0 +1,253 @@
+//! One request: from its route to the backend and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use serde::de::DeserializeOwned;
+
+use super::answer::{self, Answer, Outcome, done, json, json_with};
+use super::query::Query;
+use super::route::Route;
+use super::{Backend, BodyStream, MachineTarget, Peer, Session, machine_handler, registry, tunnel};
+use crate::wire::{
+    ApiError, AppPage, IpPage, LogQuery, NONCE_HEADER, OrganizationAnswer, OrganizationPage,
+    ReleaseAnswer, ReleasePage,
+};
+
+// A Machine's config with embedded files is the longest; the store takes 8 MiB.
+const JSON_BYTES_MAX: u64 = 4 * 1024 * 1024;
+// flyctl asks at once again with a 128 ms pause, so an empty page is held (and longer than a proxy would hold it
+// is of no use to anybody).
+const LOG_HOLD_DEFAULT: Duration = Duration::from_secs(10);
+const LOG_HOLD_MAX: Duration = Duration::from_secs(60);
+const RELEASES_LEN_DEFAULT: u64 = 25;
+const RELEASES_LEN_MAX: u64 = 1000;
+
+/// A request with everything that its handler may need.
+pub(super) struct Call<B> {
+    pub(super) session: Arc<Session<B>>,
+    pub(super) peer: Peer,
+    pub(super) head: Parts,
+    pub(super) body: BodyStream,
+    pub(super) upgrade: OnUpgrade,
+}
+
+impl<B: Backend> Call<B> {
+    pub(super) fn new(mut request: Request<Incoming>, session: Arc<Session<B>>) -> Self {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (head, body) = request.into_parts();
+        Self { peer: session.peer, session, head, body: BodyStream::new(body), upgrade }
+    }
+
+    pub(super) fn backend(&self) -> &B {
+        &self.session.backend
+    }
+
+    pub(super) fn query(&self) -> Result<Query, ApiError> {
+        Query::parse(self.head.uri.query().unwrap_or_default())
+    }
+
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub(super) fn target(&self, app: &str, id: &str) -> MachineTarget {
+        let nonce = self.header(NONCE_HEADER.as_str()).filter(|nonce| !nonce.is_empty());
+        MachineTarget { app: app.to_owned(), id: id.to_owned(), nonce: nonce.map(str::to_owned) }
+    }
+
+    /// Reads the body as JSON.
+    pub(super) async fn read<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
+        let bytes = self.body.read_all(JSON_BYTES_MAX).await?;
+        serde_json::from_slice(&bytes).map_err(|error| bad_body(&error))
+    }
+
+    /// Reads the body as JSON; an empty one is the default.
+    pub(super) async fn read_or_default<T: DeserializeOwned + Default>(
+        &mut self,
+    ) -> Result<T, ApiError> {
+        let bytes = self.body.read_all(JSON_BYTES_MAX).await?;
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(T::default());
+        }
+        serde_json::from_slice(&bytes).map_err(|error| bad_body(&error))
+    }
+}
+
+/// Broken JSON is 400; JSON that says what we cannot accept is 422, without a position that nobody can see.
+fn bad_body(error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    if !error.is_data() {
+        return ApiError::bad_request(format!("the request's body is not JSON: {text}"));
+    }
+    ApiError::invalid(text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason))
+}
+
+/// Answers a request, whatever it is.
+pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
+    let (method, path, uid) =
+        (call.head.method.clone(), call.head.uri.path().to_owned(), call.peer.uid);
+    let is_registry = path.starts_with("/v2/");
+    let (outcome, unknown) = match Route::parse(&path) {
+        Ok(route) => {
+            let unknown = route.registry_word();
+            (answer_route(call, route).await, unknown)
+        }
+        Err(error) => (Err(error), is_registry.then_some("NAME_INVALID")),
+    };
+    let error = match outcome {
+        Ok(answer) => return answer,
+        Err(error) => error,
+    };
+    if 500 <= error.code && error.code != 501 {
+        tracing::error!(%method, path, uid, code = error.code, error = error.error, "API call failed");
+    } else {
+        tracing::debug!(%method, path, uid, code = error.code, error = error.error, "API call refused");
+    }
+    match unknown {
+        Some(unknown) => answer::registry_refusal(&error, unknown),
+        None => answer::refusal(&error),
+    }
+}
+
+async fn answer_route<B: Backend>(call: Call<B>, route: Route) -> Outcome {
+    let allowed = route.methods();
+    if !allowed.split(", ").any(|method| method == call.head.method.as_str()) {
+        let error =
+            ApiError::new(405, format!("{} is not possible here; use {allowed}", call.head.method));
+        return Ok(answer::with_allow(answer::refusal(&error), allowed));
+    }
+    match route {
+        Route::Apps | Route::App(_) => apps(call, route).await,
+        Route::Ips(_) | Route::Ip(..) => ips(call, route).await,
+        Route::Images(_)
+        | Route::Regions
+        | Route::Organizations
+        | Route::Organization(_)
+        | Route::Info => facts(call, route).await,
+        Route::Releases | Route::Release(_) | Route::AppReleases(_) | Route::CurrentRelease(_) => {
+            releases(call, route).await
+        }
+        Route::Logs(app) => logs(call, app).await,
+        Route::Proxy(app) => tunnel::open(call, app).await,
+        Route::Machines(_)
+        | Route::Machine(..)
+        | Route::MachinePart(..)
+        | Route::MetadataKey(..) => machine_handler::answer(call, route).await,
+        Route::Registry
+        | Route::Uploads(_)
+        | Route::Upload(..)
+        | Route::Blob(..)
+        | Route::Manifest(..) => registry::answer(call, route).await,
+    }
+}
+
+/// A route that came to the wrong group of handlers: a mistake of ours, told as such.
+pub(super) fn misrouted() -> Outcome {
+    Err(ApiError::internal("the request came to the wrong handler"))
+}
+
+async fn apps<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
+    let peer = call.peer;
+    match (call.head.method.clone(), route) {
+        (Method::POST, Route::Apps) => {
+            let input = call.read().await?;
+            json_with(StatusCode::CREATED, &call.backend().create_app(peer, input).await?)
+        }
+        (Method::GET, Route::Apps) => {
+            let apps = call.backend().list_apps(peer, call.query()?.owned("org_slug")).await?;
+            json(&AppPage { total_apps: apps.len(), apps })
+        }
+        (Method::GET, Route::App(app)) => json(&call.backend().get_app(peer, app).await?),
+        (Method::PATCH, Route::App(app)) => {
+            let patch = call.read().await?;
+            json(&call.backend().update_app(peer, app, patch).await?)
+        }
+        (Method::DELETE, Route::App(app)) => {
+            call.query()?.flag("force")?;
+            call.backend().delete_app(peer, app).await?;
+            let mut answer = done()?;
+            *answer.status_mut() = StatusCode::ACCEPTED;
+            Ok(answer)
+        }
+        _ => misrouted(),
+    }
+}
+
+async fn ips<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
+    let peer = call.peer;
+    match (call.head.method.clone(), route) {
+        (Method::GET, Route::Ips(app)) => {
+            json(&IpPage { ips: call.backend().list_ips(peer, app).await? })
+        }
+        (Method::POST, Route::Ips(app)) => {
+            let input = call.read().await?;
+            json(&call.backend().assign_ip(peer, app, input).await?)
+        }
+        (Method::DELETE, Route::Ip(app, ip)) => {
+            call.backend().release_ip(peer, app, ip).await?;
+            done()
+        }
+        _ => misrouted(),
+    }
+}
+
+async fn facts<B: Backend>(call: Call<B>, route: Route) -> Outcome {
+    let peer = call.peer;
+    match route {
+        Route::Images(app) => {
+            let reference = call.query()?.required("ref")?;
+            json(&call.backend().resolve_image(peer, app, reference).await?)
+        }
+        Route::Regions => json(&call.backend().list_regions(peer).await?),
+        Route::Organizations => {
+            let organizations = call.backend().list_organizations(peer).await?;
+            json(&OrganizationPage { organizations })
+        }
+        Route::Organization(slug) => {
+            let organization = call.backend().get_organization(peer, slug).await?;
+            json(&OrganizationAnswer { organization })
+        }
+        Route::Info => json(&call.backend().info(peer).await?),
+        _ => misrouted(),
+    }
+}
+
+async fn releases<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
+    let peer = call.peer;
+    match route {
+        Route::Releases => {
+            let input = call.read().await?;
+            let release = call.backend().create_release(peer, input).await?;
+            json_with(StatusCode::CREATED, &ReleaseAnswer { release })
+        }
+        Route::Release(id) => {
+            let input = call.read().await?;
+            json(&call.backend().update_release(peer, id, input).await?)
+        }
+        Route::AppReleases(app) => {
+            let limit = call.query()?.number("limit")?.unwrap_or(RELEASES_LEN_DEFAULT);
+            let limit = limit.clamp(1, RELEASES_LEN_MAX) as usize;
+            let releases = call.backend().list_releases(peer, app, limit).await?;
+            json(&ReleasePage { releases })
+        }
+        Route::CurrentRelease(app) => json(&call.backend().current_release(peer, app).await?),
+        _ => misrouted(),
+    }
+}
+
+async fn logs<B: Backend>(call: Call<B>, app: String) -> Outcome {
+    let query = call.query()?;
+    let hold = query.number("hold_ms")?.map_or(LOG_HOLD_DEFAULT, Duration::from_millis);
+    let log_query = LogQuery {
+        next_token: query.owned("next_token").unwrap_or_default(),
+        instance: query.owned("instance"),
+        region: query.owned("region"),
+        hold: hold.min(LOG_HOLD_MAX),
+    };
+    json(&call.backend().read_logs(call.peer, app, log_query).await?)
+}

@@ -1,0 +1,296 @@
+//! Paths: what a request is about, before its method is looked at.
+
+use std::net::IpAddr;
+
+use super::query::decode;
+use crate::wire::ApiError;
+
+// Longer than every valid name; keeps nonsense out of logs.
+const NAME_BYTES_MAX: usize = 128;
+// Fly's limit for keys is not documented; ours keeps a metadata map readable.
+const KEY_BYTES_MAX: usize = 256;
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    Apps,
+    App(String),
+    Ips(String),
+    Ip(String, IpAddr),
+    Images(String),
+    Proxy(String),
+    Machines(String),
+    Machine(String, String),
+    MachinePart(String, String, Part),
+    MetadataKey(String, String, String),
+    Regions,
+    Organizations,
+    Organization(String),
+    Releases,
+    Release(String),
+    AppReleases(String),
+    CurrentRelease(String),
+    Logs(String),
+    Info,
+    Registry,
+    Uploads(String),
+    Upload(String, String),
+    Blob(String, String),
+    Manifest(String, String),
+}
+
+/// The last part of a path below a Machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Start,
+    Stop,
+    Signal,
+    Wait,
+    Cordon,
+    Uncordon,
+    Lease,
+    Ps,
+    Events,
+    Metadata,
+}
+
+impl Route {
+    /// Reads a path.
+    ///
+    /// # Errors
+    /// 404 for a path that Fly's API does not have either, 501 for one that Perch lacks, 400 for a broken name.
+    pub(super) fn parse(path: &str) -> Result<Self, ApiError> {
+        let trimmed = path.trim_matches('/');
+        let segments = trimmed.split('/').map(decode).collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+        match parts.as_slice() {
+            ["v1", rest @ ..] => v1(rest),
+            ["api", "v1", rest @ ..] => api_v1(rest),
+            ["v2"] => Ok(Some(Self::Registry)),
+            ["v2", rest @ ..] => registry(rest),
+            ["perch", "v1", "info"] => Ok(Some(Self::Info)),
+            _ => Ok(None),
+        }?
+        .ok_or_else(|| ApiError::not_found(format!("there is no {path} in the API")))
+    }
+
+    /// The methods that it understands, as in the `Allow` header.
+    pub(super) fn methods(&self) -> &'static str {
+        match self {
+            Self::Apps | Self::Ips(_) | Self::Machines(_) => "GET, POST",
+            Self::App(_) => "GET, PATCH, DELETE",
+            Self::Ip(..) => "DELETE",
+            Self::Machine(..) => "GET, POST, DELETE",
+            Self::MachinePart(_, _, part) => part.methods(),
+            Self::MetadataKey(..) => "POST, DELETE",
+            Self::Proxy(_) | Self::Releases | Self::Uploads(_) => "POST",
+            Self::Release(_) => "PATCH",
+            Self::Upload(..) => "GET, PATCH, PUT, DELETE",
+            Self::Blob(..) => "HEAD",
+            Self::Manifest(..) => "GET, HEAD, PUT",
+            Self::Images(_)
+            | Self::Regions
+            | Self::Organizations
+            | Self::Organization(_)
+            | Self::AppReleases(_)
+            | Self::CurrentRelease(_)
+            | Self::Logs(_)
+            | Self::Info
+            | Self::Registry => "GET",
+        }
+    }
+
+    /// For the registry's routes: the distribution's word for "not there".
+    pub(super) fn registry_word(&self) -> Option<&'static str> {
+        match self {
+            Self::Registry | Self::Blob(..) => Some("BLOB_UNKNOWN"),
+            Self::Uploads(_) | Self::Upload(..) => Some("BLOB_UPLOAD_UNKNOWN"),
+            Self::Manifest(..) => Some("MANIFEST_UNKNOWN"),
+            _ => None,
+        }
+    }
+}
+
+impl Part {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "start" => Self::Start,
+            "stop" => Self::Stop,
+            "signal" => Self::Signal,
+            "wait" => Self::Wait,
+            "cordon" => Self::Cordon,
+            "uncordon" => Self::Uncordon,
+            "lease" => Self::Lease,
+            "ps" => Self::Ps,
+            "events" => Self::Events,
+            "metadata" => Self::Metadata,
+            _ => return None,
+        })
+    }
+
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Start | Self::Stop | Self::Signal | Self::Cordon | Self::Uncordon => "POST",
+            Self::Wait | Self::Ps | Self::Events | Self::Metadata => "GET",
+            Self::Lease => "GET, POST, DELETE",
+        }
+    }
+}
+
+type Parsed = Result<Option<Route>, ApiError>;
+
+fn v1(parts: &[&str]) -> Parsed {
+    Ok(Some(match parts {
+        ["apps"] => Route::Apps,
+        ["platform", "regions"] => Route::Regions,
+        ["apps", app] => Route::App(name(app)?),
+        ["apps", app, "ip_assignments"] => Route::Ips(name(app)?),
+        ["apps", app, "ip_assignments", ip] => Route::Ip(name(app)?, address(ip)?),
+        ["apps", app, "images"] => Route::Images(name(app)?),
+        ["apps", app, "proxy"] => Route::Proxy(name(app)?),
+        ["apps", app, "machines"] => Route::Machines(name(app)?),
+        ["apps", app, "machines", id, rest @ ..] => return machine(name(app)?, name(id)?, rest),
+        ["apps", _, what @ ("volumes" | "secrets" | "secretkeys" | "certificates"), ..]
+        | ["platform", what @ "placements"] => return Err(missing(what)),
+        _ => return Ok(None),
+    }))
+}
+
+fn machine(app: String, id: String, rest: &[&str]) -> Parsed {
+    Ok(Some(match rest {
+        [] => Route::Machine(app, id),
+        ["metadata", metadata_key] => Route::MetadataKey(app, id, key(metadata_key)?),
+        [what @ ("suspend" | "restart" | "exec" | "versions" | "memory")] => {
+            return Err(missing(what));
+        }
+        [part] => return Ok(Part::parse(part).map(|part| Route::MachinePart(app, id, part))),
+        _ => return Ok(None),
+    }))
+}
+
+fn api_v1(parts: &[&str]) -> Parsed {
+    Ok(Some(match parts {
+        ["organizations"] => Route::Organizations,
+        ["organizations", slug] => Route::Organization(name(slug)?),
+        ["releases"] => Route::Releases,
+        ["releases", id] => Route::Release(name(id)?),
+        ["apps", app, "releases"] => Route::AppReleases(name(app)?),
+        ["apps", app, "releases", "current"] => Route::CurrentRelease(name(app)?),
+        ["apps", app, "logs"] => Route::Logs(name(app)?),
+        [what @ "builds", ..] => return Err(missing(what)),
+        _ => return Ok(None),
+    }))
+}
+
+/// A repository may have several parts; what follows it is read from the end.
+fn registry(parts: &[&str]) -> Parsed {
+    let route: fn(String, String) -> Route = match parts {
+        [repository @ .., "blobs", "uploads"] => {
+            return Ok(Some(Route::Uploads(repository_name(repository)?)));
+        }
+        [_, .., "blobs", "uploads", _] => Route::Upload,
+        [_, .., "blobs", _] => Route::Blob,
+        [_, .., "manifests", _] => Route::Manifest,
+        _ => return Ok(None),
+    };
+    let last = parts[parts.len() - 1];
+    let length =
+        if parts[parts.len() - 2] == "uploads" { parts.len() - 3 } else { parts.len() - 2 };
+    Ok(Some(route(repository_name(&parts[..length])?, reference(last)?)))
+}
+
+fn missing(what: &str) -> ApiError {
+    ApiError::not_implemented(format!("this version of Perch has no {what}"))
+}
+
+/// Lets through what could be a name; whether it is one the backend knows.
+fn name(text: &str) -> Result<String, ApiError> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let dots_only = text.bytes().all(|byte| byte == b'.');
+    if NAME_BYTES_MAX < text.len() || dots_only || !text.bytes().all(good) {
+        let start: String = text.chars().take(40).collect();
+        return Err(ApiError::bad_request(format!("{start:?} cannot be a name")));
+    }
+    Ok(text.to_owned())
+}
+
+fn repository_name(parts: &[&str]) -> Result<String, ApiError> {
+    let parts = parts.iter().map(|part| name(part)).collect::<Result<Vec<_>, _>>()?.join("/");
+    if parts.is_empty() || NAME_BYTES_MAX < parts.len() {
+        return Err(ApiError::bad_request("the path names no repository").with_word("NAME_INVALID"));
+    }
+    Ok(parts)
+}
+
+/// A digest, or a name.
+fn reference(text: &str) -> Result<String, ApiError> {
+    match text.split_once(':') {
+        Some((algorithm, value)) => Ok(format!("{}:{}", name(algorithm)?, name(value)?)),
+        None => name(text),
+    }
+}
+
+fn key(text: &str) -> Result<String, ApiError> {
+    if text.is_empty() || KEY_BYTES_MAX < text.len() || text.chars().any(char::is_control) {
+        return Err(ApiError::bad_request(format!(
+            "a metadata key has 1 to {KEY_BYTES_MAX} printable bytes"
+        )));
+    }
+    Ok(text.to_owned())
+}
+
+fn address(text: &str) -> Result<IpAddr, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("{text:?} is not an IP address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_refused(path: &str, code: u16) {
+        assert_eq!(Route::parse(path).expect_err(path).code, code, "{path}");
+    }
+
+    #[test]
+    fn paths_that_are_not_there_or_not_ours_are_told_apart() {
+        check_refused("/", 404);
+        check_refused("/graphql", 404);
+        check_refused("/v1/apps/a/b", 404);
+        check_refused("/v1/apps/a/machines/m/dance", 404);
+        check_refused("/v1/apps/a/volumes", 501);
+        check_refused("/v1/apps/a/machines/m/suspend", 501);
+    }
+
+    #[test]
+    fn names_that_could_lead_elsewhere_are_refused() {
+        for path in [
+            "/v1/apps/%2e%2e",
+            "/v1/apps/a%2Fb",
+            "/v1/apps/a%00",
+            "/v1/apps//machines",
+            "/v1/apps/%zz",
+        ] {
+            check_refused(path, 400);
+        }
+        check_refused(&format!("/v1/apps/{}", "a".repeat(129)), 400);
+        check_refused("/v1/apps/a/ip_assignments/nonsense", 400);
+        check_refused("/v2/a/../b/blobs/sha256:00", 400);
+    }
+
+    #[test]
+    fn addresses_may_be_escaped_or_not() {
+        let wanted = Route::Ip("a".to_owned(), "fdaa::2".parse().expect("address"));
+        assert_eq!(Route::parse("/v1/apps/a/ip_assignments/fdaa::2"), Ok(wanted.clone()));
+        assert_eq!(Route::parse("/v1/apps/a/ip_assignments/fdaa%3A%3A2"), Ok(wanted));
+    }
+
+    #[test]
+    fn repositories_may_have_several_parts() {
+        let blob = Route::Blob("a/b".to_owned(), "sha256:00".to_owned());
+        assert_eq!(Route::parse("/v2/a/b/blobs/sha256:00"), Ok(blob));
+        let upload = Route::Upload("a".to_owned(), "u-1".to_owned());
+        assert_eq!(Route::parse("/v2/a/blobs/uploads/u-1"), Ok(upload));
+        assert_eq!(Route::parse("/v2/a/blobs/uploads/"), Ok(Route::Uploads("a".to_owned())));
+        assert_eq!(Route::parse("/v2/"), Ok(Route::Registry));
+    }
+}
