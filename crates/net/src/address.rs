@@ -56,10 +56,17 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    pub(crate) fn contains(self, addr: Ipv6Addr) -> bool {
+        (self.addr.to_bits() ^ addr.to_bits()) & !self.host_bits() == 0
+    }
+
     /// Returns the last address but one, which the host's end of the link takes.
     pub(crate) fn last_but_one(self) -> Ipv6Addr {
-        let host_bits = u128::MAX.checked_shr(u32::from(self.len.min(128))).unwrap_or(0);
-        Ipv6Addr::from_bits((self.addr.to_bits() | host_bits) & !1)
+        Ipv6Addr::from_bits((self.addr.to_bits() | self.host_bits()) & !1)
+    }
+
+    fn host_bits(self) -> u128 {
+        u128::MAX.checked_shr(u32::from(self.len)).unwrap_or(0)
     }
 }
 
@@ -90,6 +97,15 @@ mod tests {
         let prefix = Prefix48::of(addr("fdaa:0:18::"));
         assert_eq!(prefix.resolver(), addr("fdaa:0:18::3"));
         assert_eq!(prefix.flycast(), Prefix { addr: addr("fdaa:0:18:0:1::"), len: 80 });
+    }
+
+    #[test]
+    fn a_prefix_contains_its_own_addresses_only() {
+        let pool = Prefix { addr: addr("2001:db8:5::"), len: 48 };
+        assert!(pool.contains(addr("2001:db8:5::1")));
+        assert!(!pool.contains(addr("2001:db8:6::1")));
+        assert!(Prefix { addr: addr("::1"), len: 128 }.contains(addr("::1")));
+        assert!(!Prefix { addr: addr("::1"), len: 128 }.contains(addr("::2")));
     }
 
     #[test]

@@ -29,6 +29,18 @@ pub enum NetError {
         /// The address that was given.
         addr: IpAddr,
     },
+    /// IPv4 callers are not told apart by network, so an IPv4 address is for everybody.
+    #[error("address {addr} cannot be published for one network only")]
+    NotForOneNetwork {
+        /// The address that was given.
+        addr: IpAddr,
+    },
+    /// A link that is not ours has the name that the config gives to ours.
+    #[error("interface {name} exists and belongs to somebody else")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
     /// The kernel refused a change.
     #[error("could not {what}")]
     Kernel {

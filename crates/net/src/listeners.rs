@@ -1,6 +1,21 @@
 //! The sockets that the proxy process works with.
 
-use std::os::fd::OwnedFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
+
+use crate::error::NetError;
+use crate::sys;
+
+/// Port of both transparent listeners on the plane's loopback. Nothing else binds in there.
+pub(crate) const TRANSPARENT_PORT: u16 = 10080;
+const DNS_PORT: u16 = 53;
+
+/// As many connections wait while no proxy lives: one pool's hold queue (10,000) and some. Each
+/// costs the kernel about 5 kB. `net.core.somaxconn` of the plane is set to the same.
+pub(crate) const BACKLOG_MAX: u16 = 16_384;
 
 /// Listening sockets, made inside the plane's namespace, non-blocking and close-on-exec.
 ///
@@ -16,4 +31,44 @@ pub struct Listeners {
     pub dns_udp: OwnedFd,
     /// DNS over TCP, listening.
     pub dns_tcp: OwnedFd,
+}
+
+/// Makes the sockets in the calling thread's namespace.
+pub(crate) fn open(dns: Ipv6Addr) -> Result<Listeners, NetError> {
+    let resolver = SocketAddr::from((dns, DNS_PORT));
+    Ok(Listeners {
+        tcp6: tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
+        tcp4: tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRANSPARENT_PORT)))?,
+        dns_udp: bound(SocketType::DGRAM, resolver)?,
+        dns_tcp: tcp(resolver)?,
+    })
+}
+
+fn tcp(addr: SocketAddr) -> Result<OwnedFd, NetError> {
+    let socket = bound(SocketType::STREAM, addr)?;
+    listen(&socket, i32::from(BACKLOG_MAX)).map_err(failed(addr))?;
+    Ok(socket)
+}
+
+fn bound(kind: SocketType, addr: SocketAddr) -> Result<OwnedFd, NetError> {
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, kind, flags, None).map_err(failed(addr))?;
+    if kind == SocketType::STREAM {
+        // Connections of a former listener may linger; a listener that lives still is an error.
+        set_socket_reuseaddr(&socket, true).map_err(failed(addr))?;
+    }
+    let transparent = if addr.is_ipv4() {
+        sys::set_transparent_v4(socket.as_fd())
+    } else {
+        set_ipv6_v6only(&socket, true).map_err(failed(addr))?;
+        sys::set_transparent_v6(socket.as_fd())
+    };
+    transparent.map_err(|source| NetError::kernel(format!("make {addr} transparent"), source))?;
+    bind(&socket, &addr).map_err(failed(addr))?;
+    Ok(socket)
+}
+
+fn failed(addr: SocketAddr) -> impl Fn(rustix::io::Errno) -> NetError {
+    move |errno| NetError::kernel(format!("listen on {addr}"), errno)
 }

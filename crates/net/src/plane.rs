@@ -1,12 +1,22 @@
 //! The plane itself: what is wanted, and how to make it so.
 
+mod fixed;
+mod state;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::address::{Prefix, Prefix48};
 use crate::error::NetError;
-use crate::listeners::Listeners;
+use crate::firewall::{self, INSIDE, TABLE};
+use crate::listeners::{self, Listeners};
+use crate::namespace;
+use crate::netlink::Socket;
+use crate::nft::Batch;
+use crate::route::{self, GATEWAY, MAC_FAR, Via, all_of, only};
+use state::{Machine, Published, State};
 
 /// What distinguishes one plane from another on the same host.
 ///
@@ -50,10 +60,26 @@ pub struct Attach {
 }
 
 /// A data plane that exists. Dropping it leaves the kernel's part as it is.
+///
+/// All methods block for at most some milliseconds and may be called from any thread.
 #[derive(Debug)]
 pub struct Plane {
     config: PlaneConfig,
     netns: OwnedFd,
+    inner: Mutex<Inner>,
+}
+
+/// The sockets, each bound to its namespace since it was opened, and what the kernel holds.
+#[derive(Debug)]
+struct Inner {
+    route: Socket,
+    nft: Socket,
+    host_route: Socket,
+    /// Index of the host's end of the link, in the host's namespace.
+    outside: u32,
+    /// Index of the plane's end of that link.
+    inside: u32,
+    state: State,
 }
 
 impl Plane {
@@ -67,75 +93,206 @@ impl Plane {
     /// When the process is not privileged, the kernel lacks a feature (see [`crate::doctor`]), or a
     /// name in the config is unusable.
     pub fn ensure(config: &PlaneConfig) -> Result<Self, NetError> {
-        pending(config)
+        let (netns, inner) = fixed::ensure(config)?;
+        let plane = Self { config: config.clone(), netns, inner: Mutex::new(inner) };
+        // The host's half is new after a reboot of the link; the plane's half is not.
+        let networks = plane.lock().state.networks.clone();
+        for (network, host_peer) in networks {
+            plane.ensure_network(network, host_peer)?;
+        }
+        tracing::info!(outside = config.outside, "data plane is ready");
+        Ok(plane)
     }
 
     /// Makes the proxy's sockets. Call it only when no proxy holds such sockets (it then answers
     /// "address in use"): a living one hands over its own.
+    ///
+    /// # Errors
+    /// When a socket cannot be made, for example because a living proxy holds one.
     pub fn listeners(&self) -> Result<Listeners, NetError> {
-        pending(&self.config)
+        self.enter(|| listeners::open(self.config.dns))?
     }
 
     /// Opens a network: its Flycast addresses and resolver exist, its Machines may reach each
     /// other, the host has a route to it. With `host_peer` the host is a member under that address.
     ///
     /// Idempotent; a different `host_peer` replaces the former one.
+    ///
+    /// # Errors
+    /// [`NetError::ForeignAddress`] when `host_peer` is not in the network; or the kernel's.
     pub fn ensure_network(
         &self,
         network: Prefix48,
         host_peer: Option<Ipv6Addr>,
     ) -> Result<(), NetError> {
-        pending(&(network, host_peer))
+        if let Some(addr) = host_peer.filter(|addr| !network.contains(*addr)) {
+            return Err(NetError::ForeignAddress { addr: addr.into() });
+        }
+        let inner = &mut *self.lock();
+        let former = inner.state.networks.get(&network).copied().flatten();
+        if let Some(former) = former.filter(|former| Some(*former) != host_peer) {
+            inner.remove_host_peer(former)?;
+        }
+        inner.route.apply(
+            vec![
+                route::add_route(all_of(network.flycast()), Via::Here),
+                route::add_route(only(network.resolver().into()), Via::Here),
+            ],
+            &[],
+        )?;
+        let mut batch = Batch::on(TABLE);
+        let own = firewall::network_and(network, network.first());
+        batch.add_elements(firewall::NETWORKS, &[own]);
+        let resolver = network.resolver();
+        batch.add_elements(firewall::RESOLVERS, &[state::address_key(resolver.into())]);
+        batch.add_elements(firewall::VISIBLE6, &[firewall::network_and(network, resolver)]);
+        batch.commit(&mut inner.nft)?;
+        if let Some(addr) = host_peer {
+            inner.add_host_peer(addr)?;
+        }
+        let via = Via::Gateway(inner.outside, GATEWAY.into());
+        inner.host_route.apply(vec![route::add_route(all_of(network.whole()), via)], &[])?;
+        inner.state.networks.insert(network, host_peer);
+        Ok(())
     }
 
     /// Closes a network. Its Machines and addresses should be gone before. Idempotent.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub fn remove_network(&self, network: Prefix48) -> Result<(), NetError> {
-        pending(&network)
+        let inner = &mut *self.lock();
+        let Some(host_peer) = inner.state.networks.get(&network).copied() else { return Ok(()) };
+        if let Some(addr) = host_peer {
+            inner.remove_host_peer(addr)?;
+        }
+        let via = Via::Gateway(inner.outside, GATEWAY.into());
+        let host_route = route::delete_route(all_of(network.whole()), via);
+        inner.host_route.apply(vec![host_route], &[libc::ESRCH])?;
+        let mut batch = Batch::on(TABLE);
+        let (own, resolver) = (network.first(), network.resolver());
+        batch.delete_elements(firewall::NETWORKS, &[firewall::network_and(network, own)]);
+        batch.delete_elements(firewall::RESOLVERS, &[state::address_key(resolver.into())]);
+        batch.delete_elements(firewall::VISIBLE6, &[firewall::network_and(network, resolver)]);
+        batch.commit(&mut inner.nft)?;
+        let routes = vec![
+            route::delete_route(all_of(network.flycast()), Via::Here),
+            route::delete_route(only(resolver.into()), Via::Here),
+        ];
+        inner.route.apply(routes, &[libc::ESRCH])?;
+        inner.state.networks.remove(&network);
+        Ok(())
     }
 
     /// Sends new TCP connections to `addr` on any of the inclusive port ranges to the listeners,
     /// for those who may see it. Replaces what was published at `addr`, in one step. With no ports
     /// the address answers pings only.
+    ///
+    /// # Errors
+    /// [`NetError::ForeignAddress`] when `addr` is neither a Flycast address of an open network nor
+    /// in the public pool nor the shared address; [`NetError::NotForOneNetwork`] when it is an IPv4
+    /// address for one network; or the kernel's.
     pub fn publish(
         &self,
         addr: IpAddr,
         ports: &[(u16, u16)],
         visible: Visible,
     ) -> Result<(), NetError> {
-        pending(&(addr, ports, visible))
+        let inner = &mut *self.lock();
+        if !self.owns(&inner.state, addr) {
+            return Err(NetError::ForeignAddress { addr });
+        }
+        if addr.is_ipv4() && visible != Visible::Everyone {
+            return Err(NetError::NotForOneNetwork { addr });
+        }
+        let wanted = Published { ports: state::merged(ports), visible: vec![visible] };
+        let mut batch = Batch::on(TABLE);
+        if let Some(former) = inner.state.published.get(&addr) {
+            former.remove(addr, &mut batch);
+        }
+        wanted.add(addr, &mut batch);
+        batch.commit(&mut inner.nft)?;
+        inner.state.published.insert(addr, wanted);
+        Ok(())
+    }
+
+    fn owns(&self, state: &State, addr: IpAddr) -> bool {
+        match addr {
+            IpAddr::V4(addr) => addr == self.config.shared_v4,
+            IpAddr::V6(addr) => {
+                let network = Prefix48::of(addr);
+                let flycast = state.networks.contains_key(&network)
+                    && network.flycast().contains(addr);
+                flycast || self.config.public_v6.contains(addr)
+            }
+        }
     }
 
     /// Refuses new connections to `addr` from now on; open ones live on. Idempotent.
+    ///
+    /// # Errors
+    /// The kernel's.
     pub fn unpublish(&self, addr: IpAddr) -> Result<(), NetError> {
-        pending(&addr)
+        let inner = &mut *self.lock();
+        let Some(former) = inner.state.published.get(&addr) else { return Ok(()) };
+        let mut batch = Batch::on(TABLE);
+        former.remove(addr, &mut batch);
+        batch.commit(&mut inner.nft)?;
+        inner.state.published.remove(&addr);
+        Ok(())
     }
 
     /// Lists what is published, also by an earlier process.
     pub fn published(&self) -> Vec<IpAddr> {
-        Vec::new()
+        self.lock().state.published.keys().copied().collect()
     }
 
     /// Lists the open networks, also those opened by an earlier process.
     pub fn networks(&self) -> Vec<Prefix48> {
-        Vec::new()
+        self.lock().state.networks.keys().copied().collect()
+    }
+
+    /// Lists the names of attached Machines, also those attached by an earlier process. A Machine
+    /// that died is listed until it is detached.
+    pub fn attached(&self) -> Vec<String> {
+        self.lock().state.machines.keys().cloned().collect()
     }
 
     /// Makes a Machine's network namespace and connects it. The namespace lives as long as the
     /// returned descriptor or a process in it.
     ///
     /// What had the same name before is disconnected, so do not attach a Machine that still runs.
+    ///
+    /// # Errors
+    /// [`NetError::BadName`], [`NetError::ForeignAddress`] when the network is not open, or the
+    /// kernel's. After an error the Machine is not attached.
     pub fn attach(&self, attach: &Attach) -> Result<OwnedFd, NetError> {
-        pending(attach)
-    }
-
-    /// Lists the names of attached Machines, also those attached by an earlier process.
-    pub fn attached(&self) -> Result<Vec<String>, NetError> {
-        pending(&self.config)
+        check_name(&attach.name)?;
+        let network = Prefix48::of(attach.private_ip);
+        if !self.lock().state.networks.contains_key(&network) {
+            return Err(NetError::ForeignAddress { addr: attach.private_ip.into() });
+        }
+        let (netns, mut far) = namespace::create(fixed::prepare_machine)?;
+        let inner = &mut *self.lock();
+        inner.detach(&attach.name)?;
+        let attached = inner.attach(attach, netns.as_fd());
+        let attached = attached.and_then(|()| fixed::finish_machine(&mut far, &self.config, attach));
+        if let Err(error) = attached {
+            if let Err(second) = inner.detach(&attach.name) {
+                tracing::warn!(machine = attach.name, error = %second, "half-attached Machine stays");
+            }
+            return Err(error);
+        }
+        Ok(netns)
     }
 
     /// Disconnects a Machine. Idempotent.
+    ///
+    /// # Errors
+    /// [`NetError::BadName`] or the kernel's.
     pub fn detach(&self, name: &str) -> Result<(), NetError> {
-        pending(&name)
+        check_name(name)?;
+        self.lock().detach(name)
     }
 
     /// The plane's namespace.
@@ -144,24 +301,118 @@ impl Plane {
     }
 
     /// Runs `work` on a new thread inside the plane's namespace; see [`crate::run_in`].
+    ///
+    /// # Errors
+    /// When the thread cannot be made or may not enter the namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetError> {
-        crate::namespace::run_in(self.netns_fd(), work)
+        namespace::run_in(self.netns_fd(), work)
     }
 
     /// Removes the plane: links, tables, routes, the pin. Processes inside keep an empty namespace.
     /// IPv4 forwarding on the host stays on, since others may rely on it by now.
+    ///
+    /// # Errors
+    /// The kernel's; calling it (or [`Plane::remove_by_config`]) again goes on where it stopped.
     pub fn remove(self) -> Result<(), NetError> {
         Self::remove_by_config(&self.config)
     }
 
     /// Like [`Plane::remove`] without making or adopting anything first. Idempotent. The calling
     /// thread's network namespace is the host.
+    ///
+    /// # Errors
+    /// As [`Plane::remove`].
     pub fn remove_by_config(config: &PlaneConfig) -> Result<(), NetError> {
-        pending(config)
+        fixed::remove(config)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is one transaction of the kernel followed by one of memory, so a panic
+        // between two changes leaves nothing half-done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn pending<T>(what: &impl std::fmt::Debug) -> Result<T, NetError> {
-    let source = std::io::Error::from(std::io::ErrorKind::Unsupported);
-    Err(NetError::Kernel { what: format!("{what:?}"), source })
+impl Inner {
+    fn add_host_peer(&mut self, addr: Ipv6Addr) -> Result<(), NetError> {
+        let host = route::add_address(self.outside, only(addr.into()));
+        self.host_route.apply(vec![host], &[])?;
+        let plane = vec![
+            route::add_neighbour(self.inside, addr.into(), MAC_FAR),
+            route::add_route(only(addr.into()), Via::Link(self.inside)),
+        ];
+        self.route.apply(plane, &[])?;
+        let mut batch = Batch::on(TABLE);
+        batch.add_elements(firewall::SOURCES6, &[firewall::source6(INSIDE, addr)]);
+        batch.commit(&mut self.nft)
+    }
+
+    fn remove_host_peer(&mut self, addr: Ipv6Addr) -> Result<(), NetError> {
+        let mut batch = Batch::on(TABLE);
+        batch.delete_elements(firewall::SOURCES6, &[firewall::source6(INSIDE, addr)]);
+        batch.commit(&mut self.nft)?;
+        let plane = route::delete_route(only(addr.into()), Via::Link(self.inside));
+        self.route.apply(vec![plane], &[libc::ESRCH])?;
+        let host = route::delete_address(self.outside, addr.into());
+        self.host_route.apply(vec![host], &[libc::EADDRNOTAVAIL])
+    }
+
+    /// The plane's half of a Machine's link.
+    fn attach(&mut self, attach: &Attach, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+        let (plane_end, machine_end) = attach.link;
+        let mut messages = vec![route::add_veth(&attach.name, fixed::MACHINE_LINK, netns)];
+        messages.extend(route::bring_up(&attach.name));
+        self.route.apply(messages, &[])?;
+        let link = route::index_of(&mut self.route, &attach.name)?;
+        let private_ip = attach.private_ip.into();
+        let messages = vec![
+            route::add_address(link, (GATEWAY.into(), 64)),
+            route::add_address(link, (plane_end.into(), 31)),
+            route::add_neighbour(link, private_ip, MAC_FAR),
+            route::add_neighbour(link, machine_end.into(), MAC_FAR),
+            route::add_route(only(private_ip), Via::Link(link)),
+        ];
+        self.route.apply(messages, &[])?;
+        let machine = Machine { private_ip: attach.private_ip, link: machine_end };
+        let mut batch = Batch::on(TABLE);
+        machine.add(&attach.name, &mut batch);
+        batch.commit(&mut self.nft)?;
+        self.state.machines.insert(attach.name.clone(), machine);
+        Ok(())
+    }
+
+    fn detach(&mut self, name: &str) -> Result<(), NetError> {
+        self.route.apply(vec![route::delete_link(name)], &[libc::ENODEV])?;
+        let Some(machine) = self.state.machines.get(name) else { return Ok(()) };
+        let mut batch = Batch::on(TABLE);
+        machine.remove(name, &mut batch);
+        batch.commit(&mut self.nft)?;
+        self.state.machines.remove(name);
+        Ok(())
+    }
+}
+
+/// Checks a name that becomes an interface's.
+fn check_name(name: &str) -> Result<(), NetError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let reserved = ["lo", INSIDE, ".", "..", "all", "default"].contains(&name);
+    if reserved || !(1..=15).contains(&name.len()) || !name.bytes().all(plain) {
+        return Err(NetError::BadName { name: name.to_owned() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused() {
+        for bad in ["", ".", "..", "lo", "host0", "all", "a/b", "a b", "sixteen-bytes-xx"] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+        for good in ["perch0", "148e21e6b46e89", "m.1_a-b", "fifteen-bytes-x"] {
+            assert!(check_name(good).is_ok(), "{good:?}");
+        }
+    }
 }

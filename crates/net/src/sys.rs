@@ -1,5 +1,5 @@
 //! The few calls that no safe wrapper offers.
-#![expect(unsafe_code, reason = "unshare and three socket options have no safe wrapper")]
+#![expect(unsafe_code, reason = "unshare and two socket options have no safe wrapper")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -31,11 +31,6 @@ pub(crate) fn set_transparent_v6(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Like [`set_transparent_v6`] for IPv4.
 pub(crate) fn set_transparent_v4(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(fd, libc::SOL_IP, libc::IP_TRANSPARENT)
-}
-
-/// Makes a dump honour its filter or fail.
-pub(crate) fn set_strict_dumps(fd: BorrowedFd<'_>) -> io::Result<()> {
-    set_flag(fd, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK)
 }
 
 fn set_flag(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<()> {

@@ -1,0 +1,228 @@
+//! The parts of a plane that are there before any network: namespace, link to the host, tables;
+//! and the inside of a Machine's namespace.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::state::State;
+use super::{Attach, Inner, PlaneConfig, check_name};
+use crate::error::NetError;
+use crate::firewall::{self, HOST4, INSIDE, TABLE};
+use crate::listeners::BACKLOG_MAX;
+use crate::namespace::{self, set_sysctl};
+use crate::netlink::Socket;
+use crate::nft;
+use crate::route::{self, FAR_END, GATEWAY, LOOPBACK, MAC_FAR, MAC_PLANE, Via, all_of, only};
+
+/// Name of the Machine's end of its link.
+pub(super) const MACHINE_LINK: &str = "eth0";
+/// Every Machine's route to all private networks.
+const PRIVATE_NETWORKS: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 0)), 16);
+const DEFAULT_V4: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+const IPV4_FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// See [`super::Plane::ensure`].
+pub(super) fn ensure(config: &PlaneConfig) -> Result<(OwnedFd, Inner), NetError> {
+    check_name(&config.outside)?;
+    let mut host_route = Socket::open_route()?;
+    let mut host_nft = Socket::open_netfilter()?;
+    let netns = ensure_namespace(config)?;
+    let (mut route, mut nft) = namespace::run_in(netns.as_fd(), prepare_plane)??;
+    ensure_loopback(&mut route, config)?;
+    ensure_link(&mut host_route, &mut route, netns.as_fd(), &config.outside)?;
+    let outside = route::index_of(&mut host_route, &config.outside)?;
+    let inside = route::index_of(&mut route, INSIDE)?;
+    // The rules are there before a packet can be.
+    let host_addresses = route::ipv4_addresses(&mut host_route)?;
+    let stale = nft::elements(&mut nft, TABLE, HOST4).unwrap_or_default();
+    firewall::ensure_plane(&mut nft, config, &host_addresses, &stale)?;
+    firewall::ensure_host(&mut host_nft, config)?;
+    configure_inside(&mut route, config, inside)?;
+    configure_outside(&mut host_route, config, outside)?;
+    ensure_ipv4_forwarding()?;
+    let state = State::load(&mut nft)?;
+    Ok((netns, Inner { route, nft, host_route, outside, inside, state }))
+}
+
+fn ensure_namespace(config: &PlaneConfig) -> Result<OwnedFd, NetError> {
+    if let Some(netns) = namespace::pinned(&config.pin)? {
+        tracing::debug!(pin = %config.pin.display(), "adopted the data plane's namespace");
+        return Ok(netns);
+    }
+    let (netns, ()) = namespace::create(|| Ok(()))?;
+    namespace::pin(netns.as_fd(), &config.pin)?;
+    Ok(netns)
+}
+
+/// Runs inside the plane.
+fn prepare_plane() -> Result<(Socket, Socket), NetError> {
+    let backlog = BACKLOG_MAX.to_string();
+    let settings = [
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/conf/all/accept_ra", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/ip_forward", "1"),
+        // New namespaces inherit the host's; sources are checked by set.
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        ("core/somaxconn", &backlog),
+        ("ipv4/tcp_max_syn_backlog", &backlog),
+    ];
+    for (name, value) in settings {
+        set_sysctl(name, value)?;
+    }
+    Ok((Socket::open_route()?, Socket::open_netfilter()?))
+}
+
+fn ensure_loopback(route: &mut Socket, config: &PlaneConfig) -> Result<(), NetError> {
+    let messages = vec![
+        route::switch_on("lo"),
+        route::add_address(LOOPBACK, only(config.dns.into())),
+        route::add_route(all_of(config.public_v6), Via::Here),
+        route::add_route(only(config.shared_v4.into()), Via::Here),
+    ];
+    route.apply(messages, &[])
+}
+
+/// Makes the link between host and plane unless both ends are there.
+fn ensure_link(
+    host: &mut Socket,
+    plane: &mut Socket,
+    plane_netns: std::os::fd::BorrowedFd<'_>,
+    outside: &str,
+) -> Result<(), NetError> {
+    let inside = route::links(plane)?.into_iter().any(|link| link.name == INSIDE);
+    let found = route::links(host)?.into_iter().find(|link| link.name == outside);
+    match found {
+        Some(link) if link.mac != MAC_FAR => {
+            return Err(NetError::NameTaken { name: outside.to_owned() });
+        }
+        Some(_) if inside => return Ok(()),
+        Some(_) => host.apply(vec![route::delete_link(outside)], &[])?,
+        None => {}
+    }
+    if inside {
+        plane.apply(vec![route::delete_link(INSIDE)], &[libc::ENODEV])?;
+    }
+    host.apply(vec![route::add_veth_from_far(outside, INSIDE, plane_netns)], &[])
+}
+
+fn configure_inside(
+    route: &mut Socket,
+    config: &PlaneConfig,
+    inside: u32,
+) -> Result<(), NetError> {
+    let (host, plane) = config.host_link;
+    let host_v6 = config.public_v6.last_but_one().into();
+    let mut messages = route::bring_up(INSIDE);
+    messages.extend([
+        route::add_address(inside, (GATEWAY.into(), 64)),
+        route::add_address_towards(inside, plane, host),
+        route::add_neighbour(inside, host.into(), MAC_FAR),
+        route::add_neighbour(inside, host_v6, MAC_FAR),
+        route::add_route(only(host_v6), Via::Link(inside)),
+        route::add_route(DEFAULT_V4, Via::Gateway(inside, host.into())),
+    ]);
+    route.apply(messages, &[])
+}
+
+fn configure_outside(
+    host_route: &mut Socket,
+    config: &PlaneConfig,
+    outside: u32,
+) -> Result<(), NetError> {
+    let (host, plane) = config.host_link;
+    for (key, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0")] {
+        set_sysctl(&format!("ipv6/conf/{}/{key}", config.outside), value)?;
+    }
+    let gateway = Via::Gateway(outside, GATEWAY.into());
+    let mut messages = route::bring_up(&config.outside);
+    messages.extend([
+        route::add_address_towards(outside, host, plane),
+        route::add_address(outside, only(config.public_v6.last_but_one().into())),
+        route::add_neighbour(outside, plane.into(), MAC_PLANE),
+        route::add_neighbour(outside, GATEWAY.into(), MAC_PLANE),
+        route::add_route(all_of(config.public_v6), gateway),
+        route::add_route(only(config.shared_v4.into()), Via::Gateway(outside, plane.into())),
+    ]);
+    host_route.apply(messages, &[])
+}
+
+/// Egress needs it. IPv6 forwarding is never touched: it would end SLAAC on the host.
+fn ensure_ipv4_forwarding() -> Result<(), NetError> {
+    let on = fs::read_to_string(IPV4_FORWARDING).is_ok_and(|text| text.trim() == "1");
+    if on { Ok(()) } else { set_sysctl("ipv4/ip_forward", "1") }
+}
+
+/// Runs inside a Machine's new namespace; returns a socket in it.
+pub(super) fn prepare_machine() -> Result<Socket, NetError> {
+    let settings = [
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/default/disable_ipv6", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        // In the Machine everybody may listen on port 80 and send echo requests.
+        ("ipv4/ip_unprivileged_port_start", "0"),
+        ("ipv4/ping_group_range", "0 2147483647"),
+    ];
+    for (name, value) in settings {
+        set_sysctl(name, value)?;
+    }
+    Socket::open_route()
+}
+
+/// The Machine's half of its link.
+pub(super) fn finish_machine(
+    far: &mut Socket,
+    config: &PlaneConfig,
+    attach: &Attach,
+) -> Result<(), NetError> {
+    let (plane_end, machine_end) = attach.link;
+    let mut messages = vec![route::switch_on("lo")];
+    messages.extend(route::bring_up(MACHINE_LINK));
+    far.apply(messages, &[])?;
+    let link = route::index_of(far, MACHINE_LINK)?;
+    let gateway = Via::Gateway(link, GATEWAY.into());
+    let messages = vec![
+        route::add_address(link, (FAR_END.into(), 64)),
+        route::add_address(link, only(attach.private_ip.into())),
+        route::add_address(link, (machine_end.into(), 31)),
+        route::add_neighbour(link, GATEWAY.into(), MAC_PLANE),
+        route::add_neighbour(link, plane_end.into(), MAC_PLANE),
+        route::add_route(PRIVATE_NETWORKS, gateway),
+        route::add_route(all_of(config.public_v6), gateway),
+        route::add_route(DEFAULT_V4, Via::Gateway(link, plane_end.into())),
+    ];
+    far.apply(messages, &[])
+}
+
+/// See [`super::Plane::remove_by_config`].
+pub(super) fn remove(config: &PlaneConfig) -> Result<(), NetError> {
+    check_name(&config.outside)?;
+    if let Some(netns) = namespace::pinned(&config.pin)? {
+        namespace::run_in(netns.as_fd(), empty_plane)??;
+    }
+    namespace::unpin(&config.pin)?;
+    let mut host_route = Socket::open_route()?;
+    let ours = |link: &route::Link| link.name == config.outside && link.mac == MAC_FAR;
+    if route::links(&mut host_route)?.iter().any(ours) {
+        host_route.apply(vec![route::delete_link(&config.outside)], &[libc::ENODEV])?;
+    }
+    let mut host_nft = Socket::open_netfilter()?;
+    firewall::remove_table(&mut host_nft, &firewall::host_table(&config.outside))
+}
+
+/// Runs inside the plane: a process that stays there is left without links and rules.
+fn empty_plane() -> Result<(), NetError> {
+    let mut route = Socket::open_route()?;
+    for link in route::links(&mut route)? {
+        if link.index != LOOPBACK {
+            route.apply(vec![route::delete_link(&link.name)], &[libc::ENODEV])?;
+        }
+    }
+    firewall::remove_table(&mut Socket::open_netfilter()?, TABLE)
+}

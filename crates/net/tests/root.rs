@@ -1,0 +1,490 @@
+//! The data plane on a real kernel, in host namespaces made for each test. Needs root.
+//!
+//! Without root every test prints that it is skipped; with `E2E_REQUIRED=1` that is a failure.
+
+#[path = "root/lab.rs"]
+mod lab;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+
+use lab::{Lab, MachineLab, accept, dial, echo, ip, listen_in, prefix, receive, say, v4, v6};
+use perch_net::{Attach, NetError, Plane, Prefix48, Visible, doctor};
+
+/// The blueprint's port.
+const HTTP: u16 = 80;
+
+#[test]
+fn a_call_to_a_flycast_address_reaches_the_listener_and_shows_what_was_dialled() {
+    let Some(lab) = Lab::start("dispatch") else { return };
+    let network = lab.network("fdaa:0:1::");
+    let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    let visible = Visible::Network(network);
+    lab.plane.publish(app.into(), &[(HTTP, HTTP), (8000, 8100)], visible).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+
+    for port in [HTTP, 8000, 8050, 8100] {
+        let client = dial(caller.netns.as_fd(), (app, port)).expect("connect");
+        let (server, local, peer) = accept(&listeners.tcp6);
+        assert_eq!((local.ip(), local.port()), (IpAddr::V6(app), port));
+        assert_eq!(peer.ip(), IpAddr::V6(caller.private_ip), "the caller keeps its address");
+        say(client, server);
+    }
+}
+
+#[test]
+fn unpublished_ports_and_addresses_are_refused_at_once() {
+    let Some(lab) = Lab::start("refused") else { return };
+    let network = lab.network("fdaa:0:1::");
+    let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    let visible = Visible::Network(network);
+    lab.plane.publish(app.into(), &[(HTTP, HTTP), (8000, 8100)], visible).expect("publish");
+    let _listeners = lab.plane.listeners().expect("listeners");
+    let refused = |addr, port| {
+        let error = dial(caller.netns.as_fd(), (addr, port)).expect_err("nothing is published");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{addr} port {port}");
+    };
+
+    for port in [81, 7999, 8101, 10080, 65535] {
+        refused(app, port);
+    }
+    refused(v6("fdaa:0:1:0:1::3"), HTTP);
+    lab.plane.publish(app.into(), &[(443, 443)], visible).expect("publish other ports instead");
+    refused(app, HTTP);
+    refused(app, 8050);
+    dial(caller.netns.as_fd(), (app, 443)).expect("the new port");
+    lab.plane.unpublish(app.into()).expect("unpublish");
+    lab.plane.unpublish(app.into()).expect("unpublish again");
+    refused(app, 443);
+}
+
+#[test]
+fn open_connections_outlive_the_publication_of_their_address() {
+    let Some(lab) = Lab::start("drain") else { return };
+    let network = lab.network("fdaa:0:1::");
+    let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+    let client = dial(caller.netns.as_fd(), (app, HTTP)).expect("connect");
+    let (server, _, _) = accept(&listeners.tcp6);
+
+    lab.plane.unpublish(app.into()).expect("unpublish");
+
+    say(client, server);
+}
+
+#[test]
+fn a_published_address_without_a_listener_stays_silent_until_one_comes() {
+    let Some(lab) = Lab::start("silent") else { return };
+    let network = lab.network("fdaa:0:1::");
+    let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+
+    let error = dial(caller.netns.as_fd(), (app, HTTP)).expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+
+    let listeners = lab.plane.listeners().expect("listeners");
+    dial(caller.netns.as_fd(), (app, HTTP)).expect("connect");
+    drop(listeners);
+    lab.plane.listeners().expect("the next listeners take the place of the former");
+}
+
+#[test]
+fn the_shared_and_the_public_addresses_serve_every_network_and_the_host() {
+    let Some(lab) = Lab::start("public") else { return };
+    lab.network("fdaa:0:1::");
+    lab.network("fdaa:0:2::");
+    let one = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let two = lab.machine("m2", "fdaa:0:2:a7b:1:0:1:2", 2);
+    let (public, shared) = (v6("2001:db8:5::7"), v4("192.0.2.10"));
+    for addr in [public.into(), shared.into()] {
+        lab.plane.publish(addr, &[(HTTP, HTTP)], Visible::Everyone).expect("publish");
+    }
+    let listeners = lab.plane.listeners().expect("listeners");
+
+    for from in [one.netns.as_fd(), two.netns.as_fd(), lab.host()] {
+        dial(from, (public, HTTP)).expect("connect to the public address");
+        assert_eq!(accept(&listeners.tcp6).1.ip(), IpAddr::V6(public));
+        dial(from, (shared, HTTP)).expect("connect to the shared address");
+        let (_, local, _) = accept(&listeners.tcp4);
+        assert_eq!((local.ip(), local.port()), (IpAddr::V4(shared), HTTP));
+        assert!(echo(from, public.into()), "ping the public address");
+        let error = dial(from, (shared, 81)).expect_err("not published");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    let error = lab.plane.publish(shared.into(), &[], Visible::Network(prefix("fdaa:0:1::")));
+    assert!(matches!(error, Err(NetError::NotForOneNetwork { .. })));
+}
+
+#[test]
+fn pings_are_answered_with_nothing_running() {
+    let Some(lab) = Lab::start("ping") else { return };
+    let network = lab.network("fdaa:0:1::");
+    lab.network("fdaa:0:2::");
+    let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let stranger = lab.machine("m2", "fdaa:0:2:a7b:1:0:1:2", 2);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[], Visible::Network(network)).expect("publish");
+
+    assert!(echo(caller.netns.as_fd(), app.into()), "FC-05");
+    assert!(echo(caller.netns.as_fd(), v6("fdaa::3").into()));
+    assert!(echo(caller.netns.as_fd(), v6("fdaa:0:1::3").into()));
+    assert!(!echo(stranger.netns.as_fd(), app.into()));
+    assert!(!echo(stranger.netns.as_fd(), v6("fdaa:0:1::3").into()));
+}
+
+#[test]
+fn machines_of_one_network_reach_each_other_and_those_of_two_do_not() {
+    let Some(lab) = Lab::start("isolation") else { return };
+    let first = lab.network("fdaa:0:1::");
+    let second = lab.network("fdaa:0:2::");
+    let one = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let peer = lab.machine("m2", "fdaa:0:1:a7b:1:0:2:2", 2);
+    let stranger = lab.machine("m3", "fdaa:0:2:a7b:1:0:1:2", 4);
+    let server = listen_in(peer.netns.as_fd(), "[::]:0");
+    let port = server.local_addr().expect("a bound socket").port();
+    let (mine, theirs) = (v6("fdaa:0:1:0:1::2"), v6("fdaa:0:2:0:1::2"));
+    let http = [(HTTP, HTTP)];
+    lab.plane.publish(mine.into(), &http, Visible::Network(first)).expect("publish");
+    lab.plane.publish(theirs.into(), &http, Visible::Network(second)).expect("publish");
+    let _listeners = lab.plane.listeners().expect("listeners");
+
+    dial(one.netns.as_fd(), (peer.private_ip, port)).expect("6PN within a network");
+    let error = dial(stranger.netns.as_fd(), (peer.private_ip, port)).expect_err("6PN across");
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "refused at once");
+    dial(one.netns.as_fd(), (mine, HTTP)).expect("own Flycast address");
+    for (from, to) in [(&one, theirs), (&stranger, mine)] {
+        let error = dial(from.netns.as_fd(), (to, HTTP)).expect_err("other Flycast address");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    // FC-13: published for another network only, it is that network's.
+    lab.plane.publish(mine.into(), &http, Visible::Network(second)).expect("publish");
+    dial(stranger.netns.as_fd(), (mine, HTTP)).expect("made visible");
+    dial(one.netns.as_fd(), (mine, HTTP)).expect_err("no longer visible to its own network");
+    let link = listen_in(peer.netns.as_fd(), "0.0.0.0:0");
+    let port = link.local_addr().expect("a bound socket").port();
+    dial(one.netns.as_fd(), (peer.link.1, port)).expect_err("links are closed to each other");
+}
+
+#[test]
+fn a_forged_source_gets_nowhere() {
+    let Some(lab) = Lab::start("forged") else { return };
+    lab.network("fdaa:0:1::");
+    lab.network("fdaa:0:2::");
+    let victim = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let friend = lab.machine("m2", "fdaa:0:1:a7b:1:0:2:2", 2);
+    let forger = lab.machine("m3", "fdaa:0:2:a7b:1:0:1:2", 4);
+    let inbox = lab::udp_in(victim.netns.as_fd(), "[::]:0");
+    let port = inbox.local_addr().expect("a bound socket").port();
+    let resolver = std::net::UdpSocket::from(lab.plane.listeners().expect("listeners").dns_udp);
+
+    for forged in ["fdaa:0:1:a7b:1:0:2:2", "fdaa:0:1:a7b:9:0:9:2", "fdaa:0:1:0:1::2"] {
+        ip(forger.netns.as_fd(), &format!("-6 addr replace {forged}/128 dev eth0 nodad"));
+        let liar = lab::udp_in(forger.netns.as_fd(), &format!("[{forged}]:0"));
+        for to in [(victim.private_ip, port), (v6("fdaa::3"), 53)] {
+            // An error would be an ICMP answer; the datagram must vanish instead.
+            assert_eq!(liar.send_to(b"forged", to).expect("sent"), 6);
+        }
+    }
+    let honest = lab::udp_in(friend.netns.as_fd(), "[::]:0");
+    honest.send_to(b"honest", (victim.private_ip, port)).expect("sent");
+    honest.send_to(b"honest", (v6("fdaa::3"), 53)).expect("sent");
+
+    for socket in [inbox, resolver] {
+        let (text, from) = receive(&socket).expect("the honest datagram");
+        assert_eq!((text.as_str(), from), ("honest", IpAddr::V6(friend.private_ip)));
+    }
+}
+
+#[test]
+fn the_resolver_answers_at_both_addresses_and_sees_who_asks() {
+    let Some(lab) = Lab::start("resolver") else { return };
+    lab.network("fdaa:0:1::");
+    lab.network("fdaa:0:2::");
+    let asker = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let listeners = lab.plane.listeners().expect("listeners");
+    let resolver = std::net::UdpSocket::from(listeners.dns_udp);
+
+    for addr in ["fdaa::3", "fdaa:0:1::3"] {
+        let socket = lab::udp_in(asker.netns.as_fd(), "[::]:0");
+        socket.connect((v6(addr), 53)).expect("connect");
+        socket.send(b"question").expect("sent");
+        lab::wait_readable(&resolver);
+        let mut buffer = [0; 64];
+        let (len, from) = resolver.recv_from(&mut buffer).expect("the question");
+        assert_eq!((&buffer[..len], from.ip()), (&b"question"[..], asker.private_ip.into()));
+        resolver.send_to(b"answer", from).expect("answered");
+        assert_eq!(receive(&socket), Some(("answer".to_owned(), v6(addr).into())));
+        dial(asker.netns.as_fd(), (v6(addr), 53)).expect("DNS over TCP");
+        assert_eq!(accept(&listeners.dns_tcp).2.ip(), IpAddr::V6(asker.private_ip));
+    }
+    let socket = lab::udp_in(asker.netns.as_fd(), "[::]:0");
+    socket.connect((v6("fdaa:0:2::3"), 53)).expect("connect");
+    socket.send(b"question").expect("sent");
+    let refused = socket.recv(&mut [0; 64]).expect_err("another network's resolver");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn the_plane_reaches_a_machine_over_its_link_on_any_low_port() {
+    let Some(lab) = Lab::start("link") else { return };
+    lab.network("fdaa:0:1::");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let server = listen_in(machine.netns.as_fd(), "0.0.0.0:80");
+
+    let client = dial(lab.plane.netns_fd(), (machine.link.1, 80)).expect("connect");
+    let (server, peer) = server.accept().expect("accept");
+    assert_eq!(peer.ip(), IpAddr::V4(machine.link.0), "FC-47");
+    say(client, server);
+    let sysctl = |name: &str| {
+        let path = format!("/proc/sys/net/ipv4/{name}");
+        let read = perch_net::run_in(machine.netns.as_fd(), || std::fs::read_to_string(path));
+        read.expect("enter").expect("read").trim().replace('\t', " ")
+    };
+    assert_eq!(sysctl("ip_unprivileged_port_start"), "0");
+    assert_eq!(sysctl("ping_group_range"), "0 2147483647");
+}
+
+#[test]
+fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
+    let Some(lab) = Lab::start("peer") else { return };
+    let (home, away) = (prefix("fdaa:0:1::"), prefix("fdaa:0:2::"));
+    let peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    lab.plane.ensure_network(home, Some(peer)).expect("network");
+    lab.plane.ensure_network(away, None).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let other = lab.machine("m2", "fdaa:0:2:a7b:1:0:1:2", 2);
+    let (app, foreign) = (v6("fdaa:0:1:0:1::2"), v6("fdaa:0:2:0:1::2"));
+    for (addr, network) in [(app, home), (foreign, away)] {
+        let visible = Visible::Network(network);
+        lab.plane.publish(addr.into(), &[(HTTP, HTTP)], visible).expect("publish");
+    }
+    let listeners = lab.plane.listeners().expect("listeners");
+    let server = listen_in(machine.netns.as_fd(), "[::]:0");
+    let port = server.local_addr().expect("a bound socket").port();
+    let secret = listen_in(other.netns.as_fd(), "[::]:0");
+    let secret_port = secret.local_addr().expect("a bound socket").port();
+    let on_host = listen_in(lab.host(), "[::]:0");
+    let host_port = on_host.local_addr().expect("a bound socket").port();
+
+    dial(lab.host(), (app, HTTP)).expect("Flycast from the host");
+    assert_eq!(accept(&listeners.tcp6).2.ip(), IpAddr::V6(peer));
+    dial(lab.host(), (machine.private_ip, port)).expect("6PN from the host");
+    assert_eq!(server.accept().expect("accept").1.ip(), IpAddr::V6(peer));
+    dial(lab.host(), (foreign, HTTP)).expect_err("the host is no member there");
+    dial(lab.host(), (other.private_ip, secret_port)).expect_err("the host is no member there");
+    let error = dial(machine.netns.as_fd(), (peer, host_port)).expect_err("nothing new comes in");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+
+    lab.plane.ensure_network(home, None).expect("the host leaves");
+    dial(lab.host(), (app, HTTP)).expect_err("no longer a member");
+    let wrong = lab.plane.ensure_network(away, Some(peer));
+    assert!(matches!(wrong, Err(NetError::ForeignAddress { .. })));
+}
+
+#[test]
+fn egress_reaches_the_world_but_neither_the_host_nor_metadata() {
+    let Some(lab) = Lab::start("egress") else { return };
+    lab.network("fdaa:0:1::");
+    let world = lab.world();
+    // The host's new address is known from the next start on.
+    let lab = lab.restart();
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let server = listen_in(world.as_fd(), "0.0.0.0:0");
+    let port = server.local_addr().expect("a bound socket").port();
+    let on_host = listen_in(lab.host(), "0.0.0.0:0");
+    let host_port = on_host.local_addr().expect("a bound socket").port();
+
+    let client = dial(machine.netns.as_fd(), (v4("198.51.100.1"), port)).expect("egress");
+    let (server, peer) = server.accept().expect("accept");
+    assert_eq!(peer.ip(), IpAddr::V4(v4("198.51.100.2")), "under the host's address");
+    say(client, server);
+    let refused = |addr: Ipv4Addr, port: u16| {
+        let error = dial(machine.netns.as_fd(), (addr, port)).expect_err("closed");
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{addr}");
+    };
+    refused(v4("198.51.100.2"), host_port);
+    refused(lab.config.host_link.0, host_port);
+    refused(v4("169.254.169.254"), HTTP);
+    refused(v4("172.16.200.1"), HTTP);
+    // And nobody out there reaches in, even with a route.
+    ip(world.as_fd(), "route add 192.0.2.10/32 via 198.51.100.2");
+    ip(world.as_fd(), "route add 172.16.0.0/16 via 198.51.100.2");
+    let all = Visible::Everyone;
+    lab.plane.publish(lab.config.shared_v4.into(), &[(HTTP, HTTP)], all).expect("publish");
+    let _listeners = lab.plane.listeners().expect("listeners");
+    dial(world.as_fd(), (lab.config.shared_v4, HTTP)).expect_err("not from outside");
+    dial(world.as_fd(), (machine.link.1, HTTP)).expect_err("not from outside");
+}
+
+#[test]
+fn drop_policies_and_a_flushed_ruleset_on_the_host_change_nothing_private() {
+    let Some(lab) = Lab::start("firewall") else { return };
+    let network = prefix("fdaa:0:1::");
+    lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
+    let one = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let two = lab.machine("m2", "fdaa:0:1:a7b:1:0:2:2", 2);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+    let server = listen_in(two.netns.as_fd(), "[::]:0");
+    let port = server.local_addr().expect("a bound socket").port();
+    let all_works = || {
+        dial(one.netns.as_fd(), (app, HTTP)).expect("Flycast from a Machine");
+        accept(&listeners.tcp6);
+        dial(lab.host(), (app, HTTP)).expect("Flycast from the host");
+        accept(&listeners.tcp6);
+        dial(one.netns.as_fd(), (two.private_ip, port)).expect("6PN");
+        assert!(echo(one.netns.as_fd(), app.into()));
+    };
+
+    all_works();
+    lab.nft(
+        "table inet ufw {
+            chain input { type filter hook input priority 0; policy drop;
+                iif lo accept; ct state established,related accept; }
+            chain forward { type filter hook forward priority 0; policy drop; }
+        }",
+    );
+    all_works();
+    lab.nft("flush ruleset");
+    all_works();
+    let lab = lab.restart();
+    assert!(lab.host_sees("nft list tables").contains("perch_"), "ensure brings the table back");
+}
+
+#[test]
+fn a_plane_is_adopted_with_all_that_it_carries() {
+    let Some(lab) = Lab::start("adopt") else { return };
+    let network = prefix("fdaa:0:1::");
+    let host_peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    lab.plane.ensure_network(network, Some(host_peer)).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let (app, wide) = (v6("fdaa:0:1:0:1::2"), v6("2001:db8:5::7"));
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane.publish(wide.into(), &[(1, 65535)], Visible::Everyone).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+    let client = dial(machine.netns.as_fd(), (app, HTTP)).expect("connect");
+    let (server, _, _) = accept(&listeners.tcp6);
+
+    let lab = lab.restart();
+
+    assert_eq!(lab.plane.networks(), [network]);
+    assert_eq!(lab.plane.published(), [IpAddr::V6(wide), IpAddr::V6(app)]);
+    assert_eq!(lab.plane.attached(), ["m1"]);
+    say(client, server);
+    let error = lab.plane.listeners().expect_err("the former listeners still live");
+    assert!(error.to_string().contains("listen on"), "{error}");
+    dial(lab.host(), (app, HTTP)).expect("the host is still a member");
+    assert_eq!(accept(&listeners.tcp6).2.ip(), IpAddr::V6(host_peer));
+    lab.plane.unpublish(wide.into()).expect("unpublish what another process published");
+    dial(machine.netns.as_fd(), (wide, 5000)).expect_err("refused");
+    lab.plane.detach("m1").expect("detach what another process attached");
+    lab.plane.remove_network(network).expect("remove what another process opened");
+    lab.plane.remove_network(network).expect("remove it again");
+    assert!(lab.plane.networks().is_empty() && lab.plane.attached().is_empty());
+    dial(lab.host(), (app, HTTP)).expect_err("the network is closed");
+}
+
+#[test]
+fn a_machine_that_starts_again_takes_the_place_of_its_former_run() {
+    let Some(lab) = Lab::start("again") else { return };
+    lab.network("fdaa:0:1::");
+    let first = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let second = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    assert!(!echo(first.netns.as_fd(), v6("fdaa::3").into()), "the former run is cut off");
+    assert!(echo(second.netns.as_fd(), v6("fdaa::3").into()));
+
+    lab.plane.detach("m1").expect("detach");
+    lab.plane.detach("m1").expect("detach again");
+    assert!(!echo(second.netns.as_fd(), v6("fdaa::3").into()));
+
+    let attach = |name: &str, private_ip: &str| Attach {
+        name: name.to_owned(),
+        private_ip: v6(private_ip),
+        link: (v4("172.16.0.0"), v4("172.16.0.1")),
+    };
+    let bad_name = lab.plane.attach(&attach("a/b", "fdaa:0:1:a7b:1:0:1:2"));
+    assert!(matches!(bad_name, Err(NetError::BadName { .. })));
+    let no_network = lab.plane.attach(&attach("m1", "fdaa:0:9:a7b:1:0:1:2"));
+    assert!(matches!(no_network, Err(NetError::ForeignAddress { .. })));
+    let foreign = lab.plane.publish(v6("fdaa:0:9:0:1::2").into(), &[], Visible::Everyone);
+    assert!(matches!(foreign, Err(NetError::ForeignAddress { .. })));
+}
+
+#[test]
+fn two_planes_on_one_host_do_not_meet() {
+    let Some(lab) = Lab::start("two") else { return };
+    let other = lab.second_plane();
+    let network = lab.network("fdaa:0:1::");
+    other.ensure_network(prefix("fdaa:0:2::"), None).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let twin = MachineLab::attach(&other, "m1", "fdaa:0:2:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+    let _others = other.listeners().expect("listeners of the other plane");
+
+    dial(machine.netns.as_fd(), (app, HTTP)).expect("connect");
+    accept(&listeners.tcp6);
+    dial(twin.netns.as_fd(), (app, HTTP)).expect_err("the other plane");
+    dial(twin.netns.as_fd(), (machine.private_ip, HTTP)).expect_err("the other plane");
+    assert!(echo(twin.netns.as_fd(), v6("fdaa::3").into()));
+    lab.in_host(|| other.remove()).expect("remove one");
+    dial(machine.netns.as_fd(), (app, HTTP)).expect("the first goes on");
+}
+
+#[test]
+fn removing_a_plane_leaves_nothing_and_may_be_repeated() {
+    let Some(lab) = Lab::start("remove") else { return };
+    let network = prefix("fdaa:0:1::");
+    lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let inside = lab.plane.netns_fd().try_clone_to_owned().expect("a copy");
+
+    let (before, config) = (lab.before.clone(), lab.config.clone());
+    lab.in_host(|| Plane::remove_by_config(&config)).expect("remove");
+    lab.in_host(|| Plane::remove_by_config(&config)).expect("remove again");
+
+    assert_eq!(lab.snapshot(), before, "links, routes and tables of the host are as before");
+    assert!(!config.pin.exists(), "the pin is gone");
+    let links = lab::output(inside.as_fd(), "ip -o link");
+    assert_eq!(links.lines().count(), 1, "only lo is left inside: {links}");
+    assert_eq!(lab::output(inside.as_fd(), "nft list ruleset"), "");
+    assert!(!lab::output(machine.netns.as_fd(), "ip -o link").contains("eth0"));
+}
+
+#[test]
+fn a_link_of_somebody_else_is_not_touched() {
+    let Some(lab) = Lab::start("taken") else { return };
+    ip(lab.host(), "link add users0 type dummy");
+    let mut config = lab.config.clone();
+    config.outside = "users0".to_owned();
+    config.pin.set_extension("other");
+
+    let error = lab.in_host(|| Plane::ensure(&config)).expect_err("the name is taken");
+    assert!(matches!(error, NetError::NameTaken { .. }), "{error}");
+    lab.in_host(|| Plane::remove_by_config(&config)).expect("remove");
+    assert!(lab.host_sees("ip -o link").contains("users0"));
+}
+
+#[test]
+fn the_doctor_finds_this_host_fit() {
+    if lab::skip("doctor") {
+        return;
+    }
+    for check in doctor() {
+        assert!(check.ok, "{check:?}");
+        assert!(check.remedy.is_empty() && !check.detail.is_empty(), "{check:?}");
+    }
+}
+
+#[test]
+fn a_network_is_named_by_any_of_its_addresses() {
+    assert_eq!(Prefix48::of(v6("fdaa:0:1:a7b:1:0:1:2")).first(), Ipv6Addr::from_bits(0xfdaa << 112 | 1 << 80));
+}
