@@ -19,7 +19,11 @@ pub mod process;
 pub mod shim;
 pub mod unpack;
 
+mod bundle;
+mod cgroup;
+mod stage;
 mod sys;
+mod user;
 
 pub use images::{Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Unpacked};
 pub use launch::{
@@ -27,3 +31,11 @@ pub use launch::{
     install_init, launch, remove,
 };
 pub use process::{ListenSocket, Process};
+
+/// A new directory below the system's temporary one, for a test.
+#[cfg(test)]
+fn scratch_dir(name: &str) -> std::io::Result<std::path::PathBuf> {
+    let dir = std::env::temp_dir().join(format!("perch-machine-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}

@@ -1,9 +1,23 @@
 //! The log of a Machine: two files, one line of the program each, stamped by the shim.
 //!
-//! A line reads `2026-01-02T03:04:05.678901Z stdout text`. `log` grows to 8 MiB and is then renamed to `log.1`.
+//! A line reads `2026-01-02T03:04:05.678901Z stdout text`. `log` grows to 8 MiB and is then renamed to `log.1`, so a
+//! Machine's log takes at most 16 MiB.
 
-use std::io;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Longest line; a longer one is cut into pieces of this size. Fly's logs cut at the same order of size.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Size at which `log` becomes `log.1`.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+const CURRENT: &str = "log";
+const FORMER: &str = "log.1";
 
 /// A line that a Machine's program wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,23 +34,260 @@ pub struct LogLine {
 #[derive(Debug)]
 pub struct LogReader {
     dir: PathBuf,
+    file: Option<BufReader<File>>,
+    partial: Vec<u8>,
+    /// Lines read ahead by `from_tail`.
+    ahead: VecDeque<LogLine>,
 }
 
 impl LogReader {
     /// A reader that begins with the oldest line kept.
     pub fn from_start(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), file: None, partial: Vec::new(), ahead: VecDeque::new() }
     }
 
     /// A reader that begins `lines` before the end.
     pub fn from_tail(dir: &Path, lines: usize) -> io::Result<Self> {
-        let _ = lines;
-        Ok(Self { dir: dir.to_owned() })
+        let mut reader = Self::from_start(dir);
+        let mut tail = VecDeque::new();
+        while let Some(line) = reader.next_line()? {
+            tail.push_back(line);
+            if tail.len() > lines {
+                tail.pop_front();
+            }
+        }
+        reader.ahead = tail;
+        Ok(reader)
     }
 
     /// Up to `max` whole lines that came since the last call; empty when there are none.
     pub fn read(&mut self, max: usize) -> io::Result<Vec<LogLine>> {
-        let _ = (max, &self.dir);
-        Ok(Vec::new())
+        let mut lines = Vec::new();
+        while lines.len() < max {
+            let next = match self.ahead.pop_front() {
+                Some(line) => Some(line),
+                None => self.next_line()?,
+            };
+            let Some(line) = next else { break };
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+
+    fn next_line(&mut self) -> io::Result<Option<LogLine>> {
+        loop {
+            if self.file.is_none() && !self.open_first()? {
+                return Ok(None);
+            }
+            let Some(file) = &mut self.file else { return Ok(None) };
+            file.read_until(b'\n', &mut self.partial)?;
+            if self.partial.pop_if(|last| *last == b'\n').is_some() {
+                let line = parse(&std::mem::take(&mut self.partial));
+                if line.is_some() {
+                    return Ok(line);
+                }
+            } else if !self.open_next()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn open_first(&mut self) -> io::Result<bool> {
+        self.file = match open(&self.dir.join(FORMER))? {
+            Some(file) => Some(file),
+            None => open(&self.dir.join(CURRENT))?,
+        };
+        Ok(self.file.is_some())
+    }
+
+    /// At the end of a file that has been rotated away, goes on with the current one.
+    fn open_next(&mut self) -> io::Result<bool> {
+        let Some(file) = &self.file else { return Ok(false) };
+        let Some(current) = open(&self.dir.join(CURRENT))? else { return Ok(false) };
+        let (old, new) = (file.get_ref().metadata()?, current.get_ref().metadata()?);
+        if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
+            return Ok(false);
+        }
+        self.partial.clear();
+        self.file = Some(current);
+        Ok(true)
+    }
+}
+
+fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(BufReader::new(file))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(line: &[u8]) -> Option<LogLine> {
+    let line = String::from_utf8_lossy(line);
+    let mut parts = line.splitn(3, ' ');
+    let (timestamp, stream, text) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(LogLine { timestamp: timestamp.into(), stream: stream.into(), text: text.into() })
+}
+
+/// Writes the log. One per shim.
+#[derive(Debug)]
+pub(crate) struct LogWriter {
+    dir: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl LogWriter {
+    /// Opens the log for appending.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().create(true).append(true).open(dir.join(CURRENT))?;
+        let len = file.seek(SeekFrom::End(0))?;
+        Ok(Self { dir: dir.to_owned(), file, len })
+    }
+
+    /// Writes whole lines, made by `Lines::take`.
+    pub(crate) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.len + lines.len() as u64 > FILE_BYTES_MAX && self.len > 0 {
+            std::fs::rename(self.dir.join(CURRENT), self.dir.join(FORMER))?;
+            *self = Self::open(&self.dir)?;
+        }
+        self.file.write_all(lines)?;
+        self.len += lines.len() as u64;
+        Ok(())
+    }
+}
+
+/// Cuts what comes from one pipe into stamped lines.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    stream: &'static str,
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) fn new(stream: &'static str) -> Self {
+        Self { stream, partial: Vec::new() }
+    }
+
+    /// The lines that `bytes` completes, each with stamp and newline.
+    pub(crate) fn take(&mut self, bytes: &[u8], now: SystemTime) -> Vec<u8> {
+        let mut out = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = match piece.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (piece, false),
+            };
+            for chunk in text.chunks(LINE_BYTES_MAX) {
+                if self.partial.len() + chunk.len() > LINE_BYTES_MAX {
+                    self.flush(&mut out, now);
+                }
+                self.partial.extend_from_slice(chunk);
+            }
+            if ends {
+                self.flush(&mut out, now);
+            }
+        }
+        out
+    }
+
+    /// What is left when the pipe has ended.
+    pub(crate) fn finish(&mut self, now: SystemTime) -> Vec<u8> {
+        let mut out = Vec::new();
+        if !self.partial.is_empty() {
+            self.flush(&mut out, now);
+        }
+        out
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>, now: SystemTime) {
+        out.extend_from_slice(timestamp(now).as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.stream.as_bytes());
+        out.push(b' ');
+        out.append(&mut self.partial);
+        out.push(b'\n');
+    }
+}
+
+/// RFC 3339 in UTC with microseconds.
+pub fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_micros()
+    )
+}
+
+/// Year, month and day of a day since 1970: "civil_from_days" of howardhinnant.github.io/date_algorithms.html, for
+/// days from 1970 on. Years begin in March there, so that the leap day comes last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn times_read_as_rfc_3339() {
+        assert_eq!(timestamp(at(0)), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(timestamp(at(951_782_400_000_001)), "2000-02-29T00:00:00.000001Z");
+        assert_eq!(timestamp(at(1_767_323_045_678_901)), "2026-01-02T03:04:05.678901Z");
+    }
+
+    #[test]
+    fn a_line_is_stamped_when_it_ends() {
+        let mut lines = Lines::new("stdout");
+        assert!(lines.take(b"half", at(0)).is_empty());
+        let out = lines.take(b" whole\n\nrest", at(1));
+        let stamp = "1970-01-01T00:00:00.000001Z stdout";
+        assert_eq!(String::from_utf8_lossy(&out), format!("{stamp} half whole\n{stamp} \n"));
+        assert!(String::from_utf8_lossy(&lines.finish(at(2))).ends_with("stdout rest\n"));
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut_and_never_held_beyond_its_limit() {
+        let mut lines = Lines::new("stderr");
+        let out = lines.take(&vec![b'x'; 3 * LINE_BYTES_MAX + 1], at(0));
+        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 3);
+        assert_eq!(lines.partial.len(), 1);
+    }
+
+    #[test]
+    fn a_reader_follows_across_rotation() -> io::Result<()> {
+        let dir = crate::scratch_dir("logs")?;
+        let mut reader = LogReader::from_start(&dir);
+        assert!(reader.read(10)?.is_empty());
+        let mut writer = LogWriter::open(&dir)?;
+        writer.append(b"t stdout one\n")?;
+        assert_eq!(reader.read(10)?.len(), 1);
+        writer.append(b"t stdout two\n")?;
+        writer.len = FILE_BYTES_MAX;
+        writer.append(b"t stdout three\nt stdout ")?;
+        let texts: Vec<_> = reader.read(10)?.into_iter().map(|line| line.text).collect();
+        assert_eq!(texts, ["two", "three"]);
+        writer.append(b"four\n")?;
+        assert_eq!(reader.read(10)?[0].text, "four");
+        let mut tail = LogReader::from_tail(&dir, 2)?;
+        assert_eq!(tail.read(1)?[0].text, "three");
+        std::fs::remove_dir_all(dir)
     }
 }

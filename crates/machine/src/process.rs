@@ -1,6 +1,18 @@
 //! What runs inside a Machine, read from `/proc`.
 
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
+
+/// The kernel's unit of CPU time towards programs is fixed at 1/100 s.
+const TICKS_PER_SECOND: u64 = 100;
+const PAGE_BYTES: u64 = 4096;
+/// State of a listening TCP socket and of an unconnected UDP socket in `/proc/net`.
+const TCP_LISTEN: &str = "0A";
+const UDP_UNCONNECTED: &str = "07";
 
 /// A process of a Machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,4 +42,162 @@ pub struct ListenSocket {
     pub proto: String,
     /// `address:port`; an IPv6 address in brackets.
     pub address: String,
+}
+
+/// Lists the processes `pids` (ids of the host) of the Machine whose PID 1 is `init`. Those that end meanwhile are left
+/// out.
+pub(crate) fn list(init: i32, pids: &[i32]) -> io::Result<Vec<Process>> {
+    let listening = listening_sockets(init)?;
+    let uptime = uptime_s()?;
+    let mut all: Vec<_> =
+        pids.iter().filter_map(|pid| describe(*pid, uptime, &listening)).collect();
+    all.sort_by_key(|process| process.pid);
+    Ok(all)
+}
+
+/// Start time of a process in clock ticks since boot, which with its id names it for good.
+pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Stat::parse(&stat).map(|stat| stat.start_ticks).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What we use of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    user_ticks: u64,
+    system_ticks: u64,
+    start_ticks: u64,
+    resident_pages: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The name in parentheses may hold anything; the fields begin after the last one, with number 3.
+        let fields: Vec<_> = text.rsplit_once(") ")?.1.split(' ').collect();
+        let number = |field: usize| fields.get(field - 3)?.trim().parse().ok();
+        Some(Self {
+            user_ticks: number(14)?,
+            system_ticks: number(15)?,
+            start_ticks: number(22)?,
+            resident_pages: number(24)?,
+        })
+    }
+}
+
+fn describe(pid: i32, uptime_s: u64, listening: &HashMap<u64, ListenSocket>) -> Option<Process> {
+    let dir = format!("/proc/{pid}");
+    let stat = Stat::parse(&fs::read_to_string(format!("{dir}/stat")).ok()?)?;
+    let status = fs::read_to_string(format!("{dir}/status")).ok()?;
+    let command = fs::read(format!("{dir}/cmdline")).ok()?;
+    let directory = fs::read_link(format!("{dir}/cwd")).unwrap_or_default();
+    Some(Process {
+        pid: inner_pid(&status)?,
+        command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " "),
+        directory: directory.to_string_lossy().into_owned(),
+        stime: stat.system_ticks,
+        rtime: uptime_s.saturating_sub(stat.start_ticks / TICKS_PER_SECOND),
+        cpu: stat.user_ticks + stat.system_ticks,
+        rss: stat.resident_pages * PAGE_BYTES,
+        listen_sockets: sockets_of(&dir, listening),
+    })
+}
+
+/// The process id in the innermost namespace.
+fn inner_pid(status: &str) -> Option<i32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().last()?.parse().ok()
+}
+
+fn uptime_s() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let whole = text.split('.').next().and_then(|seconds| seconds.parse().ok());
+    whole.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn sockets_of(dir: &str, listening: &HashMap<u64, ListenSocket>) -> Vec<ListenSocket> {
+    let links = fs::read_dir(format!("{dir}/fd")).into_iter().flatten().flatten();
+    let inodes = links.filter_map(|link| {
+        let target = fs::read_link(link.path()).ok()?;
+        target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    });
+    let mut found: Vec<_> =
+        inodes.filter_map(|inode: u64| listening.get(&inode).cloned()).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The listening sockets of a process's network namespace, by inode.
+fn listening_sockets(pid: i32) -> io::Result<HashMap<u64, ListenSocket>> {
+    let mut found = HashMap::new();
+    let tables = [
+        ("tcp", "tcp", TCP_LISTEN),
+        ("tcp6", "tcp", TCP_LISTEN),
+        ("udp", "udp", UDP_UNCONNECTED),
+        ("udp6", "udp", UDP_UNCONNECTED),
+    ];
+    for (file, proto, state) in tables {
+        let table = fs::read_to_string(format!("/proc/{pid}/net/{file}"))?;
+        found.extend(table.lines().skip(1).filter_map(|line| parse_socket(line, proto, state)));
+    }
+    Ok(found)
+}
+
+fn parse_socket(line: &str, proto: &str, state: &str) -> Option<(u64, ListenSocket)> {
+    let fields: Vec<_> = line.split_ascii_whitespace().collect();
+    if *fields.get(3)? != state {
+        return None;
+    }
+    let address = parse_address(fields.get(1)?)?.to_string();
+    Some((fields.get(9)?.parse().ok()?, ListenSocket { proto: proto.to_owned(), address }))
+}
+
+/// Addresses stand there as 32-bit words in the processor's order.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = [0; 16];
+    for (word, out) in address.as_bytes().chunks(8).zip(bytes.chunks_mut(4)) {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        out.copy_from_slice(&word.to_ne_bytes());
+    }
+    let ip = match address.len() {
+        8 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+        32 => IpAddr::V6(Ipv6Addr::from(bytes)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_shift_the_fields() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 20 0 1 0 333 4444 55 6 0";
+        let expected =
+            Stat { user_ticks: 11, system_ticks: 22, start_ticks: 333, resident_pages: 55 };
+        assert_eq!(Stat::parse(stat), Some(expected));
+        assert_eq!(Stat::parse("7 (short) S 1"), None);
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn listeners_are_read_and_others_are_not() {
+        let line =
+            "  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 1";
+        let found = parse_socket(line, "tcp", TCP_LISTEN);
+        let expected = ListenSocket { proto: "tcp".into(), address: "127.0.0.1:8080".into() };
+        assert_eq!(found, Some((4711, expected)));
+        assert_eq!(parse_socket(&line.replace(" 0A ", " 01 "), "tcp", TCP_LISTEN), None);
+        let six = parse_address("00000000000000000000000001000000:0050").map(|at| at.to_string());
+        assert_eq!(six.as_deref(), Some("[::1]:80"));
+    }
+
+    #[test]
+    fn the_innermost_process_id_counts() {
+        assert_eq!(inner_pid("Name:\tx\nNSpid:\t4242\t1\n"), Some(1));
+        assert_eq!(inner_pid("Name:\tx\n"), None);
+    }
 }

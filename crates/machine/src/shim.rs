@@ -1,11 +1,435 @@
 //! The keeper of one run of a Machine: `perch shim DIR`.
+//!
+//! ```text
+//!  lock ─► namespaces, overlay ─► libcontainer create, start ─► answer ─► copy output … ─► reap ─► exit record
+//! ```
+//!
+//! It is single-threaded, because it forks without exec, and it is the parent of the Machine's PID 1: the kernel kills
+//! that process when the shim dies. It lives in a session of its own and holds a lock on the Machine's directory, by
+//! which others see that the run is alive. It decides nothing: who wants the Machine to end signals PID 1.
 
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
+
+use crate::cgroup::Cgroups;
+use crate::launch::{self, Answer, ExitCause, ExitRecord, LaunchSpec, ShimState};
+use crate::logs::{Lines, LogWriter};
+use crate::stage::{self, StageError};
+use crate::user::{self, BadUser};
+
+/// The descriptor that init reports on.
+const REPORT_FD: i32 = 3;
+/// Longest packet from init.
+const REPORT_BYTES_MAX: usize = 4096;
+/// How much is read from a pipe at once: a pipe's usual capacity.
+const READ_BYTES: usize = 64 * 1024;
+/// Name under which libcontainer knows the container; its state directory is private to the shim.
+const CONTAINER: &str = "machine";
+
+/// Why the shim could not start its Machine.
+#[derive(Debug, thiserror::Error)]
+enum ShimError {
+    #[error("could not {doing}")]
+    Io {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error(transparent)]
+    User(#[from] BadUser),
+    #[error("container runtime refused")]
+    Container(#[from] Box<libcontainer::error::LibcontainerError>),
+    #[error("{0}")]
+    Program(String),
+}
+
+fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError {
+    move |source| ShimError::Io { doing, source: source.into() }
+}
 
 /// Entry point of `perch shim DIR`. Call it first thing in `main`, before any thread or runtime exists: standard input
 /// is the network namespace, standard output the answer to the launcher.
 pub fn main(dir: &Path) -> ExitCode {
-    let _ = dir;
-    ExitCode::FAILURE
+    let Ok(mut answer) = Outlet::take() else { return ExitCode::FAILURE };
+    match start(dir, &answer) {
+        Ok(keeper) => keeper.keep(&mut answer),
+        Err(error) => {
+            answer.send(&Answer::Failed(chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// The way back to the launcher, used once.
+#[derive(Debug)]
+struct Outlet(Option<File>);
+
+impl Outlet {
+    /// Closes what was inherited by mistake and takes standard output for itself.
+    fn take() -> io::Result<Self> {
+        crate::sys::close_inherited()?;
+        // Keeps descriptor 3, which init will know, free of this one.
+        let report =
+            rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let answer = rustix::io::fcntl_dupfd_cloexec(io::stdout(), REPORT_FD + 2)?;
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        crate::sys::replace_stdout(&null)?;
+        drop(report);
+        Ok(Self(Some(answer.into())))
+    }
+
+    /// Whether nobody will read the answer.
+    fn is_closed(&self) -> bool {
+        let Some(file) = &self.0 else { return true };
+        let mut fds = [PollFd::new(file, PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::ERR)
+    }
+
+    fn send(&mut self, answer: &Answer) {
+        let Some(mut file) = self.0.take() else { return };
+        let sent =
+            serde_json::to_vec(answer).map_err(Into::into).and_then(|text| file.write_all(&text));
+        if let Err(error) = sent {
+            eprintln!("could not answer the launcher: {error}");
+        }
+    }
+}
+
+/// A started container.
+struct Keeper {
+    spec: LaunchSpec,
+    cgroups: Cgroups,
+    pid: Pid,
+    pidfd: OwnedFd,
+    report: OwnedFd,
+    output: [(File, Lines); 2],
+    log: LogWriter,
+    started: bool,
+    reported: Option<Report>,
+    _lock: File,
+}
+
+/// What init says.
+#[derive(Debug, PartialEq, Eq)]
+enum Report {
+    Started,
+    Failed(String),
+    Exit { code: i32, signal: i32 },
+}
+
+fn start(dir: &Path, answer: &Outlet) -> Result<Keeper, ShimError> {
+    let (report, init_report) = report_socket().map_err(doing("make the report socket"))?;
+    let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), REPORT_FD + 1);
+    let netns = netns.map_err(doing("take the network namespace"))?;
+    let lock = launch::lock(dir).map_err(doing("lock the machine's directory"))?;
+    if answer.is_closed() {
+        // A successor of the launcher may have given this run up already.
+        return Err(ShimError::Program("the launcher is gone".to_owned()));
+    }
+    let spec = launch::read_spec(dir).map_err(doing("read spec.json"))?;
+    let Some(spec) = spec else {
+        return Err(ShimError::Program("spec.json is missing".to_owned()));
+    };
+    if let Err(error) = rustix::process::setsid() {
+        eprintln!("could not begin a session: {error}");
+    }
+    create(spec, netns, report, init_report, lock)
+}
+
+fn create(
+    spec: LaunchSpec,
+    netns: OwnedFd,
+    report: OwnedFd,
+    init_report: OwnedFd,
+    lock: File,
+) -> Result<Keeper, ShimError> {
+    let log = LogWriter::open(&spec.dir).map_err(doing("open the log"))?;
+    let cgroups = Cgroups::find(&launch::cgroup_path(&spec)).map_err(doing("find cgroups"))?;
+    let user_namespace = stage::user_namespace(&spec)?;
+    stage::enter_network(netns.as_fd())?;
+    stage::enter()?;
+    let root = stage::build(&spec, user_namespace.as_fd())?;
+    let user = user::resolve(&spec.user, &root.read("/etc/passwd"), &root.read("/etc/group"))?;
+    drop(root);
+    let path = format!("/proc/self/fd/{}", user_namespace.as_raw_fd());
+    write_bundle(&crate::bundle::config(&spec, &user, &format!("{}/root", stage::STAGE), &path))?;
+    let owner = (spec.uid_base + user.uid, spec.uid_base + user.gid);
+    let (stdout, stdout_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
+    let (stderr, stderr_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
+    let pid = run_container(&cgroups, stdout_end, stderr_end)?;
+    drop(init_report);
+    let pidfd =
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(doing("watch init"))?;
+    let output = [(stdout, Lines::new("stdout")), (stderr, Lines::new("stderr"))];
+    Ok(Keeper {
+        spec,
+        cgroups,
+        pid,
+        pidfd,
+        report,
+        output,
+        log,
+        started: false,
+        reported: None,
+        _lock: lock,
+    })
+}
+
+/// A packet socket whose far end is descriptor 3 and survives exec.
+fn report_socket() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (far, near) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    if far.as_raw_fd() != REPORT_FD {
+        return Err(io::Error::other("descriptor 3 is taken"));
+    }
+    rustix::io::fcntl_setfd(&far, FdFlags::empty())?;
+    Ok((near, far))
+}
+
+/// A pipe that the Machine's user may also open by name: `/dev/stdout` is a link to it.
+fn output_pipe(owner: (u32, u32)) -> io::Result<(File, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
+    rustix::fs::fchown(&write, Some(uid), Some(gid))?;
+    Ok((read.into(), write))
+}
+
+fn write_bundle(config: &serde_json::Value) -> Result<(), ShimError> {
+    let text = serde_json::to_vec(config).map_err(doing("write the bundle"))?;
+    fs::create_dir_all("bundle").map_err(doing("make the bundle"))?;
+    fs::create_dir_all("state").map_err(doing("make the state directory"))?;
+    fs::write("bundle/config.json", text).map_err(doing("write the bundle"))
+}
+
+fn run_container(cgroups: &Cgroups, stdout: OwnedFd, stderr: OwnedFd) -> Result<Pid, ShimError> {
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let builder = ContainerBuilder::new(CONTAINER.to_owned(), SyscallType::Linux)
+        .with_root_path(format!("{}/state", stage::STAGE))
+        .map_err(Box::new)?
+        .with_preserved_fds(1)
+        .with_stdin(null.map_err(doing("open /dev/null"))?)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
+        .as_init(format!("{}/bundle", stage::STAGE))
+        .with_systemd(false)
+        .with_detach(true);
+    let mut container = builder.build().map_err(Box::new)?;
+    let pid = container.pid().map(|pid| pid.as_raw()).and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| ShimError::Program("container has no process".to_owned()))?;
+    cgroups.join_v2(pid.as_raw_nonzero().get()).map_err(doing("join the v2 cgroup"))?;
+    container.start().map_err(Box::new)?;
+    Ok(pid)
+}
+
+impl Keeper {
+    /// Copies output until the Machine has ended, then leaves the exit record.
+    fn keep(mut self, answer: &mut Outlet) -> ExitCode {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match self.wait_for_event() {
+                Ok(ended) => {
+                    self.read_report();
+                    self.answer(answer);
+                    self.copy(&mut buffer);
+                    if ended {
+                        return self.finish(answer, &mut buffer);
+                    }
+                }
+                Err(error) => {
+                    eprintln!("could not wait: {error}");
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to do; true when PID 1 has ended.
+    fn wait_for_event(&self) -> io::Result<bool> {
+        let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        if self.reported.is_none() {
+            fds.push(PollFd::new(&self.report, PollFlags::IN));
+        }
+        for (pipe, _) in &self.output {
+            fds.push(PollFd::new(pipe, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) => Ok(fds[0].revents().contains(PollFlags::IN)),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_report(&mut self) {
+        let mut packet = [0; REPORT_BYTES_MAX];
+        while let Ok((len, _)) = rustix::net::recv(&self.report, &mut packet, RecvFlags::DONTWAIT) {
+            match parse_report(&packet[..len]) {
+                Some(Report::Started) => self.started = true,
+                Some(last) => self.reported = Some(last),
+                None => break,
+            }
+        }
+    }
+
+    /// Tells the launcher, once it is known whether the program runs.
+    fn answer(&mut self, answer: &mut Outlet) {
+        if answer.0.is_none() {
+            return;
+        }
+        if let Some(Report::Failed(reason)) = &self.reported {
+            answer.send(&Answer::Failed(reason.clone()));
+        } else if self.started {
+            let state = ShimState::of_this_shim(self.spec.run, self.pid);
+            let written = state.and_then(|state| {
+                launch::write_whole(&self.spec.dir, launch::SHIM_FILE, &state).map(|()| state)
+            });
+            answer.send(&match written {
+                Ok(state) => Answer::Started(state),
+                Err(error) => Answer::Failed(format!("could not write shim.json: {error}")),
+            });
+        }
+    }
+
+    fn copy(&mut self, buffer: &mut [u8]) -> bool {
+        let mut more = false;
+        for (pipe, lines) in &mut self.output {
+            let Ok(len) = pipe.read(buffer) else { continue };
+            let text = lines.take(&buffer[..len], SystemTime::now());
+            more |= len > 0;
+            if let Err(error) = self.log.append(&text) {
+                eprintln!("could not write the log: {error}");
+            }
+        }
+        more
+    }
+
+    fn finish(mut self, answer: &mut Outlet, buffer: &mut [u8]) -> ExitCode {
+        let status = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        while self.copy(buffer) {}
+        for (_, lines) in &mut self.output {
+            let rest = lines.finish(SystemTime::now());
+            if let Err(error) = self.log.append(&rest) {
+                eprintln!("could not write the log: {error}");
+            }
+        }
+        let record = self.record(status.ok().flatten().map(|(_, status)| status));
+        let written = launch::write_whole(&self.spec.dir, launch::EXIT_FILE, &record);
+        answer.send(&Answer::Failed("the machine ended before its program was started".to_owned()));
+        if let Err(error) = self.cgroups.remove() {
+            eprintln!("could not remove the cgroups: {error}");
+        }
+        match written {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("could not write exit.json: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn record(&self, status: Option<WaitStatus>) -> ExitRecord {
+        let (exit_code, signal) = match &self.reported {
+            Some(Report::Exit { code, signal }) => (*code, (*signal > 0).then_some(*signal)),
+            Some(Report::Failed(_) | Report::Started) | None => codes(status),
+        };
+        let cause = match &self.reported {
+            Some(Report::Failed(reason)) => ExitCause::NotExecuted(reason.clone()),
+            _ => ExitCause::Exited,
+        };
+        let oom_killed = self.cgroups.oom_kills() > 0;
+        ExitRecord {
+            run: self.spec.run,
+            exit_code,
+            signal,
+            oom_killed,
+            exited_at_us: now_us(),
+            cause,
+        }
+    }
+}
+
+/// Exit code and signal of PID 1 itself, when it could not report the program's.
+fn codes(status: Option<WaitStatus>) -> (i32, Option<i32>) {
+    let Some(status) = status else { return (128, None) };
+    match status.terminating_signal() {
+        Some(signal) => (128 + signal, Some(signal)),
+        None => (status.exit_status().unwrap_or(128), None),
+    }
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn parse_report(packet: &[u8]) -> Option<Report> {
+    let text = String::from_utf8_lossy(packet);
+    let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
+    match word {
+        "started" => Some(Report::Started),
+        "failed" => Some(Report::Failed(rest.to_owned())),
+        "exit" => {
+            let (code, signal) = rest.split_once(' ')?;
+            Some(Report::Exit { code: code.parse().ok()?, signal: signal.parse().ok()? })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_init_are_understood_and_others_ignored() {
+        assert_eq!(parse_report(b"started"), Some(Report::Started));
+        assert_eq!(parse_report(b"exit 137 9"), Some(Report::Exit { code: 137, signal: 9 }));
+        assert_eq!(
+            parse_report(b"failed no such file"),
+            Some(Report::Failed("no such file".into()))
+        );
+        assert_eq!(parse_report(b""), None);
+        assert_eq!(parse_report(b"exit x y"), None);
+    }
+
+    #[test]
+    fn the_chain_names_each_cause_once() {
+        let error = doing("open the log")(io::Error::other("disk is gone"));
+        assert_eq!(chain(&error), "could not open the log: disk is gone");
+    }
 }

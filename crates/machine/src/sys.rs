@@ -1,1 +1,133 @@
-//! System calls that have no safe wrapper.
+//! System calls that have no safe wrapper, behind safe functions.
+#![expect(
+    unsafe_code,
+    reason = "clone, mount_setattr and setfsuid have no safe wrapper in rustix or std"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Closes all descriptors from 3 on. Only for the first lines of a process, when nothing owns them.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: called before this process has opened anything itself, so no `OwnedFd` loses its descriptor.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) }).map(drop)
+}
+
+/// Watches a pidfd for the end of its process. Needs a tokio runtime.
+pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `OwnedFd` answers with the same open descriptor until it is dropped, with the registration.
+    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Makes standard output the same as `to`.
+pub(crate) fn replace_stdout(to: &OwnedFd) -> io::Result<()> {
+    // SAFETY: both descriptors are open; standard output stays open, it only refers to something else.
+    check(unsafe { libc::c_long::from(libc::dup2(to.as_raw_fd(), libc::STDOUT_FILENO)) }).map(drop)
+}
+
+/// Gives this process its own mount namespace. The process must be single-threaded.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: NEWNS does not share or close descriptors; the hazard of `unshare` is FILES, which is not used.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
+/// A child that does nothing but hold a new user namespace open. It dies when dropped.
+#[derive(Debug)]
+pub(crate) struct Holder(Pid);
+
+impl Holder {
+    /// Forks the child. The process must be single-threaded.
+    pub(crate) fn spawn() -> io::Result<Self> {
+        let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        // SAFETY: a plain fork (no shared memory, no new stack) of a single-threaded process; the child calls only
+        // async-signal-safe functions and never returns.
+        let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+        if pid == 0 {
+            // SAFETY: async-signal-safe calls without memory arguments.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        pid.map(Self).ok_or_else(|| io::Error::other("clone returned no process id"))
+    }
+
+    /// The child's process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.as_raw_nonzero().get()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // An error means that it is dead already; the wait then reaps it all the same.
+        let killed = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+        let reaped = rustix::process::waitpid(Some(self.0), rustix::process::WaitOptions::empty());
+        if let (Err(error), _) | (_, Err(error)) = (killed, reaped) {
+            tracing::debug!(%error, "user namespace holder was gone already");
+        }
+    }
+}
+
+/// Makes the detached mount `tree` show its files' ids through the map of `user_namespace`.
+pub(crate) fn map_ids(tree: &OwnedFd, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: the empty path and the structure live through the call, and the size is the structure's.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// Makes files created from now on belong to `id` (user and group), without losing any right. An overlay keeps the
+/// ids and rights of who mounts it for all that it does in its upper layer.
+pub(crate) fn act_as(id: u32) -> io::Result<()> {
+    // SAFETY: both calls take an integer and touch no memory. They report no failure; a privileged process has none,
+    // and a file with an id that the mount does not map is refused by the kernel.
+    unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+    }
+    // The kernel took away the rights over files when the id left 0.
+    let held = caps::read(None, caps::CapSet::Permitted).map_err(io::Error::other)?;
+    caps::set(None, caps::CapSet::Effective, &held).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_dies_when_dropped() {
+        let Ok(holder) = Holder::spawn() else {
+            return; // User namespaces are forbidden for this user.
+        };
+        let pid = holder.0;
+        drop(holder);
+        assert!(rustix::process::test_kill_process(pid).is_err());
+    }
+}

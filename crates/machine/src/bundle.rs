@@ -1,0 +1,162 @@
+//! The OCI bundle of a run, as data: any OCI runtime can start it.
+//!
+//! The mount tree is prepared by the shim before (module `stage`): the root, `/sys` and the files that the platform
+//! writes are there already. The network namespace is not named: whoever runs the bundle stands in it.
+
+use serde_json::{Value, json};
+
+use crate::launch::LaunchSpec;
+use crate::user::User;
+
+/// Where the init layer has the init binary.
+pub(crate) const INIT: &str = "/.perch/init";
+
+/// Search path when neither image nor configuration sets one, as Docker's.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Number of user and group ids that a Machine has.
+pub(crate) const IDS: u32 = 65_536;
+
+/// What root in a Machine may do in its own user namespace. Docker's list less making devices, raw sockets (its network
+/// namespace belongs to the host, they would not work) and writing the audit log.
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// The content of `config.json`. `root` is the mounted root directory, `user_namespace` a path to the namespace.
+pub(crate) fn config(spec: &LaunchSpec, user: &User, root: &str, user_namespace: &str) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": root, "readonly": false },
+        "hostname": spec.hostname,
+        "process": process(spec, user),
+        "mounts": mounts(),
+        "linux": {
+            "namespaces": [
+                { "type": "user", "path": user_namespace },
+                { "type": "mount" }, { "type": "pid" }, { "type": "uts" }, { "type": "ipc" },
+            ],
+            "cgroupsPath": format!("/{}/{}", spec.cgroup_parent, spec.machine),
+            "resources": resources(spec),
+            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/scsi", "/proc/timer_list"],
+            "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/sysrq-trigger"],
+        },
+    })
+}
+
+fn process(spec: &LaunchSpec, user: &User) -> Value {
+    let mut args = vec![INIT.to_owned()];
+    args.extend_from_slice(&spec.argv);
+    // A program that does not run as root gets capabilities by nobody's hand.
+    let held = if user.uid == 0 { CAPABILITIES } else { &[] };
+    json!({
+        "terminal": false,
+        "cwd": workdir(spec),
+        "args": args,
+        "env": environment(spec, user),
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+        "noNewPrivileges": true,
+        "capabilities": {
+            "bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
+        },
+    })
+}
+
+/// The working directory, absolute.
+pub(crate) fn workdir(spec: &LaunchSpec) -> String {
+    match spec.workdir.as_str() {
+        "" => "/".to_owned(),
+        dir if dir.starts_with('/') => dir.to_owned(),
+        dir => format!("/{dir}"),
+    }
+}
+
+/// `NAME=value` entries; the last of a name wins, `PATH` and `HOME` have defaults.
+fn environment(spec: &LaunchSpec, user: &User) -> Vec<String> {
+    let mut all =
+        vec![("PATH".to_owned(), PATH.to_owned()), ("HOME".to_owned(), user.home.clone())];
+    for (name, value) in &spec.env {
+        match all.iter_mut().find(|(known, _)| known == name) {
+            Some(entry) => entry.1.clone_from(value),
+            None => all.push((name.clone(), value.clone())),
+        }
+    }
+    all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn mounts() -> Value {
+    json!([
+        { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+        { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+          "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] },
+        { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+        { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+          "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
+        { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+          "options": ["nosuid", "noexec", "nodev"] },
+    ])
+}
+
+/// One period of the CPU controller, the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+fn resources(spec: &LaunchSpec) -> Value {
+    let mut resources = json!({});
+    if let Some(bytes) = spec.memory_bytes {
+        resources["memory"] = json!({ "limit": i64::try_from(bytes).unwrap_or(i64::MAX) });
+    }
+    if let Some(millis) = spec.cpu_millis {
+        let quota = u64::from(millis) * CPU_PERIOD_US / 1000;
+        resources["cpu"] = json!({ "quota": quota.max(1000), "period": CPU_PERIOD_US });
+    }
+    if let Some(limit) = spec.pids_max {
+        resources["pids"] = json!({ "limit": i64::try_from(limit).unwrap_or(i64::MAX) });
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::test_spec;
+
+    fn root_user() -> User {
+        User { uid: 0, gid: 0, groups: Vec::new(), home: "/root".to_owned() }
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_wins() {
+        let mut spec = test_spec();
+        spec.env =
+            vec![("A".into(), "1".into()), ("PATH".into(), "/x".into()), ("A".into(), "2".into())];
+        assert_eq!(environment(&spec, &root_user()), ["PATH=/x", "HOME=/root", "A=2"]);
+    }
+
+    #[test]
+    fn a_program_that_is_not_root_holds_no_capability() {
+        let user = User { uid: 1000, ..root_user() };
+        let config = config(&test_spec(), &user, "/r", "/u");
+        assert_eq!(config["process"]["capabilities"]["effective"], json!([]));
+    }
+
+    #[test]
+    fn limits_become_cgroup_settings() {
+        let mut spec = test_spec();
+        (spec.memory_bytes, spec.cpu_millis, spec.pids_max) = (Some(1 << 20), Some(500), Some(64));
+        let expected = json!({
+            "memory": {"limit": 1_048_576}, "cpu": {"quota": 50_000, "period": 100_000}, "pids": {"limit": 64},
+        });
+        assert_eq!(resources(&spec), expected);
+    }
+}
