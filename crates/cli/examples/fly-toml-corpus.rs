@@ -49,7 +49,7 @@ fn compare(dir: &Path, case: &Value) -> Vec<String> {
     if loaded.has_errors() == (accepted && !late) {
         differences.push(format!("verdict {}: {:?}", case["verdict"], loaded.problems));
     }
-    let unknown = Value::from(loaded.unknown.clone());
+    let unknown = Value::from(loaded.strict_unknown());
     if sorted(&case["strict_unknown"]) != sorted(&unknown) {
         differences.push(format!("unknown: {unknown} instead of {}", case["strict_unknown"]));
     }

@@ -1,6 +1,8 @@
 //! How a command ends other than well: one type, printed at one place.
 
 use crate::console::Console;
+use crate::image::ImageError;
+use perch_api::ClientError;
 use std::fmt;
 
 /// Exit code of a command that took too long.
@@ -46,6 +48,11 @@ impl Failure {
         self
     }
 
+    /// The HTTP status, when the server refused.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.error.downcast_ref::<ClientError>()?.status()
+    }
+
     /// The message with its causes, without the hint.
     pub(crate) fn message(&self) -> String {
         format!("{:#}", self.error)
@@ -65,8 +72,12 @@ impl Failure {
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
+    /// Errors that know what to do about themselves bring their hint along.
     fn from(error: E) -> Self {
-        Self { error: error.into(), hint: None, code: 1 }
+        let error = error.into();
+        let of_server = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
+        let hint = of_server.or_else(|| error.downcast_ref::<ImageError>()?.hint());
+        Self { error, hint, code: 1 }
     }
 }
 

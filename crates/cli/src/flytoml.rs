@@ -156,7 +156,17 @@ fn syntax_error(path: &Path, text: &str, error: &SyntaxError) -> LoadError {
     LoadError::Syntax { path: path.to_owned(), line, column, message, excerpt }
 }
 
+/// Sections that flyctl's strict mode does not look into.
+const NOT_STRICT: [&str; 4] = ["services[", "vm[", "mounts[", "metrics["];
+
 impl Loaded {
+    /// The unknown keys that `config validate --strict` refuses: flyctl's strict mode does not look
+    /// inside services, vm, mounts and metrics, and files that pass there pass here.
+    pub fn strict_unknown(&self) -> Vec<&str> {
+        let strict = |key: &&str| !NOT_STRICT.iter().any(|section| key.starts_with(section));
+        self.unknown.iter().map(String::as_str).filter(strict).collect()
+    }
+
     /// Whether something stops validation and deploy.
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(|problem| problem.level == Level::Error)

@@ -11,6 +11,8 @@ mod console;
 mod env;
 mod failure;
 pub mod flytoml;
+mod image;
+mod render;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

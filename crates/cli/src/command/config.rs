@@ -16,11 +16,12 @@ fn validate(context: &Context<'_>, args: &AppArgs, strict: bool) -> Outcome {
     let loaded = context.config_file(args)?.ok_or_else(missing)?;
     report(context, &loaded)?;
     context.console.line("");
-    if !strict || loaded.unknown.is_empty() {
+    let unknown = loaded.strict_unknown();
+    if !strict || unknown.is_empty() {
         return Ok(());
     }
     context.console.line("Strict validation found unrecognised sections or keys:");
-    loaded.unknown.iter().for_each(|key| context.console.line(format!("  - {key}")));
+    unknown.iter().for_each(|key| context.console.line(format!("  - {key}")));
     Err(Failure::new("strict validation failed"))
 }
 

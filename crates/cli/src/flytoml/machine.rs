@@ -4,8 +4,8 @@
 //! The result is what the file says and nothing more: image, metadata and defaults of Perch are added
 //! by the deploy.
 
-use super::config::{Check, Config, Metrics, Mount, Port, Restart, Service, Vm};
-use super::shown::{Object, auto_stop_json, concurrency_json, port_json, static_json};
+use super::config::{Check, Config, Metrics, Mount, Port, Restart, Service, Static, Vm};
+use super::shown::{Object, auto_stop_json, concurrency_json, port_json};
 use super::size;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -257,6 +257,17 @@ fn mount_json(mount: &Mount) -> Value {
         .nonzero("extend_threshold_percent", mount.auto_extend_size_threshold)
         .nonzero("add_size_gb", gb(&mount.auto_extend_size_increment))
         .nonzero("size_gb_limit", gb(&mount.auto_extend_size_limit))
+        .into_value()
+}
+
+/// All keys are always there, even when empty.
+fn static_json(entry: &Static) -> Value {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Object::default()
+        .put("guest_path", text(&entry.guest_path))
+        .put("url_prefix", text(&entry.url_prefix))
+        .put("tigris_bucket", text(&entry.tigris_bucket))
+        .put("index_document", text(&entry.index_document))
         .into_value()
 }
 

@@ -88,7 +88,6 @@ impl<'n, 'a> Section<'n, 'a> {
         &self.path
     }
 
-
     /// Takes a key's value; `null` counts as absent. Keys in another letter case are taken too, as
     /// Go's decoder does.
     fn take(&mut self, key: &str) -> Option<(String, Tree)> {

@@ -141,10 +141,18 @@ fn deploy_json(deploy: &Deploy) -> Value {
         .duration("release_command_timeout", deploy.release_command_timeout)
         .some("release_command_vm", deploy.release_command_vm.as_ref().map(vm_json))
         .text("strategy", deploy.strategy.as_ref())
-        .some("max_unavailable", deploy.max_unavailable)
+        .some("max_unavailable", deploy.max_unavailable.map(whole_number))
         .duration("wait_timeout", deploy.wait_timeout)
         .text("seed_command", deploy.seed_command.as_ref())
         .into_value()
+}
+
+/// Go writes a float without a fraction as an integer.
+fn whole_number(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => Value::from(number as i64),
+        false => Value::from(number),
+    }
 }
 
 fn mount_json(mount: &Mount) -> Value {
@@ -182,8 +190,8 @@ fn http_service_json(service: &Service) -> Value {
 
 fn service_json(service: &Service) -> Value {
     let object = Object::default()
-        .put("protocol", service.protocol.clone().unwrap_or_default())
-        .put("internal_port", service.internal_port)
+        .text("protocol", service.protocol.as_ref())
+        .nonzero("internal_port", Some(service.internal_port))
         .list("ports", all(&service.ports, port_json))
         .list("tcp_checks", all(&service.tcp_checks, check_json));
     service_rest(object, service, "http_checks").into_value()
@@ -280,7 +288,7 @@ fn vm_json(vm: &Vm) -> Value {
         .into_value()
 }
 
-pub(crate) fn static_json(entry: &Static) -> Value {
+fn static_json(entry: &Static) -> Value {
     Object::default()
         .text("guest_path", entry.guest_path.as_ref())
         .text("url_prefix", entry.url_prefix.as_ref())

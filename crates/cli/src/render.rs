@@ -1,0 +1,264 @@
+//! Tables, JSON and times as flyctl prints them (flyctl-cli section 2), byte for byte.
+
+use crate::console::Console;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+use std::io::{self, Write};
+
+const JUST_NOW: i64 = 1;
+const MINUTE: i64 = 60;
+const HOUR: i64 = 3600;
+const DAY: i64 = 86400;
+
+/// A table: cells between one space each, columns joined by a bar, header in capitals, then an empty
+/// line. The title is bold and stands above.
+pub(crate) fn table(console: &Console, title: &str, headers: &[&str], rows: &[Vec<String>]) {
+    print_title(console, title);
+    let headers: Vec<_> = headers.iter().map(|header| header.to_uppercase()).collect();
+    let widths = widths(&headers, rows);
+    console.line(line(&headers, &widths));
+    rows.iter().for_each(|row| console.line(line(row, &widths)));
+    console.line("");
+}
+
+/// A table whose header is underlined when there are rows; no empty line after it.
+pub(crate) fn simple_table(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let headers: Vec<_> = headers.iter().map(|header| header.to_uppercase()).collect();
+    let widths = widths(&headers, rows);
+    let mut lines = vec![line(&headers, &widths)];
+    if !rows.is_empty() {
+        let rules = widths.iter().map(|width| "─".repeat(width + 2));
+        lines.push(rules.collect::<Vec<_>>().join("┼"));
+    }
+    lines.extend(rows.iter().map(|row| line(row, &widths)));
+    lines.join("\n")
+}
+
+/// One object: a label and a value per line, then an empty line.
+pub(crate) fn vertical_table(console: &Console, title: &str, fields: &[(&str, String)]) {
+    print_title(console, title);
+    let rows: Vec<Vec<String>> =
+        fields.iter().map(|(label, value)| vec![(*label).to_owned(), value.clone()]).collect();
+    let widths = widths(&[], &rows);
+    rows.iter().for_each(|row| console.line(line(row, &widths)));
+    console.line("");
+}
+
+/// The table of `ips list` as the blueprint prints it: cells padded to the widest, joined by one TAB,
+/// the last column unpadded, nothing before or after.
+pub(crate) fn tab_table(console: &Console, headers: &[&str], rows: &[Vec<String>]) {
+    let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+    let widths = widths(&headers, rows);
+    for row in std::iter::once(&headers).chain(rows) {
+        let last = row.len().saturating_sub(1);
+        let cells = row.iter().enumerate().map(|(column, cell)| match column == last {
+            true => cell.clone(),
+            false => padded(cell, widths[column]),
+        });
+        console.line(cells.collect::<Vec<_>>().join("\t"));
+    }
+}
+
+/// JSON as Go's encoder writes it: indented by four spaces, with `<`, `>` and `&` escaped.
+pub(crate) fn json(console: &Console, value: &impl Serialize) -> serde_json::Result<()> {
+    let mut out = Vec::new();
+    let formatter = GoFormatter(PrettyFormatter::with_indent(b"    "));
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
+    console.line(String::from_utf8_lossy(&out));
+    Ok(())
+}
+
+/// How long ago, or the date when that is more than a day: `just now`, `42s ago`, `3m7s ago`,
+/// `5h12m ago`, `Mar 16 2024 18:20`. A text that is no time is printed as it is.
+pub(crate) fn relative_time(time: &str, now: Timestamp) -> String {
+    let Ok(then) = time.parse::<Timestamp>() else { return time.to_owned() };
+    let seconds = now.as_second() - then.as_second();
+    let (length, suffix) = match seconds < 0 {
+        true => (-seconds, ""),
+        false => (seconds, " ago"),
+    };
+    match length {
+        0..JUST_NOW => "just now".to_owned(),
+        JUST_NOW..MINUTE => format!("{length}s{suffix}"),
+        MINUTE..HOUR => format!("{}m{}s{suffix}", length / MINUTE, length % MINUTE),
+        HOUR..DAY => format!("{}h{}m{suffix}", length / HOUR, length % HOUR / MINUTE),
+        _ => date(time),
+    }
+}
+
+/// `Mar 16 2024 18:20`, in UTC; the zero time is `Jan 1 0001 00:00`.
+pub(crate) fn date(time: &str) -> String {
+    match time.parse::<Timestamp>() {
+        Ok(time) => time.strftime("%b %-d %Y %H:%M").to_string(),
+        Err(_) => time.to_owned(),
+    }
+}
+
+/// Now, in RFC 3339 with seconds.
+pub(crate) fn now_rfc3339() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Titles are bold even in pipes, as flyctl's are.
+fn print_title(console: &Console, title: &str) {
+    if !title.is_empty() {
+        console.line(format!("\x1b[1m{title}\x1b[0m"));
+    }
+}
+
+fn widths(headers: &[String], rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.iter().map(Vec::len).chain([headers.len()]).max().unwrap_or(0);
+    let cells =
+        |column: usize| rows.iter().map(move |row| row.get(column)).chain([headers.get(column)]);
+    (0..columns).map(|c| cells(c).flatten().map(|cell| width(cell)).max().unwrap_or(0)).collect()
+}
+
+fn line(cells: &[String], widths: &[usize]) -> String {
+    let cell = |(column, width): (usize, &usize)| {
+        let text = cells.get(column).map_or("", |cell| cell.trim());
+        format!(" {} ", padded(text, *width))
+    };
+    widths.iter().enumerate().map(cell).collect::<Vec<_>>().join("│")
+}
+
+fn padded(text: &str, to: usize) -> String {
+    format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
+}
+
+/// Columns on a terminal: combining marks take none, East Asian wide characters and emoji two.
+fn width(text: &str) -> usize {
+    text.chars().map(char_width).sum()
+}
+
+fn char_width(c: char) -> usize {
+    match u32::from(c) {
+        0x0300..=0x036f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,
+        0x1100..=0x115f
+        | 0x2e80..=0xa4cf
+        | 0xac00..=0xd7a3
+        | 0xf900..=0xfaff
+        | 0xfe30..=0xfe4f
+        | 0xff00..=0xff60
+        | 0x1f300..=0x1faff
+        | 0x20000..=0x3fffd => 2,
+        _ => 1,
+    }
+}
+
+/// serde's pretty form with Go's three escapes and Go's empty containers.
+struct GoFormatter<'a>(PrettyFormatter<'a>);
+
+impl Formatter for GoFormatter<'_> {
+    fn begin_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_array(w)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_array(w)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(w, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_array_value(w)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_object(w)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_object(w)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(w, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(w)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.0.end_object_value(w)
+    }
+
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        w: &mut W,
+        part: &str,
+    ) -> io::Result<()> {
+        let escaped = part.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+        w.write_all(escaped.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::tests::captured;
+
+    fn row(cells: &[&str]) -> Vec<String> {
+        cells.iter().map(|cell| (*cell).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_blueprints_table_has_tabs_and_an_unpadded_last_column() {
+        let (console, out) = captured();
+        let rows = [
+            row(&[
+                "v6",
+                "2a09:8280:1::2d:1111",
+                "public (dedicated)",
+                "global",
+                "Sep 1 2023 19:47",
+            ]),
+            row(&["v6", "fdaa:2:45b:0:1::11", "private", "global", "Mar 16 2024 18:20"]),
+            row(&["v4", "66.241.124.11", "public (shared)", "", "Jan 1 0001 00:00"]),
+        ];
+        tab_table(&console, &["VERSION", "IP", "TYPE", "REGION", "CREATED AT"], &rows);
+        assert_eq!(
+            out.text(),
+            "VERSION\tIP                  \tTYPE              \tREGION\tCREATED AT\n\
+             v6     \t2a09:8280:1::2d:1111\tpublic (dedicated)\tglobal\tSep 1 2023 19:47\n\
+             v6     \tfdaa:2:45b:0:1::11  \tprivate           \tglobal\tMar 16 2024 18:20\n\
+             v4     \t66.241.124.11       \tpublic (shared)   \t      \tJan 1 0001 00:00\n"
+        );
+    }
+
+    #[test]
+    fn a_table_pads_every_cell_and_ends_with_an_empty_line() {
+        let (console, out) = captured();
+        table(&console, "", &["Name", "Created At"], &[row(&["a", "b"]), row(&["日本"])]);
+        assert_eq!(out.text(), " NAME │ CREATED AT \n a    │ b          \n 日本 │            \n\n");
+    }
+
+    #[test]
+    fn a_simple_table_underlines_its_header_only_above_rows() {
+        assert_eq!(simple_table(&["A"], &[]), " A ");
+        assert_eq!(simple_table(&["A", "B"], &[row(&["x", "y"])]), " A │ B \n───┼───\n x │ y ");
+    }
+
+    #[test]
+    fn json_escapes_as_go_does() {
+        let (console, out) = captured();
+        json(&console, &serde_json::json!({"a": "<&>", "b": []})).expect("it serializes");
+        assert_eq!(out.text(), "{\n    \"a\": \"\\u003c\\u0026\\u003e\",\n    \"b\": []\n}\n");
+    }
+
+    #[test]
+    fn times_are_relative_for_a_day() {
+        let now: Timestamp = "2024-03-17T18:20:00Z".parse().expect("it is a time");
+        let at = |time: &str| relative_time(time, now);
+        assert_eq!(at("2024-03-17T18:20:00Z"), "just now");
+        assert_eq!(at("2024-03-17T18:19:18Z"), "42s ago");
+        assert_eq!(at("2024-03-17T18:16:53Z"), "3m7s ago");
+        assert_eq!(at("2024-03-17T13:08:00Z"), "5h12m ago");
+        assert_eq!(at("2024-03-01T08:05:00Z"), "Mar 1 2024 08:05");
+        assert_eq!(at("0001-01-01T00:00:00Z"), "Jan 1 0001 00:00");
+        assert_eq!(at("2024-03-17T18:20:10Z"), "10s");
+    }
+}
