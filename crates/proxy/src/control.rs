@@ -14,7 +14,7 @@ mod link;
 mod types;
 
 pub use handover::{Handover, HandoverError, Listeners};
-pub(crate) use link::{Lines, send_hello};
+pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{
     AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, LINE_BYTES_MAX, MachineView,

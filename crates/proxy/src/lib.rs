@@ -12,6 +12,18 @@
 
 pub mod control;
 
+mod app;
+mod buffer;
+mod clock;
+mod convert;
+mod directory;
+mod dns;
+mod http;
+mod server;
+mod server_side;
+mod tcp;
+mod upstream;
+
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -73,5 +85,3 @@ pub fn run(
 ) -> Result<(), ProxyError> {
     server::run(listeners, control, options)
 }
-
-mod server;

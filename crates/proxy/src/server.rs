@@ -1,12 +1,242 @@
-//! Placeholder for the first commit of the interface.
-use std::os::unix::net::UnixListener;
+//! The process: its runtime, its sockets, its servers, its end.
 
-use crate::{Listeners, Options, ProxyError};
+use std::io;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
+
+use crate::app::Protocol;
+use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
+use crate::directory::{Destination, Directory, Target};
+use crate::{Endpoints, Options, ProxyError, dns, http, tcp};
+
+/// Connections of callers at once; more wait in the kernel's queue. 60,000 idle ones are 0.1 GB here.
+const CONNECTIONS_MAX: usize = 60_000;
+/// After this long without a first server a waiting caller is let go.
+const FIRST_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause after a failed accept, which means that descriptors or memory ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(
-    _listeners: Listeners,
-    _control: UnixListener,
-    _options: Options,
+    listeners: Listeners,
+    control: StdUnixListener,
+    options: Options,
 ) -> Result<(), ProxyError> {
-    Err(ProxyError::Runtime(std::io::ErrorKind::Unsupported.into()))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .build()
+        .map_err(ProxyError::Runtime)?;
+    LocalSet::new().block_on(&runtime, serve(listeners, control, options))
+}
+
+async fn serve(
+    listeners: Listeners,
+    control: StdUnixListener,
+    options: Options,
+) -> Result<(), ProxyError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ProxyError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ProxyError::Signals)?;
+    start(listeners, control, &options)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("the proxy ends");
+    Ok(())
+}
+
+/// Spawns everything; the tasks end with the [`LocalSet`].
+pub(crate) fn start(
+    listeners: Listeners,
+    control: StdUnixListener,
+    options: &Options,
+) -> Result<(), ProxyError> {
+    let directory = Directory::new(options);
+    let listeners = Rc::new(listeners);
+    let limit = Rc::new(Semaphore::new(CONNECTIONS_MAX));
+    for (name, fd) in [("IPv6", &listeners.tcp6), ("IPv4", &listeners.tcp4)] {
+        let failed = |source| ProxyError::Listener { name, source };
+        let listener = tcp_listener(fd).map_err(failed)?;
+        spawn_local(accept(listener, Rc::clone(&directory), options.clone(), limit.clone()));
+    }
+    dns::start(&listeners, &directory)?;
+    let failed = |source| ProxyError::Listener { name: "control", source };
+    control.set_nonblocking(true).map_err(failed)?;
+    let control = UnixListener::from_std(control).map_err(failed)?;
+    spawn_local(accept_servers(control, directory, listeners));
+    Ok(())
+}
+
+/// Accepted sockets inherit TCP_NODELAY, which saves a call for each.
+pub(crate) fn tcp_listener(fd: &std::os::fd::OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(fd.try_clone()?);
+    listener.set_nonblocking(true)?;
+    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn accept(
+    listener: TcpListener,
+    directory: Rc<Directory>,
+    options: Options,
+    limit: Rc<Semaphore>,
+) {
+    loop {
+        let Ok(permit) = limit.acquire().await else { return };
+        match listener.accept().await {
+            Ok((stream, caller)) => {
+                permit.forget();
+                let permit = Permit(Rc::clone(&limit));
+                let options = options.clone();
+                let directory = Rc::clone(&directory);
+                spawn_local(async move {
+                    serve_one(stream, caller, directory, &options).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One of [`CONNECTIONS_MAX`].
+struct Permit(Rc<Semaphore>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
+
+async fn serve_one(
+    stream: TcpStream,
+    caller: std::net::SocketAddr,
+    directory: Rc<Directory>,
+    options: &Options,
+) {
+    let Ok(dest) = stream.local_addr() else { return };
+    let endpoints = Endpoints { caller, dest };
+    let endpoints = match &options.rewrite_endpoints {
+        Some(rewrite) => rewrite(endpoints),
+        None => endpoints,
+    };
+    let filled = tokio::time::timeout(FIRST_SERVER_TIMEOUT, directory.filled()).await;
+    let to = directory.resolve(endpoints);
+    match (filled, route(&to)) {
+        (Ok(()), Route::Http) => http::connection::serve(stream, directory, to).await,
+        (Ok(()), Route::Raw(app, facts)) => Box::pin(tcp::serve(stream, to, app, facts)).await,
+        (Ok(()), Route::Nobody) | (Err(_), _) => {
+            tracing::debug!(?endpoints, "a connection that nobody serves");
+            tcp::reset(&stream);
+        }
+    }
+}
+
+/// How a new connection is served.
+enum Route {
+    Http,
+    Raw(Rc<crate::app::App>, crate::app::PortFacts),
+    Nobody,
+}
+
+fn route(to: &Destination) -> Route {
+    match &to.target {
+        Target::App(app) => match app.port(to.endpoints.dest.port()) {
+            Some(facts) => match facts.protocol {
+                Protocol::Http | Protocol::HttpRedirected => Route::Http,
+                Protocol::Raw => Route::Raw(Rc::clone(app), facts),
+                Protocol::Unsupported => Route::Nobody,
+            },
+            None => Route::Nobody,
+        },
+        // Only HTTP says which app is meant.
+        Target::Shared => Route::Http,
+        Target::Nobody => Route::Nobody,
+    }
+}
+
+/// Serves one server at a time; the newest wins.
+async fn accept_servers(control: UnixListener, directory: Rc<Directory>, listeners: Rc<Listeners>) {
+    let mut former: Option<AbortHandle> = None;
+    loop {
+        let stream = match control.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a server");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Some(former) = former.take() {
+            former.abort();
+        }
+        directory.server_lost();
+        let session = session(stream, Rc::clone(&directory), Rc::clone(&listeners));
+        former = Some(spawn_local(session).abort_handle());
+    }
+}
+
+async fn session(stream: UnixStream, directory: Rc<Directory>, listeners: Rc<Listeners>) {
+    tracing::info!("a server has connected");
+    if let Err(error) = talk(stream, &directory, &listeners).await {
+        tracing::info!(%error, "the server is gone");
+    }
+    directory.server_lost();
+}
+
+async fn talk(
+    stream: UnixStream,
+    directory: &Directory,
+    listeners: &Listeners,
+) -> Result<(), LinkError> {
+    send_hello(&stream, listeners).await?;
+    let (read, write) = stream.into_split();
+    directory.begin_snapshot();
+    let outbox = directory.server.connected();
+    tokio::select! {
+        done = listen(Lines::new(read), directory) => done,
+        done = speak(write, outbox) => done,
+    }
+}
+
+async fn listen(mut lines: Lines, directory: &Directory) -> Result<(), LinkError> {
+    loop {
+        match lines.next::<ToProxy>().await {
+            Ok(message) => directory.apply(message),
+            Err(LinkError::Message(error)) => {
+                tracing::error!(%error, "a message of the server is skipped");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn speak(
+    mut stream: tokio::net::unix::OwnedWriteHalf,
+    mut outbox: mpsc::Receiver<FromProxy>,
+) -> Result<(), LinkError> {
+    // What piled up meanwhile goes out by one write.
+    const BATCH: usize = 64;
+    let mut messages = Vec::with_capacity(BATCH);
+    loop {
+        if outbox.recv_many(&mut messages, BATCH).await == 0 {
+            return Err(LinkError::Closed);
+        }
+        let mut lines = Vec::new();
+        for message in messages.drain(..) {
+            lines.extend_from_slice(&encode(&message)?);
+        }
+        let sent = stream.write_all(&lines).await;
+        sent.map_err(|source| LinkError::Io { what: "send from", source })?;
+    }
 }

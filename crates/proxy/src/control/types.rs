@@ -80,8 +80,8 @@ pub enum FromProxy {
         machine: String,
         /// Comes back in [`ToProxy::StartDone`].
         attempt: u64,
-        /// Who caused it.
-        cause: Cause,
+        /// Who caused it; `None`: the Machines that run are busy.
+        cause: Option<Cause>,
     },
     /// Nobody needs this Machine; it is closed to new work already.
     Stop {
@@ -116,7 +116,7 @@ pub enum FromProxy {
     },
 }
 
-/// What made the proxy ask for a start.
+/// The first caller that waits for a start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// Address of the caller.

@@ -1,0 +1,436 @@
+//! One app in the proxy: its balancer, who waits for it, and its idle connections to Machines.
+//!
+//! This is the shell of `perch_core::balancer`, as that module's head describes. Events are handled
+//! at once on the proxy's only thread; those that arise while effects are carried out (a place given
+//! back, a waiter gone) queue up behind, so that the balancer is never entered twice. One small task
+//! per app sleeps until the balancer's next timeout.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use perch_core::admission::Origin;
+use perch_core::balancer::{
+    Balancer, Choice, Claim, Effect, Endpoint, Event, FailReason, HoldReason, MachineView,
+    Settings, StartOutcome, StopOutcome,
+};
+use perch_core::ids::MachineId;
+use perch_core::lifecycle::MachineState;
+use perch_core::time::Timestamp;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::control::{Cause, FromProxy, PortView};
+use crate::convert;
+use crate::server_side::ServerSide;
+use crate::upstream::Upstreams;
+
+/// Callers held for a wake, per app and port (DESIGN 3, 10,000 of 4 kB are 40 MB).
+const HELD_MAX: usize = 10_000;
+/// Callers held because everything is at `hard_limit` (PX-70).
+const FULL_MAX: usize = 1_000;
+/// How long those are held (PX-70).
+const FULL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a published port is served; the same for all Machines of the app that publish it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PortFacts {
+    pub(crate) start: u16,
+    pub(crate) end: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) start_timeout: Duration,
+    pub(crate) reuse: Reuse,
+}
+
+/// What the bytes of a port are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http,
+    /// HTTP that is redirected to `https` (PX-86).
+    HttpRedirected,
+    Raw,
+    /// Handlers that this version cannot do.
+    Unsupported,
+}
+
+impl Protocol {
+    pub(crate) fn of(port: &PortView) -> Self {
+        match port.handlers.as_slice() {
+            [] => Self::Raw,
+            [only] if only == "http" && port.force_https => Self::HttpRedirected,
+            [only] if only == "http" => Self::Http,
+            _ => Self::Unsupported,
+        }
+    }
+}
+
+/// Whether connections to Machines serve several requests (PX-65).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    Pooled,
+    OneRequest,
+}
+
+/// Why nobody takes a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoPlace {
+    #[error("PR01 no Machine can take the request")]
+    Refused,
+    #[error("too many requests wait already")]
+    QueueFull,
+    #[error("PM03 no Machine started in time")]
+    NotStarted,
+    #[error("PR04 every Machine stayed at its hard_limit")]
+    StayedFull,
+    #[error("PM01 no Machine could be started: {0}")]
+    StartsFailed(String),
+}
+
+/// A request's place in a Machine; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// `None` only inside `drop`.
+    claim: Option<Claim>,
+    app: Rc<App>,
+    /// How long the caller was held for it.
+    pub(crate) held: Option<Duration>,
+}
+
+impl Place {
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        self.claim().endpoint()
+    }
+
+    /// Whether the run that this place belongs to is still up.
+    pub(crate) fn is_current(&self) -> bool {
+        self.app.balancer.borrow().is_current(self.claim())
+    }
+
+    pub(crate) fn app(&self) -> &Rc<App> {
+        &self.app
+    }
+
+    fn claim(&self) -> &Claim {
+        self.claim.as_ref().expect("a place holds its claim until it is dropped")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(edge) = self.claim.take().and_then(Claim::release) {
+            self.app.handle(Event::Edge(edge));
+        }
+    }
+}
+
+type Answer = Result<Place, NoPlace>;
+
+#[derive(Debug)]
+struct Waiter {
+    cause: Cause,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) name: String,
+    balancer: RefCell<Balancer>,
+    events: RefCell<VecDeque<Event>>,
+    busy: Cell<bool>,
+    queues: RefCell<BTreeMap<u16, BTreeMap<u64, Waiter>>>,
+    last_ticket: Cell<u64>,
+    ports: RefCell<Vec<PortFacts>>,
+    pub(crate) upstreams: Upstreams,
+    server: Rc<ServerSide>,
+    timer: Rc<Timer>,
+}
+
+/// When the balancer wants to be asked again; its task holds only this, so that the app can go.
+#[derive(Debug, Default)]
+struct Timer {
+    at: Cell<Option<Timestamp>>,
+    changed: Notify,
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.timer.changed.notify_one();
+    }
+}
+
+impl App {
+    /// Makes the app and its timer, which ends with it.
+    pub(crate) fn spawn(name: &str, settings: Settings, server: Rc<ServerSide>) -> Rc<Self> {
+        let app = Rc::new(Self {
+            name: name.to_owned(),
+            balancer: RefCell::new(Balancer::new(settings)),
+            events: RefCell::default(),
+            busy: Cell::new(false),
+            queues: RefCell::default(),
+            last_ticket: Cell::new(0),
+            ports: RefCell::default(),
+            upstreams: Upstreams::default(),
+            server,
+            timer: Rc::default(),
+        });
+        tokio::task::spawn_local(run_timer(Rc::downgrade(&app), Rc::clone(&app.timer)));
+        app
+    }
+
+    /// Replaces what is known of its Machines and ports.
+    pub(crate) fn set_machines(self: &Rc<Self>, machines: Vec<MachineView>, ports: Vec<PortFacts>) {
+        self.upstreams.retain(|id, run| {
+            machines.iter().any(|m| m.id == id && m.run == run && m.state == MachineState::Started)
+        });
+        *self.ports.borrow_mut() = ports;
+        self.handle(Event::PoolChanged(machines));
+    }
+
+    /// How a port is served, if it is published.
+    pub(crate) fn port(&self, port: u16) -> Option<PortFacts> {
+        self.ports.borrow().iter().find(|p| (p.start..=p.end).contains(&port)).copied()
+    }
+
+    /// Takes a place if there is one at once; else says why one should wait, or that it is no use.
+    pub(crate) fn choose(
+        self: &Rc<Self>,
+        port: u16,
+        origin: Origin,
+    ) -> Result<Place, Option<HoldReason>> {
+        let choice = self.balancer.borrow().choose(port, origin, clock::random());
+        match choice {
+            Choice::Admitted(admission) => {
+                let place = self.guard(admission.claim, None);
+                if let Some(edge) = admission.edge {
+                    self.handle(Event::Edge(edge));
+                }
+                Ok(place)
+            }
+            Choice::Hold(reason) => Err(Some(reason)),
+            Choice::Refuse => Err(None),
+        }
+    }
+
+    fn guard(self: &Rc<Self>, claim: Claim, held: Option<Duration>) -> Place {
+        Place { claim: Some(claim), app: Rc::clone(self), held }
+    }
+
+    /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
+    pub(crate) async fn hold(
+        self: &Rc<Self>,
+        facts: &PortFacts,
+        cause: Cause,
+        origin: Origin,
+        reason: HoldReason,
+    ) -> Answer {
+        let (timeout, waiting_max) = match reason {
+            HoldReason::Wake => (facts.start_timeout, HELD_MAX),
+            HoldReason::Full => (FULL_TIMEOUT.min(facts.start_timeout), FULL_MAX),
+        };
+        let port = cause.dest.port();
+        if waiting_max <= self.waiting(port) {
+            return Err(NoPlace::QueueFull);
+        }
+        let since = Instant::now();
+        let (mut ticket, answer) = self.enqueue(port, cause);
+        let outcome = tokio::time::timeout_at(since + timeout, answer).await;
+        ticket.leave();
+        match outcome {
+            Ok(Ok(Ok(mut place))) => {
+                place.held = Some(since.elapsed());
+                Ok(place)
+            }
+            Ok(Ok(Err(refused))) => Err(refused),
+            Ok(Err(_)) => Err(NoPlace::Refused),
+            Err(_) => self.choose(port, origin).map_err(|reason| match reason {
+                Some(HoldReason::Wake) => NoPlace::NotStarted,
+                Some(HoldReason::Full) => NoPlace::StayedFull,
+                None => NoPlace::Refused,
+            }),
+        }
+    }
+
+    fn enqueue(self: &Rc<Self>, port: u16, cause: Cause) -> (Ticket, oneshot::Receiver<Answer>) {
+        let (sender, receiver) = oneshot::channel();
+        let number = self.last_ticket.get() + 1;
+        self.last_ticket.set(number);
+        let waiter = Waiter { cause, answer: sender };
+        self.queues.borrow_mut().entry(port).or_default().insert(number, waiter);
+        self.announce_demand(port);
+        (Ticket { app: Rc::clone(self), port, number }, receiver)
+    }
+
+    fn waiting(&self, port: u16) -> usize {
+        self.queues.borrow().get(&port).map_or(0, BTreeMap::len)
+    }
+
+    fn announce_demand(self: &Rc<Self>, port: u16) {
+        self.handle(Event::Demand { port, waiting: self.waiting(port) });
+    }
+
+    /// Feeds one event and carries out what follows from it.
+    pub(crate) fn handle(self: &Rc<Self>, event: Event) {
+        self.events.borrow_mut().push_back(event);
+        if self.busy.replace(true) {
+            return;
+        }
+        while let Some(event) = self.next_event() {
+            self.balancer.borrow_mut().handle_event(event, clock::now());
+            self.drain_effects();
+        }
+        self.busy.set(false);
+        self.note_timeout();
+    }
+
+    fn next_event(&self) -> Option<Event> {
+        self.events.borrow_mut().pop_front()
+    }
+
+    fn drain_effects(self: &Rc<Self>) {
+        loop {
+            let effect = self.balancer.borrow_mut().poll_effect();
+            let Some(effect) = effect else { return };
+            self.perform(effect);
+        }
+    }
+
+    fn perform(self: &Rc<Self>, effect: Effect) {
+        match effect {
+            Effect::Start { machine, attempt, port } => {
+                self.server.ask_start(machine, attempt, self.cause(port));
+            }
+            Effect::Stop { machine, run, attempt, reason } => {
+                self.upstreams.close(machine);
+                let reason = convert::stop_reason(reason);
+                let machine = machine.to_string();
+                self.server.tell(FromProxy::Stop { machine, run, attempt, reason });
+            }
+            Effect::Admit { port, claim } => self.admit(port, claim),
+            Effect::Fail { port, waiters, reason } => self.fail(port, waiters, &reason),
+            Effect::Drained { machine, token, in_flight } => {
+                self.upstreams.close(machine);
+                let machine = machine.to_string();
+                self.server.tell(FromProxy::Drained { machine, token, in_flight });
+            }
+        }
+    }
+
+    fn cause(&self, port: Option<u16>) -> Option<Cause> {
+        let queues = self.queues.borrow();
+        let queue = queues.get(&port?)?;
+        queue.first_key_value().map(|(_, waiter)| waiter.cause.clone())
+    }
+
+    fn admit(self: &Rc<Self>, port: u16, claim: Claim) {
+        // A place that nobody takes any more is given back by its own drop.
+        let place = self.guard(claim, None);
+        if let Some(waiter) = self.pop(port) {
+            drop(waiter.answer.send(Ok(place)));
+        }
+    }
+
+    fn fail(&self, port: u16, waiters: usize, reason: &FailReason) {
+        for _ in 0..waiters {
+            let Some(waiter) = self.pop(port) else { return };
+            let answer = match reason {
+                FailReason::StartsFailed { last } => NoPlace::StartsFailed(last.clone()),
+                FailReason::NothingToWake => NoPlace::Refused,
+            };
+            drop(waiter.answer.send(Err(answer)));
+        }
+    }
+
+    fn pop(&self, port: u16) -> Option<Waiter> {
+        self.queues.borrow_mut().get_mut(&port)?.pop_first().map(|(_, waiter)| waiter)
+    }
+
+    fn note_timeout(&self) {
+        let next = self.balancer.borrow().poll_timeout().map(|(at, _)| at);
+        if self.timer.at.replace(next) != next {
+            self.timer.changed.notify_one();
+        }
+    }
+
+    fn handle_timeout(self: &Rc<Self>) {
+        debug_assert!(!self.busy.get(), "timers run between events");
+        self.busy.set(true);
+        self.balancer.borrow_mut().handle_timeout(clock::now());
+        self.drain_effects();
+        while let Some(event) = self.next_event() {
+            self.balancer.borrow_mut().handle_event(event, clock::now());
+            self.drain_effects();
+        }
+        self.busy.set(false);
+        self.note_timeout();
+    }
+
+    /// A line for the app's own log.
+    pub(crate) fn log(&self, machine: Option<MachineId>, text: &str) {
+        tracing::debug!(app = self.name, ?machine, text, "request failed");
+        self.server.log(&self.name, machine, text.to_owned());
+    }
+
+    pub(crate) fn start_done(
+        self: &Rc<Self>,
+        machine: MachineId,
+        attempt: u64,
+        outcome: StartOutcome,
+    ) {
+        self.handle(Event::StartDone { machine, attempt, outcome });
+    }
+
+    pub(crate) fn stop_done(
+        self: &Rc<Self>,
+        machine: MachineId,
+        attempt: u64,
+        outcome: StopOutcome,
+    ) {
+        self.handle(Event::StopDone { machine, attempt, outcome });
+    }
+}
+
+/// A place in the queue; leaves it when dropped.
+#[derive(Debug)]
+struct Ticket {
+    app: Rc<App>,
+    port: u16,
+    number: u64,
+}
+
+impl Ticket {
+    fn leave(&mut self) {
+        let removed = {
+            let mut queues = self.app.queues.borrow_mut();
+            queues.get_mut(&self.port).and_then(|queue| queue.remove(&self.number))
+        };
+        if removed.is_some() {
+            self.app.announce_demand(self.port);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+async fn run_timer(app: Weak<App>, timer: Rc<Timer>) {
+    loop {
+        let wait = timer.at.get().map(|at| at.since(clock::now()));
+        let due = match wait {
+            Some(length) => tokio::time::timeout(length, timer.changed.notified()).await.is_err(),
+            None => {
+                timer.changed.notified().await;
+                false
+            }
+        };
+        let Some(app) = app.upgrade() else { return };
+        if due && timer.at.get().is_some_and(|at| at <= clock::now()) {
+            app.handle_timeout();
+        }
+    }
+}

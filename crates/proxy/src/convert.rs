@@ -1,0 +1,113 @@
+//! From the words of the control connection to the types of `core`: parsed once, then trusted.
+
+use std::time::Duration;
+
+use perch_core::balancer::{self, MachineView};
+use perch_core::ids::BadId;
+use perch_core::lifecycle::MachineState;
+use perch_core::service::{Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Unit};
+
+use crate::control;
+
+/// Something that the server said makes no sense to us.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadView {
+    #[error("Machine {machine} cannot be understood")]
+    Id {
+        machine: String,
+        #[source]
+        source: BadId,
+    },
+    #[error("Machine {machine} is in the unknown state {state}")]
+    State { machine: String, state: String },
+}
+
+pub(crate) fn machine(view: &control::MachineView) -> Result<MachineView, BadView> {
+    let bad_id = |source| BadView::Id { machine: view.id.clone(), source };
+    let bad_state = || BadView::State { machine: view.id.clone(), state: view.state.clone() };
+    Ok(MachineView {
+        id: view.id.parse().map_err(bad_id)?,
+        run: view.run,
+        state: state(&view.state).ok_or_else(bad_state)?,
+        region: view.region.parse().map_err(bad_id)?,
+        group: view.group.parse().map_err(bad_id)?,
+        link_ip: view.link_ip,
+        config_version: view.config_version,
+        cordoned: view.cordoned,
+        leased: view.leased,
+        primary: view.primary,
+        services: view.services.iter().filter(|s| s.protocol == "tcp").map(service).collect(),
+    })
+}
+
+fn state(text: &str) -> Option<MachineState> {
+    text.parse().ok()
+}
+
+fn service(view: &control::ServiceView) -> ServiceSpec {
+    ServiceSpec {
+        internal_port: view.internal_port,
+        ports: view.ports.iter().map(port).collect(),
+        autostop: match view.autostop {
+            control::Autostop::Off => Autostop::Off,
+            control::Autostop::Stop => Autostop::Stop,
+            control::Autostop::Suspend => Autostop::Suspend,
+        },
+        autostart: if view.autostart { Autostart::On } else { Autostart::Off },
+        min_machines_running: view.min_machines_running,
+        concurrency: Concurrency {
+            unit: match view.unit {
+                control::Unit::Requests => Unit::Requests,
+                control::Unit::Connections => Unit::Connections,
+            },
+            soft_limit: view.soft_limit,
+            hard_limit: view.hard_limit,
+        },
+        auto_stop_after: Duration::from_millis(view.auto_stop_after_ms),
+        start_timeout: Duration::from_millis(view.start_timeout_ms),
+    }
+}
+
+fn port(view: &control::PortView) -> PortSpec {
+    let handlers = view.handlers.iter().filter_map(|name| match name.as_str() {
+        "http" => Some(Handler::Http),
+        "tls" => Some(Handler::Tls),
+        "pg_tls" => Some(Handler::PgTls),
+        "proxy_proto" => Some(Handler::ProxyProto),
+        _ => None,
+    });
+    PortSpec {
+        start: view.start,
+        end: view.end,
+        handlers: handlers.collect(),
+        force_https: view.force_https,
+    }
+}
+
+pub(crate) fn start_outcome(outcome: control::StartOutcome) -> balancer::StartOutcome {
+    match outcome {
+        control::StartOutcome::Started { run } => balancer::StartOutcome::Started { run },
+        control::StartOutcome::Failed { reason } => balancer::StartOutcome::Failed { reason },
+        control::StartOutcome::Refused { reason } => balancer::StartOutcome::Refused { reason },
+    }
+}
+
+pub(crate) fn stop_outcome(outcome: control::StopOutcome) -> balancer::StopOutcome {
+    match outcome {
+        control::StopOutcome::Stopped => balancer::StopOutcome::Stopped,
+        control::StopOutcome::Refused { reason } => balancer::StopOutcome::Refused { reason },
+    }
+}
+
+/// The reason of a stop for the Machine's events.
+pub(crate) fn stop_reason(reason: balancer::StopReason) -> String {
+    match reason {
+        balancer::StopReason::Idle { quiet } => format!("no load for {quiet:.1?}"),
+        balancer::StopReason::ExcessIdle { running, over, quiet } => format!(
+            "excess capacity: {running} running, {over} at or over soft_limit, no load for {quiet:.1?}"
+        ),
+        balancer::StopReason::ExcessDrained => {
+            "excess capacity: its load went elsewhere".to_owned()
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! What the proxy knows: apps, addresses, networks; filled by the server, read by every connection.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use perch_core::admission::Origin;
+use perch_core::balancer;
+use perch_core::ids::{MachineId, Region};
+use tokio::sync::watch;
+
+use crate::app::{App, PortFacts, Protocol, Reuse};
+use crate::control::{
+    AddressKind, AddressView, AppView, Cause, ServiceView, Settings, Source, ToProxy, Unit,
+};
+use crate::server_side::ServerSide;
+use crate::{Endpoints, Options, clock, convert};
+
+/// Everything that connections look up.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) server: Rc<ServerSide>,
+    state: RefCell<State>,
+    region: RefCell<Rc<str>>,
+    /// Grows with each change of addresses: a connection looks again when it has.
+    generation: Cell<u64>,
+    /// `Server` and `Via`, ready to write.
+    signature: String,
+    first_attempt: u64,
+    /// Whether a server has ever told all that it knows.
+    filled: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    apps: BTreeMap<String, Known>,
+    /// Named since the last server connected.
+    named: BTreeSet<String>,
+    addresses: HashMap<IpAddr, Vec<Address>>,
+    machines: HashMap<Ipv6Addr, (String, MachineId)>,
+    /// Which app a Machine belongs to, for answers.
+    owners: HashMap<MachineId, String>,
+    settings: Option<Settings>,
+    /// The first 48 bits of each network's addresses.
+    networks: HashMap<[u8; 6], u32>,
+}
+
+#[derive(Debug)]
+struct Known {
+    app: Rc<App>,
+    view: AppView,
+}
+
+#[derive(Debug, Clone)]
+struct Address {
+    app: String,
+    kind: AddressKind,
+    /// 0: everybody may call.
+    network: u32,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    App(Rc<App>),
+    /// The Host field says.
+    Shared,
+    Nobody,
+}
+
+/// A connection's ends, and what they mean.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) target: Target,
+    source: Source,
+    /// The app of the calling Machine.
+    caller: Option<Rc<App>>,
+    generation: u64,
+}
+
+impl Destination {
+    /// Whether a request restarts the idle clock of `app` (AS-23).
+    pub(crate) fn origin(&self, app: &Rc<App>) -> Origin {
+        match &self.caller {
+            Some(caller) if Rc::ptr_eq(caller, app) => Origin::SamePool,
+            Some(_) | None => Origin::Caller,
+        }
+    }
+
+    /// For the record of a wake.
+    pub(crate) fn cause(&self, request: Option<String>) -> Cause {
+        let caller = self.endpoints.caller.ip();
+        Cause { caller, source: self.source.clone(), dest: self.endpoints.dest, request }
+    }
+}
+
+impl Directory {
+    pub(crate) fn new(options: &Options) -> Rc<Self> {
+        let region = Region::LOCAL.to_string();
+        Rc::new(Self {
+            server: ServerSide::new(),
+            state: RefCell::default(),
+            region: RefCell::new(region.into()),
+            generation: Cell::new(0),
+            signature: format!("Server: perch/{}\r\nVia: 1.1 perch\r\n", options.version),
+            first_attempt: clock::now().as_micros(),
+            filled: watch::Sender::new(false),
+        })
+    }
+
+    pub(crate) fn region(&self) -> Rc<str> {
+        Rc::clone(&self.region.borrow())
+    }
+
+    pub(crate) fn signature(&self) -> &str {
+        &self.signature
+    }
+
+    /// Waits until a server has told all that it knows.
+    pub(crate) async fn filled(&self) {
+        if *self.filled.borrow() {
+            return;
+        }
+        let mut filled = self.filled.subscribe();
+        filled.wait_for(|filled| *filled).await.expect("the sender lives as long as we do");
+    }
+
+    /// Finds out what a new connection is.
+    pub(crate) fn resolve(&self, endpoints: Endpoints) -> Destination {
+        let (source, caller) = self.source(endpoints.caller.ip());
+        let target = self.target(endpoints);
+        Destination { endpoints, target, source, caller, generation: self.generation.get() }
+    }
+
+    /// Looks again if anything has changed since the connection was resolved.
+    pub(crate) fn refresh(&self, to: &mut Destination) {
+        if to.generation != self.generation.get() {
+            to.generation = self.generation.get();
+            to.target = self.target(to.endpoints);
+        }
+    }
+
+    fn target(&self, endpoints: Endpoints) -> Target {
+        let state = self.state.borrow();
+        let network = state.network_of(endpoints.caller.ip());
+        let visible = |a: &&Address| a.network == 0 || network == Some(a.network);
+        let Some(entries) = state.addresses.get(&endpoints.dest.ip()) else {
+            return Target::Nobody;
+        };
+        match entries.iter().find(visible) {
+            Some(entry) if entry.kind == AddressKind::Shared => Target::Shared,
+            Some(entry) => match state.apps.get(&entry.app) {
+                Some(known) => Target::App(Rc::clone(&known.app)),
+                None => Target::Nobody,
+            },
+            None => Target::Nobody,
+        }
+    }
+
+    /// The app that a Host field names at a shared address.
+    pub(crate) fn app_by_host(&self, host: Option<&str>, at: IpAddr) -> Option<Rc<App>> {
+        let state = self.state.borrow();
+        let domain = &state.settings.as_ref()?.public_domain;
+        let host = host?.to_ascii_lowercase();
+        let host = host.split(':').next()?;
+        let name = host.strip_suffix(domain.as_str())?.strip_suffix('.')?;
+        let shared = state.addresses.get(&at)?;
+        if !shared.iter().any(|a| a.kind == AddressKind::Shared && a.app == name) {
+            return None;
+        }
+        state.apps.get(name).map(|known| Rc::clone(&known.app))
+    }
+
+    fn source(&self, caller: IpAddr) -> (Source, Option<Rc<App>>) {
+        let state = self.state.borrow();
+        let machine = match caller {
+            IpAddr::V6(ip) => state.machines.get(&ip),
+            IpAddr::V4(_) => None,
+        };
+        if let Some((app, machine)) = machine {
+            let known = state.apps.get(app).map(|known| Rc::clone(&known.app));
+            let source = Source::Machine { app: app.clone(), machine: machine.to_string() };
+            return (source, known);
+        }
+        let host = state.settings.as_ref().is_some_and(|s| s.host_peers.contains(&caller));
+        (if host { Source::Host } else { Source::Unknown }, None)
+    }
+
+    /// Calls `read` with all views and settings, for DNS.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&mut dyn Iterator<Item = &AppView>, Option<&Settings>) -> T,
+    ) -> T {
+        let state = self.state.borrow();
+        read(&mut state.apps.values().map(|known| &known.view), state.settings.as_ref())
+    }
+
+    /// The network of an address of ours.
+    pub(crate) fn network_of(&self, ip: IpAddr) -> Option<u32> {
+        self.state.borrow().network_of(ip)
+    }
+
+    /// Where DNS questions go that are not ours.
+    pub(crate) fn resolvers(&self) -> Vec<std::net::SocketAddr> {
+        let state = self.state.borrow();
+        state.settings.as_ref().map(|s| s.resolvers.clone()).unwrap_or_default()
+    }
+
+    /// A server has connected and begins to tell.
+    pub(crate) fn begin_snapshot(&self) {
+        self.state.borrow_mut().named.clear();
+    }
+
+    /// The server is gone; what runs is served on.
+    pub(crate) fn server_lost(&self) {
+        self.server.lost();
+        for app in self.apps() {
+            app.handle(balancer::Event::ServerLost);
+        }
+    }
+
+    /// Takes in what the server says.
+    pub(crate) fn apply(&self, message: ToProxy) {
+        match message {
+            ToProxy::Settings(settings) => self.set_settings(settings),
+            ToProxy::App(view) => self.set_app(view),
+            ToProxy::RemoveApp { app } => self.remove_app(&app),
+            ToProxy::SnapshotEnd => self.end_snapshot(),
+            ToProxy::StartDone { machine, attempt, outcome } => {
+                let outcome = convert::start_outcome(outcome);
+                self.for_machine(&machine, |app, id| {
+                    self.server.start_done(id, attempt);
+                    app.start_done(id, attempt, outcome);
+                });
+            }
+            ToProxy::StopDone { machine, attempt, outcome } => {
+                let outcome = convert::stop_outcome(outcome);
+                self.for_machine(&machine, |app, id| app.stop_done(id, attempt, outcome));
+            }
+            ToProxy::Drain { machine, run, token, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                self.for_machine(&machine, |app, machine| {
+                    app.handle(balancer::Event::Drain { machine, run, token, timeout });
+                });
+            }
+            ToProxy::Undrain { machine, run } => self.for_machine(&machine, |app, machine| {
+                app.handle(balancer::Event::Undrain { machine, run });
+            }),
+        }
+    }
+
+    fn for_machine(&self, text: &str, act: impl FnOnce(&Rc<App>, MachineId)) {
+        let found = {
+            let state = self.state.borrow();
+            let id = text.parse::<MachineId>().ok();
+            id.and_then(|id| {
+                let known = state.apps.get(state.owners.get(&id)?)?;
+                Some((Rc::clone(&known.app), id))
+            })
+        };
+        match found {
+            Some((app, id)) => act(&app, id),
+            None => tracing::debug!(machine = text, "message about an unknown Machine"),
+        }
+    }
+
+    fn set_settings(&self, settings: Settings) {
+        *self.region.borrow_mut() = settings.region.as_str().into();
+        self.server.set_starts_max(settings.starts_max);
+        let mut state = self.state.borrow_mut();
+        state.networks = settings.networks.iter().map(|n| (prefix(n.prefix), n.id)).collect();
+        state.settings = Some(settings);
+        self.generation.set(self.generation.get() + 1);
+    }
+
+    fn set_app(&self, view: AppView) {
+        let mut machines = Vec::with_capacity(view.machines.len());
+        for machine in &view.machines {
+            match convert::machine(machine) {
+                Ok(machine) => machines.push(machine),
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::error!(app = view.name, %error, cause, "a Machine is left out");
+                }
+            }
+        }
+        let Some(app) = self.note_app(&view) else { return };
+        app.set_machines(machines, ports(&view));
+    }
+
+    /// Stores the view; `None` if it is older than what we have.
+    fn note_app(&self, view: &AppView) -> Option<Rc<App>> {
+        let mut state = self.state.borrow_mut();
+        let again = !state.named.insert(view.name.clone());
+        let former = state.apps.get(&view.name);
+        if again && former.is_some_and(|known| view.revision < known.view.revision) {
+            return None;
+        }
+        let app = match former {
+            Some(known) => Rc::clone(&known.app),
+            None => self.make_app(&view.name),
+        };
+        state.forget(&view.name);
+        state.index(view);
+        let known = Known { app: Rc::clone(&app), view: view.clone() };
+        state.apps.insert(view.name.clone(), known);
+        self.generation.set(self.generation.get() + 1);
+        Some(app)
+    }
+
+    fn make_app(&self, name: &str) -> Rc<App> {
+        let region = self.region().parse().unwrap_or(Region::LOCAL);
+        let settings = balancer::Settings { region, first_attempt: self.first_attempt };
+        let app = App::spawn(name, settings, Rc::clone(&self.server));
+        if self.server.is_ready() {
+            app.handle(balancer::Event::ServerReady);
+        }
+        app
+    }
+
+    fn remove_app(&self, name: &str) {
+        let removed = {
+            let mut state = self.state.borrow_mut();
+            state.forget(name);
+            state.apps.remove(name)
+        };
+        self.generation.set(self.generation.get() + 1);
+        if let Some(known) = removed {
+            known.app.set_machines(Vec::new(), Vec::new());
+        }
+    }
+
+    fn end_snapshot(&self) {
+        let gone: Vec<String> = {
+            let state = self.state.borrow();
+            state.apps.keys().filter(|name| !state.named.contains(*name)).cloned().collect()
+        };
+        for name in gone {
+            self.remove_app(&name);
+        }
+        self.server.set_ready();
+        for app in self.apps() {
+            app.handle(balancer::Event::ServerReady);
+        }
+        self.filled.send_replace(true);
+    }
+
+    fn apps(&self) -> Vec<Rc<App>> {
+        self.state.borrow().apps.values().map(|known| Rc::clone(&known.app)).collect()
+    }
+}
+
+impl State {
+    fn network_of(&self, ip: IpAddr) -> Option<u32> {
+        match ip {
+            IpAddr::V6(ip) => self.networks.get(&prefix(ip)).copied(),
+            IpAddr::V4(_) => None,
+        }
+    }
+
+    /// Removes an app's entries from all tables but `apps`.
+    fn forget(&mut self, name: &str) {
+        let Some(known) = self.apps.get(name) else { return };
+        for address in &known.view.addresses {
+            if let Some(entries) = self.addresses.get_mut(&address.ip) {
+                entries.retain(|entry| entry.app != name);
+                if entries.is_empty() {
+                    self.addresses.remove(&address.ip);
+                }
+            }
+        }
+        for machine in &known.view.machines {
+            self.machines.remove(&machine.private_ip);
+            if let Ok(id) = machine.id.parse() {
+                self.owners.remove(&id);
+            }
+        }
+    }
+
+    fn index(&mut self, view: &AppView) {
+        for AddressView { ip, kind, network } in &view.addresses {
+            let (app, kind, network) = (view.name.clone(), *kind, *network);
+            self.addresses.entry(*ip).or_default().push(Address { app, kind, network });
+        }
+        for machine in &view.machines {
+            if let Ok(id) = machine.id.parse() {
+                self.machines.insert(machine.private_ip, (view.name.clone(), id));
+                self.owners.insert(id, view.name.clone());
+            }
+        }
+    }
+}
+
+fn prefix(ip: Ipv6Addr) -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = ip.octets();
+    [a, b, c, d, e, f]
+}
+
+/// How each published port is served; of Machines that differ, the first counts, and the longest wait.
+fn ports(view: &AppView) -> Vec<PortFacts> {
+    let services = view.machines.iter().flat_map(|m| &m.services);
+    let mut ports: Vec<PortFacts> = Vec::new();
+    for facts in services.filter(|s| s.protocol == "tcp").flat_map(service_ports) {
+        match ports.iter_mut().find(|p| (p.start, p.end) == (facts.start, facts.end)) {
+            Some(known) => known.start_timeout = known.start_timeout.max(facts.start_timeout),
+            None => ports.push(facts),
+        }
+    }
+    ports
+}
+
+fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
+    let reuse = match service.unit {
+        Unit::Requests => Reuse::Pooled,
+        Unit::Connections => Reuse::OneRequest,
+    };
+    let start_timeout = Duration::from_millis(service.start_timeout_ms);
+    service.ports.iter().map(move |port| PortFacts {
+        start: port.start,
+        end: port.end,
+        protocol: Protocol::of(port),
+        start_timeout,
+        reuse,
+    })
+}

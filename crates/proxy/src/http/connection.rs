@@ -1,0 +1,554 @@
+//! A caller's connection: requests one after the other.
+
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::body::Progress;
+use super::exchange::{Broken, Done, exchange};
+use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
+use super::reply::Reply;
+use super::response::Signature;
+use crate::app::{App, NoPlace, Place, PortFacts, Protocol};
+use crate::buffer::Buffer;
+use crate::clock;
+use crate::directory::{Destination, Directory, Target};
+use crate::upstream::{self, NoConnection, Upstream, Upstreams};
+
+/// A caller may take so long for a head, and be idle so long between requests (PX-93).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// The first read of a request; more would be kept while it is held.
+const FIRST_READ_BYTES: usize = 4 * 1024;
+/// Scratch space that an idle connection keeps.
+const SCRATCH_BYTES_MAX: usize = 2 * 1024;
+/// What `Retry-After` says: long enough for a queue to drain, short enough to be tried.
+const RETRY_AFTER_SECONDS: u32 = 5;
+/// Tries of one request on Machines that vanish under it or close without an answer.
+const TRIES_MAX: u32 = 5;
+
+/// Serves a connection until one side ends it.
+pub(crate) async fn serve(mut stream: TcpStream, directory: Rc<Directory>, to: Destination) {
+    let forwarded = Forwarded::new(to.endpoints, &directory.region());
+    let mut connection = Connection { directory, to, forwarded, pending: Vec::new() };
+    let mut scratch = Scratch::default();
+    loop {
+        let step = connection.serve_one(&mut stream, &mut scratch).await;
+        scratch.shrink();
+        match step {
+            Ok(After::Keep) => {}
+            Ok(After::Close) => return linger(stream).await,
+            Err(Ended) => return,
+        }
+    }
+}
+
+/// The connection is over without another word.
+struct Ended;
+
+impl From<io::Error> for Ended {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+/// Buffers for the heads that we write, kept between requests.
+#[derive(Default)]
+struct Scratch {
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Scratch {
+    fn shrink(&mut self) {
+        for buffer in [&mut self.request, &mut self.answer] {
+            buffer.clear();
+            buffer.shrink_to(SCRATCH_BYTES_MAX);
+        }
+    }
+}
+
+struct Connection {
+    directory: Rc<Directory>,
+    to: Destination,
+    forwarded: Forwarded,
+    /// Read, but not parsed: the beginning of the next request.
+    pending: Vec<u8>,
+}
+
+/// A request that was read, with its head rewritten in the scratch space.
+struct Incoming {
+    request: Request,
+    body: Progress,
+    id: RequestId,
+}
+
+/// `Fly-Request-Id` of one request.
+struct RequestId([u8; clock::ULID_LEN + 4]);
+
+impl RequestId {
+    fn new(region: &str) -> Self {
+        let mut text = [b'-'; clock::ULID_LEN + 4];
+        text[..clock::ULID_LEN].copy_from_slice(&clock::ulid());
+        // Regions have three letters; anything longer is cut rather than refused.
+        for (to, from) in text[clock::ULID_LEN + 1..].iter_mut().zip(region.bytes()) {
+            *to = from;
+        }
+        Self(text)
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("")
+    }
+}
+
+impl Connection {
+    async fn serve_one(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+    ) -> Result<After, Ended> {
+        let incoming = match self.read(stream, &mut scratch.request).await? {
+            Ok(incoming) => incoming,
+            Err(bad) => return self.refuse(stream, bad).await,
+        };
+        let (app, facts) = match self.find(&scratch.request) {
+            Ok(found) => found,
+            Err(reply) => return self.reply(stream, &incoming, reply).await,
+        };
+        if facts.protocol == Protocol::HttpRedirected {
+            return self.redirect(stream, &incoming, &scratch.request).await;
+        }
+        let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
+        match outcome {
+            Ok(done) => {
+                self.pending = done.next_or(std::mem::take(&mut self.pending));
+                Ok(done.caller_after)
+            }
+            Err(Failure::Ended) => Err(Ended),
+            Err(Failure::Reply(status, text)) => {
+                app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
+                let mut reply = Reply::new(status, &text);
+                reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
+                self.reply(stream, &incoming, reply).await
+            }
+        }
+    }
+
+    /// Reads a head and what came with it of the body.
+    async fn read(
+        &mut self,
+        stream: &mut TcpStream,
+        out: &mut Vec<u8>,
+    ) -> Result<Result<Incoming, BadRequest>, Ended> {
+        // What was read with the former request may be a whole one already.
+        if !self.pending.is_empty()
+            && let Some(incoming) = self.parse_pending(out).transpose()
+        {
+            return Ok(incoming);
+        }
+        let deadline = Instant::now() + HEAD_TIMEOUT;
+        loop {
+            let input = tokio::time::timeout_at(deadline, read_after(&self.pending, stream)).await;
+            let input = input.map_err(|_| Ended)??;
+            if input.len() == self.pending.len() {
+                return Err(Ended);
+            }
+            match self.parse(&input, out) {
+                Ok(None) => self.pending = input.filled().to_vec(),
+                Ok(Some(incoming)) => return Ok(Ok(incoming)),
+                Err(bad) => return Ok(Err(bad)),
+            }
+        }
+    }
+
+    fn parse_pending(&mut self, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {
+        let mut input = Buffer::take();
+        input.fill_from(&self.pending);
+        self.parse(&input, out)
+    }
+
+    /// On success the head and the body so far are in `out`, and the rest is pending.
+    fn parse(&mut self, input: &Buffer, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {
+        let bytes = skip_empty_lines(input.filled());
+        let Some(request) = head::rewrite(bytes, &self.forwarded, out)? else { return Ok(None) };
+        let rest = &bytes[request.head_len..];
+        let mut body = Progress::new(request.framing);
+        let piece = body.step(rest, |_| {}).map_err(|_| BadRequest::Framing)?;
+        out.extend_from_slice(&rest[..piece.consumed]);
+        self.pending.clear();
+        if piece.consumed < rest.len() {
+            self.pending.extend_from_slice(&rest[piece.consumed..]);
+        } else if self.pending.capacity() != 0 {
+            self.pending = Vec::new();
+        }
+        let id = RequestId::new(&self.directory.region());
+        Ok(Some(Incoming { request, body, id }))
+    }
+
+    /// The app of this request: of the address, or, at a shared one, of the Host field.
+    fn find(&mut self, head: &[u8]) -> Result<(Rc<App>, PortFacts), Reply<'static>> {
+        self.directory.refresh(&mut self.to);
+        let app = match &self.to.target {
+            Target::App(app) => Rc::clone(app),
+            Target::Shared => self
+                .directory
+                .app_by_host(host_of(head), self.to.endpoints.dest.ip())
+                .ok_or(Reply::new(404, "no app has this name here"))?,
+            Target::Nobody => return Err(Reply::new(404, "no app has this address any more")),
+        };
+        let facts = app.port(self.to.endpoints.dest.port());
+        let facts = facts.ok_or(Reply::new(404, "the app does not publish this port"))?;
+        Ok((app, facts))
+    }
+
+    async fn forward(
+        &self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &Incoming,
+        app: &Rc<App>,
+        facts: &PortFacts,
+    ) -> Result<Done, Failure> {
+        let deadline = Deadline { timeout: facts.start_timeout, since: None };
+        let mut tries = Tries { left: TRIES_MAX, fresh: false, deadline };
+        loop {
+            let place = self.place(stream, scratch, app, facts).await?;
+            let machine = match tries.connection(app, &place, incoming, stream).await? {
+                Some(machine) => machine,
+                None => continue,
+            };
+            let outcome = self.exchange(stream, scratch, incoming, &place, machine, facts).await;
+            scratch.answer.clear();
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, used) => {}
+                Err((broken, _)) => return Err(Failure::from(broken)),
+            }
+        }
+    }
+
+    async fn place(
+        &self,
+        stream: &TcpStream,
+        scratch: &mut Scratch,
+        app: &Rc<App>,
+        facts: &PortFacts,
+    ) -> Result<Place, Failure> {
+        let origin = self.to.origin(app);
+        let reason = match app.choose(self.to.endpoints.dest.port(), origin) {
+            Ok(place) => return Ok(place),
+            Err(None) => return Err(NoPlace::Refused.into()),
+            Err(Some(reason)) => reason,
+        };
+        scratch.request.shrink_to_fit();
+        scratch.answer = Vec::new();
+        let cause = self.to.cause(describe(&scratch.request));
+        let hold = Box::pin(app.hold(facts, cause, origin, reason));
+        Ok(unless_left(stream, hold).await??)
+    }
+
+    async fn exchange(
+        &self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &Incoming,
+        place: &Place,
+        machine: Upstream,
+        facts: &PortFacts,
+    ) -> Result<Done, (Broken, bool)> {
+        let Upstream { stream: mut machine, used } = machine;
+        let wake = place.held.map(|held| wake_header(place, held));
+        let signature = Signature {
+            fixed: self.directory.signature(),
+            request_id: incoming.id.as_str(),
+            wake: wake.as_deref(),
+        };
+        let message = (scratch.request.as_slice(), incoming.body);
+        let answer = &mut scratch.answer;
+        let done = exchange(stream, &mut machine, &incoming.request, message, answer, signature)
+            .await
+            .map_err(|broken| (broken, used))?;
+        if done.machine_after == After::Keep {
+            Upstreams::keep(place.app(), place, machine, facts.reuse);
+        }
+        Ok(done)
+    }
+
+    async fn refuse(&self, stream: &mut TcpStream, bad: BadRequest) -> Result<After, Ended> {
+        let text = bad.to_string();
+        let reply = Reply::new(bad.status(), &text);
+        self.send(stream, reply, Version::Http11, Method::Other, After::Close).await
+    }
+
+    async fn reply(
+        &self,
+        stream: &mut TcpStream,
+        incoming: &Incoming,
+        reply: Reply<'_>,
+    ) -> Result<After, Ended> {
+        let request = &incoming.request;
+        // A body that nobody reads would be taken for the next request.
+        let after = if incoming.body.is_done() { request.after } else { After::Close };
+        self.send(stream, reply, request.version, request.method, after).await
+    }
+
+    async fn send(
+        &self,
+        stream: &mut TcpStream,
+        reply: Reply<'_>,
+        version: Version,
+        method: Method,
+        after: After,
+    ) -> Result<After, Ended> {
+        let id = RequestId::new(&self.directory.region());
+        let signature =
+            Signature { fixed: self.directory.signature(), request_id: id.as_str(), wake: None };
+        let mut out = Vec::new();
+        reply.write(version, method, after, signature, &mut out);
+        stream.write_all(&out).await?;
+        Ok(after)
+    }
+
+    /// PX-86.
+    async fn redirect(
+        &self,
+        stream: &mut TcpStream,
+        incoming: &Incoming,
+        head: &[u8],
+    ) -> Result<After, Ended> {
+        let host = host_of(head).unwrap_or("");
+        let path = describe_target(head).unwrap_or("/");
+        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |h| h.0);
+        let location = format!("https://{name}{path}");
+        let mut reply = Reply::new(301, "use https");
+        reply.location = Some(&location);
+        self.reply(stream, incoming, reply).await
+    }
+}
+
+impl Done {
+    fn next_or(&self, pending: Vec<u8>) -> Vec<u8> {
+        if self.next.is_empty() { pending } else { self.next.clone() }
+    }
+}
+
+/// Why a request was not forwarded.
+enum Failure {
+    Ended,
+    Reply(u16, String),
+}
+
+impl From<NoPlace> for Failure {
+    fn from(reason: NoPlace) -> Self {
+        Self::Reply(503, reason.to_string())
+    }
+}
+
+impl From<NoConnection> for Failure {
+    fn from(reason: NoConnection) -> Self {
+        Self::Reply(503, reason.to_string())
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::NoAnswer | Broken::Malformed => Self::Reply(502, broken.to_string()),
+            Broken::BadBody => Self::Reply(400, broken.to_string()),
+            Broken::Cut => Self::Ended,
+        }
+    }
+}
+
+/// When waiting for a program to listen ends; the clock starts with the first failure to connect.
+struct Deadline {
+    timeout: Duration,
+    since: Option<Instant>,
+}
+
+impl Deadline {
+    fn at(&mut self) -> Instant {
+        *self.since.get_or_insert_with(Instant::now) + self.timeout
+    }
+}
+
+/// How often one request is tried, and on what kind of connection.
+struct Tries {
+    left: u32,
+    /// A used connection failed: the next one is new.
+    fresh: bool,
+    deadline: Deadline,
+}
+
+impl Tries {
+    /// A connection to the place's Machine; `None`: the Machine has gone, choose again.
+    async fn connection(
+        &mut self,
+        app: &Rc<App>,
+        place: &Place,
+        incoming: &Incoming,
+        caller: &TcpStream,
+    ) -> Result<Option<Upstream>, Failure> {
+        while !self.fresh {
+            let Some(used) = app.upstreams.take(place.endpoint()) else { break };
+            // What cannot be repeated goes only over connections that are surely alive.
+            if repeatable(incoming) || upstream::is_quiet(&used.stream) {
+                return Ok(Some(used));
+            }
+        }
+        let connecting = upstream::connect(place, self.deadline.at());
+        match unless_left(caller, connecting).await? {
+            Ok(stream) => Ok(Some(Upstream { stream, used: false })),
+            Err(NoConnection::Gone) if 0 < self.left => {
+                self.left -= 1;
+                Ok(None)
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Whether the request may be sent again after a Machine gave no answer (PX-70).
+    fn may_repeat(&mut self, incoming: &Incoming, used: bool) -> bool {
+        if self.left == 0 || !repeatable(incoming) {
+            return false;
+        }
+        self.left -= 1;
+        // A new connection without an answer may have been a dying run's; twice is the program's doing.
+        let again = used || !self.fresh;
+        self.fresh = true;
+        again
+    }
+}
+
+fn repeatable(incoming: &Incoming) -> bool {
+    incoming.request.method != Method::Other && incoming.body.is_done()
+}
+
+/// Runs `work` unless the caller ends the connection first.
+async fn unless_left<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let mut work = pin!(work);
+    let mut watching = true;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if watching && caller.poll_read_ready(cx).is_ready() {
+            if super::exchange::has_left(caller, cx) {
+                return Poll::Ready(Err(Failure::Ended));
+            }
+            watching = false;
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Reads once; the buffer begins with `pending`. Owns no buffer while it waits.
+async fn read_after(pending: &[u8], stream: &mut TcpStream) -> io::Result<Buffer> {
+    std::future::poll_fn(|cx| {
+        let mut buffer = Buffer::take();
+        buffer.fill_from(pending);
+        let bytes_max = if pending.is_empty() { FIRST_READ_BYTES } else { HEAD_BYTES_MAX };
+        std::task::ready!(buffer.poll_fill(cx, stream, bytes_max))?;
+        Poll::Ready(Ok(buffer))
+    })
+    .await
+}
+
+/// Clients may send empty lines before a request (RFC 9112, 2.2).
+fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
+    while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// `METHOD path` of a rewritten head, without the query.
+fn describe(head: &[u8]) -> Option<String> {
+    const LEN_MAX: usize = 256;
+    let line = first_line(head)?;
+    let (method, _) = line.split_once(' ')?;
+    let path = describe_target(head)?.split('?').next()?;
+    let mut text = format!("{method} {path}");
+    let mut length = LEN_MAX.min(text.len());
+    while !text.is_char_boundary(length) {
+        length -= 1;
+    }
+    text.truncate(length);
+    Some(text)
+}
+
+fn describe_target(head: &[u8]) -> Option<&str> {
+    first_line(head)?.split(' ').nth(1)
+}
+
+fn first_line(head: &[u8]) -> Option<&str> {
+    let end = head.iter().position(|b| *b == b'\r')?;
+    std::str::from_utf8(&head[..end]).ok()
+}
+
+/// The value of the Host field of a head that we wrote.
+fn host_of(head: &[u8]) -> Option<&str> {
+    let mut lines = head.split(|byte| *byte == b'\n');
+    let line = lines.find(|line| line.len() >= 5 && line[..5].eq_ignore_ascii_case(b"host:"))?;
+    std::str::from_utf8(&line[5..]).ok().map(str::trim)
+}
+
+fn is_port(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Value of `Perch-Wake`: which Machine, and how long the request was held.
+fn wake_header(place: &Place, held: Duration) -> String {
+    let millis = held.as_secs_f64() * 1000.0;
+    format!("machine={}; held_ms={millis:.1}", place.endpoint().machine)
+}
+
+/// Ends our side and waits shortly for the caller's end, so that our last answer is not lost to a
+/// reset because of bytes that we did not read.
+async fn linger(mut stream: TcpStream) {
+    const LINGER: Duration = Duration::from_secs(1);
+    const BYTES_MAX: usize = 256 * 1024;
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let drain = async {
+        let mut left = BYTES_MAX;
+        while let Ok(buffer) = crate::buffer::read_some(&mut stream, left).await {
+            left = left.saturating_sub(buffer.len());
+            if buffer.is_empty() || left == 0 {
+                return;
+            }
+        }
+    };
+    // Ignored: the connection is closed in both cases.
+    let _elapsed = tokio::time::timeout(LINGER, drain).await.is_err();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_record_of_a_wake_has_method_and_path_but_no_query() {
+        let head = b"GET /a/b?secret=1 HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert_eq!(describe(head).as_deref(), Some("GET /a/b"));
+        let long = format!("GET /{} HTTP/1.1\r\n", "\u{e9}".repeat(300));
+        assert!(describe(long.as_bytes()).is_some_and(|text| text.len() <= 256));
+    }
+
+    #[test]
+    fn the_host_is_found_whatever_its_case() {
+        assert_eq!(
+            host_of(b"GET / HTTP/1.1\r\nX: y\r\nhOsT: a.test:80\r\n\r\n"),
+            Some("a.test:80")
+        );
+        assert_eq!(host_of(b"GET / HTTP/1.1\r\nX-Host: y\r\n\r\n"), None);
+    }
+}

@@ -1,0 +1,450 @@
+//! Request heads: parsed strictly, written anew for the Machine (PX-01..PX-08).
+
+use std::fmt::Write as _;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+
+use super::body::Framing;
+use crate::Endpoints;
+
+/// Longest head accepted; the same as Node's and HAProxy's default.
+pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Header fields accepted in one message.
+pub(crate) const HEADERS_MAX: usize = 128;
+
+/// Why a request is refused before anybody sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRequest {
+    #[error("malformed request head")]
+    Malformed,
+    #[error("request head is too large")]
+    TooLarge,
+    #[error("a request needs exactly one valid Host")]
+    Host,
+    #[error("ambiguous message framing")]
+    Framing,
+    #[error("unknown transfer coding")]
+    Coding,
+    #[error("method not supported")]
+    Method,
+    #[error("protocol upgrades are not supported yet")]
+    Upgrade,
+}
+
+impl BadRequest {
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::Malformed | Self::Host | Self::Framing => 400,
+            Self::TooLarge => 431,
+            Self::Coding | Self::Method | Self::Upgrade => 501,
+        }
+    }
+}
+
+/// Version of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http10,
+    Http11,
+}
+
+/// What happens to a connection after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    Keep,
+    Close,
+}
+
+/// What of the method matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    Head,
+    /// May be sent a second time (RFC 9110, 9.2.2).
+    Idempotent,
+    Other,
+}
+
+/// A request as the exchange needs to know it; its head is written already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) version: Version,
+    pub(crate) method: Method,
+    pub(crate) framing: Framing,
+    pub(crate) after: After,
+    /// Bytes of the head as it came.
+    pub(crate) head_len: usize,
+}
+
+/// Facts about a connection that go into each of its requests.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    caller: IpAddr,
+    dest: IpAddr,
+    port: u16,
+    /// The headers that are the same for all requests of the connection.
+    fixed: String,
+}
+
+impl Forwarded {
+    pub(crate) fn new(endpoints: Endpoints, region: &str) -> Self {
+        let (caller, dest) = (endpoints.caller.ip(), endpoints.dest.ip());
+        let port = endpoints.dest.port();
+        let fixed = format!(
+            "Fly-Client-IP: {caller}\r\nFly-Forwarded-Port: {port}\r\nFly-Region: {region}\r\n\
+             X-Forwarded-Proto: http\r\nX-Forwarded-SSL: off\r\nVia: 1.1 perch\r\n"
+        );
+        Self { caller, dest, port, fixed }
+    }
+}
+
+/// Parses the head at the front of `input` and appends the head for the Machine to `out`.
+///
+/// `None`: the head is not complete yet, and `out` is as it was.
+pub(crate) fn rewrite(
+    input: &[u8],
+    forwarded: &Forwarded,
+    out: &mut Vec<u8>,
+) -> Result<Option<Request>, BadRequest> {
+    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    let head_len = match parsed.parse_with_uninit_headers(input, &mut space) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if input.len() < HEAD_BYTES_MAX => return Ok(None),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(BadRequest::TooLarge);
+        }
+        Err(_) => return Err(BadRequest::Malformed),
+    };
+    let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(BadRequest::Malformed);
+    };
+    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    let fields = Fields::collect(parsed.headers, version)?;
+    let target = Target::parse(method, path)?;
+    write_head(method, &target, parsed.headers, &fields, forwarded, out);
+    let after = fields.after(version);
+    let method = method_of(method);
+    Ok(Some(Request { version, method, framing: fields.framing, after, head_len }))
+}
+
+fn method_of(method: &str) -> Method {
+    match method {
+        "HEAD" => Method::Head,
+        "GET" | "OPTIONS" | "TRACE" | "PUT" | "DELETE" => Method::Idempotent,
+        _ => Method::Other,
+    }
+}
+
+/// The request target, in origin form.
+struct Target<'a> {
+    path: &'a str,
+    /// From an absolute target; wins over the Host field (RFC 9112, 3.2.2).
+    authority: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    fn parse(method: &str, target: &'a str) -> Result<Self, BadRequest> {
+        if method == "CONNECT" {
+            return Err(BadRequest::Method);
+        }
+        if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+            return Ok(Self { path: target, authority: None });
+        }
+        let Some((scheme, rest)) = target.split_once("://") else {
+            return Err(BadRequest::Malformed);
+        };
+        let at = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(at);
+        let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        if !known || !is_host(authority.as_bytes()) || authority.is_empty() {
+            return Err(BadRequest::Malformed);
+        }
+        Ok(Self { path, authority: Some(authority) })
+    }
+}
+
+/// What must be known of all fields before one is written.
+struct Fields<'a> {
+    framing: Framing,
+    host: Option<&'a [u8]>,
+    hosts: u32,
+    closes: bool,
+    keeps: bool,
+    forwarded_port: bool,
+    connection: Option<&'a [u8]>,
+    connections: u32,
+    upgrade: Option<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    fn collect(headers: &[httparse::Header<'a>], version: Version) -> Result<Self, BadRequest> {
+        let mut fields = Self {
+            framing: Framing::None,
+            host: None,
+            hosts: 0,
+            closes: false,
+            keeps: false,
+            forwarded_port: false,
+            connection: None,
+            connections: 0,
+            upgrade: None,
+        };
+        let mut framing = RequestFraming::default();
+        for header in headers {
+            fields.note(header, &mut framing)?;
+        }
+        fields.framing = framing.decide(version)?;
+        fields.check(version)?;
+        Ok(fields)
+    }
+
+    fn note(
+        &mut self,
+        header: &httparse::Header<'a>,
+        framing: &mut RequestFraming,
+    ) -> Result<(), BadRequest> {
+        match Field::of(header.name) {
+            Field::Host => {
+                self.hosts += 1;
+                self.host = Some(header.value);
+            }
+            Field::ContentLength => framing.length(header.value)?,
+            Field::TransferEncoding => framing.coding(header.value)?,
+            Field::Connection => {
+                self.connections += 1;
+                self.connection = Some(header.value);
+                self.closes |= has_token(header.value, "close");
+                self.keeps |= has_token(header.value, "keep-alive");
+            }
+            Field::Upgrade => self.upgrade = Some(header.value),
+            Field::ForwardedPort => self.forwarded_port = true,
+            Field::ForwardedFor | Field::HopByHop | Field::Ours | Field::Other => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self, version: Version) -> Result<(), BadRequest> {
+        let host_count_ok = self.hosts == 1 || (self.hosts == 0 && version == Version::Http10);
+        if !host_count_ok || !self.host.is_none_or(is_host) {
+            return Err(BadRequest::Host);
+        }
+        // A client may offer h2c on any request; not taking the offer is a valid answer.
+        let wanted = self.upgrade.filter(|value| !has_token(value, "h2c"));
+        if wanted.is_some() && self.connection.is_some_and(|v| has_token(v, "upgrade")) {
+            return Err(BadRequest::Upgrade);
+        }
+        Ok(())
+    }
+
+    fn after(&self, version: Version) -> After {
+        let keep = match version {
+            Version::Http10 => self.keeps && !self.closes,
+            Version::Http11 => !self.closes,
+        };
+        if keep { After::Keep } else { After::Close }
+    }
+
+    /// Whether a Connection field names this one as hop-by-hop.
+    fn names(&self, headers: &[httparse::Header<'_>], name: &str) -> bool {
+        match self.connections {
+            0 => false,
+            1 => self.connection.is_some_and(|value| has_token(value, name)),
+            _ => headers
+                .iter()
+                .filter(|h| Field::of(h.name) == Field::Connection)
+                .any(|h| has_token(h.value, name)),
+        }
+    }
+}
+
+/// Collects what the framing fields say, and refuses what is not clear (RFC 9112, 6.3).
+#[derive(Default)]
+struct RequestFraming {
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl RequestFraming {
+    fn length(&mut self, value: &[u8]) -> Result<(), BadRequest> {
+        let length = parse_length(value).ok_or(BadRequest::Framing)?;
+        if self.length.replace(length).is_some() {
+            return Err(BadRequest::Framing);
+        }
+        Ok(())
+    }
+
+    fn coding(&mut self, value: &[u8]) -> Result<(), BadRequest> {
+        if self.chunked {
+            return Err(BadRequest::Framing);
+        }
+        if !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(BadRequest::Coding);
+        }
+        self.chunked = true;
+        Ok(())
+    }
+
+    fn decide(self, version: Version) -> Result<Framing, BadRequest> {
+        match (self.chunked, self.length, version) {
+            (false, None, _) => Ok(Framing::None),
+            (false, Some(length), _) => Ok(Framing::Length(length)),
+            (true, None, Version::Http11) => Ok(Framing::Chunked),
+            (true, ..) => Err(BadRequest::Framing),
+        }
+    }
+}
+
+/// Digits only: no sign, no list, nothing that overflows.
+pub(crate) fn parse_length(value: &[u8]) -> Option<u64> {
+    let digits = value.trim_ascii();
+    if digits.is_empty() || 18 < digits.len() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// Whether a comma list holds this token.
+pub(crate) fn has_token(value: &[u8], token: &str) -> bool {
+    value
+        .split(|byte| *byte == b',')
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// A host and port as they may appear in a Host field; empty is allowed by the RFC.
+fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|byte| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'%')
+    })
+}
+
+/// What we do with a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    Upgrade,
+    ForwardedFor,
+    ForwardedPort,
+    HopByHop,
+    /// Set by us alone; what a client sends is dropped (PX-02, FC-44).
+    Ours,
+    Other,
+}
+
+impl Field {
+    fn of(name: &str) -> Self {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        match name.len() {
+            2 if is("te") => Self::HopByHop,
+            4 if is("host") => Self::Host,
+            7 if is("upgrade") => Self::Upgrade,
+            7 if is("fly-src") => Self::Ours,
+            10 if is("connection") => Self::Connection,
+            10 if is("keep-alive") => Self::HopByHop,
+            10 if is("fly-region") => Self::Ours,
+            13 if is("fly-client-ip") => Self::Ours,
+            14 if is("content-length") => Self::ContentLength,
+            14 if is("fly-request-id") => Self::Ours,
+            15 if is("x-forwarded-for") => Self::ForwardedFor,
+            15 if is("x-forwarded-ssl") => Self::Ours,
+            16 if is("x-forwarded-port") => Self::ForwardedPort,
+            16 if is("proxy-connection") => Self::HopByHop,
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("x-forwarded-proto") || is("fly-src-signature") => Self::Ours,
+            18 if is("fly-forwarded-port") => Self::Ours,
+            _ => Self::Other,
+        }
+    }
+}
+
+fn write_head(
+    method: &str,
+    target: &Target<'_>,
+    headers: &[httparse::Header<'_>],
+    fields: &Fields<'_>,
+    forwarded: &Forwarded,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(method.as_bytes());
+    out.push(b' ');
+    if !target.path.starts_with('/') && target.authority.is_some() {
+        out.push(b'/');
+    }
+    out.extend_from_slice(target.path.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    if let Some(authority) = target.authority {
+        write_field(out, "Host", authority.as_bytes());
+    }
+    for header in headers {
+        let pass = match Field::of(header.name) {
+            Field::Host => target.authority.is_none(),
+            Field::ContentLength | Field::ForwardedPort | Field::Other => true,
+            Field::TransferEncoding
+            | Field::Connection
+            | Field::Upgrade
+            | Field::ForwardedFor
+            | Field::HopByHop
+            | Field::Ours => false,
+        };
+        if pass && (is_end_to_end(header.name) || !fields.names(headers, header.name)) {
+            write_field(out, header.name, header.value);
+        }
+    }
+    if fields.hosts == 0 && target.authority.is_none() {
+        out.extend_from_slice(b"Host: \r\n");
+    }
+    if fields.framing == Framing::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    write_forwarded(headers, fields, forwarded, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields that a Connection field cannot take away from the Machine.
+fn is_end_to_end(name: &str) -> bool {
+    matches!(Field::of(name), Field::Host | Field::ContentLength)
+}
+
+fn write_forwarded(
+    headers: &[httparse::Header<'_>],
+    fields: &Fields<'_>,
+    forwarded: &Forwarded,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(forwarded.fixed.as_bytes());
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for header in headers.iter().filter(|h| Field::of(h.name) == Field::ForwardedFor) {
+        out.extend_from_slice(header.value);
+        out.extend_from_slice(b", ");
+    }
+    let mut text = Text(out);
+    // Writing into a vector cannot fail.
+    let _ok = write!(text, "{}, {}\r\n", forwarded.caller, forwarded.dest).is_ok();
+    if !fields.forwarded_port {
+        let _ok = write!(text, "X-Forwarded-Port: {}\r\n", forwarded.port).is_ok();
+    }
+}
+
+pub(crate) fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Formats into bytes without a string between.
+pub(crate) struct Text<'a>(pub(crate) &'a mut Vec<u8>);
+
+impl std::fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

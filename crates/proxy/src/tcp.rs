@@ -1,0 +1,109 @@
+//! Raw TCP: bytes in both directions, ends passed on one by one.
+
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::app::{App, NoPlace, Place, PortFacts};
+use crate::buffer::{BUFFER_BYTES, read_some};
+use crate::directory::Destination;
+use crate::upstream::{self, NoConnection};
+
+/// Serves a raw connection until both sides have ended it. Nothing is read from the caller before a
+/// Machine has accepted.
+pub(crate) async fn serve(mut caller: TcpStream, to: Destination, app: Rc<App>, facts: PortFacts) {
+    let Some((place, mut machine)) = connect(&caller, &to, &app, &facts).await else {
+        reset(&caller);
+        return;
+    };
+    if relay(&mut caller, &mut machine).await.is_err() {
+        // Whoever is left must not take a cut for an end.
+        reset(&caller);
+        reset(&machine);
+    }
+    drop((caller, machine));
+    drop(place);
+}
+
+async fn connect(
+    caller: &TcpStream,
+    to: &Destination,
+    app: &Rc<App>,
+    facts: &PortFacts,
+) -> Option<(Place, TcpStream)> {
+    let deadline = Instant::now() + facts.start_timeout;
+    loop {
+        let place = unless_reset(caller, place(to, app, facts)).await?;
+        let place = place.map_err(|error| app.log(None, &error.to_string())).ok()?;
+        let machine = place.endpoint().machine;
+        match unless_reset(caller, upstream::connect(&place, deadline)).await? {
+            Ok(stream) => return Some((place, stream)),
+            Err(NoConnection::Gone) if Instant::now() < deadline => {}
+            Err(error) => {
+                app.log(Some(machine), &error.to_string());
+                return None;
+            }
+        }
+    }
+}
+
+async fn place(to: &Destination, app: &Rc<App>, facts: &PortFacts) -> Result<Place, NoPlace> {
+    let origin = to.origin(app);
+    match app.choose(to.endpoints.dest.port(), origin) {
+        Ok(place) => Ok(place),
+        Err(None) => Err(NoPlace::Refused),
+        Err(Some(reason)) => app.hold(facts, to.cause(None), origin, reason).await,
+    }
+}
+
+/// Runs `work` unless the caller resets the connection. A caller that only ended its side may still
+/// want an answer, so that does not count.
+async fn unless_reset<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut error = pin!(caller.ready(Interest::ERROR));
+    let mut watching = true;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if watching && error.as_mut().poll(cx).is_ready() {
+            watching = false;
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn relay(caller: &mut TcpStream, machine: &mut TcpStream) -> io::Result<()> {
+    let (mut caller_read, mut caller_write) = caller.split();
+    let (mut machine_read, mut machine_write) = machine.split();
+    let up = copy(&mut caller_read, &mut machine_write);
+    let down = copy(&mut machine_read, &mut caller_write);
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    loop {
+        let bytes = read_some(from, BUFFER_BYTES).await?;
+        if bytes.is_empty() {
+            return to.shutdown().await;
+        }
+        to.write_all(bytes.filled()).await?;
+    }
+}
+
+/// Makes the coming close a reset.
+pub(crate) fn reset(stream: &TcpStream) {
+    if let Err(error) = stream.set_zero_linger() {
+        tracing::debug!(%error, "could not reset a connection");
+    }
+}

@@ -1,0 +1,323 @@
+//! Connections to Machines: made when needed, kept for a few seconds, and the wait for a program that
+//! does not listen yet.
+//!
+//! A program that was just started is tried again and again: each try is a connect, and the one that
+//! succeeds carries the request, so the program sees no probe. One caller tries for all; the others
+//! wait for it, and then connect by themselves.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use perch_core::balancer::Endpoint;
+use perch_core::ids::MachineId;
+use rustix::net::RecvFlags;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::app::{App, Place, Reuse};
+use crate::clock::Ticker;
+
+/// How long an idle connection is kept (PX-65).
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// How often the expired ones are looked for while there are any.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Idle connections per Machine and port.
+const IDLE_LEN_MAX: usize = 1024;
+/// A handshake over our own link takes microseconds: one that does not end at once met a full accept
+/// queue, and a new one succeeds long before the kernel sends this one again (1 s).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(50);
+/// The longest wait for a handshake, after several timed out.
+const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoConnection {
+    /// The run has ended: choose again.
+    #[error("the Machine has gone")]
+    Gone,
+    /// It runs, but nobody accepts.
+    #[error("PR03 the Machine runs, but nothing listens on {0}")]
+    NotListening(std::net::SocketAddrV4),
+    /// Our own limits.
+    #[error("PC06 could not make a connection")]
+    Io(#[source] io::Error),
+}
+
+/// A connection to a Machine, new or used.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) stream: TcpStream,
+    /// Served another request before: it may have been closed meanwhile.
+    pub(crate) used: bool,
+}
+
+type Key = (MachineId, u16);
+
+#[derive(Debug)]
+struct Idle {
+    run: u64,
+    stack: Vec<(TcpStream, Instant)>,
+}
+
+/// All of one app.
+#[derive(Debug, Default)]
+pub(crate) struct Upstreams {
+    idle: RefCell<BTreeMap<Key, Idle>>,
+    sweeping: Cell<bool>,
+    readiness: RefCell<BTreeMap<Key, Rc<Readiness>>>,
+}
+
+/// Whether a run's program listens, as far as we know.
+#[derive(Debug)]
+struct Readiness {
+    run: u64,
+    listens: Cell<bool>,
+    trying: Cell<bool>,
+    changed: Notify,
+}
+
+impl Upstreams {
+    /// Takes the idle connection that was used last.
+    pub(crate) fn take(&self, endpoint: &Endpoint) -> Option<Upstream> {
+        let mut idle = self.idle.borrow_mut();
+        let entry = idle.get_mut(&key(endpoint))?;
+        if entry.run != endpoint.run {
+            return None;
+        }
+        let (stream, since) = entry.stack.pop()?;
+        // The last used is the youngest: when it is too old, all are.
+        if IDLE_MAX < since.elapsed() {
+            entry.stack.clear();
+            return None;
+        }
+        Some(Upstream { stream, used: true })
+    }
+
+    /// Gives a connection back for the next request.
+    pub(crate) fn keep(app: &Rc<App>, place: &Place, stream: TcpStream, reuse: Reuse) {
+        if reuse == Reuse::OneRequest || !place.is_current() {
+            return;
+        }
+        app.upstreams.push(place.endpoint(), stream);
+        if !app.upstreams.sweeping.replace(true) {
+            tokio::task::spawn_local(sweep(Rc::downgrade(app)));
+        }
+    }
+
+    fn push(&self, endpoint: &Endpoint, stream: TcpStream) {
+        let mut idle = self.idle.borrow_mut();
+        let run = endpoint.run;
+        let entry = idle.entry(key(endpoint)).or_insert_with(|| Idle { run, stack: Vec::new() });
+        if entry.run != run {
+            *entry = Idle { run, stack: Vec::new() };
+        }
+        if entry.stack.len() < IDLE_LEN_MAX {
+            entry.stack.push((stream, Instant::now()));
+        }
+    }
+
+    /// Closes the idle connections of a Machine: it is about to sleep.
+    pub(crate) fn close(&self, machine: MachineId) {
+        self.idle.borrow_mut().retain(|(id, _), _| *id != machine);
+    }
+
+    /// Forgets everything about runs that are not `up`.
+    pub(crate) fn retain(&self, up: impl Fn(MachineId, u64) -> bool) {
+        self.idle.borrow_mut().retain(|(id, _), idle| up(*id, idle.run));
+        self.readiness.borrow_mut().retain(|(id, _), known| up(*id, known.run));
+    }
+
+    fn drop_expired(&self) {
+        let mut idle = self.idle.borrow_mut();
+        for entry in idle.values_mut() {
+            entry.stack.retain(|(_, since)| since.elapsed() < IDLE_MAX);
+        }
+        idle.retain(|_, entry| !entry.stack.is_empty());
+        self.sweeping.set(!idle.is_empty());
+    }
+
+    fn readiness(&self, endpoint: &Endpoint) -> Rc<Readiness> {
+        let mut known = self.readiness.borrow_mut();
+        let entry = known.entry(key(endpoint)).or_insert_with(|| Readiness::of(endpoint.run));
+        if entry.run != endpoint.run {
+            *entry = Readiness::of(endpoint.run);
+        }
+        Rc::clone(entry)
+    }
+}
+
+impl Readiness {
+    fn of(run: u64) -> Rc<Self> {
+        Rc::new(Self {
+            run,
+            listens: Cell::new(false),
+            trying: Cell::new(false),
+            changed: Notify::new(),
+        })
+    }
+}
+
+fn key(endpoint: &Endpoint) -> Key {
+    (endpoint.machine, endpoint.target.port())
+}
+
+async fn sweep(app: std::rc::Weak<App>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(app) = app.upgrade() else { return };
+        app.upstreams.drop_expired();
+        if !app.upstreams.sweeping.get() {
+            return;
+        }
+    }
+}
+
+/// Whether nothing has come on an idle connection, neither an end nor bytes that nobody asked for.
+pub(crate) fn is_quiet(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let seen = rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags);
+    matches!(seen, Err(rustix::io::Errno::AGAIN))
+}
+
+/// Makes a new connection, and waits until `deadline` for a program that does not listen yet.
+pub(crate) async fn connect(place: &Place, deadline: Instant) -> Result<TcpStream, NoConnection> {
+    let target = place.endpoint().target;
+    let readiness = place.app().upstreams.readiness(place.endpoint());
+    if readiness.listens.get() || !readiness.trying.get() {
+        match try_connect(target, HANDSHAKE_TIMEOUT).await {
+            Ok(stream) => {
+                readiness.succeeded();
+                return Ok(stream);
+            }
+            Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
+            Err(_) => readiness.listens.set(false),
+        }
+    }
+    Box::pin(wait_and_connect(place, &readiness, deadline)).await
+}
+
+impl Readiness {
+    fn succeeded(&self) {
+        if !self.listens.replace(true) {
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+async fn wait_and_connect(
+    place: &Place,
+    readiness: &Readiness,
+    deadline: Instant,
+) -> Result<TcpStream, NoConnection> {
+    let target = place.endpoint().target;
+    while Instant::now() < deadline {
+        if !place.is_current() {
+            return Err(NoConnection::Gone);
+        }
+        if readiness.trying.get() {
+            follow(readiness, deadline).await;
+        } else if let Some(stream) = lead(place, readiness, deadline).await? {
+            return Ok(stream);
+        }
+        if readiness.listens.get() {
+            match try_connect(target, HANDSHAKE_TIMEOUT_MAX).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
+                Err(_) => readiness.listens.set(false),
+            }
+        }
+    }
+    Err(NoConnection::NotListening(target))
+}
+
+/// How often followers look whether their Machine is still there.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+
+async fn follow(readiness: &Readiness, deadline: Instant) {
+    let until = deadline.min(Instant::now() + FOLLOW_INTERVAL);
+    // Ignored: the caller looks again in both cases.
+    let _elapsed = tokio::time::timeout_at(until, readiness.changed.notified()).await.is_err();
+}
+
+/// Gives up the lead however the attempt ends, so that a follower can take it.
+struct Lead<'a>(&'a Readiness);
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        self.0.trying.set(false);
+        self.0.changed.notify_waiters();
+    }
+}
+
+async fn lead(
+    place: &Place,
+    readiness: &Readiness,
+    deadline: Instant,
+) -> Result<Option<TcpStream>, NoConnection> {
+    readiness.trying.set(true);
+    let _lead = Lead(readiness);
+    let ticker = Ticker::new().map_err(NoConnection::Io)?;
+    let since = Instant::now();
+    let mut handshake = HANDSHAKE_TIMEOUT;
+    while Instant::now() < deadline && place.is_current() {
+        match try_connect(place.endpoint().target, handshake).await {
+            Ok(stream) => {
+                readiness.listens.set(true);
+                return Ok(Some(stream));
+            }
+            Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                handshake = (handshake * 2).min(HANDSHAKE_TIMEOUT_MAX);
+            }
+            Err(_) => {}
+        }
+        ticker.wait(pace(since.elapsed())).await.map_err(NoConnection::Io)?;
+    }
+    Ok(None)
+}
+
+/// The pause between two tries: a native program listens within a millisecond, an interpreter within
+/// 60; each try costs about 40 us, so the pace slows down.
+fn pace(elapsed: Duration) -> Duration {
+    match elapsed.as_millis() {
+        0..50 => Duration::from_micros(100),
+        50..1_000 => Duration::from_millis(1),
+        1_000..10_000 => Duration::from_millis(10),
+        _ => Duration::from_millis(100),
+    }
+}
+
+async fn try_connect(
+    target: std::net::SocketAddrV4,
+    handshake_timeout: Duration,
+) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(handshake_timeout, TcpStream::connect(target)).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Errors that say something about us, not about the Machine.
+fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| codes.iter().any(|c| c.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tries_slow_down_with_time() {
+        let at = |millis| pace(Duration::from_millis(millis));
+        assert_eq!(at(49), Duration::from_micros(100));
+        assert_eq!(at(50), Duration::from_millis(1));
+        assert_eq!(at(1_000), Duration::from_millis(10));
+        assert_eq!(at(60_000), Duration::from_millis(100));
+    }
+}
