@@ -64,11 +64,7 @@ fn network_checks() -> [Check; 5] {
     ]
 }
 
-fn attempt(
-    name: &'static str,
-    work: impl FnOnce() -> Result<(), NetError>,
-    remedy: &str,
-) -> Check {
+fn attempt(name: &'static str, work: impl FnOnce() -> Result<(), NetError>, remedy: &str) -> Check {
     match work() {
         Ok(()) => passed(name, "works".to_owned()),
         Err(error) => failed(name, in_words(&error), remedy),

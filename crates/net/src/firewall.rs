@@ -21,8 +21,8 @@ use crate::error::NetError;
 use crate::listeners::TRANSPARENT_PORT;
 use crate::netlink::Socket;
 use crate::nft::{
-    Batch, Cmp, Element, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1,
-    R1_SECOND_WORD, R2, Rule, Set, TCP, UDP, ifname, join,
+    Batch, Cmp, Element, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1, R1_SECOND_WORD,
+    R2, Rule, Set, TCP, UDP, ifname, join,
 };
 use crate::plane::PlaneConfig;
 
@@ -85,13 +85,8 @@ const ECHO_REQUEST_V6: u8 = 128;
 
 /// Destinations that egress never reaches: this network, links, loopback, link-local with the
 /// clouds' metadata service, multicast and reserved ones.
-const NO_EGRESS: [([u8; 4], u32); 5] = [
-    ([0, 0, 0, 0], 8),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    LINKS,
-    ([224, 0, 0, 0], 3),
-];
+const NO_EGRESS: [([u8; 4], u32); 5] =
+    [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), LINKS, ([224, 0, 0, 0], 3)];
 /// The Machines' private links.
 const LINKS: ([u8; 4], u32) = ([172, 16, 0, 0], 16);
 
@@ -127,13 +122,8 @@ pub(crate) fn ensure_plane(
     }
     add_chains(&mut batch);
     batch.delete_rules();
-    let rules = [
-        raw_rules(config),
-        fly_rules(),
-        nat_rules(config),
-        input_rules(config),
-        forward_rules(),
-    ];
+    let rules =
+        [raw_rules(config), fly_rules(), nat_rules(config), input_rules(config), forward_rules()];
     for rule in rules.into_iter().flatten() {
         batch.add_rule(rule);
     }
@@ -152,6 +142,7 @@ fn add_chains(batch: &mut Batch<'_>) {
     batch.add_chain("ports6");
     batch.add_chain("catch6");
     batch.add_chain("catch4");
+    batch.add_chain("refuse");
     batch.add_nat("resolver", Hook::Prerouting, PRIORITY_DSTNAT);
     batch.add_nat("egress", Hook::Postrouting, PRIORITY_SRCNAT);
     batch.add_filter("input", Hook::Input, PRIORITY_FILTER);
@@ -237,10 +228,12 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
         echo6().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6).accept(),
         echo6().load_daddr6(R1).cmp(Cmp::Eq, &config.dns.octets()).accept(),
         echo4().load_daddr4(R1).in_set(PUBLIC4).accept(),
-        // FC-30: refused at once.
-        on().reset(),
-        on().proto(UDP).reject_port(),
-        on().prohibit(),
+        on().jump("refuse"),
+        // FC-30: at once. A TCP caller is sent a reset, not an ICMP error: one that arrives while
+        // `connect` still holds its socket is taken for a passing trouble, and costs a second.
+        Rule::on("refuse").reset(),
+        Rule::on("refuse").proto(UDP).reject_port(),
+        Rule::on("refuse").prohibit(),
     ]
 }
 
@@ -248,20 +241,14 @@ fn forward_rules() -> Vec<Rule> {
     let on = || Rule::on("forward");
     let mut rules = vec![
         on().established().accept(),
-        on().v6()
-            .load_saddr6(R1)
-            .mask48(R1)
-            .load_daddr6(R2)
-            .mask48(R2)
-            .in_set(NETWORKS)
-            .accept(),
-        on().v6().prohibit(),
-        on().iif(Cmp::Eq, INSIDE).prohibit(),
-        on().load_daddr4(R1).in_set(HOST4).prohibit(),
+        on().v6().load_saddr6(R1).mask48(R1).load_daddr6(R2).mask48(R2).in_set(NETWORKS).accept(),
+        on().v6().jump("refuse"),
+        on().iif(Cmp::Eq, INSIDE).jump("refuse"),
+        on().load_daddr4(R1).in_set(HOST4).jump("refuse"),
     ];
-    rules.extend(NO_EGRESS.map(|(addr, len)| on().daddr4_in(addr, len).prohibit()));
+    rules.extend(NO_EGRESS.map(|(addr, len)| on().daddr4_in(addr, len).jump("refuse")));
     rules.push(on().oif(Cmp::Eq, INSIDE).accept());
-    rules.push(on().prohibit());
+    rules.push(on().jump("refuse"));
     rules
 }
 

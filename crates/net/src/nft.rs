@@ -5,8 +5,7 @@
 
 use crate::error::NetError;
 use crate::netlink::{
-    Attrs, Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Socket, find_attr,
-    parse_attrs,
+    Attrs, Message, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, Socket, find_attr, parse_attrs,
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -158,8 +157,7 @@ pub(crate) struct Batch<'a> {
 impl<'a> Batch<'a> {
     pub(crate) fn on(table: &'a str) -> Self {
         let fixed = [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]];
-        let begin =
-            Message::new("begin a batch".to_owned(), BATCH_BEGIN, 0, &fixed, &Attrs::new());
+        let begin = Message::new("begin a batch".to_owned(), BATCH_BEGIN, 0, &fixed, &Attrs::new());
         Self { table, messages: vec![begin] }
     }
 
@@ -246,14 +244,7 @@ impl<'a> Batch<'a> {
         self.push_elements("delete", set, elements, DELSETELEM, 0);
     }
 
-    fn push_elements(
-        &mut self,
-        verb: &str,
-        set: Set,
-        elements: &[Element],
-        kind: u16,
-        flags: u16,
-    ) {
+    fn push_elements(&mut self, verb: &str, set: Set, elements: &[Element], kind: u16, flags: u16) {
         // An attribute holds 64 KiB; an element takes at most 80 bytes.
         const ELEMENTS_PER_MESSAGE_MAX: usize = 500;
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE_MAX) {

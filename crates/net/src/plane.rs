@@ -221,8 +221,8 @@ impl Plane {
             IpAddr::V4(addr) => addr == self.config.shared_v4,
             IpAddr::V6(addr) => {
                 let network = Prefix48::of(addr);
-                let flycast = state.networks.contains_key(&network)
-                    && network.flycast().contains(addr);
+                let flycast =
+                    state.networks.contains_key(&network) && network.flycast().contains(addr);
                 flycast || self.config.public_v6.contains(addr)
             }
         }
@@ -275,8 +275,7 @@ impl Plane {
         let (netns, mut far) = namespace::create(fixed::prepare_machine)?;
         let inner = &mut *self.lock();
         inner.detach(&attach.name)?;
-        let attached = inner.attach(attach, netns.as_fd());
-        let attached = attached.and_then(|()| fixed::finish_machine(&mut far, &self.config, attach));
+        let attached = inner.attach(&self.config, attach, netns.as_fd(), &mut far);
         if let Err(error) = attached {
             if let Err(second) = inner.detach(&attach.name) {
                 tracing::warn!(machine = attach.name, error = %second, "half-attached Machine stays");
@@ -357,12 +356,25 @@ impl Inner {
         self.host_route.apply(vec![host], &[libc::EADDRNOTAVAIL])
     }
 
-    /// The plane's half of a Machine's link.
-    fn attach(&mut self, attach: &Attach, netns: BorrowedFd<'_>) -> Result<(), NetError> {
-        let (plane_end, machine_end) = attach.link;
+    /// Makes a Machine's link and configures both ends.
+    fn attach(
+        &mut self,
+        config: &PlaneConfig,
+        attach: &Attach,
+        netns: BorrowedFd<'_>,
+        far: &mut Socket,
+    ) -> Result<(), NetError> {
         let mut messages = vec![route::add_veth(&attach.name, fixed::MACHINE_LINK, netns)];
         messages.extend(route::bring_up(&attach.name));
         self.route.apply(messages, &[])?;
+        fixed::bring_up_machine(far)?;
+        self.route.apply(vec![route::activate(&attach.name)], &[])?;
+        self.configure_near_end(attach)?;
+        fixed::configure_machine(far, config, attach)
+    }
+
+    fn configure_near_end(&mut self, attach: &Attach) -> Result<(), NetError> {
+        let (plane_end, machine_end) = attach.link;
         let link = route::index_of(&mut self.route, &attach.name)?;
         let private_ip = attach.private_ip.into();
         let messages = vec![

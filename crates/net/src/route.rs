@@ -39,6 +39,7 @@ const IFINFO_LEN: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -133,10 +134,7 @@ pub(crate) fn bring_up(name: &str) -> Vec<Message> {
     let family = Attrs::new().nest(u16::from(AF_INET6), mode);
     let quiet = Attrs::new().text(IFLA_IFNAME, name).nest(IFLA_AF_SPEC, family);
     let what = format!("configure link {name}");
-    vec![
-        Message::new(what, RTM_NEWLINK, NLM_F_ACK, &[0; IFINFO_LEN], &quiet),
-        switch_on(name),
-    ]
+    vec![Message::new(what, RTM_NEWLINK, NLM_F_ACK, &[0; IFINFO_LEN], &quiet), switch_on(name)]
 }
 
 /// Switches a link on.
@@ -146,6 +144,19 @@ pub(crate) fn switch_on(name: &str) -> Message {
     fixed[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
     let attrs = Attrs::new().text(IFLA_IFNAME, name);
     Message::new(format!("switch on link {name}"), RTM_NEWLINK, NLM_F_ACK, &fixed, &attrs)
+}
+
+/// Makes a link that just got its carrier pass packets now.
+///
+/// When the second end of a veth comes up, the first one is activated by a kernel worker, some
+/// milliseconds later or, under load, many; until then it drops what it is given, and a lost SYN
+/// costs a second. A change of the queue's length activates the queue at once, on every kernel.
+/// The link has no queue, so the length means nothing; it only must not be the default of 1,000.
+pub(crate) fn activate(name: &str) -> Message {
+    const ANY_OTHER_LEN: u32 = 999;
+    let attrs = Attrs::new().text(IFLA_IFNAME, name).u32(IFLA_TXQLEN, ANY_OTHER_LEN);
+    let what = format!("activate link {name}");
+    Message::new(what, RTM_NEWLINK, NLM_F_ACK, &[0; IFINFO_LEN], &attrs)
 }
 
 /// Deletes a link; with a veth its other end goes too.
@@ -190,9 +201,8 @@ pub(crate) fn add_address(link: u32, (addr, len): Destination) -> Message {
 
 /// Adds an IPv4 address whose link has just one other end.
 pub(crate) fn add_address_towards(link: u32, addr: Ipv4Addr, other_end: Ipv4Addr) -> Message {
-    let attrs = Attrs::new()
-        .bytes(IFA_LOCAL, &addr.octets())
-        .bytes(IFA_ADDRESS, &other_end.octets());
+    let attrs =
+        Attrs::new().bytes(IFA_LOCAL, &addr.octets()).bytes(IFA_ADDRESS, &other_end.octets());
     address(link, only(IpAddr::V4(addr)), RTM_NEWADDR, &attrs)
 }
 
@@ -239,6 +249,9 @@ fn route(verb: &str, (addr, len): Destination, via: Via, kind: u16, flags: u16) 
     let (table, scope, class) = match via {
         Via::Link(_) => (RT_TABLE_MAIN, RT_SCOPE_LINK, RTN_UNICAST),
         Via::Gateway(..) => (RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RTN_UNICAST),
+        // The local table is asked first; there the public pool would swallow the host's address,
+        // which is one of the pool's.
+        Via::Here if addr.is_ipv6() => (RT_TABLE_MAIN, RT_SCOPE_HOST, RTN_LOCAL),
         Via::Here => (RT_TABLE_LOCAL, RT_SCOPE_HOST, RTN_LOCAL),
     };
     let fixed = [family(addr), len, 0, 0, table, RTPROT_STATIC, scope, class, 0, 0, 0, 0];

@@ -156,7 +156,7 @@ fn machines_of_one_network_reach_each_other_and_those_of_two_do_not() {
 
     dial(one.netns.as_fd(), (peer.private_ip, port)).expect("6PN within a network");
     let error = dial(stranger.netns.as_fd(), (peer.private_ip, port)).expect_err("6PN across");
-    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "refused at once");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "refused at once");
     dial(one.netns.as_fd(), (mine, HTTP)).expect("own Flycast address");
     for (from, to) in [(&one, theirs), (&stranger, mine)] {
         let error = dial(from.netns.as_fd(), (to, HTTP)).expect_err("other Flycast address");
@@ -251,6 +251,18 @@ fn the_plane_reaches_a_machine_over_its_link_on_any_low_port() {
 }
 
 #[test]
+fn a_machine_is_reachable_the_moment_it_is_attached() {
+    let Some(lab) = Lab::start("moment") else { return };
+    lab.network("fdaa:0:1::");
+    for run in 0..40 {
+        let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+        let _server = listen_in(machine.netns.as_fd(), "0.0.0.0:80");
+        let dialled = dial(lab.plane.netns_fd(), (machine.link.1, 80));
+        assert!(dialled.is_ok(), "a lost SYN costs a second; run {run}: {dialled:?}");
+    }
+}
+
+#[test]
 fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
     let Some(lab) = Lab::start("peer") else { return };
     let (home, away) = (prefix("fdaa:0:1::"), prefix("fdaa:0:2::"));
@@ -306,7 +318,7 @@ fn egress_reaches_the_world_but_neither_the_host_nor_metadata() {
     say(client, server);
     let refused = |addr: Ipv4Addr, port: u16| {
         let error = dial(machine.netns.as_fd(), (addr, port)).expect_err("closed");
-        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{addr}");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{addr}");
     };
     refused(v4("198.51.100.2"), host_port);
     refused(lab.config.host_link.0, host_port);
@@ -462,7 +474,7 @@ fn removing_a_plane_leaves_nothing_and_may_be_repeated() {
 #[test]
 fn a_link_of_somebody_else_is_not_touched() {
     let Some(lab) = Lab::start("taken") else { return };
-    ip(lab.host(), "link add users0 type dummy");
+    ip(lab.host(), "link add users0 type veth peer name users1");
     let mut config = lab.config.clone();
     config.outside = "users0".to_owned();
     config.pin.set_extension("other");
@@ -486,5 +498,8 @@ fn the_doctor_finds_this_host_fit() {
 
 #[test]
 fn a_network_is_named_by_any_of_its_addresses() {
-    assert_eq!(Prefix48::of(v6("fdaa:0:1:a7b:1:0:1:2")).first(), Ipv6Addr::from_bits(0xfdaa << 112 | 1 << 80));
+    assert_eq!(
+        Prefix48::of(v6("fdaa:0:1:a7b:1:0:1:2")).first(),
+        Ipv6Addr::from_bits(0xfdaa << 112 | 1 << 80)
+    );
 }

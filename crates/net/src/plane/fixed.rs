@@ -38,6 +38,7 @@ pub(super) fn ensure(config: &PlaneConfig) -> Result<(OwnedFd, Inner), NetError>
     let stale = nft::elements(&mut nft, TABLE, HOST4).unwrap_or_default();
     firewall::ensure_plane(&mut nft, config, &host_addresses, &stale)?;
     firewall::ensure_host(&mut host_nft, config)?;
+    bring_up_link(&mut host_route, &mut route, &config.outside)?;
     configure_inside(&mut route, config, inside)?;
     configure_outside(&mut host_route, config, outside)?;
     ensure_ipv4_forwarding()?;
@@ -112,22 +113,25 @@ fn ensure_link(
     host.apply(vec![route::add_veth_from_far(outside, INSIDE, plane_netns)], &[])
 }
 
-fn configure_inside(
-    route: &mut Socket,
-    config: &PlaneConfig,
-    inside: u32,
-) -> Result<(), NetError> {
+fn bring_up_link(host: &mut Socket, plane: &mut Socket, outside: &str) -> Result<(), NetError> {
+    set_sysctl(&format!("ipv6/conf/{outside}/accept_ra"), "0")?;
+    set_sysctl(&format!("ipv6/conf/{outside}/disable_ipv6"), "0")?;
+    host.apply(route::bring_up(outside), &[])?;
+    plane.apply(route::bring_up(INSIDE), &[])?;
+    host.apply(vec![route::activate(outside)], &[])
+}
+
+fn configure_inside(route: &mut Socket, config: &PlaneConfig, inside: u32) -> Result<(), NetError> {
     let (host, plane) = config.host_link;
     let host_v6 = config.public_v6.last_but_one().into();
-    let mut messages = route::bring_up(INSIDE);
-    messages.extend([
+    let messages = vec![
         route::add_address(inside, (GATEWAY.into(), 64)),
         route::add_address_towards(inside, plane, host),
         route::add_neighbour(inside, host.into(), MAC_FAR),
         route::add_neighbour(inside, host_v6, MAC_FAR),
         route::add_route(only(host_v6), Via::Link(inside)),
         route::add_route(DEFAULT_V4, Via::Gateway(inside, host.into())),
-    ]);
+    ];
     route.apply(messages, &[])
 }
 
@@ -137,19 +141,15 @@ fn configure_outside(
     outside: u32,
 ) -> Result<(), NetError> {
     let (host, plane) = config.host_link;
-    for (key, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0")] {
-        set_sysctl(&format!("ipv6/conf/{}/{key}", config.outside), value)?;
-    }
     let gateway = Via::Gateway(outside, GATEWAY.into());
-    let mut messages = route::bring_up(&config.outside);
-    messages.extend([
+    let messages = vec![
         route::add_address_towards(outside, host, plane),
         route::add_address(outside, only(config.public_v6.last_but_one().into())),
         route::add_neighbour(outside, plane.into(), MAC_PLANE),
         route::add_neighbour(outside, GATEWAY.into(), MAC_PLANE),
         route::add_route(all_of(config.public_v6), gateway),
         route::add_route(only(config.shared_v4.into()), Via::Gateway(outside, plane.into())),
-    ]);
+    ];
     host_route.apply(messages, &[])
 }
 
@@ -175,16 +175,20 @@ pub(super) fn prepare_machine() -> Result<Socket, NetError> {
     Socket::open_route()
 }
 
-/// The Machine's half of its link.
-pub(super) fn finish_machine(
+/// Switches the links of a Machine's namespace on.
+pub(super) fn bring_up_machine(far: &mut Socket) -> Result<(), NetError> {
+    let mut messages = vec![route::switch_on("lo")];
+    messages.extend(route::bring_up(MACHINE_LINK));
+    far.apply(messages, &[])
+}
+
+/// Gives a Machine's end of its link addresses and routes.
+pub(super) fn configure_machine(
     far: &mut Socket,
     config: &PlaneConfig,
     attach: &Attach,
 ) -> Result<(), NetError> {
     let (plane_end, machine_end) = attach.link;
-    let mut messages = vec![route::switch_on("lo")];
-    messages.extend(route::bring_up(MACHINE_LINK));
-    far.apply(messages, &[])?;
     let link = route::index_of(far, MACHINE_LINK)?;
     let gateway = Via::Gateway(link, GATEWAY.into());
     let messages = vec![

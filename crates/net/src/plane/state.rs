@@ -47,8 +47,7 @@ impl State {
                 state.published.entry(addr).or_default().visible.push(Visible::Everyone);
             }
         }
-        let port_sets =
-            [firewall::PORTS6, firewall::RANGES6, firewall::PORTS4, firewall::RANGES4];
+        let port_sets = [firewall::PORTS6, firewall::RANGES6, firewall::PORTS4, firewall::RANGES4];
         for set in port_sets {
             for (addr, range) in read(set)?.iter().filter_map(ports) {
                 state.published.entry(addr).or_default().ports.push(range);
@@ -214,7 +213,10 @@ mod tests {
             visible: vec![Visible::Network(network)],
         };
         let elements = written.elements(addr);
-        assert_eq!(split_v6(&elements[0].1.key), Some((network.first(), "fdaa:1:2:0:1::5".parse().expect("a literal address"))));
+        assert_eq!(
+            split_v6(&elements[0].1.key),
+            Some((network.first(), "fdaa:1:2:0:1::5".parse().expect("a literal address")))
+        );
         assert_eq!(ports(&elements[1].1), Some((addr, (80, 80))));
         assert_eq!(ports(&elements[2].1), Some((addr, (8000, 8100))));
         assert_eq!(

@@ -1,9 +1,7 @@
 //! A host made of a network namespace, with a plane in it, and the callers' side of the tests.
 
 use std::io::{self, Read, Write};
-use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -185,7 +183,10 @@ fn config(test: &str, index: u8) -> PlaneConfig {
             Ipv4Addr::new(172, 31, 255, 4 * index),
             Ipv4Addr::new(172, 31, 255, 4 * index + 1),
         ),
-        public_v6: Prefix { addr: Ipv6Addr::from_bits(0x2001_0db8_0005 << 80 | u128::from(index) << 64), len: if index == 0 { 48 } else { 64 } },
+        public_v6: Prefix {
+            addr: Ipv6Addr::from_bits(0x2001_0db8_0005 << 80 | u128::from(index) << 64),
+            len: if index == 0 { 48 } else { 64 },
+        },
         shared_v4: Ipv4Addr::new(192, 0, 2, 10 + index),
         dns: v6("fdaa::3"),
     }
@@ -305,7 +306,11 @@ pub(crate) fn echo(netns: BorrowedFd<'_>, addr: IpAddr) -> bool {
         let protocol = Some(ipproto::ICMPV6);
         let socket = rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, protocol)?;
         rustix::net::connect(&socket, &SocketAddr::from((addr, 0)))?;
-        let sent = rustix::net::send(&socket, &[128, 0, 0, 0, 0, 0, 0, 1], rustix::net::SendFlags::empty());
+        let sent = rustix::net::send(
+            &socket,
+            &[128, 0, 0, 0, 0, 0, 0, 1],
+            rustix::net::SendFlags::empty(),
+        );
         if sent.is_err() {
             return Ok(false);
         }
