@@ -3,8 +3,8 @@
 //! libcontainer makes and joins them from the bundle's `cgroupsPath`, except one: on a hybrid host it leaves processes
 //! in the root of the v2 tree, so [`Cgroups::join_v2`] makes a leaf there, for freezing and killing.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
@@ -114,7 +114,16 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
-    match fs::write(file, value) {
+    // Never creates the file: in a cgroup that lacks it the kernel answers that with "permission denied".
+    let written = OpenOptions::new()
+        .write(true)
+        .open(file)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
+        // ENODEV: the cgroup was removed between the two.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+            Ok(())
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }

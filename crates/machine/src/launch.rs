@@ -469,18 +469,17 @@ pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine,
     write_whole(&spec.dir, SPEC_FILE, spec)
         .map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
     let spawned = spawn_shim(spec, netns).map_err(io_error("start the shim of", &spec.dir))?;
-    match tokio::time::timeout(START_TIMEOUT, read_answer(spawned)).await {
+    let reason = match tokio::time::timeout(START_TIMEOUT, read_answer(spawned)).await {
         Ok(Ok(Answer::Started(state))) => {
             discard_former_files(spec);
-            Machine::new(spec.clone(), state)
+            return Machine::new(spec.clone(), state);
         }
-        Ok(Ok(Answer::Failed(reason))) => Err(failed(spec, reason)),
-        Ok(Err(error)) => Err(failed(spec, format!("{error}{}", last_words(spec)))),
-        Err(_) => {
-            end(spec).await?;
-            Err(failed(spec, format!("no answer within {} s", START_TIMEOUT.as_secs())))
-        }
-    }
+        Ok(Ok(Answer::Failed(reason))) => reason,
+        Ok(Err(error)) => format!("{error}{}", last_words(spec)),
+        Err(_) => format!("no answer within {} s", START_TIMEOUT.as_secs()),
+    };
+    end(spec).await?;
+    Err(failed(spec, reason))
 }
 
 fn failed(spec: &LaunchSpec, reason: String) -> LaunchError {
@@ -634,7 +633,7 @@ pub async fn adopt(dir: &Path) -> Result<Option<Machine>, LaunchError> {
     }
 }
 
-/// Kills what lives of a run and waits until it is gone.
+/// Kills what lives of a run and waits until it is gone, its shim too.
 async fn end(spec: &LaunchSpec) -> Result<(), LaunchError> {
     if let Some(shim) = read_state(spec)?.map(|state| state.shim) {
         let open = shim.open().map_err(io_error("find the shim of", &spec.dir))?;
@@ -643,7 +642,15 @@ async fn end(spec: &LaunchSpec) -> Result<(), LaunchError> {
             drop(rustix::process::pidfd_send_signal(&shim, Signal::KILL));
         }
     }
-    clean(spec, &find_cgroups(spec)?).await
+    clean(spec, &find_cgroups(spec)?).await?;
+    let unlocked = async {
+        while is_locked(&spec.dir).map_err(io_error("lock", &spec.dir))? {
+            tokio::time::sleep(CLEAN_INTERVAL).await;
+        }
+        Ok(())
+    };
+    let timeout = |_| failed(spec, "its shim does not end".to_owned());
+    tokio::time::timeout(CLEAN_TIMEOUT, unlocked).await.map_err(timeout)?
 }
 
 /// Kills what is left in the cgroups and removes them; they can be removed only when the last process is gone.
@@ -669,14 +676,6 @@ pub async fn remove(dir: &Path) -> Result<(), LaunchError> {
     let spec = read_spec(dir).map_err(io_error("read", &dir.join(SPEC_FILE)))?;
     if let Some(spec) = spec {
         end(&spec).await?;
-        let unlocked = async {
-            while is_locked(dir).map_err(io_error("lock", dir))? {
-                tokio::time::sleep(CLEAN_INTERVAL).await;
-            }
-            Ok::<(), LaunchError>(())
-        };
-        let timeout = |_| failed(&spec, "its shim does not end".to_owned());
-        tokio::time::timeout(CLEAN_TIMEOUT, unlocked).await.map_err(timeout)??;
     }
     let owned = dir.to_owned();
     let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(owned)).await;
