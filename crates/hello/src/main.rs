@@ -1,2 +1,186 @@
-//! Placeholder.
-fn main() {}
+//! An example app: a small HTTP server to try Perch with.
+//!
+//! - `GET /` greets from its Machine, with a counter.
+//! - `GET /fetch?url=http://other.flycast/` calls another app and reports status, body and milliseconds.
+//! - `GET /sleep?ms=500` answers after a while, `GET /env` lists its `FLY_*` variables.
+//!
+//! It listens on `0.0.0.0:$PORT` (default 8080). SIGINT and SIGTERM end it at once, as the kernel does by itself.
+
+mod http;
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+
+/// Connections served at once; each costs a thread.
+const CONNECTIONS_MAX: usize = 1024;
+/// A connection that says nothing for so long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const THREAD_STACK_BYTES: usize = 64 * 1024;
+const SLEEP_MS_MAX: u64 = 60_000;
+
+/// What all connections share.
+#[derive(Debug, Default)]
+struct App {
+    requests: AtomicU64,
+    connections: AtomicUsize,
+}
+
+fn main() -> ExitCode {
+    let port = std::env::var("PORT").unwrap_or_else(|_| "8080".to_owned());
+    match serve(&format!("0.0.0.0:{port}")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("could not listen on port {port}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(address: &str) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    println!("hello from {}, listening on {}", machine(), listener.local_addr()?);
+    let app = Arc::new(App::default());
+    for stream in listener.incoming() {
+        match stream {
+            Ok(stream) => accept(&app, stream),
+            Err(error) => eprintln!("could not accept a connection: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn machine() -> String {
+    std::env::var("FLY_MACHINE_ID").unwrap_or_else(|_| "no machine".to_owned())
+}
+
+fn accept(app: &Arc<App>, stream: TcpStream) {
+    if app.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        app.connections.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let shared = Arc::clone(app);
+    let run = move || {
+        // A caller that goes away in the middle is its own business.
+        drop(converse(&shared, stream));
+        shared.connections.fetch_sub(1, Ordering::Relaxed);
+    };
+    if let Err(error) = thread::Builder::new().stack_size(THREAD_STACK_BYTES).spawn(run) {
+        app.connections.fetch_sub(1, Ordering::Relaxed);
+        eprintln!("could not start a thread: {error}");
+    }
+}
+
+/// Answers the requests of one connection until it ends.
+fn converse(app: &App, stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
+    let mut reader = io::BufReader::new(stream.try_clone()?);
+    while let Some(request) = http::read_request(&mut reader)? {
+        let response = answer(app, &request);
+        http::write_response(&stream, &request, &response)?;
+        if request.close {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn answer(app: &App, request: &Request) -> Response {
+    let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+    match path {
+        "/" => {
+            let count = app.requests.fetch_add(1, Ordering::Relaxed) + 1;
+            Response::text(200, format!("Hello from {}! Request {count}.\n", machine()))
+        }
+        "/fetch" => match http::parameter(query, "url") {
+            Some(url) => fetch(&url),
+            None => Response::text(400, "give ?url=http://host/path\n".to_owned()),
+        },
+        "/sleep" => sleep(query),
+        "/env" => Response::text(200, environment()),
+        _ => Response::text(404, "not found\n".to_owned()),
+    }
+}
+
+fn sleep(query: &str) -> Response {
+    let asked = http::parameter(query, "ms").and_then(|ms| ms.parse().ok());
+    let Some(ms) = asked.filter(|ms| *ms <= SLEEP_MS_MAX) else {
+        return Response::text(400, format!("give ?ms=0..{SLEEP_MS_MAX}\n"));
+    };
+    thread::sleep(Duration::from_millis(ms));
+    Response::text(200, format!("slept {ms} ms\n"))
+}
+
+fn environment() -> String {
+    let mut lines: Vec<_> = std::env::vars()
+        .filter(|(name, _)| name.starts_with("FLY_") || name == "PRIMARY_REGION")
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    lines.sort();
+    lines.concat()
+}
+
+/// Calls a URL; the answer carries what came back, or why nothing did (502).
+fn fetch(url: &str) -> Response {
+    let begun = Instant::now();
+    match http::get(url) {
+        Ok((status, body)) => {
+            let ms = begun.elapsed().as_secs_f64() * 1000.0;
+            let mut text = format!("status: {status}\nms: {ms:.1}\n\n").into_bytes();
+            text.extend_from_slice(&body);
+            Response { status: 200, body: text }
+        }
+        Err(error) => {
+            let ms = begun.elapsed().as_secs_f64() * 1000.0;
+            Response::text(502, format!("error: {error}\nms: {ms:.1}\n"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(app: &App, target: &str) -> (u16, String) {
+        let request = Request { method: "GET".into(), target: target.into(), close: false };
+        let response = answer(app, &request);
+        (response.status, String::from_utf8_lossy(&response.body).into_owned())
+    }
+
+    #[test]
+    fn the_greeting_counts() {
+        let app = App::default();
+        assert_eq!(get(&app, "/").0, 200);
+        assert!(get(&app, "/?x").1.ends_with("Request 2.\n"));
+    }
+
+    #[test]
+    fn bad_requests_say_what_is_missing() {
+        let app = App::default();
+        assert_eq!(get(&app, "/fetch").0, 400);
+        assert_eq!(get(&app, "/sleep?ms=x").0, 400);
+        assert_eq!(get(&app, "/nothing").0, 404);
+        assert_eq!(get(&app, "/fetch?url=ftp://x").0, 502);
+    }
+
+    #[test]
+    fn a_fetch_reports_status_and_body_of_another_server() -> io::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}/", listener.local_addr()?);
+        let server = thread::spawn(move || {
+            let (stream, _) = listener.accept()?;
+            converse(&App::default(), stream)
+        });
+        let (status, text) = get(&App::default(), &format!("/fetch?url={url}"));
+        assert_eq!(status, 200);
+        assert!(text.starts_with("status: 200\n") && text.contains("Hello from"), "{text}");
+        server.join().map_err(|_| io::Error::other("server panicked"))?
+    }
+}
