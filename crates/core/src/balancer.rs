@@ -78,7 +78,7 @@
 //!   then by ID (AS-67, AS-68). Failed ones back off 1 s doubling to 60 s; when all have failed
 //!   [`START_TRIES_MAX`] times in a row, who waits is told so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,11 +86,21 @@ use std::time::Duration;
 use crate::admission::Origin;
 use crate::ids::{MachineId, ProcessGroup, Region};
 use crate::lifecycle::MachineState;
+use crate::mutant::Mutant;
 use crate::service::ServiceSpec;
 use crate::time::Timestamp;
 
+mod machine;
+mod pools;
 mod route;
 mod slots;
+mod start;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use machine::{Drain, Machine};
+use pools::{PoolClock, PoolKey, Segment};
 
 pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Route};
 pub use slots::StartSlots;
@@ -126,6 +136,8 @@ pub struct MachineView {
     pub group: ProcessGroup,
     /// Its address on its private link.
     pub link_ip: Ipv4Addr,
+    /// The version of its newest config; a change forgives earlier failures to start.
+    pub config_version: u64,
     /// Gets no traffic (PX-67).
     pub cordoned: bool,
     /// Somebody holds its lease: it is never put to sleep, but may be woken (MA-64).
@@ -310,39 +322,117 @@ pub enum Effect {
     },
 }
 
+/// Whether somebody would answer a start or stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    Ready,
+    Lost,
+}
+
+/// What the balancer believes of one Machine, for people and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Belief {
+    /// The state last heard.
+    pub state: MachineState,
+    /// The run last heard.
+    pub run: u64,
+    /// Whether new requests may enter.
+    pub open: bool,
+    /// In flight over all services.
+    pub in_flight: u64,
+    /// Whether a start or stop was asked for and not answered.
+    pub asked: bool,
+    /// Since when nobody has used it; the last use while somebody is inside.
+    pub quiet_since: Timestamp,
+}
+
 /// Decides for all Machines of one app. See the module's head for how to drive it.
 #[derive(Debug)]
 pub struct Balancer {
     settings: Settings,
-    routes: BTreeMap<u16, Arc<Route>>,
+    server: Server,
+    machines: BTreeMap<MachineId, Machine>,
+    segments: BTreeMap<u16, Segment>,
+    clocks: BTreeMap<PoolKey, PoolClock>,
+    waiting: BTreeMap<u16, usize>,
+    last_attempt: u64,
+    lots: u64,
+    effects: VecDeque<Effect>,
+    timeout: Option<(Timestamp, &'static str)>,
+    mutant: Mutant,
 }
 
 impl Balancer {
     /// A balancer that knows no Machine yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, routes: BTreeMap::new() }
+        Self::with_mutant(settings, Mutant::None)
+    }
+
+    /// With a planted bug, for the simulation.
+    #[doc(hidden)]
+    pub fn with_mutant(settings: Settings, mutant: Mutant) -> Self {
+        Self {
+            settings,
+            server: Server::Ready,
+            machines: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            last_attempt: settings.first_attempt,
+            lots: 0,
+            effects: VecDeque::new(),
+            timeout: None,
+            mutant,
+        }
     }
 
     /// Takes in one event. Drain [`Self::poll_effect`] before the next one.
-    pub fn handle_event(&mut self, _event: Event, _now: Timestamp) {}
+    pub fn handle_event(&mut self, event: Event, now: Timestamp) {
+        let is_edge = matches!(event, Event::Edge(_));
+        match event {
+            Event::PoolChanged(views) => self.on_pool_changed(views, now),
+            Event::Demand { port, waiting } => self.on_demand(port, waiting),
+            Event::Edge(edge) => self.on_edge(edge, now),
+            Event::StartDone { machine, attempt, outcome } => {
+                self.on_start_done(machine, attempt, outcome, now);
+            }
+            Event::StopDone { machine, attempt, outcome } => {
+                self.on_stop_done(machine, attempt, outcome, now);
+            }
+            Event::Drain { machine, run, token, timeout } => {
+                self.on_drain(machine, run, token, now + timeout);
+            }
+            Event::Undrain { machine, run } => self.on_undrain(machine, run),
+            Event::ServerLost => self.on_server_lost(),
+            Event::ServerReady => self.on_server_ready(),
+        }
+        self.decide(now);
+        if !(is_edge && self.mutant == Mutant::TimerLost) {
+            self.timeout = self.next_timeout(now);
+        }
+    }
 
-    /// To be called at [`Self::poll_timeout`] or later.
-    pub fn handle_timeout(&mut self, _now: Timestamp) {}
+    /// To be called at [`Self::poll_timeout`] or later; earlier does no harm.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.decide(now);
+        self.timeout = self.next_timeout(now);
+    }
 
     /// The next thing to do.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        None
+        self.effects.pop_front()
     }
 
     /// When to call [`Self::handle_timeout`], and why; it moves after each event.
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
-        None
+        self.timeout
     }
 
-    /// The Machines behind a published port; `None`: nobody publishes it. Cheap to keep for one
-    /// request, wrong to keep for longer.
+    /// The Machines behind a published port; `None`: nobody publishes it. Good for one request,
+    /// wrong to keep for longer.
     pub fn route(&self, port: u16) -> Option<&Arc<Route>> {
-        self.routes.range(..=port).next_back().map(|(_, route)| route)
+        let (_, segment) = self.segments.range(..=port).next_back()?;
+        (port <= segment.end).then_some(&segment.route)
     }
 
     /// [`Route::choose`] for a port; a port that nobody publishes is refused.
@@ -352,15 +442,236 @@ impl Balancer {
 
     /// Whether a claim's run is still up: if not, nobody will ever answer there.
     pub fn is_current(&self, claim: &Claim) -> bool {
-        let (machine, run) = (claim.endpoint().machine, claim.endpoint().run);
-        self.routes
-            .values()
-            .flat_map(|r| &r.endpoints)
-            .any(|e| e.machine == machine && e.run == run)
+        let endpoint = claim.endpoint();
+        let machine = self.machines.get(&endpoint.machine);
+        machine.is_some_and(|m| m.is_up() && m.view.run == endpoint.run)
+    }
+
+    /// What the balancer believes of a Machine; `None`: it knows none of that name.
+    pub fn belief(&self, machine: MachineId) -> Option<Belief> {
+        self.machines.get(&machine).map(Machine::belief)
     }
 
     /// The region this balancer calls its own.
     pub fn region(&self) -> Region {
         self.settings.region
+    }
+
+    /// Everything that follows from what is known now, in this order: what is over, who gets in,
+    /// who must wake, who may sleep, who waits in vain.
+    fn decide(&mut self, now: Timestamp) {
+        self.expire(now);
+        self.admit_waiting(now);
+        self.wake(now);
+        self.sleep(now);
+        self.fail_hopeless(now);
+    }
+
+    fn on_pool_changed(&mut self, views: Vec<MachineView>, now: Timestamp) {
+        let mut machines = BTreeMap::new();
+        for view in views {
+            let mut machine = match self.machines.remove(&view.id) {
+                Some(known) => known,
+                None => Machine::new(view.clone(), now),
+            };
+            machine.update(view, now);
+            machines.insert(machine.view.id, machine);
+        }
+        for (_, gone) in std::mem::replace(&mut self.machines, machines) {
+            gone.shut();
+            self.answer_drain_of(&gone);
+        }
+        self.answer_empty_drains();
+        self.rebuild();
+    }
+
+    fn on_demand(&mut self, port: u16, waiting: usize) {
+        if waiting == 0 {
+            self.waiting.remove(&port);
+        } else {
+            self.waiting.insert(port, waiting);
+        }
+        if self.mutant == Mutant::DisconnectCancelsStart && self.waiting.is_empty() {
+            self.machines.values_mut().for_each(|m| m.start = None);
+        }
+    }
+
+    fn on_edge(&mut self, edge: Edge, now: Timestamp) {
+        let Some(machine) = self.machines.get_mut(&edge.machine) else { return };
+        if machine.view.run != edge.run || edge.change.to != 0 {
+            return;
+        }
+        let used = machine.take_used();
+        let counts = match self.mutant {
+            Mutant::IdleClockNotReset => false,
+            Mutant::IdleClockResetByOwnCall => true,
+            _ => used,
+        };
+        if counts {
+            machine.quiet_since = now;
+        }
+        self.answer_empty_drains();
+    }
+
+    fn on_start_done(
+        &mut self,
+        id: MachineId,
+        attempt: u64,
+        outcome: StartOutcome,
+        now: Timestamp,
+    ) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let current = machine.start.is_some_and(|s| s.attempt == attempt);
+        if !current && self.mutant != Mutant::LateCompletionAccepted {
+            return;
+        }
+        machine.start = None;
+        match outcome {
+            StartOutcome::Started { run } => machine.on_started(run, now),
+            StartOutcome::Failed { reason } => machine.on_start_failed(reason, now),
+            StartOutcome::Refused { .. } => machine.on_start_refused(now),
+        }
+        self.rebuild();
+    }
+
+    fn on_stop_done(&mut self, id: MachineId, attempt: u64, outcome: StopOutcome, now: Timestamp) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        let current = machine.stop.is_some_and(|s| s.attempt == attempt);
+        if !current && self.mutant != Mutant::LateCompletionAccepted {
+            return;
+        }
+        match outcome {
+            StopOutcome::Stopped => machine.on_stopped(now),
+            StopOutcome::Refused { .. } => machine.on_stop_refused(now),
+        }
+        self.rebuild();
+    }
+
+    fn on_drain(&mut self, id: MachineId, run: u64, token: u64, until: Timestamp) {
+        let machine = self.machines.get_mut(&id).filter(|m| m.view.run == run && m.is_up());
+        let Some(machine) = machine else {
+            self.effects.push_back(Effect::Drained { machine: id, token, in_flight: 0 });
+            return;
+        };
+        machine.set_drain(Drain::Server { token, until });
+        self.answer_empty_drains();
+    }
+
+    fn on_undrain(&mut self, id: MachineId, run: u64) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        if machine.view.run == run && machine.drain.is_some_and(Drain::is_by_server) {
+            machine.clear_drain();
+        }
+    }
+
+    fn on_server_lost(&mut self) {
+        self.server = Server::Lost;
+        self.machines.values_mut().for_each(Machine::on_server_lost);
+    }
+
+    fn on_server_ready(&mut self) {
+        self.server = Server::Ready;
+        self.machines.values_mut().for_each(Machine::on_server_ready);
+    }
+
+    /// The server waits for Machines to become empty; tells it of those that are.
+    fn answer_empty_drains(&mut self) {
+        for machine in self.machines.values_mut() {
+            if let Some(Drain::Server { token, .. }) = machine.drain
+                && machine.in_flight() == 0
+            {
+                machine.drain = Some(Drain::Answered);
+                let id = machine.view.id;
+                self.effects.push_back(Effect::Drained { machine: id, token, in_flight: 0 });
+            }
+        }
+    }
+
+    fn answer_drain_of(&mut self, gone: &Machine) {
+        if let Some(Drain::Server { token, .. }) = gone.drain {
+            let machine = gone.view.id;
+            self.effects.push_back(Effect::Drained { machine, token, in_flight: 0 });
+        }
+    }
+
+    /// Ends what has had its time.
+    fn expire(&mut self, now: Timestamp) {
+        for machine in self.machines.values_mut() {
+            if let Some(Drain::Server { token, until }) = machine.drain
+                && until <= now
+            {
+                machine.drain = Some(Drain::Answered);
+                let (machine, in_flight) = (machine.view.id, machine.in_flight());
+                self.effects.push_back(Effect::Drained { machine, token, in_flight });
+            }
+            machine.expire_start(now);
+        }
+    }
+
+    /// Lets waiting callers in wherever there is room, each with the same step as a new one.
+    fn admit_waiting(&mut self, now: Timestamp) {
+        let ports: Vec<u16> = self.waiting.keys().copied().collect();
+        for port in ports {
+            while let Some(admission) = self.admit_one(port) {
+                let claim = admission.claim;
+                self.effects.push_back(Effect::Admit { port, claim });
+                if let Some(edge) = admission.edge {
+                    self.on_edge(edge, now);
+                }
+            }
+        }
+    }
+
+    fn admit_one(&mut self, port: u16) -> Option<Admission> {
+        let waiting = *self.waiting.get(&port)?;
+        self.lots += 1;
+        let route = self.route(port)?;
+        let admission = match route.choose(Origin::Caller, self.lots) {
+            Choice::Admitted(admission) => Some(admission),
+            Choice::Hold(HoldReason::Full) if self.mutant == Mutant::HardLimitIgnoredOnRelease => {
+                route.force()
+            }
+            Choice::Hold(_) | Choice::Refuse => None,
+        }?;
+        self.on_demand(port, waiting - 1);
+        Some(admission)
+    }
+
+    /// Tells callers who wait in vain: nothing publishes or can ever serve their port, or every
+    /// Machine has failed to start again and again.
+    fn fail_hopeless(&mut self, now: Timestamp) {
+        let ports: Vec<(u16, usize)> = self.waiting.iter().map(|(p, w)| (*p, *w)).collect();
+        for (port, waiters) in ports {
+            if let Some(reason) = self.hopeless(port, now) {
+                self.on_demand(port, 0);
+                self.effects.push_back(Effect::Fail { port, waiters, reason });
+            }
+        }
+    }
+
+    fn hopeless(&self, port: u16, now: Timestamp) -> Option<FailReason> {
+        let serving = || self.machines.values().filter(|m| m.may_serve(port));
+        if serving().next().is_none() {
+            return Some(FailReason::NothingToWake);
+        }
+        let tries_max = match self.mutant {
+            Mutant::StartFailureDropsQueue => 1,
+            _ => START_TRIES_MAX,
+        };
+        let failed = |m: &Machine| m.has_given_up(tries_max, now);
+        let dropped = self.mutant == Mutant::StartFailureDropsQueue && serving().any(failed);
+        let last = serving().filter(|m| failed(m)).map(|m| m.last_failure.clone()).next_back()?;
+        let all = serving().all(failed);
+        (all || dropped).then_some(FailReason::StartsFailed { last })
+    }
+
+    fn next_attempt(&mut self) -> u64 {
+        self.last_attempt += 1;
+        self.last_attempt
+    }
+
+    fn next_timeout(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
+        let of_machines = self.machines.values().filter_map(|m| m.next_timeout(now));
+        of_machines.chain(self.pool_timeouts(now)).filter(|(at, _)| now < *at).min()
     }
 }

@@ -687,8 +687,7 @@ impl Lifecycle {
                 self.finish_start(StartOutcome::Failed { reason });
             }
             Phase::Stopping { after, .. } => {
-                self.announce(Happened::LaunchFailed { reason });
-                self.on_down(after, now);
+                self.on_asked_end(Happened::LaunchFailed { reason }, after, now);
             }
             _ => {}
         }
@@ -852,6 +851,10 @@ impl Lifecycle {
     fn on_asked_exit(&mut self, exit: Exit, after: After, now: Timestamp) {
         // MA-12: what comes next is shown by the announcement of the launch, not by this one.
         let happened = Happened::Exited { exit, requested: true, restarting: false };
+        self.on_asked_end(happened, after, now);
+    }
+
+    fn on_asked_end(&mut self, happened: Happened, after: After, now: Timestamp) {
         if after == After::Sleep {
             self.phase = Phase::Stopped;
         }
@@ -863,10 +866,7 @@ impl Lifecycle {
         self.finish_stop(StopOutcome::Stopped);
         self.restarts = Restarts::default();
         match after {
-            After::Sleep => {
-                self.phase = Phase::Stopped;
-                self.refuse_waiting_start("stopped");
-            }
+            After::Sleep => self.refuse_waiting_start("stopped"),
             After::Wake | After::Replace => self.launch(now),
             After::Destroy => self.begin_remove(),
         }

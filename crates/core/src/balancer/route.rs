@@ -184,7 +184,7 @@ impl Route {
                 Some((_, least)) if least == cost => {
                     ties += 1;
                     lot = mix(lot);
-                    if lot % (ties + 1) == 0 {
+                    if lot.is_multiple_of(ties + 1) {
                         best = Some((index, cost));
                     }
                 }

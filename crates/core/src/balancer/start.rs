@@ -1,0 +1,93 @@
+//! Autostart: who must wake (AS-67..74, AS-85).
+
+use super::machine::{Drain, Machine, Readiness};
+use super::{Balancer, Effect, Server};
+use crate::ids::MachineId;
+use crate::mutant::Mutant;
+use crate::time::Timestamp;
+
+/// What a port's Machines carry and what they are asked for.
+struct Demand {
+    demand: u64,
+    running: u64,
+    starting: u64,
+    soft: u64,
+}
+
+impl Demand {
+    /// ceil(demand / soft) − running − starting.
+    fn starts_wanted(&self) -> usize {
+        let wanted = self.demand.div_ceil(self.soft);
+        wanted.saturating_sub(self.running + self.starting) as usize
+    }
+}
+
+impl Balancer {
+    /// Asks for as many starts as the demand of each port needs.
+    pub(super) fn wake(&mut self, now: Timestamp) {
+        let segments: Vec<(u16, u16)> = self.segments.iter().map(|(s, g)| (*s, g.end)).collect();
+        for (start, end) in segments {
+            self.wake_for(start, end, now);
+        }
+    }
+
+    fn wake_for(&mut self, start: u16, end: u16, now: Timestamp) {
+        let caller = self.waiting.range(start..=end).next().map(|(port, _)| *port);
+        for _ in 0..self.demand(start, end).starts_wanted() {
+            if self.put_back(start) {
+                self.admit_waiting(now);
+            } else if let Some(id) = self.next_to_wake(start, now) {
+                self.ask_start(id, caller, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn demand(&self, start: u16, end: u16) -> Demand {
+        let publishing = || self.machines.values().filter(|m| m.publishes(start));
+        let open = || publishing().filter(|m| m.is_open());
+        let waiting: usize = self.waiting.range(start..=end).map(|(_, waiting)| waiting).sum();
+        let in_flight: u64 = open().map(|m| m.in_flight_at(start)).sum();
+        let starting = match self.mutant {
+            Mutant::StartIssuedTwice => 0,
+            _ => publishing().filter(|m| m.is_starting()).count() as u64,
+        };
+        Demand {
+            demand: waiting as u64 + in_flight,
+            running: open().count() as u64,
+            starting,
+            soft: publishing().filter_map(|m| m.soft_limit(start)).min().unwrap_or(1),
+        }
+    }
+
+    /// A Machine that was being drained as one too many is needed after all.
+    fn put_back(&mut self, port: u16) -> bool {
+        let drained =
+            |m: &&mut Machine| m.publishes(port) && matches!(m.drain, Some(Drain::Excess { .. }));
+        let found = self.machines.values_mut().find(drained);
+        found.map(Machine::clear_drain).is_some()
+    }
+
+    /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68).
+    fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<MachineId> {
+        if self.server == Server::Lost {
+            return None;
+        }
+        let twice = self.mutant == Mutant::StartIssuedTwice;
+        let free = |m: &&Machine| m.is_there() && (twice || m.start.is_none());
+        let ranked = self.machines.values().filter(free).filter_map(|m| {
+            let readiness: Readiness = m.readiness(port, now)?;
+            let far = m.view.region != self.settings.region;
+            Some(((far, readiness, std::cmp::Reverse(m.slept_at), m.view.id), m.view.id))
+        });
+        ranked.min().map(|(_, id)| id)
+    }
+
+    fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {
+        let attempt = self.next_attempt();
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.set_start(attempt, now);
+        self.effects.push_back(Effect::Start { machine: id, attempt, port });
+    }
+}

@@ -1,0 +1,570 @@
+use super::*;
+use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
+
+const PORT: u16 = 80;
+const AFTER: Duration = Duration::from_secs(60);
+
+// ---- the warm path ------------------------------------------------------------------------------
+
+#[test]
+fn the_least_loaded_below_soft_gets_the_request_and_at_hard_nobody_does() {
+    let mut world = World::new(vec![up(1).limits(1, Some(2)), up(2).limits(1, Some(2))]);
+    let first = world.enter();
+    let second = world.enter();
+    assert_ne!(first.endpoint().machine, second.endpoint().machine, "PX-61: below soft first");
+    let third = world.enter();
+    let fourth = world.enter();
+    assert_ne!(third.endpoint().machine, fourth.endpoint().machine);
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Full)), "PX-63");
+    world.leave(first);
+    assert!(matches!(world.choose(), Choice::Admitted(_)));
+    let _still_inside = (second, third, fourth);
+}
+
+#[test]
+fn another_region_is_used_only_when_this_one_cannot() {
+    let mut world = World::new(vec![up(1).limits(1, Some(2)), up(2).region("ams")]);
+    let claims: Vec<_> = (0..3).map(|_| world.enter()).collect();
+    let machines: Vec<u64> = claims.iter().map(|c| c.endpoint().machine.as_u64()).collect();
+    assert_eq!(machines, [1, 1, 2], "PX-62: soft limits shift traffic only inside a region");
+}
+
+#[test]
+fn ties_are_spread() {
+    let world = World::new(vec![up(1), up(2), up(3)]);
+    let mut seen = std::collections::BTreeSet::new();
+    for random in 0..64 {
+        let Choice::Admitted(admission) = world.balancer.choose(PORT, Origin::Caller, random)
+        else {
+            panic!("three Machines are up");
+        };
+        seen.insert(admission.claim.endpoint().machine);
+        assert!(admission.claim.release().is_some());
+    }
+    assert_eq!(seen.len(), 3);
+}
+
+#[test]
+fn cordoned_and_drained_machines_get_nothing() {
+    let mut world = World::new(vec![up(1).cordoned(), up(2)]);
+    assert_eq!(world.enter().endpoint().machine, id(2), "PX-67");
+    world.event(drain(2, 1, 7));
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Wake)));
+}
+
+#[test]
+fn nothing_running_and_autostart_off_is_refused() {
+    let world = World::new(vec![asleep(1).autostart(Autostart::Off)]);
+    assert!(matches!(world.choose(), Choice::Refuse), "AS-73");
+    assert!(world.balancer.route(81).is_none(), "an unpublished port has no route");
+}
+
+#[test]
+fn a_claim_of_a_dead_run_is_worthless_and_harmless() {
+    let mut world = World::new(vec![up(1)]);
+    let claim = world.enter();
+    world.change(vec![up(1).run(2)]);
+    assert!(!world.balancer.is_current(&claim));
+    world.leave(claim);
+    assert_eq!(world.belief(1).in_flight, 0);
+    assert!(world.belief(1).open);
+}
+
+// ---- autostart ----------------------------------------------------------------------------------
+
+#[test]
+fn a_thousand_waiting_start_one_machine_if_one_is_enough_and_both_if_not() {
+    for (soft, wanted) in [(2_000, vec!["start 1"]), (250, vec!["start 1", "start 2"])] {
+        let machines = || vec![asleep(1).limits(soft, None), asleep(2).limits(soft, None)];
+        let mut world = World::new(machines());
+        let mut effects = Vec::new();
+        for waiting in 1..=1_000 {
+            effects.extend(world.event(Event::Demand { port: PORT, waiting }));
+        }
+        assert_eq!(effects, wanted, "soft_limit {soft}");
+    }
+}
+
+#[test]
+fn waiting_callers_enter_when_the_machine_is_up_up_to_hard_and_then_one_by_one() {
+    let mut world = World::new(vec![asleep(1).limits(1, Some(2))]);
+    world.event(Event::Demand { port: PORT, waiting: 3 });
+    let effects = world.event(started(1, 1, 2));
+    assert_eq!(effects, ["admit 80 to 1", "admit 80 to 1"]);
+    let claim = world.admitted.pop().expect("two were admitted");
+    assert_eq!(world.leave(claim), ["admit 80 to 1"]);
+    assert_eq!(world.belief(1).in_flight, 2);
+}
+
+#[test]
+fn load_over_soft_on_all_wakes_another() {
+    let limited = |m: View| m.limits(2, None);
+    let mut world = World::new(vec![limited(up(1)), limited(asleep(2)), limited(asleep(3))]);
+    let _two = (world.enter(), world.enter());
+    assert_eq!(world.log(), Vec::<String>::new(), "at soft one Machine is enough");
+    let _third = world.enter();
+    assert_eq!(world.log(), ["start 2"], "AS-71");
+}
+
+#[test]
+fn a_failed_start_backs_off_and_the_next_candidate_is_taken() {
+    let mut world = World::new(vec![asleep(1), asleep(2)]);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"]);
+    assert_eq!(world.event(failed(1, 1)), ["start 2"], "AS-69");
+    assert_eq!(world.event(failed(2, 2)), Vec::<String>::new(), "both back off; nobody is failed");
+    assert_eq!(world.run_until(Duration::from_secs(1)), ["start 1", "start 2"][..1]);
+}
+
+#[test]
+fn when_all_have_failed_three_times_the_callers_are_told() {
+    let mut world = World::new(vec![asleep(1)]);
+    let mut effects = world.event(Event::Demand { port: PORT, waiting: 5 });
+    for attempt in 1..=3 {
+        assert_eq!(effects.pop().as_deref(), Some("start 1"));
+        effects = world.event(failed(1, attempt));
+        if effects.is_empty() {
+            effects = world.run_until(Duration::from_secs(2));
+        }
+    }
+    assert_eq!(effects, ["fail 5 of 80"]);
+}
+
+#[test]
+fn an_answer_to_an_older_attempt_is_dropped() {
+    let mut world = World::new(vec![asleep(1)]);
+    world.event(Event::Demand { port: PORT, waiting: 1 });
+    world.event(failed(1, 1));
+    assert_eq!(world.run_until(Duration::from_secs(1)), ["start 1"]);
+    assert_eq!(world.event(failed(1, 1)), Vec::<String>::new());
+    assert!(world.belief(1).asked, "the second attempt is still awaited");
+    assert_eq!(world.event(started(1, 2, 2)), ["admit 80 to 1"]);
+}
+
+#[test]
+fn callers_who_leave_do_not_end_the_start() {
+    let mut world = World::new(vec![asleep(1)]);
+    world.event(Event::Demand { port: PORT, waiting: 1 });
+    world.event(Event::Demand { port: PORT, waiting: 0 });
+    assert_eq!(
+        world.event(Event::Demand { port: PORT, waiting: 1 }),
+        Vec::<String>::new(),
+        "OQ-09: it is still on its way"
+    );
+}
+
+#[test]
+fn a_crash_while_serving_its_first_requests_counts_as_a_failed_start() {
+    let mut world = World::new(vec![up(1)]);
+    let _claim = world.enter();
+    world.change(vec![asleep(1)]);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), Vec::<String>::new());
+    assert_eq!(world.run_until(Duration::from_secs(1)), ["start 1"]);
+}
+
+#[test]
+fn suspended_before_stopped_before_the_one_that_is_on_its_way_down() {
+    let order = vec![
+        asleep(1).state(MachineState::Stopping),
+        asleep(2),
+        asleep(3).state(MachineState::Suspended),
+    ];
+    let mut world = World::new(order.into_iter().map(|m| m.limits(1, None)).collect());
+    assert_eq!(
+        world.event(Event::Demand { port: PORT, waiting: 3 }),
+        ["start 3", "start 2", "start 1"],
+        "AS-68"
+    );
+}
+
+#[test]
+fn callers_of_an_app_that_disappears_are_told() {
+    let mut world = World::new(vec![asleep(1)]);
+    world.event(Event::Demand { port: PORT, waiting: 2 });
+    assert_eq!(world.change(vec![asleep(1).state(MachineState::Destroyed)]), ["fail 2 of 80"]);
+    world.event(Event::Demand { port: PORT, waiting: 1 });
+    assert_eq!(world.change(Vec::new()), Vec::<String>::new());
+}
+
+// ---- autostop -----------------------------------------------------------------------------------
+
+#[test]
+fn the_last_machine_sleeps_when_it_was_quiet_long_enough_and_not_before() {
+    let mut world = World::new(vec![up(1)]);
+    world.run_until(AFTER / 2);
+    let claim = world.enter();
+    assert_eq!(world.run_until(2 * AFTER), Vec::<String>::new(), "AS-32: load keeps it awake");
+    world.leave(claim);
+    assert_eq!(world.run_until(AFTER - Duration::from_micros(1)), Vec::<String>::new());
+    assert_eq!(world.run_until(Duration::from_micros(1)), ["stop 1 run 1"]);
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Wake)), "closed in the same step");
+}
+
+#[test]
+fn golden_table_of_excess() {
+    // AS-31..37 for Machines without load; loaded ones are drained (DESIGN 4).
+    for (running, over, asleep) in
+        [(1, 0, 1), (1, 1, 0), (2, 0, 2), (2, 1, 0), (3, 1, 1), (5, 2, 2)]
+    {
+        let mut world = World::new((1..=running).map(|n| up(n).limits(1, None)).collect());
+        let claims: Vec<_> = (0..over).map(|_| world.enter()).collect();
+        let effects = world.run_until(AFTER);
+        assert_eq!(effects.len(), asleep, "n={running} o={over}: {effects:?}");
+        drop(claims);
+    }
+}
+
+#[test]
+fn the_floor_holds_in_the_primary_region_only() {
+    let floor = |m: View| m.floor(1);
+    let mut world = World::new(vec![
+        floor(up(1)),
+        floor(up(2)),
+        floor(up(3).region("ams").elsewhere()),
+        floor(up(4).region("ams").elsewhere()),
+    ]);
+    assert_eq!(
+        world.run_until(AFTER),
+        ["stop 3 run 1", "stop 4 run 1", "stop 1 run 1"],
+        "AS-35; OQ-05: the floor only prevents stops"
+    );
+}
+
+#[test]
+fn load_elsewhere_does_not_count_here() {
+    let mut world = World::new(vec![
+        up(1).limits(1, Some(1)),
+        up(2).limits(1, Some(1)),
+        up(3).region("ams").limits(1, None),
+    ]);
+    let claims = [world.enter(), world.enter(), world.enter()];
+    let [first, second, far] = claims;
+    world.leave(first);
+    world.leave(second);
+    assert_eq!(far.endpoint().machine, id(3));
+    assert_eq!(world.run_until(AFTER).len(), 2, "AS-34");
+}
+
+#[test]
+fn leased_cordoned_and_autostop_off_machines_are_left_alone() {
+    let off = up(3).autostop(Autostop::Off);
+    let mut world = World::new(vec![up(1).leased(), up(2).cordoned(), off]);
+    assert_eq!(world.run_until(10 * AFTER), Vec::<String>::new(), "MA-64, AS-61, AS-02");
+}
+
+#[test]
+fn a_call_of_the_same_pool_does_not_restart_the_clock() {
+    let mut world = World::new(vec![up(1)]);
+    world.run_until(AFTER - Duration::from_secs(1));
+    let Choice::Admitted(own) = world.balancer.choose(PORT, Origin::SamePool, 0) else {
+        panic!("the Machine is up");
+    };
+    world.edge(own.edge);
+    assert_eq!(world.run_until(Duration::from_secs(2)), Vec::<String>::new(), "load is load");
+    let edge = own.claim.release();
+    world.edge(edge);
+    assert_eq!(world.log(), ["stop 1 run 1"], "AS-23");
+}
+
+#[test]
+fn excess_with_load_is_drained_and_put_back_if_load_remains() {
+    let mut world = World::new(vec![up(1), up(2)]);
+    let (first, second) = (world.enter(), world.enter());
+    assert_eq!(world.run_until(AFTER), Vec::<String>::new());
+    let open = |world: &World| [world.belief(1).open, world.belief(2).open];
+    assert_eq!(open(&world).iter().filter(|o| **o).count(), 1, "one takes no new work");
+    assert_eq!(world.run_until(DRAIN_TIMEOUT), Vec::<String>::new(), "AS-63: nothing is cut");
+    assert_eq!(open(&world), [true, true]);
+    assert_eq!(world.run_until(AFTER - DRAIN_TIMEOUT - Duration::from_micros(1)).len(), 0);
+    world.run_until(DRAIN_TIMEOUT + Duration::from_micros(1));
+    let closed = if world.belief(1).open { 2 } else { 1 };
+    let (on_closed, other) = match first.endpoint().machine == id(closed) {
+        true => (first, second),
+        false => (second, first),
+    };
+    assert_eq!(world.leave(on_closed), [format!("stop {closed} run 1")]);
+    assert!(world.belief(3 - closed).open);
+    drop(other);
+}
+
+#[test]
+fn a_request_while_the_stop_is_under_way_starts_the_machine_again() {
+    let mut world = World::new(vec![up(1)]);
+    assert_eq!(world.run_until(AFTER), ["stop 1 run 1"]);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"], "AS-66");
+    let done = StopOutcome::Stopped;
+    world.event(Event::StopDone { machine: id(1), attempt: 1, outcome: done });
+    assert!(!world.belief(1).open);
+    assert_eq!(world.event(started(1, 2, 2)), ["admit 80 to 1"]);
+}
+
+#[test]
+fn a_refused_stop_opens_it_again_and_restarts_the_clock() {
+    let mut world = World::new(vec![up(1)]);
+    assert_eq!(world.run_until(AFTER), ["stop 1 run 1"]);
+    let outcome = StopOutcome::Refused { reason: "leased".to_owned() };
+    assert_eq!(
+        world.event(Event::StopDone { machine: id(1), attempt: 1, outcome }),
+        Vec::<String>::new()
+    );
+    assert!(world.belief(1).open);
+    assert_eq!(world.run_until(AFTER), ["stop 1 run 1"]);
+}
+
+#[test]
+fn all_services_of_a_machine_must_be_quiet_and_the_longest_time_counts() {
+    let mut view = up(1).0;
+    let mut second = view.services[0].clone();
+    second.ports[0] = PortSpec { start: 5432, end: 5432, ..second.ports[0].clone() };
+    second.auto_stop_after = 3 * AFTER;
+    view.services.push(second);
+    let mut world = World::new(vec![View(view)]);
+    let Choice::Admitted(inside) = world.balancer.choose(5432, Origin::Caller, 0) else {
+        panic!("the Machine is up");
+    };
+    world.edge(inside.edge);
+    assert_eq!(world.run_until(10 * AFTER), Vec::<String>::new());
+    let edge = inside.claim.release();
+    world.edge(edge);
+    assert_eq!(world.run_until(2 * AFTER), Vec::<String>::new());
+    assert_eq!(world.run_until(AFTER), ["stop 1 run 1"], "AS-65, DESIGN 10");
+}
+
+// ---- drains and crashes -------------------------------------------------------------------------
+
+#[test]
+fn a_drain_is_answered_when_empty_or_when_its_time_is_over() {
+    let mut world = World::new(vec![up(1), up(2)]);
+    assert_eq!(world.event(drain(1, 1, 7)), ["drained 1 token 7 with 0"]);
+    let claim = world.enter();
+    assert_eq!(claim.endpoint().machine, id(2));
+    assert_eq!(world.event(drain(2, 1, 8)), Vec::<String>::new());
+    assert_eq!(world.leave(claim), ["drained 2 token 8 with 0"]);
+    world.event(Event::Undrain { machine: id(2), run: 1 });
+    let _claim = world.enter();
+    world.event(drain(2, 1, 9));
+    assert_eq!(world.run_until(Duration::from_secs(5)), ["drained 2 token 9 with 1"]);
+    assert_eq!(world.event(drain(2, 3, 10)), ["drained 2 token 10 with 0"], "another run");
+    assert_eq!(world.event(drain(5, 1, 11)), ["drained 5 token 11 with 0"], "unknown");
+}
+
+#[test]
+fn without_a_server_traffic_goes_on_and_nothing_is_asked() {
+    let mut world = World::new(vec![up(1), asleep(2)]);
+    world.event(Event::ServerLost);
+    let _claim = world.enter();
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 500 }), ["admit 80 to 1"; 500]);
+    assert_eq!(world.run_until(10 * AFTER), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_about_to_stop_stays_closed_until_the_new_server_has_spoken() {
+    let mut world = World::new(vec![up(1)]);
+    assert_eq!(world.run_until(AFTER), ["stop 1 run 1"]);
+    world.event(Event::ServerLost);
+    assert!(!world.belief(1).open);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), Vec::<String>::new());
+    world.change(vec![up(1)]);
+    assert_eq!(world.event(Event::ServerReady), ["admit 80 to 1"]);
+}
+
+#[test]
+fn an_adopted_machine_keeps_its_claims_and_its_clock() {
+    let mut world = World::new(vec![up(1)]);
+    world.run_until(AFTER / 2);
+    let quiet_since = world.belief(1).quiet_since;
+    world.event(Event::ServerLost);
+    world.change(vec![up(1)]);
+    world.event(Event::ServerReady);
+    assert_eq!(world.belief(1).quiet_since, quiet_since);
+    assert_eq!(world.run_until(AFTER / 2), ["stop 1 run 1"]);
+}
+
+#[test]
+fn an_unanswered_start_is_asked_again_by_the_new_server() {
+    let mut world = World::new(vec![asleep(1)]);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"]);
+    world.event(Event::ServerLost);
+    assert_eq!(world.change(vec![asleep(1)]), Vec::<String>::new());
+    assert_eq!(world.event(Event::ServerReady), ["start 1"]);
+}
+
+// ---- helpers ------------------------------------------------------------------------------------
+
+struct View(MachineView);
+
+fn id(n: u64) -> MachineId {
+    MachineId::from_low_bits(n)
+}
+
+fn up(n: u64) -> View {
+    let service = ServiceSpec {
+        internal_port: 8080,
+        ports: vec![PortSpec { start: PORT, end: PORT, handlers: Vec::new(), force_https: false }],
+        autostop: Autostop::Stop,
+        autostart: Autostart::On,
+        min_machines_running: 0,
+        concurrency: Concurrency { unit: Unit::Requests, soft_limit: 20, hard_limit: None },
+        auto_stop_after: AFTER,
+        start_timeout: Duration::from_secs(60),
+    };
+    View(MachineView {
+        id: id(n),
+        run: 1,
+        state: MachineState::Started,
+        region: Region::LOCAL,
+        group: "app".parse().expect("valid"),
+        link_ip: Ipv4Addr::new(172, 16, 0, n as u8 * 2 + 1),
+        config_version: 1,
+        cordoned: false,
+        leased: false,
+        primary: true,
+        services: vec![service],
+    })
+}
+
+fn asleep(n: u64) -> View {
+    up(n).state(MachineState::Stopped)
+}
+
+impl View {
+    fn with(mut self, change: impl FnOnce(&mut MachineView)) -> Self {
+        change(&mut self.0);
+        self
+    }
+    fn state(self, state: MachineState) -> Self {
+        self.with(|v| v.state = state)
+    }
+    fn run(self, run: u64) -> Self {
+        self.with(|v| v.run = run)
+    }
+    fn region(self, region: &str) -> Self {
+        self.with(|v| v.region = region.parse().expect("valid"))
+    }
+    fn elsewhere(self) -> Self {
+        self.with(|v| v.primary = false)
+    }
+    fn cordoned(self) -> Self {
+        self.with(|v| v.cordoned = true)
+    }
+    fn leased(self) -> Self {
+        self.with(|v| v.leased = true)
+    }
+    fn limits(self, soft: u32, hard: Option<u32>) -> Self {
+        self.with(|v| {
+            v.services[0].concurrency.soft_limit = soft;
+            v.services[0].concurrency.hard_limit = hard;
+        })
+    }
+    fn floor(self, floor: u32) -> Self {
+        self.with(|v| v.services[0].min_machines_running = floor)
+    }
+    fn autostop(self, autostop: Autostop) -> Self {
+        self.with(|v| v.services[0].autostop = autostop)
+    }
+    fn autostart(self, autostart: Autostart) -> Self {
+        self.with(|v| v.services[0].autostart = autostart)
+    }
+}
+
+fn started(n: u64, attempt: u64, run: u64) -> Event {
+    Event::StartDone { machine: id(n), attempt, outcome: StartOutcome::Started { run } }
+}
+
+fn failed(n: u64, attempt: u64) -> Event {
+    let outcome = StartOutcome::Failed { reason: "no such program".to_owned() };
+    Event::StartDone { machine: id(n), attempt, outcome }
+}
+
+fn drain(n: u64, run: u64, token: u64) -> Event {
+    Event::Drain { machine: id(n), run, token, timeout: Duration::from_secs(5) }
+}
+
+struct World {
+    balancer: Balancer,
+    now: Timestamp,
+    log: Vec<String>,
+    admitted: Vec<Claim>,
+}
+
+impl World {
+    fn new(machines: Vec<View>) -> Self {
+        let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
+        let now = Timestamp::from_micros(1);
+        let (log, admitted) = (Vec::new(), Vec::new());
+        let mut world = Self { balancer: Balancer::new(settings), now, log, admitted };
+        world.change(machines);
+        world
+    }
+
+    fn change(&mut self, machines: Vec<View>) -> Vec<String> {
+        self.event(Event::PoolChanged(machines.into_iter().map(|v| v.0).collect()))
+    }
+
+    fn event(&mut self, event: Event) -> Vec<String> {
+        self.balancer.handle_event(event, self.now);
+        self.drain_effects();
+        self.log()
+    }
+
+    fn edge(&mut self, edge: Option<Edge>) {
+        if let Some(edge) = edge {
+            self.balancer.handle_event(Event::Edge(edge), self.now);
+            self.drain_effects();
+        }
+    }
+
+    fn choose(&self) -> Choice {
+        self.balancer.choose(PORT, Origin::Caller, 0)
+    }
+
+    fn enter(&mut self) -> Claim {
+        let Choice::Admitted(admission) = self.choose() else { panic!("nobody takes it") };
+        self.edge(admission.edge);
+        admission.claim
+    }
+
+    fn leave(&mut self, claim: Claim) -> Vec<String> {
+        let edge = claim.release();
+        self.edge(edge);
+        self.log()
+    }
+
+    /// Lets `length` pass, timers included.
+    fn run_until(&mut self, length: Duration) -> Vec<String> {
+        let end = self.now + length;
+        while let Some((at, _)) = self.balancer.poll_timeout().filter(|(at, _)| *at <= end) {
+            assert!(self.now < at, "a timer must lie in the future");
+            self.now = at;
+            self.balancer.handle_timeout(at);
+            self.drain_effects();
+        }
+        self.now = end;
+        self.log()
+    }
+
+    fn drain_effects(&mut self) {
+        while let Some(effect) = self.balancer.poll_effect() {
+            self.log.push(match effect {
+                Effect::Start { machine, .. } => format!("start {}", machine.as_u64()),
+                Effect::Stop { machine, run, .. } => format!("stop {} run {run}", machine.as_u64()),
+                Effect::Admit { port, claim } => {
+                    let machine = claim.endpoint().machine.as_u64();
+                    self.admitted.push(claim);
+                    format!("admit {port} to {machine}")
+                }
+                Effect::Fail { port, waiters, .. } => format!("fail {waiters} of {port}"),
+                Effect::Drained { machine, token, in_flight } => {
+                    format!("drained {} token {token} with {in_flight}", machine.as_u64())
+                }
+            });
+        }
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+
+    fn belief(&self, n: u64) -> Belief {
+        self.balancer.belief(id(n)).expect("known")
+    }
+}
