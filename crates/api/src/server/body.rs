@@ -22,7 +22,11 @@ const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 /// nothing arrives for 30 s (`TimedOut`); [`ApiError::from_body`] makes them an answer. What is not read is thrown
 /// away in the background when the stream is dropped: a caller that still sends would else never see the answer.
 #[derive(Debug)]
-pub struct BodyStream {
+pub struct BodyStream(Reader);
+
+/// Reads a body. Unlike [`BodyStream`] it may be dropped anywhere, also by a runtime that ends.
+#[derive(Debug)]
+struct Reader {
     source: Source,
     current: Bytes,
     bytes_left: u64,
@@ -39,25 +43,17 @@ enum Source {
 
 impl BodyStream {
     pub(super) fn new(body: Incoming) -> Self {
-        Self::over(Source::Http(body))
+        Self(Reader::new(Source::Http(body)))
     }
 
     /// A body that is all here, for tests of backends.
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Self {
-        Self::over(Source::Memory(bytes.into()))
-    }
-
-    fn over(source: Source) -> Self {
-        Self { source, current: Bytes::new(), bytes_left: BODY_BYTES_MAX, idle: None }
+        Self(Reader::new(Source::Memory(bytes.into())))
     }
 
     /// Whether it is known to be empty.
     pub(super) fn is_empty(&self) -> bool {
-        match &self.source {
-            Source::Http(body) => body.is_end_stream(),
-            Source::Memory(bytes) => bytes.is_empty(),
-            Source::Ended => true,
-        }
+        self.0.source.is_empty()
     }
 
     /// Takes the next piece; `None` at the end. Never an empty piece. Safe to cancel.
@@ -65,7 +61,7 @@ impl BodyStream {
     /// # Errors
     /// See the type.
     pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        std::future::poll_fn(|cx| self.poll_chunk(cx)).await
+        self.0.next_chunk().await
     }
 
     /// Takes all of it.
@@ -78,13 +74,22 @@ impl BodyStream {
             self.next_chunk().await.map_err(|error| ApiError::from_body(&error))?
         {
             if bytes_max < (all.len() + chunk.len()) as u64 {
-                return Err(ApiError::too_large(format!(
-                    "this body may have at most {bytes_max} bytes"
-                )));
+                let text = format!("this body may have at most {bytes_max} bytes");
+                return Err(ApiError::too_large(text));
             }
             all.extend_from_slice(&chunk);
         }
         Ok(all)
+    }
+}
+
+impl Reader {
+    fn new(source: Source) -> Self {
+        Self { source, current: Bytes::new(), bytes_left: BODY_BYTES_MAX, idle: None }
+    }
+
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        std::future::poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
@@ -132,6 +137,14 @@ impl BodyStream {
 }
 
 impl Source {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Memory(bytes) => bytes.is_empty(),
+            Self::Ended => true,
+        }
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         let body = match self {
             Self::Http(body) => body,
@@ -158,7 +171,7 @@ impl AsyncRead for BodyStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+        let this = &mut self.get_mut().0;
         let Some(mut chunk) = ready!(this.poll_chunk(cx))? else { return Poll::Ready(Ok(())) };
         let taken = chunk.split_to(chunk.len().min(buf.remaining()));
         buf.put_slice(&taken);
@@ -169,24 +182,17 @@ impl AsyncRead for BodyStream {
 
 impl Drop for BodyStream {
     fn drop(&mut self) {
-        let Source::Http(body) = std::mem::replace(&mut self.source, Source::Ended) else { return };
-        if body.is_end_stream() {
-            return;
-        }
+        let rest = std::mem::replace(&mut self.0, Reader::new(Source::Ended));
         // Outside of a runtime nothing sends any more.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let bytes_left = self.bytes_left;
-        runtime.spawn(drain(Self {
-            source: Source::Http(body),
-            current: Bytes::new(),
-            bytes_left,
-            idle: None,
-        }));
+        if !rest.source.is_empty()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(drain(rest));
+        }
     }
 }
 
 /// Reads to the end, or to the first error: then it is over as well.
-async fn drain(mut body: BodyStream) {
-    while let Ok(Some(_)) = body.next_chunk().await {}
-    body.source = Source::Ended;
+async fn drain(mut rest: Reader) {
+    while let Ok(Some(_)) = rest.next_chunk().await {}
 }

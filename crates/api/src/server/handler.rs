@@ -12,10 +12,13 @@ use serde::de::DeserializeOwned;
 use super::answer::{self, Answer, Outcome, done, json, json_with};
 use super::query::Query;
 use super::route::Route;
-use super::{Backend, BodyStream, MachineTarget, Peer, Session, machine_handler, registry, tunnel};
+use super::{
+    Backend, BodyStream, MachineTarget, Peer, Phase, Session, machine_handler, reached, registry,
+    tunnel,
+};
 use crate::wire::{
-    ApiError, AppPage, IpPage, LogQuery, NONCE_HEADER, OrganizationAnswer, OrganizationPage,
-    ReleaseAnswer, ReleasePage,
+    ApiError, AppPage, IpPage, LogPage, LogPageMeta, LogQuery, NONCE_HEADER, OrganizationAnswer,
+    OrganizationPage, ReleaseAnswer, ReleasePage,
 };
 
 // A Machine's config with embedded files is the longest; the store takes 8 MiB.
@@ -89,15 +92,17 @@ fn bad_body(error: &serde_json::Error) -> ApiError {
 
 /// Answers a request, whatever it is.
 pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
-    let (method, path, uid) =
-        (call.head.method.clone(), call.head.uri.path().to_owned(), call.peer.uid);
-    let is_registry = path.starts_with("/v2/");
-    let (outcome, unknown) = match Route::parse(&path) {
+    let (method, uri, uid) = (call.head.method.clone(), call.head.uri.clone(), call.peer.uid);
+    let path = uri.path();
+    let (outcome, form) = match Route::parse(path) {
         Ok(route) => {
-            let unknown = route.registry_word();
-            (answer_route(call, route).await, unknown)
+            let form = Form { unknown: route.registry_word(), allowed: route.methods() };
+            (dispatch(call, route).await, form)
         }
-        Err(error) => (Err(error), is_registry.then_some("NAME_INVALID")),
+        Err(error) => {
+            let unknown = path.starts_with("/v2/").then_some("NAME_INVALID");
+            (Err(error), Form { unknown, allowed: "" })
+        }
     };
     let error = match outcome {
         Ok(answer) => return answer,
@@ -108,18 +113,32 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
     } else {
         tracing::debug!(%method, path, uid, code = error.code, error = error.error, "API call refused");
     }
-    match unknown {
-        Some(unknown) => answer::registry_refusal(&error, unknown),
-        None => answer::refusal(&error),
+    form.refusal(&error)
+}
+
+/// How a route tells its errors.
+struct Form {
+    /// The distribution's word for 404, where its form is spoken.
+    unknown: Option<&'static str>,
+    /// What 405 says that is possible.
+    allowed: &'static str,
+}
+
+impl Form {
+    fn refusal(&self, error: &ApiError) -> Answer {
+        let answer = match self.unknown {
+            Some(unknown) => answer::registry_refusal(error, unknown),
+            None => answer::refusal(error),
+        };
+        if error.code == 405 { answer::with_allow(answer, self.allowed) } else { answer }
     }
 }
 
-async fn answer_route<B: Backend>(call: Call<B>, route: Route) -> Outcome {
-    let allowed = route.methods();
-    if !allowed.split(", ").any(|method| method == call.head.method.as_str()) {
-        let error =
-            ApiError::new(405, format!("{} is not possible here; use {allowed}", call.head.method));
-        return Ok(answer::with_allow(answer::refusal(&error), allowed));
+async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
+    let (method, allowed) = (&call.head.method, route.methods());
+    if !allowed.split(", ").any(|name| name == method.as_str()) {
+        let text = format!("{method} is not possible here; use {allowed}");
+        return Err(ApiError::new(405, text));
     }
     match route {
         Route::Apps | Route::App(_) => apps(call, route).await,
@@ -249,5 +268,13 @@ async fn logs<B: Backend>(call: Call<B>, app: String) -> Outcome {
         region: query.owned("region"),
         hold: hold.min(LOG_HOLD_MAX),
     };
-    json(&call.backend().read_logs(call.peer, app, log_query).await?)
+    let next_token = log_query.next_token.clone();
+    let mut phase = call.session.phase.clone();
+    tokio::select! {
+        page = call.backend().read_logs(call.peer, app, log_query) => json(&page?),
+        // The client reads on with the next server.
+        () = reached(&mut phase, Phase::Draining) => {
+            json(&LogPage { data: Vec::new(), meta: LogPageMeta { next_token } })
+        }
+    }
 }

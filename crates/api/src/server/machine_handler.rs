@@ -8,7 +8,7 @@ use super::answer::{Outcome, done, json, json_with};
 use super::handler::{Call, misrouted};
 use super::query::{self, Query};
 use super::route::{Part, Route};
-use super::{Backend, DeleteMachine, MachineTarget};
+use super::{Backend, DeleteMachine, MachineTarget, Phase, reached};
 use crate::wire::{
     ApiError, LeaseInput, Machine, MachineFilter, MetadataValue, WaitQuery, WaitState,
 };
@@ -126,14 +126,15 @@ async fn wait<B: Backend>(call: Call<B>, target: MachineTarget) -> Outcome {
     let query = wait_query(&call.query()?)?;
     let (timeout, id) = (query.timeout, target.id.clone());
     let wanted = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ");
-    match tokio::time::timeout(timeout, call.backend().wait_machine(call.peer, target, query)).await
-    {
-        Ok(outcome) => outcome.and_then(|()| done()),
-        Err(_) => {
-            let seconds = timeout.as_secs();
-            Err(ApiError::timeout(format!("machine {id} was not {wanted} within {seconds} s")))
-        }
+    let mut phase = call.session.phase.clone();
+    tokio::select! {
+        outcome = call.backend().wait_machine(call.peer, target, query) => return outcome.and_then(|()| done()),
+        () = tokio::time::sleep(timeout) => {}
+        // The client waits on with the next server.
+        () = reached(&mut phase, Phase::Draining) => {}
     }
+    let seconds = timeout.as_secs();
+    Err(ApiError::timeout(format!("machine {id} was not {wanted} within {seconds} s")))
 }
 
 fn wait_query(query: &Query) -> Result<WaitQuery, ApiError> {

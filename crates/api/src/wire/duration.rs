@@ -15,6 +15,9 @@ pub struct GoDuration(pub Duration);
 #[error("{0:?} is not a length of time; write it like 300ms, 10s, 5m or 1h30m")]
 pub struct BadDuration(String);
 
+// Go counts nanoseconds in 64 signed bits.
+const NANOS_MAX: u128 = i64::MAX as u128;
+
 const UNITS: [(&str, f64); 7] =
     [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 
@@ -35,6 +38,9 @@ impl FromStr for GoDuration {
             let (part, tail) = take_part(rest).ok_or_else(bad)?;
             total = total.checked_add(part).ok_or_else(bad)?;
             rest = tail;
+        }
+        if NANOS_MAX < total.as_nanos() {
+            return Err(bad());
         }
         Ok(Self(total))
     }

@@ -1,0 +1,329 @@
+//! Every call of the client arrives and comes back.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perch_api::wire::{
+    AddressIntent, AppPatch, AssignIp, CreateApp, CreateRelease, GoDuration, IpKind, LaunchInput,
+    LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus, SignalInput,
+    StopInput, UpdateRelease, WaitQuery, WaitState,
+};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::{Server, config};
+
+#[tokio::test]
+async fn apps_are_made_read_changed_and_removed() {
+    let server = Server::start();
+    let input = CreateApp {
+        name: "web".to_owned(),
+        address_intent: AddressIntent::Private,
+        ..Default::default()
+    };
+    let app = server.client.create_app(&input).await.expect("create");
+    assert_eq!((app.name.as_str(), app.address_intent), ("web", AddressIntent::Private));
+    assert!(server.seen().starts_with("uid "), "the peer's uid arrives");
+
+    let taken = server.client.create_app(&input).await.expect_err("taken");
+    assert_eq!((taken.status(), taken.word()), (Some(422), Some("name_taken")));
+
+    let patch = AppPatch { address_intent: Some(AddressIntent::None) };
+    let changed = server.client.update_app("web", &patch).await.expect("patch");
+    assert_eq!(changed.address_intent, AddressIntent::None);
+    assert_eq!(server.client.list_apps(Some("a b&c")).await.expect("list").len(), 1);
+    assert_eq!(server.seen(), "org Some(\"a b&c\")");
+    server.client.delete_app("web").await.expect("delete");
+    assert_eq!(server.client.get_app("web").await.expect_err("gone").status(), Some(404));
+}
+
+#[tokio::test]
+async fn addresses_are_given_listed_and_taken_back() {
+    let server = Server::with_app().await;
+    let input = AssignIp::of_kind(IpKind::PrivateV6);
+    let given = server.client.assign_ip("web", &input).await.expect("assign");
+    assert_eq!(server.client.list_ips("web").await.expect("list")[0], given);
+    server.client.release_ip("web", given.ip).await.expect("release");
+    assert_eq!(
+        server.client.release_ip("web", given.ip).await.expect_err("twice").status(),
+        Some(404)
+    );
+}
+
+#[tokio::test]
+async fn a_config_comes_back_as_it_was_sent_with_the_guest_filled_in() {
+    let (server, machine) = Server::with_machine().await;
+    let read = server.client.get_machine("web", &machine.id).await.expect("get");
+    let keys: Vec<_> = read.config.raw().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["zeta", "image", "metadata", "guest"]);
+    assert!(read.config.raw()["zeta"].is_null());
+    assert_eq!(read.config.raw()["guest"]["memory_mb"], 256);
+    let kept = server.backend.state().machines[&machine.id].config.clone();
+    assert!(kept.raw()["guest"].is_null(), "the backend keeps what was sent");
+}
+
+#[tokio::test]
+async fn machines_are_listed_by_filter() {
+    let (server, _) = Server::with_machine().await;
+    let filter = MachineFilter {
+        include_deleted: true,
+        region: Some("lcl".to_owned()),
+        state: Some(MachineState::Created),
+        metadata: vec![("role".to_owned(), "a=b&c".to_owned())],
+    };
+    let machines = server.client.list_machines("web", &filter).await.expect("list");
+    assert_eq!(machines.len(), 1);
+    assert_eq!(server.seen(), format!("{filter:?}"));
+    let answer = server.request("GET /v1/apps/web/machines?metadata.role=x", "", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(server.seen().contains(r#"[("role", "x")]"#), "{}", server.seen());
+}
+
+#[tokio::test]
+async fn machines_are_started_stopped_signalled_cordoned_and_removed() {
+    let (server, machine) = Server::with_machine().await;
+    let (client, id) = (&server.client, machine.id.as_str());
+    let answer = client.start_machine("web", id, None).await.expect("start");
+    assert_eq!(answer.previous_state, "created");
+    let refused = client.delete_machine("web", id, None).await.expect_err("runs");
+    assert_eq!(refused.status(), Some(412));
+
+    let input = SignalInput { signal: "SIGUSR1".parse().expect("signal") };
+    client.signal_machine("web", id, input, None).await.expect("signal");
+    assert_eq!(server.seen(), "SIGUSR1");
+    client.cordon_machine("web", id, None).await.expect("cordon");
+    assert!(client.get_machine("web", id).await.expect("get").cordoned);
+    client.uncordon_machine("web", id, None).await.expect("uncordon");
+    assert!(!client.get_machine("web", id).await.expect("get").cordoned);
+
+    let timeout = Some(GoDuration(Duration::from_secs(10)));
+    client.stop_machine("web", id, &StopInput { signal: None, timeout }, None).await.expect("stop");
+    assert_eq!(server.seen(), "None Some(GoDuration(10s))");
+    let empty = server.request(&format!("POST /v1/apps/web/machines/{id}/stop"), "", "").await;
+    assert!(empty.contains(r#"{"ok":true}"#), "{empty}");
+    let flyctl = format!(r#"{{"id":"{id}","signal":"","timeout":"5s"}}"#);
+    let empty = server.request(&format!("POST /v1/apps/web/machines/{id}/stop"), "", &flyctl).await;
+    assert!(empty.contains(r#"{"ok":true}"#), "{empty}");
+
+    assert_eq!(client.list_processes("web", id).await.expect("ps")[0].command, "init");
+    assert_eq!(client.list_events("web", id).await.expect("events")[0].kind, "launch");
+    client.kill_and_delete_machine("web", id, None).await.expect("delete");
+    assert_eq!(client.get_machine("web", id).await.expect_err("gone").status(), Some(404));
+}
+
+#[tokio::test]
+async fn metadata_is_set_and_removed_whatever_its_key() {
+    let (server, machine) = Server::with_machine().await;
+    let (client, id) = (&server.client, machine.id.as_str());
+    client.set_metadata("web", id, "a/b c?", "1", None).await.expect("set");
+    assert_eq!(client.get_metadata("web", id).await.expect("get")["a/b c?"], "1");
+    client.delete_metadata("web", id, "a/b c?", None).await.expect("delete");
+    assert_eq!(client.get_metadata("web", id).await.expect("get").len(), 1);
+}
+
+#[tokio::test]
+async fn a_leased_machine_is_changed_by_its_holder_only() {
+    let (server, machine) = Server::with_machine().await;
+    let (client, id) = (&server.client, machine.id.as_str());
+    let none = client.get_lease("web", id).await.expect_err("none");
+    assert!(none.to_string().ends_with(" lease not found"), "{none}");
+
+    let input = LeaseInput { ttl: 13, description: "deploy".to_owned() };
+    let lease = client.acquire_lease("web", id, &input).await.expect("lease");
+    assert_eq!((lease.data.expires_at, lease.data.description.as_str()), (13, "deploy"));
+    let update = LaunchInput::new(config());
+    let refused = client.update_machine("web", id, &update, None).await.expect_err("leased");
+    assert_eq!(refused.status(), Some(409));
+    assert!(refused.to_string().contains("lease currently held by"), "{refused}");
+    let again = client.acquire_lease("web", id, &input).await.expect_err("leased");
+    assert_eq!(again.status(), Some(409));
+
+    let nonce = lease.data.nonce.as_str();
+    let updated = client.update_machine("web", id, &update, Some(nonce)).await.expect("holder");
+    assert_eq!(updated.instance_id, "v2");
+    let refreshed = client.refresh_lease("web", id, &input, nonce).await.expect("refresh");
+    assert_eq!(refreshed.data.nonce, nonce);
+    client.release_lease("web", id, nonce).await.expect("release");
+    client.update_machine("web", id, &update, None).await.expect("free");
+}
+
+#[tokio::test]
+async fn a_lease_lasts_what_the_query_or_the_body_says_and_never_for_ever() {
+    let (server, machine) = Server::with_machine().await;
+    let path = format!("/v1/apps/web/machines/{}/lease", machine.id);
+    for (query, body, wanted) in [
+        ("?ttl=13", "", 13),
+        ("?ttl=30s", "{\"ttl\":5}", 30),
+        ("", "{\"ttl\":5}", 5),
+        ("", "", 120),
+    ] {
+        server.backend.state().lease = None;
+        let answer = server.request(&format!("POST {path}{query}"), "", body).await;
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+        assert!(answer.contains(&format!("\"expires_at\":{wanted},")), "{answer}");
+    }
+    let refused = server.request(&format!("POST {path}?ttl=86401"), "", "").await;
+    assert!(refused.starts_with("HTTP/1.1 422"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_state_is_reached() {
+    let (server, machine) = Server::with_machine().await;
+    let query = WaitQuery::for_state(WaitState::Started, Duration::from_secs(60));
+    let waiting = server.client.wait_machine("web", &machine.id, &query);
+    tokio::pin!(waiting);
+    // Polls the wait until the backend has seen it, then lets the state come.
+    let begun = async {
+        while server.backend.waits.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = &mut waiting => panic!("the state is not reached yet"),
+        () = begun => {}
+    }
+    server.backend.set_state(&machine.id, MachineState::Started);
+    waiting.await.expect("reached");
+}
+
+#[tokio::test]
+async fn a_wait_that_is_over_is_408() {
+    let (server, machine) = Server::with_machine().await;
+    let query = WaitQuery {
+        states: vec![WaitState::Stopped, WaitState::Destroyed],
+        ..WaitQuery::for_state(WaitState::Started, Duration::from_millis(1))
+    };
+    let over = server.client.wait_machine("web", &machine.id, &query).await.expect_err("over");
+    assert_eq!(over.status(), Some(408));
+    assert!(over.to_string().contains("stopped or destroyed within 1 s"), "{over}");
+}
+
+#[tokio::test]
+async fn a_wait_is_dropped_when_its_caller_goes_away() {
+    let (server, machine) = Server::with_machine().await;
+    let mut stream = UnixStream::connect(&server.socket).await.expect("connection");
+    let request = format!(
+        "GET /v1/apps/web/machines/{}/wait?state=stopped HTTP/1.1\r\nhost: x\r\n\r\n",
+        machine.id
+    );
+    stream.write_all(request.as_bytes()).await.expect("write");
+    while server.backend.waits.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(stream);
+    tokio::time::timeout(Duration::from_secs(10), server.backend.wait_ended.notified())
+        .await
+        .expect("dropped");
+}
+
+#[tokio::test]
+async fn logs_are_held_until_there_is_a_line() {
+    let server = Server::with_app().await;
+    let query = LogQuery {
+        hold: Duration::from_secs(60),
+        instance: Some("m".to_owned()),
+        ..Default::default()
+    };
+    let reading = server.client.read_logs("web", &query);
+    tokio::pin!(reading);
+    let begun = async {
+        while server.seen() != format!("{query:?}") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = &mut reading => panic!("there is no line yet"),
+        () = begun => {}
+    }
+    server.backend.state().logs.push(LogEntry { id: "1".to_owned(), ..Default::default() });
+    server.backend.changed.notify_waiters();
+    let page = reading.await.expect("page");
+    assert_eq!((page.data.len(), page.meta.next_token.as_str()), (1, "1"));
+
+    let rest = LogQuery { next_token: page.meta.next_token, ..LogQuery::default() };
+    assert!(server.client.read_logs("web", &rest).await.expect("at once").data.is_empty());
+    let answer = server.request("GET /api/v1/apps/web/logs?hold_ms=99999999", "", "").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && server.seen().contains("hold: 60s"),
+        "{}",
+        server.seen()
+    );
+}
+
+#[tokio::test]
+async fn releases_are_recorded_and_moved_on() {
+    let server = Server::with_app().await;
+    let none = server.client.current_release("web").await.expect_err("none");
+    assert_eq!(none.status(), Some(404));
+    let definition = json!({"z": 1, "a": null});
+    let input = CreateRelease {
+        app_name: "web".to_owned(),
+        image: "hello".to_owned(),
+        definition: definition.clone(),
+        ..Default::default()
+    };
+    let release = server.client.create_release(&input).await.expect("create");
+    let update = UpdateRelease { status: ReleaseStatus::Complete, metadata: json!(null) };
+    let moved = server.client.update_release(&release.id, &update).await.expect("update");
+    assert_eq!(moved.status, ReleaseStatus::Complete);
+    let current = server.client.current_release("web").await.expect("current");
+    assert_eq!(current.definition, Some(definition));
+    server.client.create_release(&input).await.expect("second");
+    let newest = server.client.list_releases("web", 1).await.expect("list");
+    assert_eq!((newest.len(), newest[0].version), (1, 2));
+}
+
+#[tokio::test]
+async fn facts_are_told() {
+    let server = Server::start();
+    let client = &server.client;
+    assert_eq!(client.info().await.expect("info").region, "lcl");
+    assert_eq!(client.list_regions().await.expect("regions").nearest, "lcl");
+    assert_eq!(client.list_organizations().await.expect("organizations")[0].slug, "personal");
+    assert!(client.get_organization("acme").await.expect("organization").billable);
+    let image = client.resolve_image("web", "a/b:c@sha256:00").await.expect("image");
+    assert_eq!(image.reference, "a/b:c@sha256:00");
+}
+
+#[tokio::test]
+async fn a_stream_is_copied_both_ways_and_half_closed() {
+    let server = Server::with_app().await;
+    let mut stream = server.client.open_stream("web", "web.flycast", 80).await.expect("stream");
+    assert_eq!(server.seen(), "web.flycast 80");
+    stream.write_all(b"hello").await.expect("write");
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).await.expect("read");
+    assert_eq!(&answer, b"HELLO");
+    stream.shutdown().await.expect("half close");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.expect("rest");
+    assert_eq!(rest, b"BYE");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_answers_long_polls_and_closes_streams() {
+    let (mut server, machine) = Server::with_machine().await;
+    let mut stream = server.client.open_stream("web", "h", 1).await.expect("stream");
+    let client = server.client.clone();
+    let waiting = tokio::spawn(async move {
+        let query = WaitQuery::for_state(WaitState::Stopped, Duration::from_secs(60));
+        client.wait_machine("web", &machine.id, &query).await
+    });
+    let client = server.client.clone();
+    let reading = tokio::spawn(async move {
+        let query = LogQuery { hold: Duration::from_secs(60), ..LogQuery::default() };
+        client.read_logs("web", &query).await
+    });
+    while server.backend.waits.load(Ordering::SeqCst) == 0 || !server.seen().contains("LogQuery") {
+        tokio::task::yield_now().await;
+    }
+    drop(server.stop.take());
+    let over = waiting.await.expect("task").expect_err("ended");
+    assert_eq!(over.status(), Some(408));
+    assert!(reading.await.expect("task").expect("page").data.is_empty());
+    (&mut server.task).await.expect("ends");
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.expect("closed");
+    assert!(server.client.info().await.is_err());
+}
