@@ -4,6 +4,7 @@
 //! nothing else. This program decides nothing about the product; it only calls cargo and reads
 //! files.
 
+mod bench;
 mod deny;
 mod packages;
 mod ring;
@@ -23,6 +24,7 @@ usage: cargo x COMMAND
   tidy                  the rules of this repository that clippy does not know
   deny                  licences, bans and sources of all dependencies
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
+  bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
 
 E2E_REQUIRED=1 turns every skip into a failure.";
 
@@ -50,6 +52,8 @@ fn run(args: &[String]) -> Result<bool> {
         "tidy" => tidy::run(),
         "deny" => deny::run(),
         "sim" => ring::sim(rest),
+        "bench" => bench::run(rest),
+        bench::UPSTREAM => bench::upstream(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(true)

@@ -19,6 +19,15 @@ pub(crate) const TESTS: &[Need] = &[
     ("curl", "curl"),
 ];
 
+/// What the benchmarks compare with and measure by.
+pub(crate) const BENCHES: &[Need] = &[
+    ("runc", "runc"),
+    ("haproxy", "haproxy"),
+    ("wrk", "wrk"),
+    ("ip", "iproute2"),
+    ("python3", "python3"),
+];
+
 /// Makes sure that all programs are there; installs what is missing as root on Debian.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<Need> = missing(needs);

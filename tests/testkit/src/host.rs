@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -254,6 +255,17 @@ impl Host {
     /// Asks from a Machine of the app at `caller` (an example app) for a URL.
     pub fn fetch(&self, caller: &str, url: &str) -> Result<Response> {
         self.get(caller, 80, &format!("/fetch?url={url}"))
+    }
+
+    /// Asks the API itself, without a process for the question.
+    pub fn api(&self, path: &str) -> Result<serde_json::Value> {
+        let mut stream = UnixStream::connect(self.socket()).context("connecting to the API")?;
+        stream.set_read_timeout(Some(COMMAND_MAX))?;
+        let answer = crate::http::exchange(&mut stream, path).with_context(|| path.to_owned())?;
+        if answer.status != 200 {
+            bail!("{path} answers {answer:?}");
+        }
+        serde_json::from_str(&answer.body).with_context(|| format!("JSON of {path}"))
     }
 
     /// The Machines of an app.

@@ -48,6 +48,14 @@ pub fn ask(address: SocketAddr, request: &[u8], limit: Duration) -> Result<Respo
     Ok(response)
 }
 
+/// Asks for a path on a connection that is made already.
+pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> Result<Response> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    parse(&bytes).context("not an HTTP answer")
+}
+
 fn parse(bytes: &[u8]) -> Option<Response> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;

@@ -1,6 +1,7 @@
 //! Builds OCI image layouts out of static binaries.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -39,6 +40,34 @@ impl Image {
             .entry("bin/busybox", &Entry::File(binary, 0o755))
             .entry("bin/sh", &Entry::Symlink("busybox".to_owned()));
         Ok(image.entrypoint(&["/bin/sh", "-c", script]))
+    }
+
+    /// All directories, files and symbolic links below `dir`, with their modes.
+    pub fn directory(dir: &Path) -> Result<Self> {
+        let mut image = Self::empty();
+        image.add_directory(dir, "")?;
+        Ok(image)
+    }
+
+    fn add_directory(&mut self, dir: &Path, prefix: &str) -> Result<()> {
+        let mut entries = fs::read_dir(dir)?.collect::<std::io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for found in entries {
+            let name = format!("{prefix}{}", found.file_name().to_string_lossy());
+            let metadata = found.metadata()?;
+            let entry = if metadata.is_symlink() {
+                Entry::Symlink(fs::read_link(found.path())?.to_string_lossy().into_owned())
+            } else if metadata.is_dir() {
+                Entry::Dir
+            } else {
+                Entry::File(fs::read(found.path())?, metadata.permissions().mode() & 0o777)
+            };
+            self.layer = std::mem::take(&mut self.layer).with(&name, &entry);
+            if metadata.is_dir() {
+                self.add_directory(&found.path(), &format!("{name}/"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds an entry to the layer.

@@ -1,0 +1,67 @@
+//! `cargo x bench`: our figures beside those of a program that everybody knows, interleaved.
+//!
+//! Absolute values move by a factor of two between runs on a shared machine; ratios within one run
+//! do not. So each round measures every contender once, medians are compared, and the limit is a
+//! ratio.
+
+mod figures;
+mod rootfs;
+mod runc;
+mod upstream;
+mod wake;
+mod warm;
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use upstream::upstream;
+
+use crate::{packages, shell};
+
+/// The hidden command that is the upstream of `warm`.
+pub(crate) const UPSTREAM: &str = "upstream";
+
+/// Runs one benchmark; whether our promise holds.
+pub(crate) fn run(args: &[String]) -> Result<bool> {
+    let (which, rounds) = parse(args)?;
+    if !shell::is_root() {
+        bail!("benchmarks make whole hosts: run `sudo -E cargo x bench {which}`");
+    }
+    if std::env::var_os("PERCH_BIN").is_none() {
+        return build_and_run(args);
+    }
+    figures::print_machine();
+    match which {
+        "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
+        _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
+    }
+}
+
+fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (name, rest) = args.split_first().context("name a benchmark: wake or warm")?;
+    let which = match *name {
+        "wake" => "wake",
+        "warm" => "warm",
+        other => bail!("unknown benchmark `{other}`; there are wake and warm"),
+    };
+    match rest {
+        [] => Ok((which, None)),
+        ["--rounds", number] => Ok((which, Some(number.parse().context("--rounds")?))),
+        _ => bail!("only --rounds N can follow"),
+    }
+}
+
+/// Builds what is measured in the release profile and starts this program again with its path.
+fn build_and_run(args: &[String]) -> Result<bool> {
+    packages::ensure(packages::BENCHES)?;
+    let build = ["build", "--release", "--locked", "-p", "perch", "-p", "perch-hello"];
+    if !shell::succeeds(&mut shell::cargo(&build))? {
+        bail!("the release build failed");
+    }
+    let own = std::env::current_exe().context("finding this program")?;
+    let mut again = Command::new(own);
+    again.arg("bench").args(args).env("PERCH_BIN", shell::built("release", "perch")?);
+    shell::succeeds(&mut again)
+}

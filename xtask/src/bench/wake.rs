@@ -1,0 +1,160 @@
+//! `wake`: a stopped Machine to its first byte, beside runc, minus the same program started bare.
+//!
+//! All three are asked in the same way from the same network: connect until it succeeds, 100 µs
+//! between two attempts, send one request, wait for the first byte.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use perch_testkit::{Host, Image, Network, wait_until};
+
+use super::figures::{Series, holds};
+use super::rootfs::{self, Program};
+use super::runc::Bundle;
+
+/// Rounds for each program.
+pub(crate) const ROUNDS: usize = 200;
+
+/// Our overhead over the bare program, at most this share of runc's.
+const LIMIT: f64 = 0.7;
+
+const CONFIG: &str = "auto_stop_after = \"100ms\"\n";
+
+/// Nothing here takes longer, not even Python on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two attempts to connect.
+const RETRY: Duration = Duration::from_micros(100);
+
+const SERVICE: &str = "\
+  force_https = false
+  auto_stop_machines = 'stop'
+  auto_start_machines = true
+  min_machines_running = 0
+  auto_stop_after = '100ms'
+";
+
+/// Measures both programs; whether the promise holds for both.
+pub(crate) fn run(rounds: usize) -> Result<bool> {
+    let dir = tempfile::Builder::new().prefix("perch-bench-").tempdir()?;
+    let host = Host::start_with(Network::Open, CONFIG)?;
+    let mut good = true;
+    for program in [rootfs::native(dir.path())?, rootfs::python(dir.path())?] {
+        let address = deploy(&host, &program, dir.path())?;
+        let bundle = Bundle::new(dir.path(), &program)?;
+        good &= measure(&host, &program, &bundle, address, rounds)?;
+    }
+    Ok(good)
+}
+
+fn deploy(host: &Host, program: &Program, dir: &std::path::Path) -> Result<SocketAddr> {
+    let argv: Vec<&str> = program.argv.iter().map(String::as_str).collect();
+    let port = format!("PORT={}", program.port);
+    let image = Image::directory(&program.root)?.entrypoint(&argv).env(&[&port]);
+    let image = image.write(&dir.join(format!("{}-image", program.name)))?;
+    let text = format!(
+        "app = '{}'\n[build]\n  image = '{image}'\n[http_service]\n  internal_port = {}\n{SERVICE}",
+        program.name, program.port
+    );
+    let app = host.app_dir(program.name, &text)?;
+    let args =
+        ["launch", "--flycast", "--ha=false", "--copy-config", "--name", program.name, "--yes"];
+    host.fly_in(&app, &args)?.ok()?;
+    let ip: IpAddr = host.flycast(program.name)?.parse()?;
+    Ok(SocketAddr::new(ip, 80))
+}
+
+fn measure(
+    host: &Host,
+    program: &Program,
+    bundle: &Bundle,
+    address: SocketAddr,
+    rounds: usize,
+) -> Result<bool> {
+    let (mut bare, mut runc, mut ours) = (Series::default(), Series::default(), Series::default());
+    for _ in 0..rounds {
+        bare.push_ms(host.inside(|| bare_round(program))?);
+        runc.push_ms(host.inside(|| runc_round(program, bundle))?);
+        wait_stopped(host, program.name)?;
+        ours.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
+    }
+    bare.print(&format!("{}: bare", program.name), "ms");
+    runc.print(&format!("{}: runc create+start", program.name), "ms");
+    ours.print(&format!("{}: perch", program.name), "ms");
+    let over = |series: &Series| series.median() - bare.median();
+    println!("overhead: perch {:.2} ms, runc {:.2} ms", over(&ours), over(&runc));
+    Ok(holds(&format!("{}: perch / runc", program.name), over(&ours) / over(&runc), LIMIT))
+}
+
+fn wait_stopped(host: &Host, app: &str) -> Result<()> {
+    wait_until("the Machine to stop", PATIENCE, || {
+        let list = host.api(&format!("/v1/apps/{app}/machines"))?;
+        let machines = list.as_array().context("not a list of Machines")?;
+        Ok(machines.iter().all(|machine| machine["state"] == "stopped").then_some(()))
+    })
+}
+
+fn bare_round(program: &Program) -> Result<Duration> {
+    let started = Instant::now();
+    let child = Command::new(&program.bare[0])
+        .args(&program.bare[1..])
+        .env("PORT", program.port.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting {}", program.bare[0]))?;
+    let _killed = Killed(child);
+    first_byte(local(program), started)
+}
+
+fn runc_round(program: &Program, bundle: &Bundle) -> Result<Duration> {
+    let started = Instant::now();
+    bundle.start()?;
+    let took = first_byte(local(program), started);
+    bundle.delete()?;
+    took
+}
+
+fn local(program: &Program) -> SocketAddr {
+    ([127, 0, 0, 1], program.port).into()
+}
+
+/// Kills the process at the end of the round.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The time from `started` to the first byte of an answer.
+fn first_byte(address: SocketAddr, started: Instant) -> Result<Duration> {
+    let mut stream = connect(address, started)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte).context("reading the first byte")?;
+    let took = started.elapsed();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest)?;
+    // "HTTP/1.1 200"
+    if rest.get(8..11) != Some(b"200") {
+        bail!("{address} answered {:?}", String::from_utf8_lossy(&rest));
+    }
+    Ok(took)
+}
+
+fn connect(address: SocketAddr, started: Instant) -> Result<TcpStream> {
+    loop {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if PATIENCE < started.elapsed() => return Err(error.into()),
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    }
+}
