@@ -173,6 +173,11 @@ impl Writer {
         self.revision
     }
 
+    #[cfg(test)]
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Applies transactions with one flush; also tells what changed.
     pub(crate) fn commit_all(
         &mut self,
