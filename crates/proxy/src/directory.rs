@@ -189,13 +189,15 @@ impl Directory {
         (if host { Source::Host } else { Source::Unknown }, None)
     }
 
-    /// Calls `read` with all views and settings, for DNS.
-    pub(crate) fn read<T>(
-        &self,
-        read: impl FnOnce(&mut dyn Iterator<Item = &AppView>, Option<&Settings>) -> T,
-    ) -> T {
+    /// Calls `read` with all views, for DNS.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&mut dyn Iterator<Item = &AppView>) -> T) -> T {
         let state = self.state.borrow();
-        read(&mut state.apps.values().map(|known| &known.view), state.settings.as_ref())
+        read(&mut state.apps.values().map(|known| &known.view))
+    }
+
+    /// Changes with every change of apps, addresses and networks.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.get()
     }
 
     /// The network of an address of ours.

@@ -1,5 +1,6 @@
 //! The messages themselves.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -276,6 +277,9 @@ pub struct MachineView {
     /// Not listed in DNS (PN-41).
     #[serde(default)]
     pub skip_dns: bool,
+    /// Its metadata, for `_metadata` names (PN-26).
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
     /// What it serves.
     pub services: Vec<ServiceView>,
 }

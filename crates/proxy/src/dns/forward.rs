@@ -1,0 +1,141 @@
+//! Questions that are not ours, asked of the host's resolvers through two sockets of the host's
+//! network namespace.
+//!
+//! Each question goes out under an id that cannot be guessed; an answer counts only if it comes from
+//! the resolver that was asked, carries that id, and repeats the question.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use perch_core::dns::Transport;
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+
+use super::udp_socket;
+use super::wire::Question;
+use crate::clock;
+
+/// An asker gives up after 5 s.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A resolver has so long before the next one is asked.
+const TRY_TIMEOUT: Duration = Duration::from_millis(1200);
+/// Questions waiting for resolvers; more are answered with a failure at once.
+const PENDING_MAX: usize = 1024;
+/// Longest answer.
+const ANSWER_BYTES_MAX: usize = 4096;
+
+type Pending = RefCell<HashMap<(SocketAddr, u16), oneshot::Sender<Vec<u8>>>>;
+
+/// See the module's head.
+pub(crate) struct Forwarder {
+    v4: Rc<UdpSocket>,
+    v6: Rc<UdpSocket>,
+    pending: Rc<Pending>,
+}
+
+impl Forwarder {
+    pub(crate) fn start(v4: &OwnedFd, v6: &OwnedFd) -> io::Result<Self> {
+        let (v4, v6) = (Rc::new(udp_socket(v4)?), Rc::new(udp_socket(v6)?));
+        let pending = Rc::<Pending>::default();
+        for socket in [&v4, &v6] {
+            spawn_local(receive(Rc::clone(socket), Rc::clone(&pending)));
+        }
+        Ok(Self { v4, v6, pending })
+    }
+
+    /// Asks one resolver after the other; `None` if nobody answered in time.
+    pub(crate) async fn ask(
+        &self,
+        question: &Question,
+        resolvers: &[SocketAddr],
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + TOTAL_TIMEOUT;
+        for resolver in resolvers.iter().cycle() {
+            let until = deadline.min(Instant::now() + TRY_TIMEOUT);
+            let tried = self.ask_one(question, *resolver, transport);
+            if let Ok(Some(answer)) = tokio::time::timeout_at(until, tried).await {
+                return Some(answer);
+            }
+            if deadline <= Instant::now() {
+                return None;
+            }
+            // A resolver that fails at once must not be asked in a busy loop.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    async fn ask_one(
+        &self,
+        question: &Question,
+        resolver: SocketAddr,
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
+        let mut waiting = Waiting::begin(&self.pending, resolver)?;
+        let message = question.outgoing(waiting.key.1, transport)?;
+        let socket = if resolver.is_ipv4() { &self.v4 } else { &self.v6 };
+        socket.send_to(&message, resolver).await.ok()?;
+        let bytes = (&mut waiting.answer).await.ok()?;
+        question.incoming(&bytes)
+    }
+}
+
+/// One question under way; forgotten when dropped.
+struct Waiting {
+    pending: Rc<Pending>,
+    key: (SocketAddr, u16),
+    answer: oneshot::Receiver<Vec<u8>>,
+}
+
+impl Waiting {
+    fn begin(pending: &Rc<Pending>, resolver: SocketAddr) -> Option<Self> {
+        let mut table = pending.borrow_mut();
+        if PENDING_MAX <= table.len() {
+            return None;
+        }
+        // Of 65,536 ids at most 1,024 are taken, so a free one is found at once.
+        let free =
+            (0..64).map(|_| (resolver, clock::secret_u16())).find(|k| !table.contains_key(k));
+        let key = free?;
+        let (sender, answer) = oneshot::channel();
+        table.insert(key, sender);
+        Some(Self { pending: Rc::clone(pending), key, answer })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.pending.borrow_mut().remove(&self.key);
+    }
+}
+
+async fn receive(socket: Rc<UdpSocket>, pending: Rc<Pending>) {
+    let mut buffer = vec![0; ANSWER_BYTES_MAX];
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((length, from)) => deliver(&buffer[..length], from, &pending),
+            Err(error) => {
+                // A resolver that is not there shows as an error of this socket.
+                tracing::debug!(%error, "a DNS resolver cannot be reached");
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+fn deliver(answer: &[u8], from: SocketAddr, pending: &Pending) {
+    let [high, low, ..] = answer else { return };
+    let id = u16::from_be_bytes([*high, *low]);
+    if let Some(waiting) = pending.borrow_mut().remove(&(from, id)) {
+        // Ignored: the asker has given up in the meantime.
+        let _gone = waiting.send(answer.to_vec()).is_err();
+    }
+}
