@@ -71,4 +71,8 @@ impl NetError {
         }
         Self::Kernel { what, source }
     }
+
+    pub(crate) fn is_errno(&self, errno: i32) -> bool {
+        matches!(self, Self::Kernel { source, .. } if source.raw_os_error() == Some(errno))
+    }
 }

@@ -1,7 +1,7 @@
 //! Network namespaces: entering one on a thread of its own, making one, pinning one.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::{io, panic, thread};
 
@@ -80,14 +80,9 @@ pub(crate) fn pinned(pin: &Path) -> Result<Option<OwnedFd>, NetError> {
 /// Binds `netns` to the file `pin`, so that it outlives every process in it.
 pub(crate) fn pin(netns: BorrowedFd<'_>, pin: &Path) -> Result<(), NetError> {
     File::create(pin).map_err(|source| file("create", pin, source))?;
-    on_thread(|| {
-        // The thread's own link in /proc is the one source that the kernel takes for nsfs binds
-        // without following a descriptor of another thread.
-        rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
-            .map_err(|source| NetError::kernel("enter a network namespace", source))?;
-        rustix::mount::mount_bind("/proc/thread-self/ns/net", pin)
-            .map_err(|source| file("mount", pin, source.into()))
-    })
+    // The descriptor's link leads to the namespace itself, which may be bound like a file.
+    let source = format!("/proc/self/fd/{}", netns.as_raw_fd());
+    rustix::mount::mount_bind(source, pin).map_err(|source| file("mount", pin, source.into()))
 }
 
 /// Undoes [`pin`]; it is no error when nothing is there.

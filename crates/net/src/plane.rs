@@ -67,6 +67,9 @@ pub struct Plane {
     config: PlaneConfig,
     netns: OwnedFd,
     inner: Mutex<Inner>,
+    /// Deletes links. Apart from `inner`, because the kernel waits tens of milliseconds in there
+    /// after the link is gone for everybody else.
+    sweeper: Mutex<Socket>,
 }
 
 /// The sockets, each bound to its namespace since it was opened, and what the kernel holds.
@@ -75,6 +78,7 @@ struct Inner {
     route: Socket,
     nft: Socket,
     host_route: Socket,
+    host_nft: Socket,
     /// Index of the host's end of the link, in the host's namespace.
     outside: u32,
     /// Index of the plane's end of that link.
@@ -94,7 +98,8 @@ impl Plane {
     /// name in the config is unusable.
     pub fn ensure(config: &PlaneConfig) -> Result<Self, NetError> {
         let (netns, inner) = fixed::ensure(config)?;
-        let plane = Self { config: config.clone(), netns, inner: Mutex::new(inner) };
+        let sweeper = Mutex::new(namespace::run_in(netns.as_fd(), Socket::open_route)??);
+        let plane = Self { config: config.clone(), netns, inner: Mutex::new(inner), sweeper };
         // The host's half is new after a reboot of the link; the plane's half is not.
         let networks = plane.lock().state.networks.clone();
         for (network, host_peer) in networks {
@@ -262,6 +267,8 @@ impl Plane {
     /// returned descriptor or a process in it.
     ///
     /// What had the same name before is disconnected, so do not attach a Machine that still runs.
+    /// A namespace whose processes have ended is clean: it may serve the next run of the same
+    /// Machine, which then needs no new attachment.
     ///
     /// # Errors
     /// [`NetError::BadName`], [`NetError::ForeignAddress`] when the network is not open, or the
@@ -273,25 +280,58 @@ impl Plane {
             return Err(NetError::ForeignAddress { addr: attach.private_ip.into() });
         }
         let (netns, mut far) = namespace::create(fixed::prepare_machine)?;
+        self.make_link(&attach.name, netns.as_fd())?;
         let inner = &mut *self.lock();
-        inner.detach(&attach.name)?;
-        let attached = inner.attach(&self.config, attach, netns.as_fd(), &mut far);
-        if let Err(error) = attached {
-            if let Err(second) = inner.detach(&attach.name) {
-                tracing::warn!(machine = attach.name, error = %second, "half-attached Machine stays");
-            }
-            return Err(error);
+        let attached = inner.configure_machine(&self.config, attach, &mut far);
+        if attached.is_err() {
+            self.sweep(&attach.name)?;
         }
-        Ok(netns)
+        attached.map(|()| netns)
     }
 
-    /// Disconnects a Machine. Idempotent.
+    /// Makes a Machine's link in place of a former one.
+    fn make_link(&self, name: &str, netns: BorrowedFd<'_>) -> Result<(), NetError> {
+        let inner = &mut *self.lock();
+        inner.forget_machine(name)?;
+        let make = || vec![route::add_veth(name, fixed::MACHINE_LINK, netns)];
+        match inner.route.apply(make(), &[]) {
+            Err(error) if error.is_errno(libc::EEXIST) => {
+                self.sweep(name)?;
+                inner.route.apply(make(), &[])
+            }
+            made => made,
+        }
+    }
+
+    /// Disconnects a Machine. Idempotent. Its addresses are closed at once; then the call waits
+    /// for the kernel to take the link down (tens of milliseconds), in nobody's way.
     ///
     /// # Errors
     /// [`NetError::BadName`] or the kernel's.
     pub fn detach(&self, name: &str) -> Result<(), NetError> {
         check_name(name)?;
-        self.lock().detach(name)
+        self.lock().forget_machine(name)?;
+        self.sweep(name)
+    }
+
+    fn sweep(&self, name: &str) -> Result<(), NetError> {
+        let mut sweeper = self.sweeper.lock().unwrap_or_else(PoisonError::into_inner);
+        sweeper.apply(vec![route::delete_link(name)], &[libc::ENODEV])
+    }
+
+    /// Renews what depends on the host: its nft table, which somebody may have flushed, and the
+    /// list of its own addresses, which egress must not reach. Cheap; to be called now and then.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn refresh_host(&self) -> Result<(), NetError> {
+        let inner = &mut *self.lock();
+        fixed::refresh_host(
+            &self.config,
+            &mut inner.host_route,
+            &mut inner.host_nft,
+            &mut inner.nft,
+        )
     }
 
     /// The plane's namespace.
@@ -356,21 +396,24 @@ impl Inner {
         self.host_route.apply(vec![host], &[libc::EADDRNOTAVAIL])
     }
 
-    /// Makes a Machine's link and configures both ends.
-    fn attach(
+    /// Configures both ends of a Machine's link and lets its sources in.
+    fn configure_machine(
         &mut self,
         config: &PlaneConfig,
         attach: &Attach,
-        netns: BorrowedFd<'_>,
         far: &mut Socket,
     ) -> Result<(), NetError> {
-        let mut messages = vec![route::add_veth(&attach.name, fixed::MACHINE_LINK, netns)];
-        messages.extend(route::bring_up(&attach.name));
-        self.route.apply(messages, &[])?;
+        self.route.apply(route::bring_up(&attach.name), &[])?;
         fixed::bring_up_machine(far)?;
         self.route.apply(vec![route::activate(&attach.name)], &[])?;
         self.configure_near_end(attach)?;
-        fixed::configure_machine(far, config, attach)
+        fixed::configure_machine(far, config, attach)?;
+        let machine = Machine { private_ip: attach.private_ip, link: attach.link.1 };
+        let mut batch = Batch::on(TABLE);
+        machine.add(&attach.name, &mut batch);
+        batch.commit(&mut self.nft)?;
+        self.state.machines.insert(attach.name.clone(), machine);
+        Ok(())
     }
 
     fn configure_near_end(&mut self, attach: &Attach) -> Result<(), NetError> {
@@ -384,17 +427,11 @@ impl Inner {
             route::add_neighbour(link, machine_end.into(), MAC_FAR),
             route::add_route(only(private_ip), Via::Link(link)),
         ];
-        self.route.apply(messages, &[])?;
-        let machine = Machine { private_ip: attach.private_ip, link: machine_end };
-        let mut batch = Batch::on(TABLE);
-        machine.add(&attach.name, &mut batch);
-        batch.commit(&mut self.nft)?;
-        self.state.machines.insert(attach.name.clone(), machine);
-        Ok(())
+        self.route.apply(messages, &[])
     }
 
-    fn detach(&mut self, name: &str) -> Result<(), NetError> {
-        self.route.apply(vec![route::delete_link(name)], &[libc::ENODEV])?;
+    /// Closes a Machine's sources: nothing that it sends gets further.
+    fn forget_machine(&mut self, name: &str) -> Result<(), NetError> {
         let Some(machine) = self.state.machines.get(name) else { return Ok(()) };
         let mut batch = Batch::on(TABLE);
         machine.remove(name, &mut batch);

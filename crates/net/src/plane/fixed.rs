@@ -34,16 +34,27 @@ pub(super) fn ensure(config: &PlaneConfig) -> Result<(OwnedFd, Inner), NetError>
     let outside = route::index_of(&mut host_route, &config.outside)?;
     let inside = route::index_of(&mut route, INSIDE)?;
     // The rules are there before a packet can be.
-    let host_addresses = route::ipv4_addresses(&mut host_route)?;
-    let stale = nft::elements(&mut nft, TABLE, HOST4).unwrap_or_default();
-    firewall::ensure_plane(&mut nft, config, &host_addresses, &stale)?;
-    firewall::ensure_host(&mut host_nft, config)?;
+    refresh_host(config, &mut host_route, &mut host_nft, &mut nft)?;
     bring_up_link(&mut host_route, &mut route, &config.outside)?;
     configure_inside(&mut route, config, inside)?;
     configure_outside(&mut host_route, config, outside)?;
     ensure_ipv4_forwarding()?;
     let state = State::load(&mut nft)?;
-    Ok((netns, Inner { route, nft, host_route, outside, inside, state }))
+    Ok((netns, Inner { route, nft, host_route, host_nft, outside, inside, state }))
+}
+
+/// See [`super::Plane::refresh_host`]; renews the plane's rules as well.
+pub(super) fn refresh_host(
+    config: &PlaneConfig,
+    host_route: &mut Socket,
+    host_nft: &mut Socket,
+    nft: &mut Socket,
+) -> Result<(), NetError> {
+    let addresses = route::ipv4_addresses(host_route)?;
+    // The first time there is no such set yet.
+    let stale = nft::elements(nft, TABLE, HOST4).unwrap_or_default();
+    firewall::ensure_plane(nft, config, &addresses, &stale)?;
+    firewall::ensure_host(host_nft, config)
 }
 
 fn ensure_namespace(config: &PlaneConfig) -> Result<OwnedFd, NetError> {
