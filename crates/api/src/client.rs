@@ -1,8 +1,8 @@
 //! The typed caller of the API, over the server's Unix socket.
 //!
-//! Each call has its own connection: on a Unix socket that costs some tens of microseconds, and nothing is left
-//! to go stale while a deploy waits. Nothing is retried: the server is on this host and answers 502 and 503
-//! to nobody, so a failure means that the call should be looked at.
+//! Each call has its own connection: on a Unix socket that costs some tens of microseconds, and
+//! nothing is left to go stale while a deploy waits. Nothing is retried: the server is on this host
+//! and answers 502 and 503 to nobody, so a failure means that the call should be looked at.
 
 mod connection;
 mod error;
@@ -38,8 +38,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The typed caller of the API. Cheap to clone; makes no connection until the first call.
 ///
-/// Methods that change a Machine take the nonce of the caller's lease, if it holds one. All methods must run
-/// in a tokio runtime with I/O and time enabled; dropping a future closes its connection.
+/// Methods that change a Machine take the nonce of the caller's lease, if it holds one. All methods
+/// must run in a tokio runtime with I/O and time enabled; dropping a future closes its connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
@@ -243,7 +243,8 @@ impl Client {
     /// Takes a lease for `input.ttl` seconds.
     ///
     /// # Errors
-    /// [`ClientError::status`] is 409 when somebody else holds it; the text says who and until when.
+    /// [`ClientError::status`] is 409 when somebody else holds it; the text says who and until
+    /// when.
     pub async fn acquire_lease(&self, app: &str, id: &str, input: &LeaseInput) -> Result<Lease> {
         self.lease(app, id, input, None).await
     }
@@ -314,7 +315,8 @@ impl Client {
         Ok(self.get::<ReleasePage>(path).await?.releases)
     }
 
-    /// Reads the newest release with its definition; [`ClientError::status`] is 404 when there is none.
+    /// Reads the newest release with its definition; [`ClientError::status`] is 404 when there is
+    /// none.
     pub async fn current_release(&self, app: &str) -> Result<Release> {
         self.get(format!("/api/v1/apps/{}/releases/current", escape(app))).await
     }
@@ -332,7 +334,8 @@ impl Client {
         self.get(app_path(app, &format!("/images{query}"))).await
     }
 
-    /// Opens a raw stream to `host`, a name or address as seen from the app's network; wakes what sleeps.
+    /// Opens a raw stream to `host`, a name or address as seen from the app's network; wakes what
+    /// sleeps.
     pub async fn open_stream(&self, app: &str, host: &str, port: u16) -> Result<ProxyStream> {
         let query = query_of([("host", host.to_owned()), ("port", port.to_string())]);
         let request = Request::new(Method::POST, app_path(app, &format!("/proxy{query}")));
@@ -408,7 +411,8 @@ fn query_of(pairs: impl IntoIterator<Item = (&'static str, String)>) -> String {
     if parts.is_empty() { String::new() } else { format!("?{}", parts.join("&")) }
 }
 
-/// Percent-encodes everything but unreserved characters, so that no name can change a path or query.
+/// Percent-encodes everything but unreserved characters, so that no name can change a path or
+/// query.
 fn escape(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

@@ -1,8 +1,9 @@
 //! HTTP in, calls of a [`Backend`] out.
 //!
-//! A connection is accepted with its peer's uid, a request is parsed into a route, the route's handler
-//! reads query and body, calls the backend and writes JSON. Everything has a limit: connections, heads, bodies,
-//! the time that a stalled sender gets. When the caller goes away the backend's future is dropped.
+//! A connection is accepted with its peer's uid, a request is parsed into a route, the route's
+//! handler reads query and body, calls the backend and writes JSON. Everything has a limit:
+//! connections, heads, bodies, the time that a stalled sender gets. When the caller goes away the
+//! backend's future is dropped.
 
 mod answer;
 mod backend;
@@ -32,7 +33,8 @@ pub use body::BodyStream;
 
 use handler::Call;
 
-// Each long poll and each `fly proxy` stream holds one. Beyond, callers wait in the listener's backlog.
+// Each long poll and each `fly proxy` stream holds one. Beyond, callers wait in the listener's
+// backlog.
 const CONNECTIONS_MAX: u32 = 512;
 // Also ends connections that are kept open and not used.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,8 +62,9 @@ struct Session<B> {
     permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, gives what has begun 2 s, and
-/// returns when every connection is closed. Whoever can connect may do everything: the socket's mode is the guard.
+/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, gives what has
+/// begun 2 s, and returns when every connection is closed. Whoever can connect may do everything:
+/// the socket's mode is the guard.
 pub async fn serve<B: Backend>(
     listener: UnixListener,
     backend: Arc<B>,

@@ -1,9 +1,10 @@
 //! The types on the wire, one file per resource.
 //!
-//! They promise JSON shapes to strangers and nothing else: every field that Fly's client may omit has a
-//! default, `null` counts as absent, unknown keys are ignored, lists are never `null` in answers. Points in
-//! time are RFC 3339 texts, except where Fly's contract has integers (event time in milliseconds, lease end
-//! in seconds). Domain types live in `core`; whoever implements the backend converts.
+//! They promise JSON shapes to strangers and nothing else: every field that Fly's client may omit
+//! has a default, `null` counts as absent, unknown keys are ignored, lists are never `null` in
+//! answers. Points in time are RFC 3339 texts, except where Fly's contract has integers (event time
+//! in milliseconds, lease end in seconds). Domain types live in `core`; whoever implements the
+//! backend converts.
 
 mod app;
 mod config;
@@ -41,7 +42,9 @@ pub use release::{
 pub use signal::{BadSignal, Signal, SignalInput};
 
 use http::HeaderName;
-use serde::{Deserialize, Deserializer};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 
 /// The header that proves possession of a lease.
 pub(crate) const NONCE_HEADER: HeaderName = HeaderName::from_static("fly-machine-lease-nonce");
@@ -53,4 +56,17 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Reads `""`, which flyctl sends for "not given", as `null`.
+fn unless_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    match Value::deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::String(text) if text.is_empty() => Ok(None),
+        value => serde_json::from_value(value).map(Some).map_err(de::Error::custom),
+    }
 }

@@ -10,13 +10,14 @@ use super::{CommitError, Revision, Store, Txn};
 
 // So many wishes may wait for the disk; beyond, callers wait for a place.
 const QUEUE_LEN_MAX: usize = 1024;
-// So many share one flush: a flush costs about a millisecond, a transaction some tens of microseconds.
+// So many share one flush: a flush costs about a millisecond, a transaction some tens of
+// microseconds.
 const BATCH_LEN_MAX: usize = 64;
 
 type Reply = oneshot::Sender<Result<Revision, CommitError>>;
 
-/// The async handle. Cheap to clone; reads go to [`StoreHandle::store`] directly (they are memory reads in
-/// practice). The thread ends when the last clone is gone.
+/// The async handle. Cheap to clone; reads go to [`StoreHandle::store`] directly (they are memory
+/// reads in practice). The thread ends when the last clone is gone.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
     store: Arc<Store>,
@@ -35,7 +36,8 @@ pub enum HandleError {
 }
 
 impl StoreHandle {
-    /// Starts the committing thread, named `store`. Join it after the last handle is gone to know that all is written.
+    /// Starts the committing thread, named `store`. Join it after the last handle is gone to know
+    /// that all is written.
     ///
     /// # Errors
     /// The thread cannot be made.
@@ -52,8 +54,8 @@ impl StoreHandle {
         &self.store
     }
 
-    /// Applies a transaction and returns when it is on the disk. Once queued it is applied also if the caller goes
-    /// away.
+    /// Applies a transaction and returns when it is on the disk. Once queued it is applied also if
+    /// the caller goes away.
     ///
     /// # Errors
     /// See [`HandleError`].

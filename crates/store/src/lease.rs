@@ -1,8 +1,8 @@
 //! Leases: a lifetime that keys can hang on, prolonged by whoever holds it.
 //!
-//! Times are the caller's: milliseconds since 1970. A clock that was set back cannot prolong a lease beyond
-//! its ttl from the new time on ([`Store::expire`] sees to it); one that was set forward ends it early, which a
-//! holder must survive anyway.
+//! Times are the caller's: milliseconds since 1970. A clock that was set back cannot prolong a
+//! lease beyond its ttl from the new time on ([`Store::expire`] sees to it); one that was set
+//! forward ends it early, which a holder must survive anyway.
 
 use std::fmt;
 use std::time::Duration;
@@ -139,9 +139,11 @@ fn key(id: LeaseId) -> String {
     format!("\u{1}lease/{:020}", id.0)
 }
 
-/// Takes the next number; the counter is a row, so that the number of an ended lease does not come back.
+/// Takes the next number; the counter is a row, so that the number of an ended lease does not come
+/// back.
 fn next_id(connection: &Connection) -> rusqlite::Result<LeaseId> {
-    let query = "INSERT INTO entries (key, value, revision) VALUES (char(1) || 'lease-counter', x'', 1) \
+    let query = "INSERT INTO entries (key, value, revision) \
+                 VALUES (char(1) || 'lease-counter', x'', 1) \
                  ON CONFLICT (key) DO UPDATE SET revision = revision + 1 RETURNING revision";
     connection.prepare_cached(query)?.query_row([], |row| row.get(0))
 }
@@ -162,7 +164,8 @@ fn load(connection: &Connection, id: LeaseId) -> rusqlite::Result<Option<Lease>>
 
 fn all(connection: &Connection) -> rusqlite::Result<Vec<Lease>> {
     let mut query = connection.prepare_cached(
-        "SELECT key, value FROM entries WHERE key >= char(1) || 'lease/' AND key < char(1) || 'lease0'",
+        "SELECT key, value FROM entries \
+         WHERE key >= char(1) || 'lease/' AND key < char(1) || 'lease0'",
     )?;
     let rows =
         query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;

@@ -1,11 +1,14 @@
-//! The store: keys, values, revisions, compare-and-set, prefix watch, leases. No decisions, no query language.
+//! The store: keys, values, revisions, compare-and-set, prefix watch, leases. No decisions, no
+//! query language.
 //!
-//! SQLite implements it in one table (WAL, `synchronous=FULL`): what [`Store::commit`] has answered is there
-//! after a power cut. Every commit gets the next [`Revision`]; each key remembers the revision that wrote it, and a
-//! [`Check`] on it makes a commit conditional. Keys may hang on a lease and go with it. A second implementation
-//! (etcd) must be able to follow, so nothing here is more than etcd can do.
+//! SQLite implements it in one table (WAL, `synchronous=FULL`): what [`Store::commit`] has answered
+//! is there after a power cut. Every commit gets the next [`Revision`]; each key remembers the
+//! revision that wrote it, and a [`Check`] on it makes a commit conditional. Keys may hang on a
+//! lease and go with it. A second implementation (etcd) must be able to follow, so nothing here is
+//! more than etcd can do.
 //!
-//! [`Store`] blocks; [`StoreHandle`] runs commits on one thread and several of them in one disk flush.
+//! [`Store`] blocks; [`StoreHandle`] runs commits on one thread and several of them in one disk
+//! flush.
 
 mod handle;
 mod lease;
@@ -37,7 +40,8 @@ pub const TXN_OPS_MAX: usize = 10_000;
 // Nobody else has the file open (see the lock); a checkpoint may hold it for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The number of a commit; 0 before the first. Grows by one with each commit that changes something.
+/// The number of a commit; 0 before the first. Grows by one with each commit that changes
+/// something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Revision(pub u64);
 
@@ -64,7 +68,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// It was written by a newer release.
-    #[error("{} has schema {found}, this release knows up to {known}; use the newer release", path.display())]
+    #[error(
+        "{} has schema {found}, this release knows up to {known}; use the newer release",
+        path.display()
+    )]
     Newer {
         /// Database file.
         path: PathBuf,
@@ -116,8 +123,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the store at `path`, migrating an older schema after copying the file beside it
-    /// (`PATH.schema-N`). Makes `PATH.lock`.
+    /// Opens or makes the store at `path`, migrating an older schema after copying the file beside
+    /// it (`PATH.schema-N`). Makes `PATH.lock`.
     ///
     /// # Errors
     /// See [`OpenError`]; a failed migration leaves the old file as it was.
@@ -147,7 +154,8 @@ impl Store {
     pub fn get(&self, key: &str) -> Result<Option<Entry>, ReadError> {
         let reader = self.reader();
         let mut query = reader.prepare_cached(
-            "SELECT key, value, revision, lease FROM entries WHERE key = ?1 AND substr(key, 1, 1) <> char(1)",
+            "SELECT key, value, revision, lease FROM entries \
+             WHERE key = ?1 AND substr(key, 1, 1) <> char(1)",
         )?;
         Ok(query.query_row([key], entry).optional()?)
     }
@@ -183,8 +191,8 @@ impl Store {
         results.pop().expect("one result for each transaction")
     }
 
-    /// Applies several independent transactions in order with one disk flush; each succeeds or fails alone,
-    /// unless the flush itself fails: then all that had succeeded fail alike.
+    /// Applies several independent transactions in order with one disk flush; each succeeds or
+    /// fails alone, unless the flush itself fails: then all that had succeeded fail alike.
     pub fn commit_all(&self, txns: &[&Txn]) -> Vec<Result<Revision, CommitError>> {
         let mut writer = self.writer();
         let (results, changes) = writer.commit_all(txns);
@@ -213,7 +221,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry { key: row.get(0)?, value: row.get(1)?, revision: row.get(2)?, lease: row.get(3)? })
 }
 
-/// SQLite's own locks cannot be used for this: any close of the file in our process would drop them.
+/// SQLite's own locks cannot be used for this: any close of the file in our process would drop
+/// them.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");

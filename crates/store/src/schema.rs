@@ -8,8 +8,8 @@ use super::{OpenError, database};
 
 /// Migration N leads from schema N to N + 1; the version is SQLite's `user_version`.
 ///
-/// Keys that begin with U+0001 are our own: `\1revision` has the store's revision, `\1lease/ID` a lease, whose
-/// value is `TTL_MS DEADLINE_MS`.
+/// Keys that begin with U+0001 are our own: `\1revision` has the store's revision, `\1lease/ID` a
+/// lease, whose value is `TTL_MS DEADLINE_MS`.
 pub(crate) const MIGRATIONS: &[&str] = &["
     CREATE TABLE entries (
         key TEXT PRIMARY KEY NOT NULL,
@@ -45,7 +45,8 @@ fn copy(connection: &Connection, path: &Path, version: u32) -> Result<(), OpenEr
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".schema-{version}"));
     let copy_path = PathBuf::from(name);
-    // A copy that is there already comes from a migration that failed after it: the newest state counts.
+    // A copy that is there already comes from a migration that failed after it: the newest state
+    // counts.
     match std::fs::remove_file(&copy_path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(OpenError::Lock { path: copy_path, source: error });

@@ -189,7 +189,8 @@ impl Writer {
                 self.revision = revision;
                 (results, changes)
             }
-            // Each must fail, also those that had failed for a reason of their own: they may be tried again.
+            // Each must fail, also those that had failed for a reason of their own: they may be
+            // tried again.
             Err(error) => (txns.iter().map(|_| Err(error.clone())).collect(), Vec::new()),
         }
     }
@@ -227,7 +228,8 @@ impl Writer {
         Ok((results, revision))
     }
 
-    /// Runs work of the lease module in a transaction of its own, with the revision for its changes.
+    /// Runs work of the lease module in a transaction of its own, with the revision for its
+    /// changes.
     pub(crate) fn transact<T>(
         &mut self,
         work: impl FnOnce(&Connection, Revision) -> Result<(T, Vec<String>), CommitError>,

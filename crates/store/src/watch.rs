@@ -5,7 +5,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{Put, Revision};
 
-// A watcher that is 1,024 commits behind has to list again anyway; the commits are shared, not copied.
+// A watcher that is 1,024 commits behind has to list again anyway; the commits are shared, not
+// copied.
 const BACKLOG_LEN_MAX: usize = 1024;
 
 /// What one commit did.
@@ -38,7 +39,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Waits for the next commit that touches the prefix; only its matching keys are in the answer. Safe to cancel.
+    /// Waits for the next commit that touches the prefix; only its matching keys are in the answer.
+    /// Safe to cancel.
     ///
     /// # Errors
     /// See [`WatchError`].

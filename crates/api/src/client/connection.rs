@@ -57,7 +57,8 @@ impl Request {
         }
     }
 
-    /// Adds a header; a value that no header can carry is left out, and the server says what it misses.
+    /// Adds a header; a value that no header can carry is left out, and the server says what it
+    /// misses.
     pub(super) fn header(mut self, name: HeaderName, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
             self.headers.insert(name, value);

@@ -21,7 +21,11 @@ pub enum ClientError {
         socket: PathBuf,
     },
     /// The kernel takes no socket path longer than 107 bytes.
-    #[error("the socket path {} has {} bytes; at most 107 are possible", socket.display(), socket.as_os_str().len())]
+    #[error(
+        "the socket path {} has {} bytes; at most 107 are possible",
+        socket.display(),
+        socket.as_os_str().len()
+    )]
     PathTooLong {
         /// The path.
         socket: PathBuf,
@@ -93,21 +97,29 @@ impl ClientError {
 
     /// What to do about it, on a line of its own.
     pub fn hint(&self) -> Option<String> {
+        self.hint_text().map(str::to_owned)
+    }
+
+    fn hint_text(&self) -> Option<&'static str> {
         match self {
             Self::NotRunning { .. } => Some(
-                "start it with `sudo perch server`, or set PERCH_SOCKET to the socket of the one you mean".to_owned(),
+                "start it with `sudo perch server`, \
+                 or set PERCH_SOCKET to the socket of the one you mean",
             ),
             Self::Denied { .. } => Some(
-                "use sudo, or have an administrator add you to the group `perch` (`sudo usermod -aG perch $USER`, then log in again)"
-                    .to_owned(),
+                "use sudo, or have an administrator add you to the group `perch` \
+                 (`sudo usermod -aG perch $USER`, then log in again)",
             ),
-            Self::PathTooLong { .. } => {
-                Some("use a shorter --data-dir, or reach it through a symbolic link with a shorter name".to_owned())
+            Self::PathTooLong { .. } => Some(
+                "use a shorter --data-dir, or reach it through a symbolic link with a shorter name",
+            ),
+            Self::BadAnswer { .. } => {
+                Some("`fly` and the server may be of different versions; compare `fly version`")
             }
-            Self::BadAnswer { .. } => Some("`fly` and the server may be of different versions; compare `fly version`".to_owned()),
-            Self::Broken { .. } | Self::Timeout { .. } => {
-                Some("the server's log says more (`journalctl -u perch`); what was asked may have been done".to_owned())
-            }
+            Self::Broken { .. } | Self::Timeout { .. } => Some(
+                "the server's log says more (`journalctl -u perch`); \
+                 what was asked may have been done",
+            ),
             Self::Connect { .. } | Self::Api(_) | Self::Body { .. } => None,
         }
     }

@@ -28,7 +28,8 @@ impl Client {
         }
     }
 
-    /// Pushes a blob of `length` bytes. The server checks the digest; nothing stays when it differs.
+    /// Pushes a blob of `length` bytes. The server checks the digest; nothing stays when it
+    /// differs.
     pub async fn push_blob(
         &self,
         repository: &str,

@@ -30,7 +30,8 @@ pub struct MachineTarget {
     pub app: String,
     /// Machine named in the path.
     pub id: String,
-    /// The `fly-machine-lease-nonce` header; a changing call on a leased Machine needs it, else 409.
+    /// The `fly-machine-lease-nonce` header; a changing call on a leased Machine needs it, else
+    /// 409.
     pub nonce: Option<String>,
 }
 
@@ -48,9 +49,10 @@ impl<T, F: Future<Output = Result<T, ApiError>> + Send> BackendFuture<T> for F {
 
 /// What the API asks of whoever keeps the state. One method per call.
 ///
-/// The server has parsed bodies and queries and checked lengths; names in paths are one to 128 letters,
-/// digits, `-`, `_` or `.`, not yet valid names. An error becomes the answer. A call's future is dropped when its caller
-/// disconnects: a change that must not be half-done has to be handed to a task of the backend's own.
+/// The server has parsed bodies and queries and checked lengths; names in paths are one to 128
+/// letters, digits, `-`, `_` or `.`, not yet valid names. An error becomes the answer. A call's
+/// future is dropped when its caller disconnects: a change that must not be half-done has to be
+/// handed to a task of the backend's own.
 pub trait Backend: Send + Sync + 'static {
     /// A raw byte stream to an address inside an app's network.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
@@ -63,7 +65,8 @@ pub trait Backend: Send + Sync + 'static {
     fn get_app(&self, peer: Peer, app: String) -> impl BackendFuture<App>;
     /// Changes an app.
     fn update_app(&self, peer: Peer, app: String, patch: AppPatch) -> impl BackendFuture<App>;
-    /// Removes an app with its addresses, Machines and releases; Machines that run are stopped first.
+    /// Removes an app with its addresses, Machines and releases; Machines that run are stopped
+    /// first.
     fn delete_app(&self, peer: Peer, app: String) -> impl BackendFuture<()>;
 
     /// Lists an app's addresses in order of allocation.
@@ -124,8 +127,8 @@ pub trait Backend: Send + Sync + 'static {
         target: MachineTarget,
         input: SignalInput,
     ) -> impl BackendFuture<()>;
-    /// Resolves when one of the states is reached. Waits without an end of its own: the server drops it
-    /// after `query.timeout` and answers 408.
+    /// Resolves when one of the states is reached. Waits without an end of its own: the server
+    /// drops it after `query.timeout` and answers 408.
     fn wait_machine(
         &self,
         peer: Peer,
@@ -156,7 +159,8 @@ pub trait Backend: Send + Sync + 'static {
         value: Option<String>,
     ) -> impl BackendFuture<()>;
 
-    /// Takes a lease, or extends it when `target.nonce` is its nonce; 409 at once when somebody else has it.
+    /// Takes a lease, or extends it when `target.nonce` is its nonce; 409 at once when somebody
+    /// else has it.
     fn acquire_lease(
         &self,
         peer: Peer,
@@ -194,8 +198,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads the newest release, with its definition; 404 = none.
     fn current_release(&self, peer: Peer, app: String) -> impl BackendFuture<Release>;
 
-    /// Reads log lines after `query.next_token`. When there are none it waits for one up to `query.hold`, then
-    /// answers an empty page.
+    /// Reads log lines after `query.next_token`. When there are none it waits for one up to
+    /// `query.hold`, then answers an empty page.
     fn read_logs(&self, peer: Peer, app: String, query: LogQuery) -> impl BackendFuture<LogPage>;
 
     /// Resolves an image reference; 404 with a text that says what to do.
@@ -221,7 +225,8 @@ pub trait Backend: Send + Sync + 'static {
         repository: String,
         id: String,
     ) -> impl BackendFuture<UploadState>;
-    /// Appends to an upload. On an error of the body the bytes until then may stay; `received` says.
+    /// Appends to an upload. On an error of the body the bytes until then may stay; `received`
+    /// says.
     fn append_upload(
         &self,
         peer: Peer,
@@ -229,7 +234,8 @@ pub trait Backend: Send + Sync + 'static {
         id: String,
         body: BodyStream,
     ) -> impl BackendFuture<UploadState>;
-    /// Ends an upload whose last bytes are already appended; 400 when the digest differs, and nothing stays.
+    /// Ends an upload whose last bytes are already appended; 400 when the digest differs, and
+    /// nothing stays.
     fn finish_upload(
         &self,
         peer: Peer,

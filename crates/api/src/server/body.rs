@@ -13,14 +13,16 @@ use crate::wire::ApiError;
 
 // A pusher that sends nothing for so long is gone or stuck; a Unix socket has no slow path.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-// Twice the limit of an image's file system (MA-52), so that the backend's own, smaller limits decide.
+// Twice the limit of an image's file system (MA-52), so that the backend's own, smaller limits
+// decide.
 const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 
 /// A request body that arrives piece by piece.
 ///
-/// Reads end with an error when the body breaks off (`UnexpectedEof`), exceeds 16 GiB (`FileTooLarge`), or
-/// nothing arrives for 30 s (`TimedOut`); [`ApiError::from_body`] makes them an answer. What is not read is thrown
-/// away in the background when the stream is dropped: a caller that still sends would else never see the answer.
+/// Reads end with an error when the body breaks off (`UnexpectedEof`), exceeds 16 GiB
+/// (`FileTooLarge`), or nothing arrives for 30 s (`TimedOut`); [`ApiError::from_body`] makes them
+/// an answer. What is not read is thrown away in the background when the stream is dropped: a
+/// caller that still sends would else never see the answer.
 #[derive(Debug)]
 pub struct BodyStream(Reader);
 

@@ -23,8 +23,8 @@ use crate::wire::{
 
 // A Machine's config with embedded files is the longest; the store takes 8 MiB.
 const JSON_BYTES_MAX: u64 = 4 * 1024 * 1024;
-// flyctl asks at once again with a 128 ms pause, so an empty page is held (and longer than a proxy would hold it
-// is of no use to anybody).
+// flyctl asks at once again with a 128 ms pause, so an empty page is held (and longer than a proxy
+// would hold it is of no use to anybody).
 const LOG_HOLD_DEFAULT: Duration = Duration::from_secs(10);
 const LOG_HOLD_MAX: Duration = Duration::from_secs(60);
 const RELEASES_LEN_DEFAULT: u64 = 25;
@@ -81,7 +81,8 @@ impl<B: Backend> Call<B> {
     }
 }
 
-/// Broken JSON is 400; JSON that says what we cannot accept is 422, without a position that nobody can see.
+/// Broken JSON is 400; JSON that says what we cannot accept is 422, without a position that nobody
+/// can see.
 fn bad_body(error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     if !error.is_data() {
@@ -108,10 +109,11 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
         Ok(answer) => return answer,
         Err(error) => error,
     };
-    if 500 <= error.code && error.code != 501 {
-        tracing::error!(%method, path, uid, code = error.code, error = error.error, "API call failed");
+    let (code, text) = (error.code, &error.error);
+    if 500 <= code && code != 501 {
+        tracing::error!(%method, path, uid, code, error = text, "API call failed");
     } else {
-        tracing::debug!(%method, path, uid, code = error.code, error = error.error, "API call refused");
+        tracing::debug!(%method, path, uid, code, error = text, "API call refused");
     }
     form.refusal(&error)
 }

@@ -128,7 +128,9 @@ async fn wait<B: Backend>(call: Call<B>, target: MachineTarget) -> Outcome {
     let wanted = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ");
     let mut phase = call.session.phase.clone();
     tokio::select! {
-        outcome = call.backend().wait_machine(call.peer, target, query) => return outcome.and_then(|()| done()),
+        outcome = call.backend().wait_machine(call.peer, target, query) => {
+            return outcome.and_then(|()| done());
+        }
         () = tokio::time::sleep(timeout) => {}
         // The client waits on with the next server.
         () = reached(&mut phase, Phase::Draining) => {}

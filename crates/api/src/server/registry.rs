@@ -97,7 +97,8 @@ async fn check_range<B: Backend>(
     Err(ApiError::new(416, text).with_word("BLOB_UPLOAD_INVALID"))
 }
 
-/// Takes the rest of a blob and checks it. What fails here is dropped: a client that goes on begins anew.
+/// Takes the rest of a blob and checks it. What fails here is dropped: a client that goes on begins
+/// anew.
 async fn finish<B: Backend>(
     call: Call<B>,
     repository: String,

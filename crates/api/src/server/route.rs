@@ -58,7 +58,8 @@ impl Route {
     /// Reads a path.
     ///
     /// # Errors
-    /// 404 for a path that Fly's API does not have either, 501 for one that Perch lacks, 400 for a broken name.
+    /// 404 for a path that Fly's API does not have either, 501 for one that Perch lacks, 400 for a
+    /// broken name.
     pub(super) fn parse(path: &str) -> Result<Self, ApiError> {
         let trimmed = path.trim_matches('/');
         let segments = trimmed.split('/').map(decode).collect::<Result<Vec<_>, _>>()?;

@@ -1,4 +1,5 @@
-//! `POST /v1/apps/{app}/proxy`: the connection becomes a raw stream to an address inside the app's network.
+//! `POST /v1/apps/{app}/proxy`: the connection becomes a raw stream to an address inside the app's
+//! network.
 
 use std::sync::Arc;
 

@@ -58,7 +58,8 @@ pub struct App {
     pub address_intent: AddressIntent,
     /// Creation, RFC 3339.
     pub created_at: String,
-    /// Creation of the current release, RFC 3339; absent before the first deploy. Extension, for `apps list`.
+    /// Creation of the current release, RFC 3339; absent before the first deploy. Extension, for
+    /// `apps list`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latest_deploy: Option<String>,
     /// Fly's role; empty for ordinary apps.

@@ -1,8 +1,8 @@
 //! A Machine's config: exactly what the client sent, with a typed view beside it.
 //!
-//! flyctl reads configs back, changes a part and sends the whole again, and compares; therefore unknown
-//! keys, `null` against absent and the order of keys survive. The view is parsed once, on arrival, so
-//! that a config that exists has a valid view.
+//! flyctl reads configs back, changes a part and sends the whole again, and compares; therefore
+//! unknown keys, `null` against absent and the order of keys survive. The view is parsed once, on
+//! arrival, so that a config that exists has a valid view.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
 
-use super::{GoDuration, Signal, null_default};
+use super::{GoDuration, Signal, null_default, unless_empty};
 
 // DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
 const AUTO_STOP_AFTER: (Duration, Duration) =
@@ -133,8 +133,10 @@ pub enum RestartPolicy {
 #[serde(default)]
 pub struct StopConfig {
     /// Signal; `None` = SIGINT.
+    #[serde(deserialize_with = "unless_empty")]
     pub signal: Option<Signal>,
     /// Time until SIGKILL; `None` = 5 s.
+    #[serde(deserialize_with = "unless_empty")]
     pub timeout: Option<GoDuration>,
 }
 
@@ -189,7 +191,8 @@ pub struct Service {
     /// What to do when idle.
     #[serde(default)]
     pub autostop: Autostop,
-    /// Whether a request starts a sleeping Machine; `None` = true (AS-02).
+    /// Whether a request starts a sleeping Machine; `None` = false here, other than in a
+    /// fly.toml (AS-08, AS-03).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autostart: Option<bool>,
     /// How many stay awake in the primary region; `None` = 0.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A length of time on the wire: text such as `"15s"` or `"1h30m"`; a bare number means nanoseconds.
+/// A length of time on the wire: text such as `"15s"` or `"1h30m"`; a bare number means
+/// nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct GoDuration(pub Duration);
 

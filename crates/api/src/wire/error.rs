@@ -4,7 +4,8 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a call was refused: an HTTP status code, a text for people, and at times a word for programs.
+/// Why a call was refused: an HTTP status code, a text for people, and at times a word for
+/// programs.
 ///
 /// On the wire it is `{"error": text, "status": word}`; under `/v2/` the distribution's own form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,8 +97,8 @@ impl ApiError {
         Self::new(507, error)
     }
 
-    /// Tells why a request's body could not be read, or kept: 400 broken off, 408 stalled, 413 too long, 507 disk
-    /// full, else 500.
+    /// Tells why a request's body could not be read, or kept: 400 broken off, 408 stalled, 413 too
+    /// long, 507 disk full, else 500.
     pub fn from_body(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::bad_request("the request's body broke off"),

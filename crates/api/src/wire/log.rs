@@ -79,6 +79,7 @@ pub struct LogQuery {
     pub instance: Option<String>,
     /// Only this region.
     pub region: Option<String>,
-    /// How long to hold an answer that would be empty. `hold_ms` on the wire, our extension; 0 answers at once.
+    /// How long to hold an answer that would be empty. `hold_ms` on the wire, our extension; 0
+    /// answers at once.
     pub hold: Duration,
 }

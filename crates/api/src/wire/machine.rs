@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
-use super::{GoDuration, MachineConfig, Signal, null_default};
+use super::{GoDuration, MachineConfig, Signal, null_default, unless_empty};
 
 /// A word that is no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -335,34 +335,11 @@ pub struct StartAnswer {
 #[serde(default)]
 pub struct StopInput {
     /// Signal; absent = the config's, else SIGINT.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "empty_signal")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "unless_empty")]
     pub signal: Option<Signal>,
     /// Time until SIGKILL; absent = the config's, else 5 s.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "empty_duration")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "unless_empty")]
     pub timeout: Option<GoDuration>,
-}
-
-/// flyctl sends `""` for "not given".
-fn empty_signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Signal>, D::Error> {
-    parse_unless_empty(deserializer)
-}
-
-fn empty_duration<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<GoDuration>, D::Error> {
-    parse_unless_empty(deserializer)
-}
-
-fn parse_unless_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: de::DeserializeOwned,
-{
-    match Value::deserialize(deserializer)? {
-        Value::Null => Ok(None),
-        Value::String(text) if text.is_empty() => Ok(None),
-        value => serde_json::from_value(value).map(Some).map_err(de::Error::custom),
-    }
 }
 
 /// Query of `GET …/wait`.

@@ -47,8 +47,8 @@ pub struct Release {
     /// Image reference.
     #[serde(deserialize_with = "null_default")]
     pub image_ref: String,
-    /// The app's whole configuration as the client sent it; only in the answer for one release. Extension:
-    /// Fly has it by GraphQL.
+    /// The app's whole configuration as the client sent it; only in the answer for one release.
+    /// Extension: Fly has it by GraphQL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<Value>,
 }

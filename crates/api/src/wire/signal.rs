@@ -12,7 +12,8 @@ pub struct Signal(i32);
 /// A name or number outside the accepted list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "signal {0} is not accepted; use one of SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2, SIGTERM, SIGSTOP"
+    "signal {0} is not accepted; use one of SIGHUP, SIGINT, SIGQUIT, SIGKILL, \
+     SIGUSR1, SIGUSR2, SIGTERM, SIGSTOP"
 )]
 pub struct BadSignal(String);
 

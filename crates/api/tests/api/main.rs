@@ -1,5 +1,5 @@
-//! The server and the client of the API against each other and against raw bytes, over a backend in memory.
-#![allow(missing_docs, reason = "a test binary has no readers of its docs")]
+//! The server and the client of the API against each other and against raw bytes, over a backend in
+//! memory.
 
 mod bad;
 mod calls;
