@@ -31,5 +31,5 @@ pub use address::{Prefix, Prefix48};
 pub use doctor::{Check, doctor};
 pub use error::NetError;
 pub use listeners::Listeners;
-pub use namespace::run_in;
+pub use namespace::{new_namespace, run_in};
 pub use plane::{Attach, Plane, PlaneConfig, Visible};

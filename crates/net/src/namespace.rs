@@ -9,6 +9,8 @@ use rustix::mount::UnmountFlags;
 use rustix::thread::LinkNameSpaceType;
 
 use crate::error::NetError;
+use crate::netlink::Socket;
+use crate::route;
 use crate::sys;
 
 /// Magic number of the file system that namespaces live on (`linux/magic.h`).
@@ -32,6 +34,16 @@ pub fn run_in<T: Send>(
             .map_err(|source| NetError::kernel("enter a network namespace", source))?;
         Ok(work())
     })
+}
+
+/// Makes a network namespace that can stand for a host of its own: loopback is up, and it lives as
+/// long as the descriptor or a process in it.
+///
+/// # Errors
+/// When the process is not privileged, or the kernel's.
+pub fn new_namespace() -> Result<OwnedFd, NetError> {
+    let bring_up = || Socket::open_route()?.apply(vec![route::switch_on("lo")], &[]);
+    create(bring_up).map(|(netns, ())| netns)
 }
 
 /// Makes a namespace, runs `work` inside it, and returns a descriptor that keeps it alive.
