@@ -374,8 +374,7 @@ impl Plane {
 
 impl Inner {
     fn add_host_peer(&mut self, addr: Ipv6Addr) -> Result<(), NetError> {
-        let host = route::add_address(self.outside, only(addr.into()));
-        self.host_route.apply(vec![host], &[])?;
+        self.host_route.apply(route::add_own6(self.outside, addr).into(), &[])?;
         let plane = vec![
             route::add_neighbour(self.inside, addr.into(), MAC_FAR),
             route::add_route(only(addr.into()), Via::Link(self.inside)),
@@ -392,8 +391,8 @@ impl Inner {
         batch.commit(&mut self.nft)?;
         let plane = route::delete_route(only(addr.into()), Via::Link(self.inside));
         self.route.apply(vec![plane], &[libc::ESRCH])?;
-        let host = route::delete_address(self.outside, addr.into());
-        self.host_route.apply(vec![host], &[libc::EADDRNOTAVAIL])
+        let host = route::delete_own6(self.outside, addr).into();
+        self.host_route.apply(host, &[libc::ESRCH, libc::EADDRNOTAVAIL])
     }
 
     /// Configures both ends of a Machine's link and lets its sources in.

@@ -53,7 +53,9 @@ const IFF_UP: u32 = 1;
 const IFADDR_LEN: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u8 = 2;
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -91,6 +93,8 @@ pub(crate) enum Via {
     Gateway(u32, IpAddr),
     /// To this namespace itself: every address of the prefix is local (AnyIP).
     Here,
+    /// To this namespace itself by an address of that link; goes when the link goes.
+    Own(u32),
 }
 
 /// A destination, IPv4 or IPv6, with its length in bits.
@@ -193,10 +197,33 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     Some(Link { index, name: String::from_utf8_lossy(name).into_owned(), mac })
 }
 
-/// Adds an address to a link, at once usable (no duplicate address detection).
+/// Adds an address to a link, without duplicate address detection.
 pub(crate) fn add_address(link: u32, (addr, len): Destination) -> Message {
     let attrs = Attrs::new().bytes(IFA_LOCAL, &octets(addr)).bytes(IFA_ADDRESS, &octets(addr));
     address(link, (addr, len), RTM_NEWADDR, &attrs)
+}
+
+/// Adds an IPv6 address that takes packets when the call returns.
+///
+/// The kernel's worker for new addresses makes the local route only later; a packet before that is
+/// taken for one to be forwarded, and lost. So the route is made here. The route that the kernel
+/// would derive from the prefix would compete with it and is left out.
+pub(crate) fn add_own6(link: u32, addr: Ipv6Addr) -> [Message; 2] {
+    let attrs = Attrs::new()
+        .bytes(IFA_LOCAL, &addr.octets())
+        .bytes(IFA_ADDRESS, &addr.octets())
+        .u32(IFA_FLAGS, u32::from(IFA_F_NODAD) | IFA_F_NOPREFIXROUTE);
+    let own = only(addr.into());
+    [address(link, own, RTM_NEWADDR, &attrs), add_route(own, Via::Own(link))]
+}
+
+/// Undoes [`add_own6`].
+pub(crate) fn delete_own6(link: u32, addr: Ipv6Addr) -> [Message; 2] {
+    let octets = addr.octets();
+    let attrs = Attrs::new().bytes(IFA_LOCAL, &octets).bytes(IFA_ADDRESS, &octets);
+    let own = only(addr.into());
+    // In this order: the kernel takes its own route along, and the other one is ours.
+    [address(link, own, RTM_DELADDR, &attrs), delete_route(own, Via::Own(link))]
 }
 
 /// Adds an IPv4 address whose link has just one other end.
@@ -204,12 +231,6 @@ pub(crate) fn add_address_towards(link: u32, addr: Ipv4Addr, other_end: Ipv4Addr
     let attrs =
         Attrs::new().bytes(IFA_LOCAL, &addr.octets()).bytes(IFA_ADDRESS, &other_end.octets());
     address(link, only(IpAddr::V4(addr)), RTM_NEWADDR, &attrs)
-}
-
-/// Takes an address away.
-pub(crate) fn delete_address(link: u32, addr: IpAddr) -> Message {
-    let attrs = Attrs::new().bytes(IFA_LOCAL, &octets(addr)).bytes(IFA_ADDRESS, &octets(addr));
-    address(link, only(addr), RTM_DELADDR, &attrs)
 }
 
 fn address(link: u32, (addr, len): Destination, kind: u16, attrs: &Attrs) -> Message {
@@ -252,7 +273,7 @@ fn route(verb: &str, (addr, len): Destination, via: Via, kind: u16, flags: u16) 
         // The local table is asked first; there the public pool would swallow the host's address,
         // which is one of the pool's.
         Via::Here if addr.is_ipv6() => (RT_TABLE_MAIN, RT_SCOPE_HOST, RTN_LOCAL),
-        Via::Here => (RT_TABLE_LOCAL, RT_SCOPE_HOST, RTN_LOCAL),
+        Via::Here | Via::Own(_) => (RT_TABLE_LOCAL, RT_SCOPE_HOST, RTN_LOCAL),
     };
     let fixed = [family(addr), len, 0, 0, table, RTPROT_STATIC, scope, class, 0, 0, 0, 0];
     let attrs = match len {
@@ -260,7 +281,7 @@ fn route(verb: &str, (addr, len): Destination, via: Via, kind: u16, flags: u16) 
         _ => Attrs::new().bytes(RTA_DST, &octets(addr)),
     };
     let attrs = match via {
-        Via::Link(link) => attrs.u32(RTA_OIF, link),
+        Via::Link(link) | Via::Own(link) => attrs.u32(RTA_OIF, link),
         Via::Gateway(link, gateway) => {
             attrs.u32(RTA_OIF, link).bytes(RTA_GATEWAY, &octets(gateway))
         }

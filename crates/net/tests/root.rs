@@ -251,14 +251,21 @@ fn the_plane_reaches_a_machine_over_its_link_on_any_low_port() {
 }
 
 #[test]
-fn a_machine_is_reachable_the_moment_it_is_attached() {
+fn a_machine_is_reachable_and_may_call_the_moment_it_is_attached() {
     let Some(lab) = Lab::start("moment") else { return };
-    lab.network("fdaa:0:1::");
+    let network = lab.network("fdaa:0:1::");
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
     for run in 0..40 {
         let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
         let _server = listen_in(machine.netns.as_fd(), "0.0.0.0:80");
-        let dialled = dial(lab.plane.netns_fd(), (machine.link.1, 80));
-        assert!(dialled.is_ok(), "a lost SYN costs a second; run {run}: {dialled:?}");
+        // A packet that is lost costs a second.
+        let call = dial(machine.netns.as_fd(), (app, HTTP));
+        assert!(call.is_ok(), "run {run}: {call:?}");
+        accept(&listeners.tcp6);
+        let called = dial(lab.plane.netns_fd(), (machine.link.1, HTTP));
+        assert!(called.is_ok(), "run {run}: {called:?}");
     }
 }
 
@@ -295,6 +302,8 @@ fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
 
     lab.plane.ensure_network(home, None).expect("the host leaves");
     dial(lab.host(), (app, HTTP)).expect_err("no longer a member");
+    let leftovers = lab.host_sees("ip -6 route show table all") + &lab.host_sees("ip -o addr");
+    assert!(!leftovers.contains(&peer.to_string()), "{leftovers}");
     let wrong = lab.plane.ensure_network(away, Some(peer));
     assert!(matches!(wrong, Err(NetError::ForeignAddress { .. })));
 }

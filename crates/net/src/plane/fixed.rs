@@ -92,12 +92,12 @@ fn prepare_plane() -> Result<(Socket, Socket), NetError> {
 }
 
 fn ensure_loopback(route: &mut Socket, config: &PlaneConfig) -> Result<(), NetError> {
-    let messages = vec![
+    let mut messages = vec![
         route::switch_on("lo"),
-        route::add_address(LOOPBACK, only(config.dns.into())),
         route::add_route(all_of(config.public_v6), Via::Here),
         route::add_route(only(config.shared_v4.into()), Via::Here),
     ];
+    messages.extend(route::add_own6(LOOPBACK, config.dns));
     route.apply(messages, &[])
 }
 
@@ -153,14 +153,14 @@ fn configure_outside(
 ) -> Result<(), NetError> {
     let (host, plane) = config.host_link;
     let gateway = Via::Gateway(outside, GATEWAY.into());
-    let messages = vec![
+    let mut messages = vec![
         route::add_address_towards(outside, host, plane),
-        route::add_address(outside, only(config.public_v6.last_but_one().into())),
         route::add_neighbour(outside, plane.into(), MAC_PLANE),
         route::add_neighbour(outside, GATEWAY.into(), MAC_PLANE),
         route::add_route(all_of(config.public_v6), gateway),
         route::add_route(only(config.shared_v4.into()), Via::Gateway(outside, plane.into())),
     ];
+    messages.extend(route::add_own6(outside, config.public_v6.last_but_one()));
     host_route.apply(messages, &[])
 }
 
@@ -202,9 +202,8 @@ pub(super) fn configure_machine(
     let (plane_end, machine_end) = attach.link;
     let link = route::index_of(far, MACHINE_LINK)?;
     let gateway = Via::Gateway(link, GATEWAY.into());
-    let messages = vec![
+    let mut messages = vec![
         route::add_address(link, (FAR_END.into(), 64)),
-        route::add_address(link, only(attach.private_ip.into())),
         route::add_address(link, (machine_end.into(), 31)),
         route::add_neighbour(link, GATEWAY.into(), MAC_PLANE),
         route::add_neighbour(link, plane_end.into(), MAC_PLANE),
@@ -212,6 +211,7 @@ pub(super) fn configure_machine(
         route::add_route(all_of(config.public_v6), gateway),
         route::add_route(DEFAULT_V4, Via::Gateway(link, plane_end.into())),
     ];
+    messages.extend(route::add_own6(link, attach.private_ip));
     far.apply(messages, &[])
 }
 
