@@ -1,2 +1,96 @@
-//! Placeholder.
-fn main() {}
+//! One file, every role: server, proxy, shim, unpacker, quickstart and the `fly` client.
+//!
+//! This crate wires the others together and decides nothing. `perch` is the operator's program;
+//! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`
+//! and `unpack` are started by the server only, from the same file.
+
+mod config;
+mod doctor;
+mod down;
+mod embedded;
+mod notify;
+mod paths;
+mod proxy;
+mod quickstart;
+mod server;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What `perch` without a role, or with a wrong one, prints.
+const USAGE: &str = "\
+Perch runs private apps on this machine and wakes them with their next request.
+
+Usage: perch COMMAND
+
+  server      Run the server            [--data-dir DIR] [--config FILE] [--region CODE]
+  quickstart  Watch a private app sleep and wake, in a place of its own   [--once] [--dir DIR]
+  doctor      Check what this machine offers, and how to mend it
+  down        Stop all Machines and remove namespace, routes and tables   [--data-dir DIR] [--purge]
+  fly         The client: the same commands as Fly's (perch fly help)
+  version     Print the version
+";
+
+/// Exit code for a wrong command line (house style: 0 done, 1 failed, 2 usage).
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called_as = args.first().map(Path::new).and_then(Path::file_name);
+    if called_as.is_some_and(|name| name == "fly" || name == "flyctl") {
+        return fly(args);
+    }
+    let role = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
+    let rest = args.get(2..).unwrap_or_default().to_vec();
+    match role {
+        "server" => server::main(&rest),
+        "proxy" => proxy::main(),
+        "shim" => shim(&rest),
+        "unpack" => unpack(&rest),
+        "quickstart" => quickstart::main(&rest),
+        "doctor" => doctor::main(&rest),
+        "down" => down::main(&rest),
+        "fly" => fly(args[1..].to_vec()),
+        "version" | "--version" | "-V" => {
+            println!("perch {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        "help" | "--help" | "-h" => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        "" => usage(USAGE),
+        other => usage(&format!("error: perch has no command {other:?}\n\n{USAGE}")),
+    }
+}
+
+fn fly(args: Vec<OsString>) -> ExitCode {
+    perch_cli::run(args, perch_cli::Environment::of_process())
+}
+
+fn shim(args: &[OsString]) -> ExitCode {
+    match args {
+        [dir] => perch_machine::shim::main(Path::new(dir)),
+        _ => usage("error: perch shim is started by the server only\n"),
+    }
+}
+
+fn unpack(args: &[OsString]) -> ExitCode {
+    match args {
+        [dir] => perch_machine::unpack::main(Path::new(dir)),
+        _ => usage("error: perch unpack is started by the server only\n"),
+    }
+}
+
+/// Prints to stderr and answers the exit code for a wrong command line.
+pub(crate) fn usage(text: &str) -> ExitCode {
+    eprint!("{text}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Prints an error with its causes, once, at the edge.
+pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,174 @@
+//! The server's configuration: a TOML file in which an unknown key is an error with its place.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+/// What an operator may set. Every key has a default; the file may be absent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Region of this host: three lower-case letters (OQ-28).
+    pub(crate) region: String,
+    /// Slugs of the organizations; the first is the default one. Their networks are closed to each other.
+    pub(crate) organizations: Vec<String>,
+    /// Idle time before sleep for services that do not say (`auto_stop_after`), such as `"5m"`.
+    pub(crate) auto_stop_after: Length,
+    /// Domain below which the shared public IPv4 finds apps by their Host header.
+    pub(crate) public_domain: String,
+    /// First address of the /48 from which public IPv6 addresses are given.
+    pub(crate) public_v6: Ipv6Addr,
+    /// The IPv4 that public apps share.
+    pub(crate) shared_v4: Ipv4Addr,
+    /// DNS servers for names outside; empty = those of the host's `/etc/resolv.conf`.
+    pub(crate) resolvers: Vec<IpAddr>,
+    /// Starts of Machines under way at once (DESIGN 4).
+    pub(crate) starts_max: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            region: "lcl".to_owned(),
+            organizations: vec!["personal".to_owned()],
+            auto_stop_after: Length(Duration::from_secs(300)),
+            public_domain: "perch.test".to_owned(),
+            public_v6: Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0),
+            shared_v4: Ipv4Addr::new(192, 0, 2, 10),
+            resolvers: Vec::new(),
+            starts_max: 8,
+        }
+    }
+}
+
+/// A length of time written as text, such as `"90s"` or `"1h30m"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Length(pub(crate) Duration);
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed: perch_api::wire::GoDuration = text.parse().map_err(serde::de::Error::custom)?;
+        Ok(Self(parsed.0))
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// With file, line and column when it cannot be read as what it should be.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("could not read the configuration {}", path.display()))?;
+        let config: Self = toml_edit::de::from_str(&text).map_err(|error| {
+            let place = error.span().map_or_else(String::new, |span| line_column(&text, span.start));
+            anyhow::anyhow!("{}{place}: {}", path.display(), error.message().trim())
+        })?;
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        check_region(&self.region)?;
+        anyhow::ensure!(!self.organizations.is_empty(), "organizations needs at least one slug");
+        for slug in &self.organizations {
+            slug.parse::<perch_core::ids::OrgSlug>()?;
+        }
+        let range = Duration::from_millis(100)..=Duration::from_secs(30 * 24 * 3600);
+        anyhow::ensure!(
+            range.contains(&self.auto_stop_after.0),
+            "auto_stop_after must be between 100ms and 720h"
+        );
+        anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
+        Ok(())
+    }
+
+    /// Slug of the organization that is meant when none is named.
+    pub(crate) fn default_org(&self) -> &str {
+        self.organizations.first().map_or("personal", String::as_str)
+    }
+
+    /// DNS servers for names outside: the configured ones, else the host's.
+    pub(crate) fn upstream_resolvers(&self) -> Vec<SocketAddr> {
+        let configured = self.resolvers.iter().copied();
+        let addresses: Vec<IpAddr> = if self.resolvers.is_empty() {
+            let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            nameservers(&text)
+        } else {
+            configured.collect()
+        };
+        addresses.into_iter().map(|address| SocketAddr::new(address, 53)).collect()
+    }
+}
+
+/// Checks a region code given on the command line or in the file.
+///
+/// # Errors
+/// When it is not three lower-case letters.
+pub(crate) fn check_region(region: &str) -> anyhow::Result<()> {
+    region.parse::<perch_core::ids::Region>()?;
+    Ok(())
+}
+
+fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.trim().parse().ok())
+        .collect()
+}
+
+fn line_column(text: &str, offset: usize) -> String {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |last| last.chars().count()) + 1;
+    format!(":{line}:{column}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("it can be written");
+        Config::read(file.path()).map_err(|error| format!("{error:#}"))
+    }
+
+    fn check_refused(text: &str, words: &[&str]) {
+        let error = read(text).expect_err(text);
+        for word in words {
+            assert!(error.contains(word), "{text}: {error} lacks {word}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_line_and_column() {
+        check_refused("region = \"fra\"\n\nregoin = \"x\"\n", &[":3:1", "regoin"]);
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_their_place_or_remedy() {
+        check_refused("region = 7\n", &[":1:10", "string"]);
+        check_refused("region = \"Frankfurt\"\n", &["Frankfurt", "three lower-case letters"]);
+        check_refused("auto_stop_after = \"5 minutes\"\n", &[":1:19", "300ms"]);
+        check_refused("auto_stop_after = \"1ms\"\n", &["100ms"]);
+        check_refused("organizations = []\n", &["at least one"]);
+        check_refused("= 1\n", &[":1:1"]);
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(read("").expect("valid"), Config::default());
+    }
+
+    #[test]
+    fn nameservers_of_the_host_are_found_among_other_lines() {
+        let text = "# x\nsearch a\nnameserver 10.0.0.1\n nameserver fe80::1%eth0\nnameserver ::1\n";
+        assert_eq!(nameservers(text).len(), 2);
+    }
+}

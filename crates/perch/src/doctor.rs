@@ -1,0 +1,64 @@
+//! `perch doctor`: what this machine offers, and how to mend what is missing.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use perch_net::Check;
+
+/// Entry point of `perch doctor`.
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    if !args.is_empty() {
+        return crate::usage("error: perch doctor takes no arguments\n");
+    }
+    let checks = perch_net::doctor();
+    for check in &checks {
+        println!("{}", line(check));
+    }
+    let missing = checks.iter().filter(|check| !check.ok).count();
+    if missing == 0 {
+        println!("\nEverything that Perch needs is here");
+        return ExitCode::SUCCESS;
+    }
+    println!("\n{missing} of {} checks need attention", checks.len());
+    ExitCode::FAILURE
+}
+
+/// What a server needs before it touches anything: the first failed check becomes the error.
+///
+/// # Errors
+/// With what is missing and its remedy.
+pub(crate) fn require() -> anyhow::Result<()> {
+    let failed: Vec<String> = perch_net::doctor()
+        .into_iter()
+        .filter(|check| !check.ok)
+        .map(|check| format!("{}: {}; {}", check.name, check.detail, check.remedy))
+        .collect();
+    anyhow::ensure!(failed.is_empty(), "this machine cannot run Perch yet: {}", failed.join("; "));
+    Ok(())
+}
+
+fn line(check: &Check) -> String {
+    let mark = if check.ok { "ok     " } else { "MISSING" };
+    let mut line = format!("{mark}  {:<24} {}", check.name, check.detail);
+    if !check.ok {
+        line.push_str(&format!("\n         {:<24} {}", "", check.remedy));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_thing_is_shown_with_its_remedy() {
+        let check = Check {
+            name: "IPv6",
+            ok: false,
+            detail: "is switched off".to_owned(),
+            remedy: "boot without ipv6.disable=1".to_owned(),
+        };
+        let text = line(&check);
+        assert!(text.starts_with("MISSING") && text.contains("boot without"), "{text}");
+    }
+}

@@ -1,0 +1,314 @@
+//! `perch server`: brings everything up, adopts what an earlier server left running, and serves.
+//!
+//! ```text
+//!  lock ─► store ─► plane ─► images ─► adopt Machines ─► publish ─► proxy ─► API ─► "ready SOCKET"
+//! ```
+//!
+//! SIGTERM or SIGINT ends server and proxy and leaves the Machines running; the next start adopts
+//! them. Decisions are `core`'s; here they meet the host.
+
+mod adoption;
+mod api;
+mod clock;
+mod history;
+mod images;
+mod keeper;
+mod launching;
+pub(crate) mod lock;
+mod machine;
+mod platform_log;
+mod proxy_link;
+mod records;
+mod views;
+mod world;
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use perch_machine::{ImageLimits, ImageStore};
+use perch_net::{Plane, PlaneConfig, Prefix};
+use perch_store::Store;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, check_region};
+use crate::paths::Paths;
+use keeper::{Change, Keeper};
+use lock::DirLock;
+use proxy_link::ProxyPort;
+use world::{Parts, World};
+
+const USAGE: &str = "error: usage: perch server [--data-dir DIR] [--config FILE] [--region CODE]\n";
+/// Name of the host's end of the link between host and data plane.
+const OUTSIDE: &str = "perch0";
+/// The link's addresses come from the range for benchmarks between networks (RFC 2544), which no
+/// host has otherwise; the first pair is the default server's.
+const HOST_LINKS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+/// Pairs in that /15.
+const HOST_LINKS_MAX: u32 = 1 << 16;
+/// Descriptors: listeners, sockets, one pidfd per Machine and more.
+const DESCRIPTORS_MAX: u64 = 65_536;
+
+/// Entry point of `perch server`.
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    let Some(options) = Options::parse(args) else { return crate::usage(USAGE) };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("PERCH_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_target(false)
+        .init();
+    match serve(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => crate::fail(&error),
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    data_dir: Option<PathBuf>,
+    config: Option<PathBuf>,
+    region: Option<String>,
+}
+
+impl Options {
+    fn parse(args: &[OsString]) -> Option<Self> {
+        let mut options = Self::default();
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            let arg = arg.to_str()?;
+            let (name, value) = match arg.split_once('=') {
+                Some((name, value)) => (name, OsString::from(value)),
+                None => (arg, rest.next()?.clone()),
+            };
+            match name {
+                "--data-dir" => options.data_dir = Some(value.into()),
+                "--config" => options.config = Some(value.into()),
+                "--region" => options.region = Some(value.into_string().ok()?),
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+fn serve(options: Options) -> anyhow::Result<()> {
+    let paths = Paths::new(options.data_dir.as_deref())?;
+    let mut config = options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+    if let Some(region) = options.region {
+        check_region(&region)?;
+        config.region = region;
+    }
+    require_root()?;
+    make_dirs(&paths)?;
+    let _lock = DirLock::take(&paths.lock())?;
+    crate::doctor::require()?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("could not start the runtime")?;
+    runtime.block_on(run(paths, config))
+}
+
+fn require_root() -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let exe = std::env::current_exe().context("could not find this program's own path")?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    anyhow::bail!("perch server must run as root; run: sudo {} {}", exe.display(), args.join(" "))
+}
+
+/// The data directory is for root only; sockets may lie in a directory that others can enter.
+fn make_dirs(paths: &Paths) -> anyhow::Result<()> {
+    for dir in [&paths.data, &paths.run, &paths.machines()] {
+        fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
+    }
+    let mode = |dir: &Path, mode| {
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+            .with_context(|| format!("could not set the mode of {}", dir.display()))
+    };
+    if paths.run != paths.data {
+        mode(&paths.run, 0o755)?;
+    }
+    mode(&paths.data, 0o700)
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let current = now.maximum.map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX));
+    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: now.maximum }) {
+        tracing::debug!(%errno, "the limit of descriptors stays as it is");
+    }
+}
+
+/// What this server's data plane is called and where it is linked to the host.
+pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
+    let (outside, index) = match paths.tag() {
+        None => (OUTSIDE.to_owned(), 0),
+        Some(tag) => {
+            let number = u32::from_str_radix(&tag, 16).unwrap_or(1);
+            (format!("perch-{tag}"), 1 + number % (HOST_LINKS_MAX - 1))
+        }
+    };
+    let first = u32::from(HOST_LINKS) + index * 2;
+    PlaneConfig {
+        pin: paths.netns_pin(),
+        outside,
+        host_link: (Ipv4Addr::from(first), Ipv4Addr::from(first + 1)),
+        public_v6: Prefix { addr: config.public_v6, len: 48 },
+        shared_v4: config.shared_v4,
+        dns: perch_core::address::RESOLVER,
+    }
+}
+
+async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
+    let (proxy, answers) = ProxyPort::new();
+    let world = tokio::task::spawn_blocking(move || bring_up(paths, config, proxy))
+        .await
+        .context("the start was interrupted")??;
+    open_networks(&world).await?;
+    adoption::adopt_all(&world).await?;
+    let api = bind_api(&world.paths)?;
+    world.tracker.spawn({
+        let world = world.clone();
+        async move { world.write_behind().await }
+    });
+    let mut connected = world.proxy.connected();
+    let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers));
+    connected.wait_for(|connected| *connected).await.context("the proxy did not come up")?;
+    let serving = tokio::spawn(perch_api::server::serve(
+        api,
+        Arc::new(api::Api::new(world.clone())),
+        world.shutdown.clone().cancelled_owned(),
+    ));
+    eprintln!("ready {}", world.paths.api_socket().display());
+    crate::notify::ready().context("could not tell the service manager")?;
+    await_signal().await?;
+    end(&world, keeper, serving).await
+}
+
+fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
+    let store = Store::open(&paths.store())?;
+    let keeper = Keeper::load(store)?;
+    let plane = Plane::ensure(&plane_config(&paths, &config)).context("could not set the network up")?;
+    let images = ImageStore::open(&paths.images(), ImageLimits::standard())?;
+    let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
+        .context("could not write the Machines' init")?;
+    ensure_default_networks(&keeper, &config)?;
+    let images = images::Images::new(images);
+    Ok(World::new(Parts { paths, config, keeper, images, plane, init_layer, proxy }))
+}
+
+/// Every organization has a default network (PN-01).
+fn ensure_default_networks(keeper: &Keeper, config: &Config) -> anyhow::Result<()> {
+    for org in &config.organizations {
+        keeper.write_blocking(|catalog| {
+            if catalog.networks.contains_key(&(org.clone(), "default".to_owned())) {
+                return Ok((Vec::new(), ()));
+            }
+            let network = api::plan_network(catalog, org, "default", clock::random())?;
+            Ok((vec![Change::PutNetwork(network)], ()))
+        })?;
+    }
+    Ok(())
+}
+
+async fn open_networks(world: &Arc<World>) -> anyhow::Result<()> {
+    let networks: Vec<_> = world.keeper.read().networks.values().cloned().collect();
+    for network in networks {
+        api::open_network(world, &network).await?;
+    }
+    Ok(())
+}
+
+/// Makes the API's socket: for root and the group `perch`, if there is one, else for root alone.
+fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
+    let path = paths.api_socket();
+    if path.exists() {
+        fs::remove_file(&path).with_context(|| format!("could not replace {}", path.display()))?;
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+    let group = group_id("perch");
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("could not set the mode of {}", path.display()))?;
+    std::os::unix::fs::chown(&path, None, group)
+        .with_context(|| format!("could not give {} to the group perch", path.display()))?;
+    Ok(listener)
+}
+
+/// Look-ups by the C library do not work reliably in a static program; the file is enough here.
+fn group_id(name: &str) -> Option<u32> {
+    let text = fs::read_to_string("/etc/group").ok()?;
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+async fn await_signal() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("could not watch for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("could not watch for SIGINT")?;
+    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    Ok(())
+}
+
+/// Ends in order: nothing new, then the tasks, then what they left to write. Machines go on.
+async fn end(
+    world: &Arc<World>,
+    keeper: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<()>,
+) -> anyhow::Result<()> {
+    tracing::info!("ending; Machines go on");
+    let proxy = proxy_link::pid(world);
+    world.shutdown.cancel();
+    serving.await.context("the API ended badly")?;
+    keeper.await.context("the proxy's keeper ended badly")?;
+    if let Some(pid) = proxy {
+        proxy_link::end(pid).await;
+    }
+    world.tracker.close();
+    world.tracker.wait().await;
+    match fs::remove_file(world.paths.api_socket()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).context("could not remove the API's socket"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Option<Options> {
+        Options::parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_are_read_in_both_forms_and_strangers_are_refused() {
+        let options = parse(&["--data-dir", "/d", "--region=fra"]).expect("valid");
+        assert_eq!((options.data_dir, options.region.as_deref()), (Some("/d".into()), Some("fra")));
+        assert_eq!(parse(&["--data-dir"]), None);
+        assert_eq!(parse(&["--data", "/d"]), None);
+    }
+
+    #[test]
+    fn two_servers_have_links_and_addresses_of_their_own() {
+        let config = |dir: &str| {
+            plane_config(&Paths::new(Some(Path::new(dir))).expect("short"), &Config::default())
+        };
+        let (a, b) = (config("/a"), config("/b"));
+        assert_ne!(a.outside, b.outside);
+        assert_ne!(a.host_link, b.host_link);
+        assert!(a.outside.len() <= 15);
+    }
+}

@@ -1,0 +1,158 @@
+//! After a start: what was stored meets what is really there.
+//!
+//! A run that lives is adopted and never started again. One that ended while no server looked gets
+//! its exit event. One that was lost with the host comes back, except that Machines which sleep and
+//! wake by themselves stay asleep until somebody needs them (DESIGN 8).
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use perch_api::wire::{Autostop, MachineState};
+use perch_core::lifecycle::{AfterLoss, Event, Found, Lease, Lifecycle, Stored};
+use perch_machine::{ExitCause, Machine};
+
+use super::history::History;
+use super::launching;
+use super::machine;
+use super::records::{MachineRecord, Wish};
+use super::world::World;
+use super::{clock, images};
+
+/// Starts a task for each stored Machine, and clears what belongs to none.
+///
+/// # Errors
+/// When the host cannot be looked at.
+pub(crate) async fn adopt_all(world: &Arc<World>) -> anyhow::Result<()> {
+    let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
+    let kept_up = kept_up(&records);
+    for record in &records {
+        adopt(world, record, kept_up.contains(&record.id.as_str())).await?;
+    }
+    remove_strangers(world, &records).await?;
+    disconnect_strangers(world).await;
+    let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
+    for app in apps {
+        world.publish(&app).await;
+    }
+    unpublish_strangers(world).await;
+    Ok(())
+}
+
+async fn adopt(world: &Arc<World>, record: &MachineRecord, kept_up: bool) -> anyhow::Result<()> {
+    let dir = world.paths.machine(&record.id);
+    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
+    let found = perch_machine::adopt(&dir).await;
+    let seen = found.unwrap_or_else(|error| {
+        tracing::warn!(machine = record.id, error = images::chain(&error), "unreadable; taken as lost");
+        None
+    });
+    let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
+    let (found, running) = look(record, seen, after_loss).await;
+    let policy = launching::policy(record);
+    let mut life = Lifecycle::restore(stored(record), policy, found, clock::now());
+    if super::api::is_leased(world, &record.id) {
+        // A lease never makes sense of an event that could be refused.
+        life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
+    }
+    let history = History::read(&dir);
+    let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);
+    world.add_handle(record.id.clone(), handle);
+    Ok(())
+}
+
+async fn look(record: &MachineRecord, seen: Option<Machine>, was_up: AfterLoss) -> (Found, Option<Machine>) {
+    let Some(found) = seen else { return (Found::Nothing { was_up }, None) };
+    let run = found.run();
+    if let Some(Ok(exit)) = now_or_never(found.wait()).await {
+        let found = match exit.cause {
+            // The shim is never lost alone: the host went down, or somebody killed everything.
+            ExitCause::ShimLost => Found::Nothing { was_up },
+            ExitCause::Exited | ExitCause::NotExecuted(_) => Found::Ended { run, exit: machine::exit_of(&exit) },
+        };
+        return (found, None);
+    }
+    let version = found.spec().env.iter().rev().find(|(name, _)| name == "FLY_MACHINE_VERSION");
+    let newest = version.is_some_and(|(_, version)| *version == record.instance_id);
+    let config_version = if newest { record.config_version } else { record.config_version.saturating_sub(1) };
+    (Found::Running { run, config_version }, Some(found))
+}
+
+/// What a future has at once; a run that ended before is read without waiting.
+async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        value = future => Some(value),
+        // Two turns of the scheduler are enough for a descriptor that is readable already.
+        () = async { for _ in 0..8 { tokio::task::yield_now().await } } => None,
+    }
+}
+
+fn stored(record: &MachineRecord) -> Stored {
+    let wish = match record.life.wish {
+        Wish::Up => perch_core::lifecycle::Wish::Up,
+        Wish::Down => perch_core::lifecycle::Wish::Down,
+        Wish::Gone => perch_core::lifecycle::Wish::Gone,
+    };
+    let state = record.life.state.parse().unwrap_or(perch_core::lifecycle::MachineState::Stopped);
+    Stored { state, run: record.life.run, config_version: record.config_version, wish }
+}
+
+/// Whether its services put it to sleep and wake it again.
+fn sleeps(record: &MachineRecord) -> bool {
+    let services = &record.config.view().services;
+    let both = |service: &perch_api::wire::Service| {
+        service.autostop != Autostop::Off && service.autostart.unwrap_or(true)
+    };
+    !services.is_empty() && services.iter().all(both)
+}
+
+/// Machines that `min_machines_running` keeps up, per app and group.
+fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
+    let mut counted: std::collections::BTreeMap<(&str, &str), u32> = std::collections::BTreeMap::new();
+    let mut kept = Vec::new();
+    for record in records.iter().filter(|record| record.life.wish == Wish::Up) {
+        let services = record.config.view().services.iter();
+        let floor = services.filter_map(|service| service.min_machines_running).max().unwrap_or(0);
+        let count = counted.entry((&record.app, record.group())).or_default();
+        if *count < floor {
+            *count += 1;
+            kept.push(record.id.as_str());
+        }
+    }
+    kept
+}
+
+/// Directories of Machines that no record names: a creation or removal that a crash cut short.
+async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(world.paths.machines()).context("could not list the Machines")?;
+    for entry in entries {
+        let entry = entry.context("could not list the Machines")?;
+        let name = entry.file_name();
+        let known = records.iter().any(|record| name.to_str() == Some(&record.id));
+        if !known {
+            tracing::info!(machine = ?name, "removing what belongs to no Machine");
+            perch_machine::remove(&entry.path()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn disconnect_strangers(world: &Arc<World>) {
+    let attached = world.plane.attached();
+    for name in attached {
+        let state = world.handle(&name).map(|handle| handle.status().state);
+        if !matches!(state, Some(MachineState::Started | MachineState::Stopping | MachineState::Replacing)) {
+            world.detach(&name).await;
+        }
+    }
+}
+
+async fn unpublish_strangers(world: &Arc<World>) {
+    let known: Vec<std::net::IpAddr> =
+        world.keeper.read().apps.values().flat_map(|app| &app.ips).map(|ip| ip.ip).collect();
+    for ip in world.plane.published() {
+        if !known.contains(&ip) {
+            world.unpublish(ip).await;
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The API's backend: each call in the module of its resource.
+
+mod apps;
+mod ips;
+mod leases;
+mod logs;
+mod machines;
+mod releases;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer};
+use perch_api::wire::{
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo, Info,
+    IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
+    Organization, Process, Region, RegionPage, Release, SignalInput, StartAnswer, StopInput, UpdateRelease,
+    UploadState, WaitQuery,
+};
+
+use super::views;
+use super::world::World;
+
+/// Answers the API from the world.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    world: Arc<World>,
+}
+
+impl Api {
+    pub(crate) fn new(world: Arc<World>) -> Self {
+        Self { world }
+    }
+
+    /// Runs a change to its end even if its caller goes away.
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let done = self.world.tracker.spawn(work).await;
+        done.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+    }
+
+    fn organization(&self, slug: &str) -> Option<Organization> {
+        let index = self.world.config.organizations.iter().position(|own| own == slug)?;
+        Some(Organization {
+            id: slug.to_owned(),
+            internal_numeric_id: index as u64 + 1,
+            slug: slug.to_owned(),
+            raw_slug: slug.to_owned(),
+            name: slug.to_owned(),
+            personal: index == 0,
+            ..Organization::default()
+        })
+    }
+
+    /// Pushes are for apps that exist; anybody else would fill the disk.
+    fn check_app(&self, name: &str) -> Result<(), ApiError> {
+        self.world.keeper.read().app(name).map(|_| ())
+    }
+}
+
+impl Backend for Api {
+    type Stream = tokio::net::TcpStream;
+
+    async fn create_app(&self, _peer: Peer, input: CreateApp) -> Result<App, ApiError> {
+        self.detached(apps::create(self.world.clone(), input)).await
+    }
+
+    async fn list_apps(&self, _peer: Peer, org_slug: Option<String>) -> Result<Vec<App>, ApiError> {
+        Ok(apps::list(&self.world, org_slug.as_deref()))
+    }
+
+    async fn get_app(&self, _peer: Peer, app: String) -> Result<App, ApiError> {
+        apps::get(&self.world, &app)
+    }
+
+    async fn update_app(&self, _peer: Peer, app: String, patch: AppPatch) -> Result<App, ApiError> {
+        self.detached(apps::update(self.world.clone(), app, patch)).await
+    }
+
+    async fn delete_app(&self, _peer: Peer, app: String) -> Result<(), ApiError> {
+        self.detached(apps::delete(self.world.clone(), app)).await
+    }
+
+    async fn list_ips(&self, _peer: Peer, app: String) -> Result<Vec<IpAssignment>, ApiError> {
+        ips::list(&self.world, &app)
+    }
+
+    async fn assign_ip(&self, _peer: Peer, app: String, input: AssignIp) -> Result<IpAssignment, ApiError> {
+        self.detached(ips::assign(self.world.clone(), app, input)).await
+    }
+
+    async fn release_ip(&self, _peer: Peer, app: String, ip: IpAddr) -> Result<(), ApiError> {
+        self.detached(ips::release(self.world.clone(), app, ip)).await
+    }
+
+    async fn create_machine(&self, peer: Peer, app: String, input: LaunchInput) -> Result<Machine, ApiError> {
+        self.detached(machines::create(self.world.clone(), peer, app, input)).await
+    }
+
+    async fn list_machines(&self, _peer: Peer, app: String, filter: MachineFilter) -> Result<Vec<Machine>, ApiError> {
+        machines::list(&self.world, &app, &filter)
+    }
+
+    async fn get_machine(&self, _peer: Peer, target: MachineTarget) -> Result<Machine, ApiError> {
+        machines::get(&self.world, &target)
+    }
+
+    async fn update_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        input: LaunchInput,
+    ) -> Result<Machine, ApiError> {
+        self.detached(machines::update(self.world.clone(), target, input)).await
+    }
+
+    async fn delete_machine(&self, _peer: Peer, target: MachineTarget, how: DeleteMachine) -> Result<(), ApiError> {
+        self.detached(machines::delete(self.world.clone(), target, how)).await
+    }
+
+    async fn start_machine(&self, _peer: Peer, target: MachineTarget) -> Result<StartAnswer, ApiError> {
+        self.detached(machines::start(self.world.clone(), target)).await
+    }
+
+    async fn stop_machine(&self, _peer: Peer, target: MachineTarget, input: StopInput) -> Result<(), ApiError> {
+        self.detached(machines::stop(self.world.clone(), target, input)).await
+    }
+
+    async fn signal_machine(&self, _peer: Peer, target: MachineTarget, input: SignalInput) -> Result<(), ApiError> {
+        machines::signal(&self.world, &target, input).await
+    }
+
+    async fn wait_machine(&self, _peer: Peer, target: MachineTarget, query: WaitQuery) -> Result<(), ApiError> {
+        machines::wait(&self.world, &target, &query).await
+    }
+
+    async fn cordon_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::cordon(self.world.clone(), target, true)).await
+    }
+
+    async fn uncordon_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::cordon(self.world.clone(), target, false)).await
+    }
+
+    async fn list_processes(&self, _peer: Peer, target: MachineTarget) -> Result<Vec<Process>, ApiError> {
+        machines::processes(&self.world, &target).await
+    }
+
+    async fn list_events(&self, _peer: Peer, target: MachineTarget) -> Result<Vec<Event>, ApiError> {
+        Ok(machines::get(&self.world, &target)?.events)
+    }
+
+    async fn get_metadata(&self, _peer: Peer, target: MachineTarget) -> Result<BTreeMap<String, String>, ApiError> {
+        let catalog = self.world.keeper.read();
+        Ok(catalog.machine(&target.app, &target.id)?.config.view().metadata.clone())
+    }
+
+    async fn set_metadata(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        key: String,
+        value: Option<String>,
+    ) -> Result<(), ApiError> {
+        self.detached(machines::set_metadata(self.world.clone(), target, key, value)).await
+    }
+
+    async fn acquire_lease(&self, peer: Peer, target: MachineTarget, input: LeaseInput) -> Result<Lease, ApiError> {
+        self.detached(leases::acquire(self.world.clone(), peer, target, input)).await
+    }
+
+    async fn get_lease(&self, _peer: Peer, target: MachineTarget) -> Result<Lease, ApiError> {
+        leases::get(&self.world, &target)
+    }
+
+    async fn release_lease(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(leases::release(self.world.clone(), target)).await
+    }
+
+    async fn list_regions(&self, _peer: Peer) -> Result<RegionPage, ApiError> {
+        let code = self.world.config.region.clone();
+        let region = Region { code: code.clone(), name: format!("This host ({code})"), ..Region::default() };
+        Ok(RegionPage { regions: vec![region], nearest: code })
+    }
+
+    async fn list_organizations(&self, _peer: Peer) -> Result<Vec<Organization>, ApiError> {
+        let mut slugs = self.world.config.organizations.clone();
+        slugs.sort();
+        Ok(slugs.iter().filter_map(|slug| self.organization(slug)).collect())
+    }
+
+    async fn get_organization(&self, _peer: Peer, slug: String) -> Result<Organization, ApiError> {
+        self.organization(&slug).ok_or_else(|| apps::unknown_organization(&self.world, &slug))
+    }
+
+    async fn create_release(&self, peer: Peer, input: CreateRelease) -> Result<Release, ApiError> {
+        self.detached(releases::create(self.world.clone(), peer, input)).await
+    }
+
+    async fn update_release(&self, _peer: Peer, id: String, input: UpdateRelease) -> Result<Release, ApiError> {
+        self.detached(releases::update(self.world.clone(), id, input)).await
+    }
+
+    async fn list_releases(&self, _peer: Peer, app: String, limit: usize) -> Result<Vec<Release>, ApiError> {
+        releases::list(&self.world, &app, limit)
+    }
+
+    async fn current_release(&self, _peer: Peer, app: String) -> Result<Release, ApiError> {
+        releases::current(&self.world, &app)
+    }
+
+    async fn read_logs(&self, _peer: Peer, app: String, query: LogQuery) -> Result<LogPage, ApiError> {
+        logs::read(self.world.clone(), app, query).await
+    }
+
+    async fn resolve_image(&self, _peer: Peer, app: String, reference: String) -> Result<ImageInfo, ApiError> {
+        self.check_app(&app)?;
+        self.world.images.resolve(&app, &reference).await
+    }
+
+    async fn head_blob(&self, _peer: Peer, _repository: String, digest: String) -> Result<Descriptor, ApiError> {
+        self.world.images.head_blob(digest).await
+    }
+
+    async fn start_upload(&self, _peer: Peer, repository: String) -> Result<UploadState, ApiError> {
+        self.check_app(&repository)?;
+        self.world.images.start_upload().await
+    }
+
+    async fn get_upload(&self, _peer: Peer, _repository: String, id: String) -> Result<UploadState, ApiError> {
+        self.world.images.get_upload(id).await
+    }
+
+    async fn append_upload(
+        &self,
+        _peer: Peer,
+        _repository: String,
+        id: String,
+        body: BodyStream,
+    ) -> Result<UploadState, ApiError> {
+        self.world.images.append_upload(id, body).await
+    }
+
+    async fn finish_upload(
+        &self,
+        _peer: Peer,
+        _repository: String,
+        id: String,
+        digest: String,
+    ) -> Result<Descriptor, ApiError> {
+        self.world.images.finish_upload(id, digest).await
+    }
+
+    async fn cancel_upload(&self, _peer: Peer, _repository: String, id: String) -> Result<(), ApiError> {
+        self.world.images.cancel_upload(id).await
+    }
+
+    async fn put_manifest(
+        &self,
+        _peer: Peer,
+        repository: String,
+        reference: String,
+        media_type: String,
+        bytes: Vec<u8>,
+    ) -> Result<Descriptor, ApiError> {
+        self.check_app(&repository)?;
+        self.world.images.put_manifest(repository, reference, media_type, bytes).await
+    }
+
+    async fn get_manifest(
+        &self,
+        _peer: Peer,
+        repository: String,
+        reference: String,
+    ) -> Result<ManifestInfo, ApiError> {
+        self.world.images.get_manifest(repository, reference).await
+    }
+
+    async fn open_stream(
+        &self,
+        _peer: Peer,
+        app: String,
+        host: String,
+        port: u16,
+    ) -> Result<Self::Stream, ApiError> {
+        stream::open(&self.world, &app, &host, port).await
+    }
+
+    async fn info(&self, _peer: Peer) -> Result<Info, ApiError> {
+        let world = &self.world;
+        let host_addresses = views::host_peers(world, &world.keeper.read());
+        Ok(Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            region: world.config.region.clone(),
+            data_dir: world.paths.data.clone(),
+            public_domain: world.config.public_domain.clone(),
+            host_addresses,
+            shared_v4: Some(IpAddr::V4(world.config.shared_v4)),
+            default_org: world.config.default_org().to_owned(),
+            pid: std::process::id(),
+        })
+    }
+}
+
+pub(crate) use apps::{open_network, plan_network};
+pub(crate) use leases::is_leased;

@@ -1,0 +1,217 @@
+//! Apps: creation with its network, and removal with everything that hangs on them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use perch_api::wire::{ApiError, App, AppPatch, CreateApp, OrganizationRef, ReleaseStatus};
+use perch_core::address;
+use perch_core::ids::{AppName, NetworkId, NetworkName};
+use perch_core::lifecycle::Event;
+
+use crate::server::clock;
+use crate::server::history::Source;
+use crate::server::keeper::{Catalog, Change};
+use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord};
+use crate::server::views;
+use crate::server::world::World;
+
+/// Host-id ranges that fit above the first one in 32 bits.
+const UID_SLOTS_MAX: u32 = 60_000;
+
+/// Makes an app, and its network if that is new.
+pub(crate) async fn create(world: Arc<World>, input: CreateApp) -> Result<App, ApiError> {
+    let name: AppName = input.name.parse().map_err(|error: perch_core::ids::BadId| ApiError::invalid(error.to_string()))?;
+    let org = or_default(&input.org_slug, world.config.default_org());
+    if !world.config.organizations.contains(&org) {
+        return Err(unknown_organization(&world, &org));
+    }
+    let network: NetworkName = or_default(&input.network, "default")
+        .parse()
+        .map_err(|error: perch_core::ids::BadId| ApiError::invalid(error.to_string()))?;
+    let random = clock::random();
+    let made = world
+        .keeper
+        .write(move |catalog| decide_create(catalog, &name, &org, network.as_str(), &input, random))
+        .await?;
+    if let Some(network) = made.new_network {
+        open_network(&world, &network).await?;
+        world.proxy.networks_changed();
+    }
+    world.proxy.app_changed(made.name.clone());
+    get(&world, &made.name)
+}
+
+struct Made {
+    name: String,
+    new_network: Option<NetworkRecord>,
+}
+
+fn decide_create(
+    catalog: &Catalog,
+    name: &AppName,
+    org: &str,
+    network: &str,
+    input: &CreateApp,
+    random: u64,
+) -> Result<(Vec<Change>, Made), ApiError> {
+    if catalog.apps.contains_key(name.as_str()) {
+        return Err(name_taken(name));
+    }
+    let known = catalog.networks.get(&(org.to_owned(), network.to_owned())).cloned();
+    let new_network = if known.is_some() { None } else { Some(plan_network(catalog, org, network, random)?) };
+    let home = known.as_ref().or(new_network.as_ref()).ok_or_else(|| ApiError::internal("no network"))?;
+    let app = AppRecord {
+        name: name.to_string(),
+        number: next_number(catalog),
+        org: org.to_owned(),
+        network: network.to_owned(),
+        network_id: home.id,
+        intent: input.address_intent,
+        created_at: clock::stamp(),
+        ips: Vec::new(),
+        uid_slot: free_uid_slot(catalog)?,
+    };
+    let mut changes = vec![Change::PutApp(app)];
+    changes.extend(new_network.clone().map(Change::PutNetwork));
+    Ok((changes, Made { name: name.to_string(), new_network }))
+}
+
+fn name_taken(name: &AppName) -> ApiError {
+    ApiError::invalid(format!("Name has already been taken: there is an app {name} on this server"))
+        .with_word("name_taken")
+}
+
+/// A new network of an organization; its id is never one that was given before (PN-61).
+pub(crate) fn plan_network(catalog: &Catalog, org: &str, name: &str, random: u64) -> Result<NetworkRecord, ApiError> {
+    let taken: BTreeSet<NetworkId> =
+        catalog.networks.values().filter_map(|network| NetworkId::new(network.id)).collect();
+    let id = address::plan_network(&taken, random).map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok(NetworkRecord { id: id.as_u32(), org: org.to_owned(), name: name.to_owned() })
+}
+
+/// Makes a network exist on this host.
+pub(crate) async fn open_network(world: &Arc<World>, network: &NetworkRecord) -> Result<(), ApiError> {
+    let is_hosts = network.org == world.config.default_org() && network.name == "default";
+    let host_peer = is_hosts.then(|| views::host_peer(network.id));
+    let prefix = perch_net::Prefix48::of(crate::server::launching::prefix(network.id));
+    let plane = world.plane.clone();
+    let opened = tokio::task::spawn_blocking(move || plane.ensure_network(prefix, host_peer)).await;
+    opened
+        .map_err(|error| ApiError::internal(error.to_string()))?
+        .map_err(|error| ApiError::internal(crate::server::images::chain(&error)))
+}
+
+fn next_number(catalog: &Catalog) -> i32 {
+    catalog.apps.values().map(|app| app.number).max().unwrap_or(0) + 1
+}
+
+fn free_uid_slot(catalog: &Catalog) -> Result<u32, ApiError> {
+    let taken: BTreeSet<u32> = catalog.apps.values().map(|app| app.uid_slot).collect();
+    let free = (0..UID_SLOTS_MAX).find(|slot| !taken.contains(slot));
+    free.ok_or_else(|| ApiError::invalid(format!("this server already has {UID_SLOTS_MAX} apps")))
+}
+
+/// Lists apps by name.
+pub(crate) fn list(world: &World, org: Option<&str>) -> Vec<App> {
+    let catalog = world.keeper.read();
+    let wanted = catalog.apps.values().filter(|app| org.is_none_or(|org| org == app.org));
+    wanted.map(|app| wire_app(world, &catalog, app)).collect()
+}
+
+/// Reads one app.
+pub(crate) fn get(world: &World, name: &str) -> Result<App, ApiError> {
+    let catalog = world.keeper.read();
+    Ok(wire_app(world, &catalog, catalog.app(name)?))
+}
+
+/// Changes an app's wish for addresses.
+pub(crate) async fn update(world: Arc<World>, name: String, patch: AppPatch) -> Result<App, ApiError> {
+    let wanted = name.clone();
+    world
+        .keeper
+        .write(move |catalog| {
+            let mut app = catalog.app(&wanted)?.clone();
+            app.intent = patch.address_intent.unwrap_or(app.intent);
+            Ok((vec![Change::PutApp(app)], ()))
+        })
+        .await?;
+    get(&world, &name)
+}
+
+/// Removes an app: its addresses refuse at once, its Machines are destroyed, its records go.
+pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiError> {
+    let app = world.keeper.read().app(&name)?.clone();
+    for ip in &app.ips {
+        world.unpublish(ip.ip).await;
+    }
+    destroy_machines(&world, &name).await;
+    let gone = name.clone();
+    world.keeper.write(move |catalog| Ok((removal(catalog, &gone)?, ()))).await?;
+    world.images.remove_app(name.clone()).await?;
+    world.platform_log.forget(&name);
+    world.proxy.app_changed(name);
+    Ok(())
+}
+
+async fn destroy_machines(world: &Arc<World>, app: &str) {
+    let ids: Vec<String> = world.keeper.read().machines_of(app).map(|machine| machine.id.clone()).collect();
+    let handles: Vec<_> = ids.iter().filter_map(|id| world.handle(id)).collect();
+    for handle in &handles {
+        // One that is gone already, or going, is as wished.
+        handle.ask(Event::Destroy, Source::User).await;
+    }
+    for handle in handles {
+        let mut status = handle.watch();
+        // Its task ends, and with it the channel, when everything of the Machine is gone.
+        while status.changed().await.is_ok() {}
+    }
+}
+
+fn removal(catalog: &Catalog, name: &str) -> Result<Vec<Change>, ApiError> {
+    let app = catalog.app(name)?;
+    let mut changes = vec![Change::DeleteApp(name.to_owned())];
+    changes.extend(catalog.releases_of(name).iter().map(|it| Change::DeleteRelease(it.id.clone())));
+    changes.extend(catalog.machines_of(name).map(|it| Change::DeleteMachine(it.id.clone())));
+    let released_at = clock::unix_secs();
+    let own = app.ips.iter().filter(|ip| ip.kind != perch_api::wire::IpKind::SharedV4);
+    changes.extend(own.map(|ip| Change::PutRetired(RetiredRecord { ip: ip.ip, released_at })));
+    Ok(changes)
+}
+
+/// 404 with the organizations that there are.
+pub(crate) fn unknown_organization(world: &World, slug: &str) -> ApiError {
+    ApiError::not_found(format!(
+        "there is no organization {slug:?} on this server; there is: {} (key `organizations` of the server's configuration)",
+        world.config.organizations.join(", ")
+    ))
+}
+
+fn or_default(text: &str, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text.to_owned() }
+}
+
+fn wire_app(world: &World, catalog: &Catalog, app: &AppRecord) -> App {
+    let releases = catalog.releases_of(&app.name);
+    let deployed = releases.iter().find(|release| release.status == ReleaseStatus::Complete);
+    let machine_count = catalog.machines_of(&app.name).count();
+    let org = world.config.organizations.iter().position(|slug| *slug == app.org).unwrap_or(0);
+    App {
+        id: app.name.clone(),
+        name: app.name.clone(),
+        internal_numeric_id: app.number,
+        network: app.network.clone(),
+        status: if deployed.is_some() || machine_count > 0 { "deployed" } else { "pending" }.to_owned(),
+        machine_count: u32::try_from(machine_count).unwrap_or(u32::MAX),
+        volume_count: 0,
+        organization: OrganizationRef {
+            slug: app.org.clone(),
+            name: app.org.clone(),
+            internal_numeric_id: i32::try_from(org + 1).unwrap_or(1),
+        },
+        hostname: format!("{}.{}", app.name, world.config.public_domain),
+        address_intent: app.intent,
+        created_at: app.created_at.clone(),
+        latest_deploy: deployed.map(|release| release.created_at.clone()),
+        app_role: String::new(),
+    }
+}

@@ -1,0 +1,407 @@
+//! Machines: records here, their lives in their own tasks.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use perch_api::server::{DeleteMachine, MachineTarget, Peer};
+use perch_api::wire::{
+    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineFilter, MachineState, Process, SignalInput,
+    StartAnswer, StopInput, WaitQuery, WaitState,
+};
+use perch_core::address;
+use perch_core::ids::{MachineId, NetworkId};
+use perch_core::lifecycle::{Event, InvalidTransition, Lifecycle, StartBy, StopBy};
+use tokio::sync::oneshot;
+
+use super::leases;
+use crate::server::clock;
+use crate::server::history::{History, Source};
+use crate::server::images::{Ready, Reference, api_error};
+use crate::server::keeper::{Catalog, Change};
+use crate::server::launching;
+use crate::server::machine::{self, Command, Handle};
+use crate::server::records::{LifeRecord, MachineRecord, Wish};
+use crate::server::world::World;
+
+/// Number of this host in addresses (PN-11); more hosts come later.
+const HOST: u16 = 1;
+
+/// Makes a Machine and, unless told otherwise, begins to start it.
+pub(crate) async fn create(
+    world: Arc<World>,
+    peer: Peer,
+    app: String,
+    input: LaunchInput,
+) -> Result<Machine, ApiError> {
+    check_region(&world, &input.region)?;
+    world.keeper.read().app(&app)?;
+    let ready = world.images.prepare(&app, &input.config.view().image).await?;
+    let random = (clock::random(), clock::random());
+    let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
+    let record = world
+        .keeper
+        .write(move |catalog| {
+            let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
+            runnable(&record, &ready)?;
+            Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
+        })
+        .await?;
+    let handle = begin(&world, &record)?;
+    let lease = lease_for(&world, peer, &record, input.lease_ttl).await?;
+    world.publish(&app).await;
+    world.proxy.app_changed(app.clone());
+    if !input.skip_launch {
+        ask(&handle, Event::Start(StartBy::User), Source::User).await?;
+    }
+    let mut made = get(&world, &target(&app, &record.id))?;
+    made.nonce = lease.map(|lease| lease.data.nonce);
+    Ok(made)
+}
+
+fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
+    if region.is_empty() || region == world.config.region {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "region {region} has no host; this server is region {}",
+        world.config.region
+    )))
+}
+
+fn plan(
+    catalog: &Catalog,
+    app: &str,
+    input: &LaunchInput,
+    ready: &Ready,
+    region: &str,
+    random: (u64, u64),
+) -> Result<MachineRecord, ApiError> {
+    let record = catalog.app(app)?;
+    let network = NetworkId::new(record.network_id).ok_or_else(|| ApiError::internal("network 0 in the store"))?;
+    let ips = catalog.machines.values().map(|machine| machine.private_ip).collect();
+    let links: BTreeSet<_> = catalog.machines.values().map(|machine| machine.link_ip).collect();
+    let refused = |error: address::AddressError| ApiError::new(503, error.to_string()).with_word("insufficient_capacity");
+    let id = MachineId::from_low_bits(random.0).to_string();
+    if catalog.machines.contains_key(&id) {
+        return Err(ApiError::internal("the drawn Machine ID is taken; repeat the call"));
+    }
+    let now = clock::stamp();
+    Ok(MachineRecord {
+        name: if input.name.is_empty() { generated_name(random.0) } else { input.name.clone() },
+        id,
+        app: app.to_owned(),
+        region: region.to_owned(),
+        config: input.config.clone(),
+        config_version: 1,
+        instance_id: clock::ulid(),
+        image: ready.digest.clone(),
+        private_ip: address::plan_machine(network, HOST, &ips, random.1).map_err(refused)?,
+        link_ip: address::plan_link(&links).map_err(refused)?.machine,
+        cordoned: input.skip_service_registration,
+        life: LifeRecord { state: MachineState::Created.to_string(), run: 0, wish: Wish::Down },
+        created_at: now.clone(),
+        updated_at: now,
+    })
+}
+
+/// Two words, as Fly names Machines.
+fn generated_name(random: u64) -> String {
+    const FIRST: [&str; 16] = [
+        "autumn", "bold", "calm", "dawn", "empty", "frosty", "green", "hidden", "icy", "late", "misty", "nameless",
+        "polished", "quiet", "silent", "wandering",
+    ];
+    const SECOND: [&str; 16] = [
+        "bird", "brook", "cloud", "dew", "field", "fire", "frost", "glade", "haze", "hill", "lake", "leaf", "moon",
+        "pond", "river", "star",
+    ];
+    let (a, b) = ((random & 15) as usize, (random >> 4 & 15) as usize);
+    format!("{}-{}-{}", FIRST[a], SECOND[b], random >> 8 & 0xfff)
+}
+
+/// A Machine without a program would only fail later.
+fn runnable(record: &MachineRecord, ready: &Ready) -> Result<(), ApiError> {
+    launching::argv(record, &ready.config).map(|_| ()).map_err(api_error)
+}
+
+/// Starts the task of a Machine that was never started.
+fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<Handle, ApiError> {
+    let dir = world.paths.machine(&record.id);
+    std::fs::create_dir_all(&dir)
+        .map_err(|error| ApiError::internal(format!("could not make {}: {error}", dir.display())))?;
+    let life = Lifecycle::new(record.config_version, launching::policy(record));
+    let handle = machine::spawn(world.clone(), record.id.clone(), life, History::default(), None);
+    world.add_handle(record.id.clone(), handle.clone());
+    Ok(handle)
+}
+
+async fn lease_for(
+    world: &Arc<World>,
+    peer: Peer,
+    record: &MachineRecord,
+    ttl: u64,
+) -> Result<Option<Lease>, ApiError> {
+    if ttl == 0 {
+        return Ok(None);
+    }
+    let input = perch_api::wire::LeaseInput { ttl, description: "created".to_owned() };
+    leases::acquire(world.clone(), peer, target(&record.app, &record.id), input).await.map(Some)
+}
+
+fn target(app: &str, id: &str) -> MachineTarget {
+    MachineTarget { app: app.to_owned(), id: id.to_owned(), nonce: None }
+}
+
+/// Replaces a Machine's config.
+pub(crate) async fn update(
+    world: Arc<World>,
+    target: MachineTarget,
+    input: LaunchInput,
+) -> Result<Machine, ApiError> {
+    leases::check(&world, &target)?;
+    let ready = world.images.prepare(&target.app, &input.config.view().image).await?;
+    let handle = handle(&world, &target)?;
+    let skip_launch = input.skip_launch;
+    let wanted = target.clone();
+    let record = world
+        .keeper
+        .write(move |catalog| {
+            let record = updated(catalog.machine(&wanted.app, &wanted.id)?, input, &ready)?;
+            runnable(&record, &ready)?;
+            Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
+        })
+        .await?;
+    let event = Event::Update {
+        config_version: record.config_version,
+        policy: launching::policy(&record),
+        asleep: machine::asleep(skip_launch),
+    };
+    ask(&handle, event, Source::User).await?;
+    world.publish(&target.app).await;
+    world.proxy.app_changed(target.app.clone());
+    get(&world, &target)
+}
+
+fn updated(old: &MachineRecord, input: LaunchInput, ready: &Ready) -> Result<MachineRecord, ApiError> {
+    if !input.current_version.is_empty() && input.current_version != old.instance_id {
+        return Err(ApiError::conflict(format!(
+            "machine {} is at version {}, not {}: somebody changed it meanwhile",
+            old.id, old.instance_id, input.current_version
+        )));
+    }
+    Ok(MachineRecord {
+        config: input.config,
+        config_version: old.config_version + 1,
+        instance_id: clock::ulid(),
+        image: ready.digest.clone(),
+        updated_at: clock::stamp(),
+        ..old.clone()
+    })
+}
+
+/// Lists an app's Machines.
+pub(crate) fn list(world: &World, app: &str, filter: &MachineFilter) -> Result<Vec<Machine>, ApiError> {
+    let catalog = world.keeper.read();
+    catalog.app(app)?;
+    let all = catalog.machines_of(app).filter_map(|record| wire_machine(world, record));
+    Ok(all.filter(|machine| matches(machine, filter)).collect())
+}
+
+fn matches(machine: &Machine, filter: &MachineFilter) -> bool {
+    let metadata = &machine.config.view().metadata;
+    let gone = matches!(machine.state, MachineState::Destroyed | MachineState::Destroying);
+    (filter.include_deleted || !gone)
+        && filter.region.as_ref().is_none_or(|region| *region == machine.region)
+        && filter.state.is_none_or(|state| state == machine.state)
+        && filter.metadata.iter().all(|(key, value)| metadata.get(key) == Some(value))
+}
+
+/// Reads one Machine.
+pub(crate) fn get(world: &World, target: &MachineTarget) -> Result<Machine, ApiError> {
+    let catalog = world.keeper.read();
+    let record = catalog.machine(&target.app, &target.id)?;
+    wire_machine(world, record).ok_or_else(|| not_found(target))
+}
+
+fn not_found(target: &MachineTarget) -> ApiError {
+    ApiError::not_found(format!("machine not found: {} in app {}", target.id, target.app))
+}
+
+fn wire_machine(world: &World, record: &MachineRecord) -> Option<Machine> {
+    let status = world.handle(&record.id)?.status();
+    let reference = Reference::parse(&record.config.view().image);
+    Some(Machine {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        state: status.state,
+        region: record.region.clone(),
+        image_ref: reference.image_ref(&record.image),
+        instance_id: record.instance_id.clone(),
+        private_ip: record.private_ip,
+        created_at: record.created_at.clone(),
+        updated_at: record.updated_at.clone(),
+        config: record.config.clone(),
+        events: status.history.newest_first(),
+        checks: Vec::new(),
+        nonce: None,
+        host_status: "ok".to_owned(),
+        cordoned: record.cordoned,
+    })
+}
+
+/// Removes a Machine; a running one only by force.
+pub(crate) async fn delete(
+    world: Arc<World>,
+    target: MachineTarget,
+    how: DeleteMachine,
+) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    let handle = handle(&world, &target)?;
+    let state = handle.status().state;
+    let down = matches!(state, MachineState::Created | MachineState::Stopped | MachineState::Failed);
+    if !down && !how.force {
+        return Err(ApiError::precondition(format!(
+            "machine {} is {state}; stop it first, or remove it by force",
+            target.id
+        )));
+    }
+    ask(&handle, Event::Destroy, Source::User).await
+}
+
+/// Begins to start a Machine.
+pub(crate) async fn start(world: Arc<World>, target: MachineTarget) -> Result<StartAnswer, ApiError> {
+    leases::check(&world, &target)?;
+    let handle = handle(&world, &target)?;
+    let previous = handle.status().state;
+    ask(&handle, Event::Start(StartBy::User), Source::User).await?;
+    Ok(StartAnswer { message: String::new(), status: String::new(), previous_state: previous.to_string() })
+}
+
+/// Begins to stop a Machine.
+pub(crate) async fn stop(world: Arc<World>, target: MachineTarget, input: StopInput) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    let by = StopBy::User {
+        signal: input.signal.map(perch_api::wire::Signal::number),
+        timeout: input.timeout.map(|length| length.0),
+    };
+    ask(&handle(&world, &target)?, Event::Stop(by), Source::User).await
+}
+
+/// Sends a signal to a Machine's program.
+pub(crate) async fn signal(world: &World, target: &MachineTarget, input: SignalInput) -> Result<(), ApiError> {
+    leases::check(world, target)?;
+    let (reply, answer) = oneshot::channel();
+    let number = input.signal.number();
+    handle(world, target)?.send(Command::Signal { number, reply }).await;
+    let answered = answer.await.map_err(|_| not_found(target))?;
+    answered.map_err(ApiError::precondition)
+}
+
+/// Resolves when one of the wanted states is reached.
+pub(crate) async fn wait(world: &World, target: &MachineTarget, query: &WaitQuery) -> Result<(), ApiError> {
+    let Some(handle) = world.handle(&target.id) else { return gone(target, query) };
+    world.keeper.read().machine(&target.app, &target.id)?;
+    let mut status = handle.watch();
+    loop {
+        {
+            let now = status.borrow_and_update();
+            if query.states.iter().any(|wanted| reached(*wanted, now.state, now.settled)) {
+                return Ok(());
+            }
+        }
+        if status.changed().await.is_err() {
+            return gone(target, query);
+        }
+    }
+}
+
+fn gone(target: &MachineTarget, query: &WaitQuery) -> Result<(), ApiError> {
+    if query.states.contains(&WaitState::Destroyed) { Ok(()) } else { Err(not_found(target)) }
+}
+
+fn reached(wanted: WaitState, state: MachineState, settled: bool) -> bool {
+    match wanted {
+        WaitState::Started => state == MachineState::Started,
+        WaitState::Stopped => state == MachineState::Stopped,
+        WaitState::Suspended => state == MachineState::Suspended,
+        WaitState::Destroyed => state == MachineState::Destroyed,
+        WaitState::Settled => settled,
+    }
+}
+
+/// Gives a Machine no more traffic, or again.
+pub(crate) async fn cordon(world: Arc<World>, target: MachineTarget, cordoned: bool) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    let handle = handle(&world, &target)?;
+    let wanted = target.clone();
+    world
+        .keeper
+        .write(move |catalog| {
+            let mut record = catalog.machine(&wanted.app, &wanted.id)?.clone();
+            record.cordoned = cordoned;
+            Ok((vec![Change::PutMachine(Box::new(record))], ()))
+        })
+        .await?;
+    let kind = if cordoned { "cordon" } else { "uncordon" };
+    handle.send(Command::Note { kind, source: Source::User }).await;
+    world.proxy.app_changed(target.app);
+    Ok(())
+}
+
+/// Sets or removes one metadata entry; no new version (MA-01).
+pub(crate) async fn set_metadata(
+    world: Arc<World>,
+    target: MachineTarget,
+    key: String,
+    value: Option<String>,
+) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    world
+        .keeper
+        .write(move |catalog| {
+            let mut record = catalog.machine(&target.app, &target.id)?.clone();
+            let changed = record.config.with_metadata(&key, value.as_deref());
+            record.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?;
+            Ok((vec![Change::PutMachine(Box::new(record))], ()))
+        })
+        .await
+}
+
+/// Lists what runs in a Machine.
+pub(crate) async fn processes(world: &World, target: &MachineTarget) -> Result<Vec<Process>, ApiError> {
+    let (reply, answer) = oneshot::channel();
+    handle(world, target)?.send(Command::Processes { reply }).await;
+    let listed = answer.await.map_err(|_| not_found(target))?.map_err(ApiError::precondition)?;
+    Ok(listed.into_iter().map(wire_process).collect())
+}
+
+fn wire_process(process: perch_machine::Process) -> Process {
+    let socket = |socket: perch_machine::ListenSocket| ListenSocket {
+        proto: socket.proto,
+        address: socket.address,
+    };
+    Process {
+        pid: process.pid,
+        stime: process.stime,
+        rtime: process.rtime,
+        command: process.command,
+        directory: process.directory,
+        cpu: process.cpu,
+        rss: process.rss,
+        listen_sockets: process.listen_sockets.into_iter().map(socket).collect(),
+    }
+}
+
+fn handle(world: &World, target: &MachineTarget) -> Result<Handle, ApiError> {
+    world.keeper.read().machine(&target.app, &target.id)?;
+    world.handle(&target.id).ok_or_else(|| not_found(target))
+}
+
+async fn ask(handle: &Handle, event: Event, source: Source) -> Result<(), ApiError> {
+    match handle.ask(event, source).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(InvalidTransition { state, verb })) => {
+            Err(ApiError::precondition(format!("unable to {verb} machine: it is {state}")))
+        }
+        None => Err(ApiError::not_found("machine not found: it was destroyed meanwhile")),
+    }
+}

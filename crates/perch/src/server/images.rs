@@ -1,0 +1,277 @@
+//! Image calls: the push under `/v2/`, and what a reference means.
+//!
+//! A reference in a Machine's config is `[HOST/]NAME[:TAG][@sha256:…]`. Only what was pushed to this
+//! server exists; registries are not asked.
+
+use std::sync::Arc;
+
+use perch_api::server::BodyStream;
+use perch_api::wire::{ApiError, Descriptor, ImageInfo, ImageRef, ManifestInfo, UploadState};
+use perch_machine::{Digest, ImageConfig, ImageError, ImageStore};
+
+/// Host part of references that this server makes.
+pub(crate) const REGISTRY: &str = "registry.perch";
+
+/// A reference, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reference {
+    pub(crate) registry: String,
+    pub(crate) repository: String,
+    pub(crate) tag: String,
+    pub(crate) digest: Option<String>,
+}
+
+impl Reference {
+    /// Takes a reference apart. Never fails: what is missing is empty, a missing tag is `latest`.
+    pub(crate) fn parse(text: &str) -> Self {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(digest.to_owned())),
+            None => (text, None),
+        };
+        let slash = name.rfind('/').map_or(0, |at| at + 1);
+        let (name, tag) = match name[slash..].rfind(':') {
+            Some(colon) => (&name[..slash + colon], name[slash + colon + 1..].to_owned()),
+            None => (name, String::new()),
+        };
+        let host = name.split('/').next().unwrap_or_default();
+        let has_host = name.contains('/') && (host.contains(['.', ':']) || host == "localhost");
+        let (registry, repository) = match (has_host, name.split_once('/')) {
+            (true, Some((host, rest))) => (host.to_owned(), rest.to_owned()),
+            (true | false, _) => (String::new(), name.to_owned()),
+        };
+        let tag = if tag.is_empty() && digest.is_none() { "latest".to_owned() } else { tag };
+        Self { registry, repository, tag, digest }
+    }
+
+    /// The form of a Machine's `image_ref`.
+    pub(crate) fn image_ref(&self, digest: &str) -> ImageRef {
+        ImageRef {
+            registry: self.registry.clone(),
+            repository: self.repository.clone(),
+            tag: self.tag.clone(),
+            digest: digest.to_owned(),
+            labels: serde_json::Map::new(),
+        }
+    }
+}
+
+/// An image that a Machine can run: unpacked, with the program that it runs by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Ready {
+    pub(crate) digest: String,
+    pub(crate) config: ImageConfig,
+}
+
+/// The image store with the API's errors, off the async threads.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    store: Arc<ImageStore>,
+}
+
+impl Images {
+    pub(crate) fn new(store: ImageStore) -> Self {
+        Self { store: Arc::new(store) }
+    }
+
+    /// Unpacked layers and config of an image; blocks.
+    pub(crate) fn unpacked(&self, digest: &str) -> Result<perch_machine::Unpacked, ImageError> {
+        self.store.unpack(&digest.parse()?)
+    }
+
+    /// Finds what `reference` means for `app`, unpacks it, and reads how it runs.
+    pub(crate) async fn prepare(&self, app: &str, reference: &str) -> Result<Ready, ApiError> {
+        let (app, reference) = (app.to_owned(), reference.to_owned());
+        self.blocking(move |store| {
+            let info = resolve(store, &app, &reference)?;
+            let unpacked = store.unpack(&info.digest).map_err(api_error)?;
+            Ok(Ready { digest: info.digest.to_string(), config: unpacked.config })
+        })
+        .await
+    }
+
+    /// Answers what a reference means, pinned to its digest.
+    pub(crate) async fn resolve(&self, app: &str, reference: &str) -> Result<ImageInfo, ApiError> {
+        let (app, text) = (app.to_owned(), reference.to_owned());
+        self.blocking(move |store| {
+            let info = resolve(store, &app, &text)?;
+            let reference = Reference::parse(&text);
+            let tag = if reference.tag.is_empty() { String::new() } else { format!(":{}", reference.tag) };
+            Ok(ImageInfo {
+                id: info.digest.to_string(),
+                digest: info.digest.to_string(),
+                reference: format!("{REGISTRY}/{app}{tag}@{}", info.digest),
+                compressed_size: compressed_size(store, &info.digest).to_string(),
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn head_blob(&self, digest: String) -> Result<Descriptor, ApiError> {
+        self.blocking(move |store| {
+            let parsed: Digest = digest.parse().map_err(api_error)?;
+            let size = store.blob_size(&parsed);
+            let size = size.ok_or_else(|| ApiError::not_found(format!("blob {digest} is unknown")))?;
+            Ok(Descriptor { digest, size })
+        })
+        .await
+    }
+
+    pub(crate) async fn start_upload(&self) -> Result<UploadState, ApiError> {
+        self.blocking(|store| {
+            let id = store.begin_upload().map_err(api_error)?;
+            Ok(UploadState { id, received: 0 })
+        })
+        .await
+    }
+
+    pub(crate) async fn get_upload(&self, id: String) -> Result<UploadState, ApiError> {
+        self.blocking(move |store| {
+            let received = store.upload_len(&id).map_err(api_error)?;
+            Ok(UploadState { id, received })
+        })
+        .await
+    }
+
+    pub(crate) async fn append_upload(&self, id: String, mut body: BodyStream) -> Result<UploadState, ApiError> {
+        loop {
+            let chunk = body.next_chunk().await;
+            let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the upload broke off: {error}")))?;
+            let Some(chunk) = chunk else { return self.get_upload(id).await };
+            let upload = id.clone();
+            self.blocking(move |store| store.append_upload(&upload, None, &chunk).map_err(api_error)).await?;
+        }
+    }
+
+    pub(crate) async fn finish_upload(&self, id: String, digest: String) -> Result<Descriptor, ApiError> {
+        self.blocking(move |store| {
+            let parsed: Digest = digest.parse().map_err(api_error)?;
+            let size = store.finish_upload(&id, &parsed).map_err(api_error)?;
+            Ok(Descriptor { digest, size })
+        })
+        .await
+    }
+
+    pub(crate) async fn cancel_upload(&self, id: String) -> Result<(), ApiError> {
+        self.blocking(move |store| {
+            store.cancel_upload(&id);
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn put_manifest(
+        &self,
+        app: String,
+        reference: String,
+        media_type: String,
+        bytes: Vec<u8>,
+    ) -> Result<Descriptor, ApiError> {
+        self.blocking(move |store| {
+            let info = store.put_manifest(&app, &reference, &media_type, &bytes).map_err(api_error)?;
+            Ok(Descriptor { digest: info.digest.to_string(), size: info.size })
+        })
+        .await
+    }
+
+    pub(crate) async fn get_manifest(&self, app: String, reference: String) -> Result<ManifestInfo, ApiError> {
+        self.blocking(move |store| {
+            let info = store.resolve(&app, &reference).map_err(api_error)?;
+            let bytes = store.manifest(&info.digest).map_err(api_error)?;
+            Ok(ManifestInfo { digest: info.digest.to_string(), media_type: info.media_type, bytes })
+        })
+        .await
+    }
+
+    pub(crate) async fn remove_app(&self, app: String) -> Result<(), ApiError> {
+        self.blocking(move |store| store.remove_app(&app).map_err(api_error)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ImageStore) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+    }
+}
+
+fn resolve(store: &ImageStore, app: &str, text: &str) -> Result<perch_machine::images::ManifestInfo, ApiError> {
+    let reference = Reference::parse(text);
+    let wanted = reference.digest.as_deref().unwrap_or(&reference.tag);
+    store.resolve(app, wanted).map_err(|error| match error {
+        ImageError::ManifestUnknown(_) => ApiError::not_found(format!(
+            "image {text} is not on this server; push it with `fly deploy --image` (docker-daemon:, oci:, \
+             oci-archive: or docker-archive:); pulling from registries is not supported yet"
+        )),
+        other => api_error(other),
+    })
+}
+
+/// Sum of the layers as pushed; 0 when the manifest cannot be read, since it is only shown.
+fn compressed_size(store: &ImageStore, digest: &Digest) -> u64 {
+    let bytes = store.manifest(digest).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let layers = manifest["layers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    layers.iter().filter_map(|layer| layer["size"].as_u64()).sum()
+}
+
+/// The status that each failure of the image store has on the API.
+pub(crate) fn api_error(error: ImageError) -> ApiError {
+    let text = chain(&error);
+    match error {
+        ImageError::BlobUnknown(_) | ImageError::ManifestUnknown(_) | ImageError::UploadUnknown(_) => {
+            ApiError::not_found(text)
+        }
+        ImageError::BadDigest(_) | ImageError::BadReference(_) | ImageError::DigestMismatch { .. } => {
+            ApiError::bad_request(text)
+        }
+        ImageError::UploadOffset { .. } => ApiError::new(416, text),
+        ImageError::TooLarge { .. } => ApiError::too_large(text),
+        ImageError::BadManifest(_)
+        | ImageError::WrongPlatform { .. }
+        | ImageError::NoCommand
+        | ImageError::Unpack { .. } => ApiError::invalid(text),
+        ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ApiError::disk_full(format!("{text}; make room and repeat"))
+        }
+        ImageError::Io { .. } => ApiError::internal(text),
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, parts: (&str, &str, &str, Option<&str>)) {
+        let reference = Reference::parse(text);
+        let seen = (
+            reference.registry.as_str(),
+            reference.repository.as_str(),
+            reference.tag.as_str(),
+            reference.digest.as_deref(),
+        );
+        assert_eq!(seen, parts, "{text}");
+    }
+
+    #[test]
+    fn references_are_taken_apart_as_docker_does() {
+        check("nginx", ("", "nginx", "latest", None));
+        check("team/app:v1", ("", "team/app", "v1", None));
+        check("localhost:5000/app", ("localhost:5000", "app", "latest", None));
+        check("registry.perch/app:d-1@sha256:ab", ("registry.perch", "app", "d-1", Some("sha256:ab")));
+        check("app@sha256:ab", ("", "app", "", Some("sha256:ab")));
+    }
+}

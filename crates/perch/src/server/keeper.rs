@@ -1,0 +1,252 @@
+//! The server's desired state: all of it in memory, every change durable before it is answered.
+//!
+//! One writer at a time decides on the state as it is, commits to the store, and only then changes
+//! memory; readers never see what is not durable. Everything here blocks (a commit is one fsync):
+//! async callers go through [`Keeper::write`], which moves to a blocking thread.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use perch_api::wire::ApiError;
+use perch_store::{CommitError, Put, Store, Txn};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::records::{
+    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
+};
+
+/// Everything the server knows that is not about running processes.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    /// By organization and name.
+    pub(crate) networks: BTreeMap<(String, String), NetworkRecord>,
+    pub(crate) apps: BTreeMap<String, AppRecord>,
+    pub(crate) machines: BTreeMap<String, MachineRecord>,
+    /// By id.
+    pub(crate) releases: BTreeMap<String, ReleaseRecord>,
+    /// By address as text.
+    pub(crate) retired: BTreeMap<String, RetiredRecord>,
+    /// By Machine.
+    pub(crate) leases: BTreeMap<String, LeaseRecord>,
+}
+
+/// One change of one record.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    PutNetwork(NetworkRecord),
+    PutApp(AppRecord),
+    DeleteApp(String),
+    PutMachine(Box<MachineRecord>),
+    DeleteMachine(String),
+    PutRelease(Box<ReleaseRecord>),
+    DeleteRelease(String),
+    PutRetired(RetiredRecord),
+    DeleteRetired(String),
+    PutLease(LeaseRecord),
+    DeleteLease(String),
+}
+
+/// Owns the catalog and its store.
+#[derive(Debug, Clone)]
+pub(crate) struct Keeper {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    catalog: RwLock<Catalog>,
+    /// Held from the decision to the change in memory.
+    writing: Mutex<()>,
+}
+
+impl Keeper {
+    /// Reads everything that is stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or holds what this release does not understand.
+    pub(crate) fn load(store: Store) -> anyhow::Result<Self> {
+        let mut catalog = Catalog::default();
+        for record in read_all::<NetworkRecord>(&store, "network/")? {
+            catalog.apply(Change::PutNetwork(record));
+        }
+        for record in read_all::<AppRecord>(&store, "app/")? {
+            catalog.apply(Change::PutApp(record));
+        }
+        for record in read_all::<MachineRecord>(&store, "machine/")? {
+            catalog.apply(Change::PutMachine(Box::new(record)));
+        }
+        for record in read_all::<ReleaseRecord>(&store, "release/")? {
+            catalog.apply(Change::PutRelease(Box::new(record)));
+        }
+        for record in read_all::<RetiredRecord>(&store, "retired/")? {
+            catalog.apply(Change::PutRetired(record));
+        }
+        for record in read_all::<LeaseRecord>(&store, "lease/")? {
+            catalog.apply(Change::PutLease(record));
+        }
+        let inner = Inner { store, catalog: RwLock::new(catalog), writing: Mutex::new(()) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The state as it is. Hold it shortly and never across an await.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.inner.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides on the present state and makes the changes durable, all or none. `decide` must not block.
+    ///
+    /// # Errors
+    /// What `decide` answers; 507 when the disk is full; nothing has changed then.
+    pub(crate) async fn write<T, F>(&self, decide: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Catalog) -> Result<(Vec<Change>, T), ApiError> + Send + 'static,
+    {
+        let keeper = self.clone();
+        let written = tokio::task::spawn_blocking(move || keeper.write_blocking(decide));
+        written.await.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
+    }
+
+    /// As [`Keeper::write`], on this thread.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn write_blocking<T>(
+        &self,
+        decide: impl FnOnce(&Catalog) -> Result<(Vec<Change>, T), ApiError>,
+    ) -> Result<T, ApiError> {
+        let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (changes, answer) = decide(&self.read())?;
+        if changes.is_empty() {
+            return Ok(answer);
+        }
+        let txn = transaction(&changes).map_err(|error| ApiError::internal(error.to_string()))?;
+        self.inner.store.commit(&txn).map_err(refused)?;
+        let mut catalog = self.inner.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for change in changes {
+            catalog.apply(change);
+        }
+        Ok(answer)
+    }
+}
+
+impl Catalog {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::PutNetwork(it) => {
+                self.networks.insert((it.org.clone(), it.name.clone()), it);
+            }
+            Change::PutApp(it) => drop(self.apps.insert(it.name.clone(), it)),
+            Change::DeleteApp(name) => drop(self.apps.remove(&name)),
+            Change::PutMachine(it) => drop(self.machines.insert(it.id.clone(), *it)),
+            Change::DeleteMachine(id) => drop(self.machines.remove(&id)),
+            Change::PutRelease(it) => drop(self.releases.insert(it.id.clone(), *it)),
+            Change::DeleteRelease(id) => drop(self.releases.remove(&id)),
+            Change::PutRetired(it) => drop(self.retired.insert(it.ip.to_string(), it)),
+            Change::DeleteRetired(ip) => drop(self.retired.remove(&ip)),
+            Change::PutLease(it) => drop(self.leases.insert(it.machine.clone(), it)),
+            Change::DeleteLease(machine) => drop(self.leases.remove(&machine)),
+        }
+    }
+
+    /// An app, or 404.
+    pub(crate) fn app(&self, name: &str) -> Result<&AppRecord, ApiError> {
+        self.apps.get(name).ok_or_else(|| ApiError::not_found(format!("Could not find App \"{name}\"")))
+    }
+
+    /// A Machine of an app, or 404.
+    pub(crate) fn machine(&self, app: &str, id: &str) -> Result<&MachineRecord, ApiError> {
+        let found = self.machines.get(id).filter(|machine| machine.app == app);
+        found.ok_or_else(|| ApiError::not_found(format!("machine not found: {id} in app {app}")))
+    }
+
+    /// Machines of an app, by id.
+    pub(crate) fn machines_of<'a>(&'a self, app: &'a str) -> impl Iterator<Item = &'a MachineRecord> {
+        self.machines.values().filter(move |machine| machine.app == app)
+    }
+
+    /// Releases of an app, newest first.
+    pub(crate) fn releases_of(&self, app: &str) -> Vec<&ReleaseRecord> {
+        let mut found: Vec<_> = self.releases.values().filter(|release| release.app == app).collect();
+        found.sort_by_key(|release| std::cmp::Reverse(release.version));
+        found
+    }
+}
+
+fn read_all<T: DeserializeOwned>(store: &Store, prefix: &str) -> anyhow::Result<Vec<T>> {
+    let parse = |entry: perch_store::Entry| {
+        serde_json::from_slice(&entry.value)
+            .map_err(|error| anyhow::anyhow!("the stored record {} is unreadable: {error}", entry.key))
+    };
+    store.list(prefix)?.into_iter().map(parse).collect()
+}
+
+fn transaction(changes: &[Change]) -> serde_json::Result<Txn> {
+    let mut txn = Txn::default();
+    for change in changes {
+        match change {
+            Change::PutNetwork(it) => put(&mut txn, format!("network/{}/{}", it.org, it.name), it)?,
+            Change::PutApp(it) => put(&mut txn, format!("app/{}", it.name), it)?,
+            Change::DeleteApp(name) => txn.deletes.push(format!("app/{name}")),
+            Change::PutMachine(it) => put(&mut txn, format!("machine/{}", it.id), it)?,
+            Change::DeleteMachine(id) => txn.deletes.push(format!("machine/{id}")),
+            Change::PutRelease(it) => put(&mut txn, format!("release/{}", it.id), it)?,
+            Change::DeleteRelease(id) => txn.deletes.push(format!("release/{id}")),
+            Change::PutRetired(it) => put(&mut txn, format!("retired/{}", it.ip), it)?,
+            Change::DeleteRetired(ip) => txn.deletes.push(format!("retired/{ip}")),
+            Change::PutLease(it) => put(&mut txn, format!("lease/{}", it.machine), it)?,
+            Change::DeleteLease(machine) => txn.deletes.push(format!("lease/{machine}")),
+        }
+    }
+    Ok(txn)
+}
+
+fn put(txn: &mut Txn, key: String, record: &impl Serialize) -> serde_json::Result<()> {
+    txn.puts.push(Put { key, value: serde_json::to_vec(record)?, lease: None });
+    Ok(())
+}
+
+fn refused(error: CommitError) -> ApiError {
+    match error {
+        CommitError::Full => {
+            ApiError::disk_full("the disk of the data directory is full; nothing was changed; make room and repeat")
+        }
+        CommitError::Limit(text) => ApiError::too_large(text),
+        CommitError::Conflict { key } => ApiError::conflict(format!("{key} was changed meanwhile")),
+        other @ (CommitError::LeaseEnded(_) | CommitError::Io(_)) => ApiError::internal(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(id: u32) -> NetworkRecord {
+        NetworkRecord { id, org: "personal".to_owned(), name: format!("n{id}") }
+    }
+
+    fn keeper(dir: &std::path::Path) -> Keeper {
+        let store = Store::open(&dir.join("store.db")).expect("a store");
+        Keeper::load(store).expect("readable")
+    }
+
+    #[test]
+    fn a_refused_decision_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let keeper = keeper(dir.path());
+        let refused: Result<(), _> = keeper.write_blocking(|_| Err(ApiError::conflict("no")));
+        assert_eq!(refused.expect_err("refused").code, 409);
+        assert!(keeper.read().networks.is_empty());
+    }
+
+    #[test]
+    fn what_was_answered_is_there_after_the_next_start() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = keeper(dir.path());
+        first.write_blocking(|_| Ok((vec![Change::PutNetwork(network(7))], ()))).expect("written");
+        drop(first);
+        assert_eq!(keeper(dir.path()).read().networks.len(), 1);
+    }
+}

@@ -1,0 +1,141 @@
+//! What a Machine finds when it starts: program, environment, hosts and resolver.
+
+use std::net::Ipv6Addr;
+
+use perch_api::wire::Signal;
+use perch_core::address;
+use perch_core::ids::NetworkId;
+use perch_core::lifecycle::{Policy, RestartPolicy};
+use perch_machine::{LaunchSpec, RootFile, Unpacked};
+
+use super::records::{AppRecord, MachineRecord};
+use super::world::World;
+
+/// Host ids per app: one whole range of 65,536 each, from here on.
+const UID_FIRST: u32 = 100_000;
+/// Host ids in one range.
+const UIDS: u32 = 65_536;
+/// `kill_timeout` where nothing is configured, and the most that is allowed (AS-51).
+const KILL_TIMEOUT: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_secs(5), std::time::Duration::from_secs(300));
+/// How long work in flight may go on before a stop (AS-63).
+const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// First address of a network's /48.
+pub(crate) fn prefix(network_id: u32) -> Ipv6Addr {
+    // A stored id is never 0; 1 is a network like any other and owns nothing of anybody else's.
+    address::prefix(NetworkId::new(network_id).unwrap_or(NetworkId::new(1).expect("1 is not 0")))
+}
+
+/// Everything the shim needs for one run.
+///
+/// # Errors
+/// When neither image nor config names a program.
+pub(crate) fn spec(
+    world: &World,
+    record: &MachineRecord,
+    app: &AppRecord,
+    run: u64,
+    unpacked: Unpacked,
+) -> anyhow::Result<LaunchSpec> {
+    Ok(LaunchSpec {
+        machine: record.id.clone(),
+        run,
+        app: record.app.clone(),
+        dir: world.paths.machine(&record.id),
+        image: record.image.clone(),
+        argv: argv(record, &unpacked.config)?,
+        env: environment(record, &unpacked.config),
+        workdir: unpacked.config.working_dir.clone(),
+        user: unpacked.config.user.clone(),
+        layers: unpacked.layers,
+        init_layer: world.init_layer.clone(),
+        hostname: record.id.clone(),
+        private_ip: Some(record.private_ip),
+        files: files(record),
+        uid_base: UID_FIRST + app.uid_slot * UIDS,
+        memory_bytes: None,
+        cpu_millis: None,
+        pids_max: None,
+        kill_signal: policy(record).kill_signal,
+        cgroup_parent: world.cgroup_parent.clone(),
+    })
+}
+
+/// The program: `exec` replaces everything, `entrypoint` and `cmd` what the image says (MA-45).
+///
+/// # Errors
+/// When nothing is left to run.
+pub(crate) fn argv(
+    record: &MachineRecord,
+    image: &perch_machine::ImageConfig,
+) -> Result<Vec<String>, perch_machine::ImageError> {
+    let init = &record.config.view().init;
+    if !init.exec.is_empty() {
+        return Ok(init.exec.clone());
+    }
+    let given = |list: &'_ Vec<String>| (!list.is_empty()).then(|| list.clone());
+    image.argv(given(&init.entrypoint).as_deref(), given(&init.cmd).as_deref())
+}
+
+/// The image's environment, then the config's, then the platform's, which wins (fly-semantics 5.8).
+fn environment(record: &MachineRecord, image: &perch_machine::ImageConfig) -> Vec<(String, String)> {
+    let view = record.config.view();
+    let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut env: Vec<(String, String)> = image.env.iter().filter_map(pair).collect();
+    env.extend(view.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let memory = view.guest.clone().unwrap_or_default().memory_mb;
+    let own = [
+        ("FLY_APP_NAME", record.app.clone()),
+        ("FLY_REGION", record.region.clone()),
+        ("FLY_PROCESS_GROUP", record.group().to_owned()),
+        ("FLY_MACHINE_ID", record.id.clone()),
+        ("FLY_ALLOC_ID", record.id.clone()),
+        ("FLY_MACHINE_VERSION", record.instance_id.clone()),
+        ("FLY_IMAGE_REF", view.image.clone()),
+        ("FLY_VM_MEMORY_MB", memory.to_string()),
+        ("FLY_PRIVATE_IP", record.private_ip.to_string()),
+    ];
+    env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    env
+}
+
+/// `/etc/hosts` and `/etc/resolv.conf` (PN-07).
+fn files(record: &MachineRecord) -> Vec<RootFile> {
+    let (id, ip) = (&record.id, record.private_ip);
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{ip}\tfly-local-6pn {id}\n"
+    );
+    let resolver = format!("nameserver {}\n", address::RESOLVER);
+    let file = |path: &str, content: String| RootFile {
+        path: path.to_owned(),
+        content: content.into_bytes(),
+        mode: 0o644,
+    };
+    vec![
+        file("/etc/hosts", hosts),
+        file("/etc/resolv.conf", resolver),
+        file("/etc/hostname", format!("{id}\n")),
+    ]
+}
+
+/// How a Machine is stopped and brought back.
+pub(crate) fn policy(record: &MachineRecord) -> Policy {
+    use perch_api::wire::RestartPolicy as Word;
+    let view = record.config.view();
+    let timeout = view.stop_config.timeout.map_or(KILL_TIMEOUT.0, |length| length.0);
+    let restart = view.restart.as_ref();
+    let retries_max = restart.and_then(|it| it.max_retries).filter(|count| *count > 0);
+    Policy {
+        kill_signal: view.stop_config.signal.unwrap_or(Signal::INT).number(),
+        kill_timeout: timeout.min(KILL_TIMEOUT.1),
+        drain_timeout: DRAIN_TIMEOUT,
+        restart: match restart.map(|it| it.policy).unwrap_or_default() {
+            Word::No => RestartPolicy::No,
+            Word::Always => RestartPolicy::Always,
+            Word::OnFailure => RestartPolicy::OnFailure {
+                retries_max: retries_max.unwrap_or(perch_core::lifecycle::RETRIES_DEFAULT),
+            },
+        },
+    }
+}

@@ -1,0 +1,91 @@
+//! One server per data directory, by a lock that the kernel releases when its holder dies.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+/// Held as long as the value lives.
+#[derive(Debug)]
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LockError {
+    /// Another server lives.
+    #[error(
+        "another server{} uses {}; stop it first, or give this one a --data-dir of its own",
+        pid.map_or_else(String::new, |pid| format!(" (pid {pid})")), dir.display()
+    )]
+    Held {
+        /// Its process id, if it has written it already.
+        pid: Option<i32>,
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The file could not be used.
+    #[error("could not lock {}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DirLock {
+    /// Takes the lock at once or says who has it.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub(crate) fn take(path: &Path) -> Result<Self, LockError> {
+        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        let mut file = File::options()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, path)),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        write_pid(&mut file).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn held(file: &mut File, path: &Path) -> LockError {
+    let mut text = String::new();
+    let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+    LockError::Held { pid, dir: path.parent().unwrap_or(path).to_owned() }
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_is_told_who_is_first() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("lock");
+        let first = DirLock::take(&path).expect("free");
+        let error = DirLock::take(&path).expect_err("held").to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(error.contains("--data-dir of its own"), "{error}");
+        drop(first);
+        DirLock::take(&path).expect("free again");
+    }
+}

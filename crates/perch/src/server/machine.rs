@@ -1,0 +1,460 @@
+//! One task per Machine: it owns the Machine's life and does what `core`'s lifecycle decides.
+//!
+//! Everything that can happen to a Machine arrives in one mailbox or is the end of its run, so all
+//! of it has one order. What the task needs from the rest of the server is in [`World`]. Slow work
+//! (launching, waiting, removing) runs beside it and comes back as a message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_api::wire;
+use perch_core::lifecycle::{
+    Asleep, Effect, Event, Exit, Happened, InvalidTransition, Lease, Lifecycle, StartBy, StopBy,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clock;
+use super::history::{History, Source};
+use super::world::World;
+
+/// Requests that may wait for a Machine's task; one that finds it full waits itself.
+const MAILBOX: usize = 64;
+
+/// What others may ask of a Machine's task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A user's wish; answered when it is durable.
+    Ask { event: Event, source: Source, reply: oneshot::Sender<Result<(), InvalidTransition>> },
+    /// The proxy's wish; answered by `StartDone` or `StopDone`.
+    FromProxy { event: Event, cause: String },
+    /// A lease came or went.
+    Lease(Lease),
+    /// Something that is only recorded.
+    Note { kind: &'static str, source: Source },
+    /// Send a signal to the program.
+    Signal { number: i32, reply: oneshot::Sender<Result<(), String>> },
+    /// List what runs.
+    Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
+    /// The end of a launch.
+    Launched { run: u64, result: Result<perch_machine::Machine, String> },
+    /// The end of a removal.
+    Removed,
+}
+
+/// What everybody may know of a Machine at any time.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) state: wire::MachineState,
+    pub(crate) run: u64,
+    /// Whether a transition is in progress.
+    pub(crate) settled: bool,
+    pub(crate) history: Arc<History>,
+}
+
+/// The way to a Machine's task.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+}
+
+impl Handle {
+    pub(crate) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Sends a command; `false` when the Machine is gone.
+    pub(crate) async fn send(&self, command: Command) -> bool {
+        self.commands.send(command).await.is_ok()
+    }
+
+    /// Asks for something and waits until it is durable. `None` when the Machine is gone.
+    pub(crate) async fn ask(&self, event: Event, source: Source) -> Option<Result<(), InvalidTransition>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Ask { event, source, reply }).await.then_some(())?;
+        answer.await.ok()
+    }
+}
+
+/// Starts the task of a Machine whose life begins or is restored as `life`.
+pub(crate) fn spawn(
+    world: Arc<World>,
+    id: String,
+    life: Lifecycle,
+    history: History,
+    running: Option<perch_machine::Machine>,
+) -> Handle {
+    let (commands, mailbox) = mpsc::channel(MAILBOX);
+    let status = Status {
+        state: wire_state(&life),
+        run: life.run(),
+        settled: life.poll_timeout().is_none(),
+        history: Arc::new(history),
+    };
+    let (status_sender, status_receiver) = watch::channel(status);
+    let handle = Handle { commands: commands.clone(), status: status_receiver };
+    let task = Task {
+        world: world.clone(),
+        id,
+        life,
+        running: running.map(Arc::new),
+        status: status_sender,
+        mailbox_sender: commands,
+        source: Source::Platform,
+        cause: String::new(),
+    };
+    world.tracker.spawn(task.work(mailbox));
+    handle
+}
+
+struct Task {
+    world: Arc<World>,
+    id: String,
+    life: Lifecycle,
+    /// The run that lives.
+    running: Option<Arc<perch_machine::Machine>>,
+    status: watch::Sender<Status>,
+    mailbox_sender: mpsc::Sender<Command>,
+    /// Who caused what is being done now, for the Machine's events.
+    source: Source,
+    /// More about it, when the proxy asked.
+    cause: String,
+}
+
+/// What wakes the task.
+enum Woken {
+    Command(Command),
+    Exited(u64, Exit),
+    Timeout,
+    Shutdown,
+}
+
+impl Task {
+    async fn work(mut self, mut mailbox: mpsc::Receiver<Command>) {
+        self.do_effects().await;
+        self.publish();
+        loop {
+            match self.woken(&mut mailbox).await {
+                Woken::Command(command) => {
+                    if self.on_command(command).await == Next::End {
+                        return;
+                    }
+                }
+                Woken::Exited(run, exit) => {
+                    self.running = None;
+                    self.world.rest(&self.id).await;
+                    self.because(Source::Platform, String::new());
+                    self.feed(Event::Exited { run, exit }).await;
+                }
+                Woken::Timeout => {
+                    self.because(Source::Platform, String::new());
+                    self.life.handle_timeout(clock::now());
+                    self.do_effects().await;
+                    self.settle_behind();
+                }
+                Woken::Shutdown => return,
+            }
+        }
+    }
+
+    async fn woken(&self, mailbox: &mut mpsc::Receiver<Command>) -> Woken {
+        let due = self.life.poll_timeout().map(|(deadline, _why)| deadline.since(clock::now()));
+        tokio::select! {
+            command = mailbox.recv() => command.map_or(Woken::Shutdown, Woken::Command),
+            (run, exit) = ended(self.running.clone()) => Woken::Exited(run, exit),
+            () = sleep_or_never(due) => Woken::Timeout,
+            () = self.world.shutdown.cancelled() => Woken::Shutdown,
+        }
+    }
+
+    async fn on_command(&mut self, command: Command) -> Next {
+        match command {
+            Command::Ask { event, source, reply } => self.on_ask(event, source, reply).await,
+            Command::FromProxy { event, cause } => {
+                self.because(Source::Proxy, cause);
+                self.feed(event).await;
+            }
+            Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
+            Command::Note { kind, source } => {
+                self.record(wire::Event { kind: kind.to_owned(), ..self.event(source) });
+            }
+            Command::Signal { number, reply } => {
+                // The asker may have gone; there is nobody else to tell.
+                reply.send(self.signal(number)).ok();
+            }
+            Command::Processes { reply } => self.list_processes(reply),
+            Command::Launched { run, result } => self.on_launched(run, result).await,
+            Command::Removed => {
+                self.feed(Event::Removed).await;
+                return Next::End;
+            }
+        }
+        Next::Go
+    }
+
+    async fn on_ask(
+        &mut self,
+        event: Event,
+        source: Source,
+        reply: oneshot::Sender<Result<(), InvalidTransition>>,
+    ) {
+        self.because(source, String::new());
+        let taken = self.life.handle_event(event, clock::now());
+        self.do_effects().await;
+        self.world.save_life(&self.id, self.life.stored()).await;
+        reply.send(taken).ok();
+    }
+
+    /// Feeds what cannot be refused.
+    async fn feed(&mut self, event: Event) {
+        if let Err(error) = self.life.handle_event(event, clock::now()) {
+            tracing::warn!(machine = self.id, %error, "an event was refused");
+        }
+        self.do_effects().await;
+        self.settle_behind();
+    }
+
+    fn settle_behind(&self) {
+        self.world.save_life_behind(&self.id, self.life.stored());
+    }
+
+    async fn on_launched(&mut self, run: u64, result: Result<perch_machine::Machine, String>) {
+        self.because(Source::Platform, String::new());
+        match result {
+            Ok(machine) => {
+                self.running = Some(Arc::new(machine));
+                self.feed(Event::Launched { run }).await;
+            }
+            Err(reason) => {
+                tracing::warn!(machine = self.id, run, reason, "launch failed");
+                self.world.rest(&self.id).await;
+                self.feed(Event::LaunchFailed { run, reason }).await;
+            }
+        }
+    }
+
+    fn because(&mut self, source: Source, cause: String) {
+        self.source = source;
+        self.cause = cause;
+    }
+
+    async fn do_effects(&mut self) {
+        while let Some(effect) = self.life.poll_effect() {
+            self.do_effect(effect).await;
+        }
+        self.publish();
+    }
+
+    async fn do_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Announce { happened, .. } => self.announce(happened),
+            Effect::Drain { run, token, timeout } => {
+                self.world.proxy.drain(&self.id, run, token, timeout, self.mailbox_sender.clone());
+            }
+            Effect::Undrain { run } => self.world.proxy.undrain(&self.id, run),
+            Effect::Launch { run, config_version } => self.launch(run, config_version),
+            Effect::Signal { run, signal } => {
+                if let Err(error) = self.signal_run(run, signal) {
+                    tracing::debug!(machine = self.id, run, error, "signal not delivered");
+                }
+            }
+            Effect::Kill { run } => self.kill(run),
+            Effect::Remove => self.remove(),
+            Effect::StartDone { attempt, outcome } => {
+                self.publish();
+                self.world.proxy.start_done(&self.id, attempt, outcome);
+            }
+            Effect::StopDone { attempt, outcome } => {
+                self.publish();
+                self.world.proxy.stop_done(&self.id, attempt, outcome);
+            }
+        }
+    }
+
+    fn launch(&self, run: u64, config_version: u64) {
+        let (world, id, mailbox) = (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
+        self.world.tracker.spawn(async move {
+            let result = world.launch(&id, run, config_version).await.map_err(|error| format!("{error:#}"));
+            // A task that has ended was destroyed; its removal kills the run.
+            mailbox.send(Command::Launched { run, result }).await.ok();
+        });
+    }
+
+    fn signal_run(&self, run: u64, number: i32) -> Result<(), String> {
+        match &self.running {
+            Some(machine) if machine.run() == run => {
+                machine.signal(number).map_err(|error| super::images::chain(&error))
+            }
+            Some(_) | None => Err("that run has ended".to_owned()),
+        }
+    }
+
+    fn signal(&self, number: i32) -> Result<(), String> {
+        self.signal_run(self.life.run(), number)
+    }
+
+    fn kill(&self, run: u64) {
+        let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else { return };
+        if let Err(error) = machine.kill() {
+            tracing::debug!(machine = self.id, run, error = super::images::chain(&error), "kill not delivered");
+        }
+    }
+
+    fn list_processes(&self, reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>>) {
+        let machine = self.running.clone();
+        self.world.tracker.spawn_blocking(move || {
+            let listed = match machine {
+                Some(machine) => machine.ps().map_err(|error| error.to_string()),
+                None => Err("the Machine is not running".to_owned()),
+            };
+            reply.send(listed).ok();
+        });
+    }
+
+    fn remove(&self) {
+        let (world, id, mailbox) = (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
+        self.world.tracker.spawn(async move {
+            world.remove_machine(&id).await;
+            mailbox.send(Command::Removed).await.ok();
+        });
+    }
+
+    fn announce(&mut self, happened: Happened) {
+        if let Some(event) = self.event_of(&happened) {
+            self.record(event);
+        }
+        self.publish();
+    }
+
+    /// Makes the state visible: to watchers of the API at once, to the proxy with the next view.
+    fn publish(&self) {
+        let (state, run) = (wire_state(&self.life), self.life.run());
+        let settled = self.life.poll_timeout().is_none()
+            && !matches!(state, wire::MachineState::Destroying | wire::MachineState::Starting);
+        let changed = self.status.send_if_modified(|status| {
+            let changed = status.state != state || status.run != run || status.settled != settled;
+            (status.state, status.run, status.settled) = (state, run, settled);
+            changed
+        });
+        if changed {
+            self.world.machine_changed(&self.id);
+        }
+    }
+
+    fn record(&self, event: wire::Event) {
+        self.world.append_event(&self.id, &event);
+        self.status.send_modify(|status| {
+            Arc::make_mut(&mut status.history).push(event);
+        });
+    }
+
+    fn event(&self, source: Source) -> wire::Event {
+        wire::Event {
+            id: clock::ulid(),
+            status: wire_state(&self.life).to_string(),
+            source: source.as_str().to_owned(),
+            timestamp: clock::unix_ms(),
+            ..wire::Event::default()
+        }
+    }
+
+    /// The event that users see for an announcement (MA-10, MA-11); some are only states.
+    fn event_of(&self, happened: &Happened) -> Option<wire::Event> {
+        let kind = match happened {
+            Happened::StartAsked(StartBy::User | StartBy::Proxy { .. }) | Happened::Launching => "launch",
+            Happened::StopAsked(StopBy::User { .. } | StopBy::Proxy { .. }) => "stop",
+            Happened::Updated { .. } => "update",
+            Happened::DestroyAsked => "destroy",
+            Happened::Launched => "start",
+            Happened::LaunchFailed { .. } | Happened::Exited { .. } => "exit",
+            Happened::Adopted => "adopt",
+            Happened::StopCalledOff => "start",
+            Happened::Removed => return None,
+        };
+        let request = self.request_of(happened);
+        Some(wire::Event { kind: kind.to_owned(), request, ..self.event(self.source) })
+    }
+
+    fn request_of(&self, happened: &Happened) -> Option<wire::EventRequest> {
+        let mut request = match happened {
+            Happened::Exited { exit, requested, restarting } => {
+                exit_request(*exit, *requested, *restarting, self.life.restart_count())
+            }
+            Happened::LaunchFailed { reason } => {
+                let exit = Exit { code: 127, signal: None, oom_killed: false };
+                let mut request = exit_request(exit, false, false, self.life.restart_count());
+                request.details.insert("reason".to_owned(), reason.as_str().into());
+                request
+            }
+            _ if self.cause.is_empty() => return None,
+            _ => wire::EventRequest::default(),
+        };
+        if !self.cause.is_empty() {
+            request.details.insert("cause".to_owned(), self.cause.as_str().into());
+        }
+        Some(request)
+    }
+}
+
+/// Whether the task goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Go,
+    End,
+}
+
+fn exit_request(exit: Exit, requested: bool, restarting: bool, restarts: usize) -> wire::EventRequest {
+    let exit_event = wire::ExitEvent {
+        exit_code: exit.code,
+        guest_exit_code: exit.code,
+        guest_signal: exit.signal.unwrap_or(0),
+        oom_killed: exit.oom_killed,
+        requested_stop: requested,
+        restarting,
+        signal: exit.signal.unwrap_or(0),
+        exited_at: clock::stamp(),
+    };
+    wire::EventRequest {
+        exit_event: Some(exit_event.clone()),
+        monitor_event: Some(wire::MonitorEvent { exit_event: Some(exit_event) }),
+        restart_count: Some(u32::try_from(restarts).unwrap_or(u32::MAX)),
+        details: serde_json::Map::new(),
+    }
+}
+
+async fn ended(machine: Option<Arc<perch_machine::Machine>>) -> (u64, Exit) {
+    let Some(machine) = machine else { return std::future::pending().await };
+    match machine.wait().await {
+        Ok(record) => (record.run, exit_of(&record)),
+        Err(error) => {
+            tracing::error!(error = super::images::chain(&error), "the end of a run could not be read");
+            (machine.run(), Exit { code: 255, signal: None, oom_killed: false })
+        }
+    }
+}
+
+/// How a run ended, for the lifecycle.
+pub(crate) fn exit_of(record: &perch_machine::ExitRecord) -> Exit {
+    Exit { code: record.exit_code, signal: record.signal, oom_killed: record.oom_killed }
+}
+
+async fn sleep_or_never(due: Option<Duration>) {
+    match due {
+        Some(length) => tokio::time::sleep(length).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn wire_state(life: &Lifecycle) -> wire::MachineState {
+    // The API has one word less: a failed first launch is `failed` too.
+    life.state().as_str().parse().unwrap_or(wire::MachineState::Failed)
+}
+
+/// Whether an update starts a sleeping Machine.
+pub(crate) fn asleep(skip_launch: bool) -> Asleep {
+    if skip_launch { Asleep::Stays } else { Asleep::Launches }
+}

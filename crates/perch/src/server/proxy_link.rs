@@ -1,0 +1,348 @@
+//! Keeps a proxy running and tells it what it must know; takes its wishes to the Machines' tasks.
+//!
+//! ```text
+//!   connect ──► session: settings, every app, end of snapshot, then changes ──► it ends ──┐
+//!      ▲  refused: no proxy lives ──► spawn one with our copies of the listeners          │
+//!      └──────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! A proxy that outlived an earlier server is found by its control socket and goes on. While no
+//! proxy is connected nothing is in flight that we could wait for, so drains end at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use perch_core::balancer::{StartOutcome, StopOutcome};
+use perch_core::lifecycle::{self, StartBy, StopBy};
+use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
+use perch_proxy::Handover;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::clock;
+use super::machine::Command as MachineCommand;
+use super::platform_log::Line;
+use super::views;
+use super::world::{World, lock};
+
+/// Answers that wait for the proxy; they are few, because each answers a question of its own.
+const ANSWERS: usize = 4_096;
+/// A proxy that lives greets at once.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a proxy may take to end after SIGTERM.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before another proxy is started when the last one ended at once.
+const RESPAWN_PAUSE: Duration = Duration::from_millis(200);
+
+/// What other tasks say to the proxy. Never blocks.
+#[derive(Debug)]
+pub(crate) struct ProxyPort {
+    answers: mpsc::Sender<ToProxy>,
+    changed: Mutex<BTreeSet<String>>,
+    settings_changed: AtomicBool,
+    wake: Notify,
+    /// Whom to tell about the end of a drain: the Machine's task and the lifecycle's own token.
+    drains: Mutex<BTreeMap<u64, (mpsc::Sender<MachineCommand>, u64)>>,
+    next_token: AtomicU64,
+    connected: watch::Sender<bool>,
+    /// Process id of the connected proxy; 0 = none.
+    pid: AtomicU32,
+}
+
+impl ProxyPort {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<ToProxy>) {
+        let (answers, receiver) = mpsc::channel(ANSWERS);
+        let port = Self {
+            answers,
+            changed: Mutex::default(),
+            settings_changed: AtomicBool::new(false),
+            wake: Notify::new(),
+            drains: Mutex::default(),
+            next_token: AtomicU64::new(1),
+            connected: watch::Sender::new(false),
+            pid: AtomicU32::new(0),
+        };
+        (port, receiver)
+    }
+
+    /// Resolves when a proxy has been told everything.
+    pub(crate) fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
+    }
+
+    /// The proxy gets this app's new view.
+    pub(crate) fn app_changed(&self, app: String) {
+        lock(&self.changed).insert(app);
+        self.wake.notify_one();
+    }
+
+    /// The proxy gets the networks anew.
+    pub(crate) fn networks_changed(&self) {
+        self.settings_changed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn drain(
+        &self,
+        machine: &str,
+        run: u64,
+        token: u64,
+        timeout: Duration,
+        mailbox: mpsc::Sender<MachineCommand>,
+    ) {
+        let own = self.next_token.fetch_add(1, Ordering::Relaxed);
+        lock(&self.drains).insert(own, (mailbox, token));
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let message = ToProxy::Drain { machine: machine.to_owned(), run, token: own, timeout_ms };
+        if !*self.connected.borrow() || self.answers.try_send(message).is_err() {
+            self.drained(own);
+        }
+    }
+
+    pub(crate) fn undrain(&self, machine: &str, run: u64) {
+        self.answer(ToProxy::Undrain { machine: machine.to_owned(), run });
+    }
+
+    pub(crate) fn start_done(&self, machine: &str, attempt: u64, outcome: StartOutcome) {
+        let outcome = match outcome {
+            StartOutcome::Started { run } => control::StartOutcome::Started { run },
+            StartOutcome::Failed { reason } => control::StartOutcome::Failed { reason },
+            StartOutcome::Refused { reason } => control::StartOutcome::Refused { reason },
+        };
+        self.answer(ToProxy::StartDone { machine: machine.to_owned(), attempt, outcome });
+    }
+
+    pub(crate) fn stop_done(&self, machine: &str, attempt: u64, outcome: StopOutcome) {
+        let outcome = match outcome {
+            StopOutcome::Stopped => control::StopOutcome::Stopped,
+            StopOutcome::Refused { reason } => control::StopOutcome::Refused { reason },
+        };
+        self.answer(ToProxy::StopDone { machine: machine.to_owned(), attempt, outcome });
+    }
+
+    /// An answer to a proxy that is gone is dropped: its successor asks anew.
+    fn answer(&self, message: ToProxy) {
+        if *self.connected.borrow() && self.answers.try_send(message).is_err() {
+            tracing::warn!("the proxy does not take its answers; one was dropped");
+        }
+    }
+
+    fn drained(&self, own: u64) {
+        let Some((mailbox, token)) = lock(&self.drains).remove(&own) else { return };
+        let event = lifecycle::Event::Drained { token };
+        let told = MachineCommand::FromProxy { event, cause: String::new() };
+        // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
+        mailbox.try_send(told).ok();
+    }
+
+    fn all_drained(&self) {
+        let all: Vec<u64> = lock(&self.drains).keys().copied().collect();
+        for own in all {
+            self.drained(own);
+        }
+    }
+}
+
+/// Keeps a proxy connected until the server ends.
+pub(crate) async fn keep(world: Arc<World>, mut answers: mpsc::Receiver<ToProxy>) {
+    let mut listeners: Option<Listeners> = None;
+    while !world.shutdown.is_cancelled() {
+        match connect(&world).await {
+            Ok((link, theirs)) => {
+                listeners = Some(theirs);
+                let ended = session(&world, link, &mut answers).await;
+                world.proxy.connected.send_replace(false);
+                world.proxy.all_drained();
+                if let Err(error) = ended {
+                    tracing::warn!(error = super::images::chain(&error), "the proxy's connection ended");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(error = super::images::chain(&error), "no proxy yet");
+                respawn(&world, &mut listeners).await;
+            }
+        }
+    }
+}
+
+async fn connect(world: &World) -> Result<(Link, Listeners), LinkError> {
+    let socket = world.paths.proxy_socket();
+    let connecting = Link::connect(&socket);
+    match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => Err(LinkError::Closed),
+    }
+}
+
+async fn respawn(world: &Arc<World>, listeners: &mut Option<Listeners>) {
+    let (owner, own) = (world.clone(), listeners.take());
+    let spawned = tokio::task::spawn_blocking(move || spawn_proxy(&owner, own)).await;
+    match spawned {
+        Ok(Ok(kept)) => *listeners = Some(kept),
+        Ok(Err(error)) => {
+            tracing::error!(error = format!("{error:#}"), "could not start a proxy");
+            tokio::time::sleep(RESPAWN_PAUSE).await;
+        }
+        Err(error) => tracing::error!(%error, "could not start a proxy"),
+    }
+}
+
+/// Starts a proxy process inside the plane and hands its sockets over; answers our copies of them.
+fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listeners> {
+    let listeners = match own {
+        Some(listeners) => listeners,
+        None => make_listeners(world)?,
+    };
+    let path = world.paths.proxy_socket();
+    if path.exists() {
+        std::fs::remove_file(&path).with_context(|| format!("could not replace {}", path.display()))?;
+    }
+    let control = UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+    let handover = Handover { listeners: listeners.try_clone()?, control };
+    let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("proxy").stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    command.stdout(Stdio::null()).stderr(proxy_log(world)?);
+    let spawned = world.plane.enter(|| command.spawn()).context("could not enter the plane")?;
+    let mut child = spawned.context("could not start the proxy")?;
+    drop(command);
+    handover.send(&ours).context("could not hand the sockets over")?;
+    // Reaps it; its end is noticed by its connection.
+    std::thread::spawn(move || child.wait());
+    Ok(listeners)
+}
+
+/// The proxy's own words outlive the server's standard error.
+fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
+    let path = world.paths.data.join("proxy.log");
+    let opened = std::fs::File::options().create(true).append(true).open(&path);
+    opened.with_context(|| format!("could not open {}", path.display()))
+}
+
+fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
+    let made = world.plane.listeners().context("could not make the listeners")?;
+    let udp = |address: &str| std::net::UdpSocket::bind(address).map(std::os::fd::OwnedFd::from);
+    let forward_v4 = udp("0.0.0.0:0").context("could not make a socket for DNS")?;
+    let forward_v6 = udp("[::]:0").context("could not make a socket for DNS")?;
+    Ok(Listeners {
+        tcp6: made.tcp6,
+        tcp4: made.tcp4,
+        dns_udp: made.dns_udp,
+        dns_tcp: made.dns_tcp,
+        forward_v4,
+        forward_v6,
+    })
+}
+
+async fn session(
+    world: &Arc<World>,
+    link: Link,
+    answers: &mut mpsc::Receiver<ToProxy>,
+) -> Result<(), LinkError> {
+    world.proxy.pid.store(link.pid(), Ordering::Release);
+    let (mut sender, mut receiver) = link.into_split();
+    // What was meant for its predecessor would confuse it.
+    while answers.try_recv().is_ok() {}
+    send_snapshot(world, &mut sender).await?;
+    world.proxy.connected.send_replace(true);
+    loop {
+        tokio::select! {
+            message = receiver.recv() => hear(world, message?).await,
+            answer = answers.recv() => {
+                let Some(answer) = answer else { return Ok(()) };
+                // The view first: an answer may be about a state that only the view tells.
+                send_changes(world, &mut sender).await?;
+                sender.send(&answer).await?;
+            }
+            () = world.proxy.wake.notified() => send_changes(world, &mut sender).await?,
+            () = world.shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn send_snapshot(world: &Arc<World>, sender: &mut LinkSender) -> Result<(), LinkError> {
+    sender.send(&ToProxy::Settings(views::settings(world))).await?;
+    let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
+    for app in apps {
+        send_app(world, sender, app).await?;
+    }
+    sender.send(&ToProxy::SnapshotEnd).await
+}
+
+async fn send_changes(world: &Arc<World>, sender: &mut LinkSender) -> Result<(), LinkError> {
+    if world.proxy.settings_changed.swap(false, Ordering::AcqRel) {
+        sender.send(&ToProxy::Settings(views::settings(world))).await?;
+    }
+    let changed = std::mem::take(&mut *lock(&world.proxy.changed));
+    for app in changed {
+        send_app(world, sender, app).await?;
+    }
+    Ok(())
+}
+
+async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: String) -> Result<(), LinkError> {
+    match views::app(world, &app) {
+        Some(view) => sender.send(&ToProxy::App(view)).await,
+        None => sender.send(&ToProxy::RemoveApp { app }).await,
+    }
+}
+
+async fn hear(world: &Arc<World>, message: FromProxy) {
+    match message {
+        FromProxy::Hello { .. } => {}
+        FromProxy::Start { machine, attempt, cause } => {
+            let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
+            let told = tell(world, &machine, event, cause.as_ref().map_or_else(String::new, views::cause_text)).await;
+            if !told {
+                let reason = "the Machine is gone".to_owned();
+                world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
+            }
+        }
+        FromProxy::Stop { machine, run, attempt, reason } => {
+            let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });
+            if !tell(world, &machine, event, reason).await {
+                world.proxy.stop_done(&machine, attempt, StopOutcome::Stopped);
+            }
+        }
+        FromProxy::Drained { token, .. } => world.proxy.drained(token),
+        FromProxy::Log { app, machine, level, text } => {
+            let timestamp = clock::stamp_micros(clock::unix().as_micros() as u64);
+            let machine = machine.unwrap_or_default();
+            world.platform_log.push(&app, Line { timestamp, machine, provider: "proxy", level, text });
+        }
+    }
+}
+
+async fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause: String) -> bool {
+    match world.handle(machine) {
+        Some(handle) => handle.send(MachineCommand::FromProxy { event, cause }).await,
+        None => false,
+    }
+}
+
+/// Process id of the proxy that is or was connected.
+pub(crate) fn pid(world: &World) -> Option<Pid> {
+    let raw = i32::try_from(world.proxy.pid.load(Ordering::Acquire)).ok()?;
+    Pid::from_raw(raw)
+}
+
+/// Asks a proxy to end and waits until it has, at most as long as it may drain.
+pub(crate) async fn end(pid: Pid) {
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    if let Err(errno) = rustix::process::pidfd_send_signal(&pidfd, Signal::TERM) {
+        tracing::debug!(%errno, "the proxy had ended");
+        return;
+    }
+    let Ok(ended) = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) else { return };
+    if tokio::time::timeout(END_TIMEOUT, ended.readable()).await.is_err() {
+        tracing::warn!("the proxy takes too long to end; it is killed");
+        if let Err(errno) = rustix::process::pidfd_send_signal(ended.get_ref(), Signal::KILL) {
+            tracing::debug!(%errno, "the proxy had ended");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What the server stores: one record type per kind, as JSON under a key of its own.
+//!
+//! These are storage types: a change here is a migration. Wire types and domain types are others;
+//! a Machine's config is kept exactly as its client sent it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use perch_api::wire::{AddressIntent, IpKind, MachineConfig, ReleaseStatus};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A private network of an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkRecord {
+    /// The 32 bits after `fdaa`; never 0, never reused (PN-11).
+    pub(crate) id: u32,
+    /// Slug of its organization.
+    pub(crate) org: String,
+    /// `default`, or a name that somebody chose.
+    pub(crate) name: String,
+}
+
+/// An app with its addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AppRecord {
+    pub(crate) name: String,
+    /// Grows by one with each app; for clients that want a number.
+    pub(crate) number: i32,
+    pub(crate) org: String,
+    /// Name of its network within the organization.
+    pub(crate) network: String,
+    pub(crate) network_id: u32,
+    /// Which addresses it gets at its first deploy (FC-16).
+    pub(crate) intent: AddressIntent,
+    /// RFC 3339.
+    pub(crate) created_at: String,
+    /// In order of allocation.
+    pub(crate) ips: Vec<IpRecord>,
+    /// First of the host ids of its Machines' user namespaces is derived from it.
+    pub(crate) uid_slot: u32,
+}
+
+/// An address of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IpRecord {
+    pub(crate) ip: IpAddr,
+    pub(crate) kind: IpKind,
+    /// RFC 3339.
+    pub(crate) created_at: String,
+    /// For private ones: organization, name and id of the network that may call it.
+    pub(crate) caller: Option<NetworkRecord>,
+}
+
+/// An address that must not be given again for a day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RetiredRecord {
+    pub(crate) ip: IpAddr,
+    /// Seconds since 1970.
+    pub(crate) released_at: i64,
+}
+
+/// Where a Machine is going; restored after a restart (DESIGN 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Wish {
+    /// Up, or to be brought back.
+    Up,
+    /// Down.
+    Down,
+    /// Out.
+    Gone,
+}
+
+/// What must survive of a Machine's life (`perch_core::lifecycle::Stored`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LifeRecord {
+    /// State in the words of the API.
+    pub(crate) state: String,
+    /// Number of its last run; 0 = never started.
+    pub(crate) run: u64,
+    pub(crate) wish: Wish,
+}
+
+/// A Machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MachineRecord {
+    pub(crate) id: String,
+    pub(crate) app: String,
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) config: MachineConfig,
+    /// Counts configs, from 1.
+    pub(crate) config_version: u64,
+    /// Changes with each config.
+    pub(crate) instance_id: String,
+    /// Digest of the image's manifest.
+    pub(crate) image: String,
+    pub(crate) private_ip: Ipv6Addr,
+    /// The Machine's end of its private link.
+    pub(crate) link_ip: Ipv4Addr,
+    pub(crate) cordoned: bool,
+    pub(crate) life: LifeRecord,
+    /// `2006-01-02T15:04:05Z`.
+    pub(crate) created_at: String,
+    pub(crate) updated_at: String,
+}
+
+/// A release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ReleaseRecord {
+    pub(crate) id: String,
+    pub(crate) app: String,
+    pub(crate) version: u64,
+    pub(crate) status: ReleaseStatus,
+    pub(crate) strategy: String,
+    pub(crate) user: String,
+    pub(crate) created_at: String,
+    pub(crate) image: String,
+    pub(crate) definition: Value,
+}
+
+/// A lease on a Machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeaseRecord {
+    pub(crate) machine: String,
+    pub(crate) nonce: String,
+    /// Seconds since 1970.
+    pub(crate) expires_at: i64,
+    pub(crate) owner: String,
+    pub(crate) description: String,
+}
+
+impl AppRecord {
+    /// Whether any private address exists.
+    pub(crate) fn has_private_ip(&self) -> bool {
+        self.ips.iter().any(|ip| ip.kind == IpKind::PrivateV6)
+    }
+}
+
+impl MachineRecord {
+    /// Its process group (MA-38).
+    pub(crate) fn group(&self) -> &str {
+        let metadata = &self.config.view().metadata;
+        metadata.get("fly_process_group").map_or("", String::as_str)
+    }
+}

@@ -1,0 +1,157 @@
+//! What the proxy is told: the catalog and the Machines' states in the proxy's own types.
+
+use std::net::IpAddr;
+
+use perch_api::wire;
+use perch_core::service;
+use perch_proxy::control::{
+    AddressKind, AddressView, AppView, Autostop, Cause, MachineView, NetworkView, PortView,
+    ServiceView, Settings, Source, Unit,
+};
+
+use super::clock;
+use super::keeper::Catalog;
+use super::launching;
+use super::records::{AppRecord, IpRecord, MachineRecord};
+use super::world::World;
+
+/// Facts about this host.
+pub(crate) fn settings(world: &World) -> Settings {
+    let catalog = world.keeper.read();
+    let network = |record: &super::records::NetworkRecord| NetworkView {
+        id: record.id,
+        prefix: launching::prefix(record.id),
+        org: record.org.clone(),
+        name: record.name.clone(),
+    };
+    Settings {
+        region: world.config.region.clone(),
+        resolvers: world.config.upstream_resolvers(),
+        networks: catalog.networks.values().map(network).collect(),
+        host_peers: host_peers(world, &catalog),
+        public_domain: world.config.public_domain.clone(),
+        starts_max: world.config.starts_max,
+    }
+}
+
+/// Addresses with which the host itself calls (DESIGN 6: the default organization's default network).
+pub(crate) fn host_peers(world: &World, catalog: &Catalog) -> Vec<IpAddr> {
+    let key = (world.config.default_org().to_owned(), "default".to_owned());
+    let network = catalog.networks.get(&key);
+    network.map(|network| IpAddr::V6(host_peer(network.id))).into_iter().collect()
+}
+
+/// The host's own address in a network: the form that peers have (PN-10), on host number 1.
+pub(crate) fn host_peer(network_id: u32) -> std::net::Ipv6Addr {
+    let [first, high, low, ..] = launching::prefix(network_id).segments();
+    std::net::Ipv6Addr::new(first, high, low, 0xa7b, 1, 0, 0xa, 2)
+}
+
+/// One app as it is now; `None` when it is gone.
+pub(crate) fn app(world: &World, name: &str) -> Option<AppView> {
+    let catalog = world.keeper.read();
+    let record = catalog.apps.get(name)?;
+    Some(AppView {
+        name: name.to_owned(),
+        network: record.network_id,
+        // Views are made and sent by one task, in order; the clock only makes them grow.
+        revision: clock::now().as_micros(),
+        addresses: record.ips.iter().map(address).collect(),
+        machines: catalog.machines_of(name).filter_map(|it| machine(world, &catalog, record, it)).collect(),
+    })
+}
+
+fn address(record: &IpRecord) -> AddressView {
+    let kind = match record.kind {
+        wire::IpKind::PrivateV6 => AddressKind::Private,
+        wire::IpKind::V4 | wire::IpKind::V6 => AddressKind::Public,
+        wire::IpKind::SharedV4 => AddressKind::Shared,
+    };
+    AddressView { ip: record.ip, kind, network: record.caller.as_ref().map_or(0, |network| network.id) }
+}
+
+fn machine(world: &World, catalog: &Catalog, app: &AppRecord, record: &MachineRecord) -> Option<MachineView> {
+    let status = world.handle(&record.id)?.status();
+    let leased = catalog.leases.get(&record.id).is_some_and(|lease| clock::unix_secs() < lease.expires_at);
+    Some(MachineView {
+        id: record.id.clone(),
+        run: status.run,
+        state: status.state.to_string(),
+        region: record.region.clone(),
+        group: record.group().to_owned(),
+        link_ip: record.link_ip,
+        private_ip: record.private_ip,
+        config_version: record.config_version,
+        cordoned: record.cordoned,
+        leased,
+        primary: is_primary(world, app, record),
+        skip_dns: skips_dns(record),
+        metadata: record.config.view().metadata.clone(),
+        services: services(world, record),
+    })
+}
+
+/// AS-64: the primary region is the one that the config names, else this host's.
+fn is_primary(world: &World, _app: &AppRecord, record: &MachineRecord) -> bool {
+    let named = record.config.view().env.get("PRIMARY_REGION");
+    named.is_none_or(|region| *region == record.region) || record.region == world.config.region
+}
+
+fn skips_dns(record: &MachineRecord) -> bool {
+    record.config.raw().get("dns").is_some_and(|dns| dns["skip_registration"] == true)
+}
+
+fn services(world: &World, record: &MachineRecord) -> Vec<ServiceView> {
+    let services = record.config.view().services.iter();
+    services.filter(|service| service.protocol == "tcp").map(|it| service_view(world, it)).collect()
+}
+
+fn service_view(world: &World, service: &wire::Service) -> ServiceView {
+    let concurrency = service.concurrency.clone().unwrap_or_default();
+    let positive = |limit: Option<u32>| limit.filter(|limit| 0 < *limit);
+    let hard_limit = positive(concurrency.hard_limit);
+    let soft_limit = positive(concurrency.soft_limit).unwrap_or(service::SOFT_LIMIT_DEFAULT);
+    let stop_after = service.auto_stop_after.map_or(world.config.auto_stop_after.0, |length| length.0);
+    let start_timeout = service.start_timeout.map_or(service::START_TIMEOUT_DEFAULT, |length| length.0);
+    ServiceView {
+        protocol: service.protocol.clone(),
+        internal_port: service.internal_port,
+        ports: service.ports.iter().filter_map(port_view).collect(),
+        autostop: match service.autostop {
+            wire::Autostop::Off => Autostop::Off,
+            // Freezing is not built yet: a Machine that should be suspended is stopped (AS-54).
+            wire::Autostop::Stop | wire::Autostop::Suspend => Autostop::Stop,
+        },
+        // CT-04: an app with no setting at all is started by its callers.
+        autostart: service.autostart.unwrap_or(true),
+        min_machines_running: service.min_machines_running.unwrap_or(0),
+        soft_limit: hard_limit.map_or(soft_limit, |hard| soft_limit.min(hard)),
+        hard_limit,
+        unit: match concurrency.unit {
+            wire::LimitUnit::Requests => Unit::Requests,
+            wire::LimitUnit::Connections => Unit::Connections,
+        },
+        auto_stop_after_ms: millis(stop_after),
+        start_timeout_ms: millis(start_timeout),
+    }
+}
+
+fn port_view(port: &wire::Port) -> Option<PortView> {
+    let (start, end) = port.range()?;
+    Some(PortView { start, end, handlers: port.handlers.clone(), force_https: port.force_https })
+}
+
+fn millis(length: std::time::Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Who caused a wake, in words for the Machine's events.
+pub(crate) fn cause_text(cause: &Cause) -> String {
+    let who = match &cause.source {
+        Source::Machine { app, machine } => format!("app {app}, Machine {machine}"),
+        Source::Host => "the host".to_owned(),
+        Source::Unknown => "somebody unknown".to_owned(),
+    };
+    let what = cause.request.as_deref().unwrap_or("a connection");
+    format!("{what} at {} by {who} ({})", cause.dest, cause.caller)
+}
