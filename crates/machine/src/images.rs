@@ -1,20 +1,38 @@
 //! Images: blobs by digest, manifests, tags, and layers unpacked once each.
 //!
 //! ```text
-//!  blobs/sha256/<hex>     as pushed; the digest is checked before the name appears
-//!  uploads/<id>           pushes under way; emptied when the store opens
-//!  tags/<app>/<tag>       digest of a manifest
-//!  layers/<diff id>/      unpacked, appears by rename when complete
+//!  blobs/<hex>        as pushed; the digest is checked before the name appears
+//!  manifests/<hex>    media type of the blob of that name, which is a manifest
+//!  tags/<app>/<tag>   digest of a manifest
+//!  layers/<diff id>/  unpacked; appears by rename when complete
+//!  scratch/           pushes and unpackings under way; emptied when the store opens
 //! ```
 //!
 //! All calls block on the disk; an async caller uses `spawn_blocking`. The store opens no path that a client names.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::unpack;
+
+/// An upload that nobody touched for so long makes room for others.
+const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(3600);
+/// Longest app name or tag.
+const NAME_BYTES_MAX: usize = 128;
+/// The kernel takes at most this many layers.
+const OVERLAY_LAYERS_MAX: usize = 500;
 
 /// A content digest, `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -220,35 +238,175 @@ pub struct Unpacked {
     pub manifest: Digest,
 }
 
+/// The parts of a manifest, index or config that are read; everything else is kept as pushed.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    manifests: Option<Vec<Descriptor>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Descriptor {
+    digest: String,
+    platform: Option<Platform>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ConfigFile {
+    os: String,
+    architecture: String,
+    config: Option<RunConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct RunConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    exposed_ports: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+    stop_signal: Option<String>,
+}
+
+impl From<RunConfig> for ImageConfig {
+    fn from(config: RunConfig) -> Self {
+        Self {
+            entrypoint: config.entrypoint.unwrap_or_default(),
+            cmd: config.cmd.unwrap_or_default(),
+            env: config.env.unwrap_or_default(),
+            working_dir: config.working_dir.unwrap_or_default(),
+            user: config.user.unwrap_or_default(),
+            exposed_ports: config.exposed_ports.unwrap_or_default().into_keys().collect(),
+            stop_signal: config.stop_signal.unwrap_or_default(),
+        }
+    }
+}
+
+/// This host in the words of images.
+fn host_platform() -> (&'static str, &'static str) {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    ("linux", architecture)
+}
+
+/// Lower-case hexadecimal of a finished hash.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::Io { doing, path, source }
+}
+
+fn is_name(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    first && rest && name.len() <= NAME_BYTES_MAX
+}
+
+/// A push under way.
+#[derive(Debug)]
+struct Upload {
+    path: PathBuf,
+    file: File,
+    hash: Sha256,
+    len: u64,
+    touched: Instant,
+}
+
 /// The store. Cheap to share behind an `Arc`; all methods take `&self`.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
     limits: Limits,
+    uploads: Mutex<HashMap<String, Arc<Mutex<Upload>>>>,
+    /// Held while unpacking, so that nobody unpacks the same twice.
+    unpacking: Mutex<()>,
+}
+
+/// A panic in another thread leaves nothing half-done that a lock protects.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ImageStore {
     /// Opens or makes the store in `dir` and removes what a crash left half-done.
     pub fn open(dir: &Path, limits: Limits) -> Result<Self, ImageError> {
-        std::fs::create_dir_all(dir).map_err(|source| ImageError::Io {
-            doing: "make",
-            path: dir.to_owned(),
-            source,
-        })?;
-        Ok(Self { dir: dir.to_owned(), limits })
+        let scratch = dir.join("scratch");
+        match fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("empty", &scratch)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        for name in ["blobs", "manifests", "tags", "layers", "scratch"] {
+            let path = dir.join(name);
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(io_error("make", &path))?;
+        }
+        let (uploads, unpacking) = (Mutex::default(), Mutex::default());
+        Ok(Self { dir: dir.to_owned(), limits, uploads, unpacking })
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs").join(digest.hex())
     }
 
     /// Size of a blob in bytes, if the store has it.
     pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
-        std::fs::metadata(self.dir.join("blobs/sha256").join(digest.hex())).ok().map(|m| m.len())
+        fs::metadata(self.blob_path(digest)).ok().map(|meta| meta.len())
     }
 
     /// Begins an upload and returns its id.
     pub fn begin_upload(&self) -> Result<String, ImageError> {
-        Err(ImageError::TooLarge {
-            what: "number of uploads".to_owned(),
-            limit: self.limits.uploads_max as u64,
-        })
+        let id = random_id().map_err(io_error("name a file in", &self.dir))?;
+        let path = self.dir.join("scratch").join(&id);
+        let mut uploads = held(&self.uploads);
+        if uploads.len() >= self.limits.uploads_max {
+            uploads.retain(|_, upload| {
+                // One whose lock is held is being written to.
+                upload.try_lock().map_or(true, |upload| upload.touched.elapsed() < UPLOAD_IDLE_MAX)
+            });
+        }
+        if uploads.len() >= self.limits.uploads_max {
+            let limit = self.limits.uploads_max as u64;
+            return Err(ImageError::TooLarge { what: "number of uploads".to_owned(), limit });
+        }
+        let file = File::create_new(&path).map_err(io_error("make", &path))?;
+        let upload = Upload { path, file, hash: Sha256::new(), len: 0, touched: Instant::now() };
+        uploads.insert(id.clone(), Arc::new(Mutex::new(upload)));
+        Ok(id)
+    }
+
+    fn upload(&self, id: &str) -> Result<Arc<Mutex<Upload>>, ImageError> {
+        let found = held(&self.uploads).get(id).cloned();
+        found.ok_or_else(|| ImageError::UploadUnknown(id.to_owned()))
     }
 
     /// Appends to an upload and returns its new length. `offset`, when given, must be its present length.
@@ -258,28 +416,62 @@ impl ImageStore {
         offset: Option<u64>,
         bytes: &[u8],
     ) -> Result<u64, ImageError> {
-        let _ = (offset, bytes);
-        Err(ImageError::UploadUnknown(id.to_owned()))
+        let upload = self.upload(id)?;
+        let mut upload = held(&upload);
+        let at = upload.len;
+        if let Some(given) = offset.filter(|given| *given != at) {
+            return Err(ImageError::UploadOffset { id: id.to_owned(), at, given });
+        }
+        if at + bytes.len() as u64 > self.limits.blob_bytes_max {
+            let limit = self.limits.blob_bytes_max;
+            return Err(ImageError::TooLarge { what: "blob".to_owned(), limit });
+        }
+        upload.file.write_all(bytes).map_err(io_error("write", &upload.path))?;
+        upload.hash.update(bytes);
+        upload.len += bytes.len() as u64;
+        upload.touched = Instant::now();
+        Ok(upload.len)
     }
 
     /// Length of an upload so far.
     pub fn upload_len(&self, id: &str) -> Result<u64, ImageError> {
-        Err(ImageError::UploadUnknown(id.to_owned()))
+        let upload = self.upload(id)?;
+        let len = held(&upload).len;
+        Ok(len)
     }
 
-    /// Ends an upload: checks the digest, then makes the blob visible. On error the upload is gone.
+    /// Ends an upload: checks the digest, then makes the blob visible. Returns its length. On error the upload is gone.
     pub fn finish_upload(&self, id: &str, digest: &Digest) -> Result<u64, ImageError> {
-        let _ = digest;
-        Err(ImageError::UploadUnknown(id.to_owned()))
+        let upload = held(&self.uploads).remove(id);
+        let upload = upload.ok_or_else(|| ImageError::UploadUnknown(id.to_owned()))?;
+        let upload = held(&upload);
+        let actual = Digest(format!("sha256:{}", hex(upload.hash.clone())));
+        let kept = match actual == *digest {
+            true => self.keep_blob(&upload, digest),
+            false => Err(ImageError::DigestMismatch { expected: digest.clone(), actual }),
+        };
+        if kept.is_err() {
+            remove_quietly(&upload.path);
+        }
+        kept.map(|()| upload.len)
+    }
+
+    fn keep_blob(&self, upload: &Upload, digest: &Digest) -> Result<(), ImageError> {
+        upload.file.sync_all().map_err(io_error("sync", &upload.path))?;
+        let path = self.blob_path(digest);
+        fs::rename(&upload.path, &path).map_err(io_error("make", &path))
     }
 
     /// Drops an upload.
     pub fn cancel_upload(&self, id: &str) {
-        let _ = id;
+        if let Some(upload) = held(&self.uploads).remove(id) {
+            remove_quietly(&held(&upload).path);
+        }
     }
 
     /// Stores a manifest or index and, when `reference` is a tag, points the tag of `app` at it. Refuses one whose blobs
-    /// are missing, or a digest reference that differs from the content.
+    /// are missing, or a digest reference that differs from the content. Of an index, the manifest for this host's
+    /// platform must be there; others may be missing.
     pub fn put_manifest(
         &self,
         app: &str,
@@ -287,35 +479,433 @@ impl ImageStore {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<ManifestInfo, ImageError> {
-        let _ = (app, media_type, bytes);
-        Err(ImageError::BadReference(reference.to_owned()))
+        let tag = self.tag_path(app, reference)?;
+        let manifest = self.parse(bytes)?;
+        self.check_parts(&manifest)?;
+        let mut hash = Sha256::new();
+        hash.update(bytes);
+        let digest = Digest(format!("sha256:{}", hex(hash)));
+        if let Some(expected) = reference.parse().ok().filter(|expected| *expected != digest) {
+            return Err(ImageError::DigestMismatch { expected, actual: digest });
+        }
+        let media_type = manifest.media_type.as_deref().unwrap_or(media_type);
+        self.write_synced(&self.blob_path(&digest), bytes)?;
+        self.write_synced(&self.manifest_path(&digest), media_type.as_bytes())?;
+        if let Some(tag) = tag {
+            self.write_synced(&tag, digest.to_string().as_bytes())?;
+        }
+        let (media_type, size) = (media_type.to_owned(), bytes.len() as u64);
+        Ok(ManifestInfo { digest, media_type, size })
     }
 
-    /// Finds a manifest by tag or digest, as pushed to `app`.
+    fn manifest_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("manifests").join(digest.hex())
+    }
+
+    /// Where a tag is kept; `None` when the reference is a digest.
+    fn tag_path(&self, app: &str, reference: &str) -> Result<Option<PathBuf>, ImageError> {
+        if !is_name(app) {
+            return Err(ImageError::BadReference(app.to_owned()));
+        }
+        if reference.contains(':') {
+            return reference.parse::<Digest>().map(|_| None);
+        }
+        if !is_name(reference) {
+            return Err(ImageError::BadReference(reference.to_owned()));
+        }
+        let dir = self.dir.join("tags").join(app);
+        fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
+        Ok(Some(dir.join(reference)))
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Result<Manifest, ImageError> {
+        let limit = self.limits.manifest_bytes_max;
+        if bytes.len() as u64 > limit {
+            return Err(ImageError::TooLarge { what: "manifest".to_owned(), limit });
+        }
+        let manifest: Manifest = serde_json::from_slice(bytes)
+            .map_err(|error| ImageError::BadManifest(error.to_string()))?;
+        let layers_max = self.limits.layers_max.min(OVERLAY_LAYERS_MAX);
+        if manifest.layers.len() > layers_max {
+            let limit = layers_max as u64;
+            return Err(ImageError::TooLarge { what: "number of layers".to_owned(), limit });
+        }
+        if manifest.config.is_none() && manifest.manifests.is_none() {
+            let reason = "it has neither a config nor manifests (schema 1 is not supported)";
+            return Err(ImageError::BadManifest(reason.to_owned()));
+        }
+        Ok(manifest)
+    }
+
+    fn check_parts(&self, manifest: &Manifest) -> Result<(), ImageError> {
+        if let Some(children) = &manifest.manifests {
+            let child = choose(children)?;
+            return self.manifest(&child).map(drop);
+        }
+        let parts = manifest.layers.iter().chain(&manifest.config);
+        for part in parts {
+            let digest: Digest = part.digest.parse()?;
+            if self.blob_size(&digest).is_none() {
+                return Err(ImageError::BlobUnknown(digest));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_synced(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+        let name = random_id().map_err(io_error("name a file in", &self.dir))?;
+        let draft = self.dir.join("scratch").join(name);
+        let write = || {
+            let mut file = File::create_new(&draft)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&draft, path)
+        };
+        write().map_err(io_error("write", path))
+    }
+
+    /// Finds a manifest by tag (as pushed to `app`) or digest.
     pub fn resolve(&self, app: &str, reference: &str) -> Result<ManifestInfo, ImageError> {
-        let _ = app;
-        Err(ImageError::ManifestUnknown(reference.to_owned()))
+        let unknown = || ImageError::ManifestUnknown(reference.to_owned());
+        let digest: Digest = match self.tag_path(app, reference)? {
+            None => reference.parse()?,
+            Some(tag) => match fs::read_to_string(&tag) {
+                Ok(text) => text.parse()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+                Err(error) => return Err(io_error("read", &tag)(error)),
+            },
+        };
+        let media_type = fs::read_to_string(self.manifest_path(&digest)).map_err(|_| unknown())?;
+        let size = self.blob_size(&digest).ok_or_else(unknown)?;
+        Ok(ManifestInfo { digest, media_type, size })
     }
 
     /// The bytes of a manifest.
     pub fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
-        Err(ImageError::ManifestUnknown(digest.to_string()))
+        let known = self.manifest_path(digest).exists();
+        if !known {
+            return Err(ImageError::ManifestUnknown(digest.to_string()));
+        }
+        let path = self.blob_path(digest);
+        fs::read(&path).map_err(io_error("read", &path))
     }
 
     /// How the image runs; of an index, the manifest for this host's platform.
     pub fn config(&self, digest: &Digest) -> Result<ImageConfig, ImageError> {
-        Err(ImageError::ManifestUnknown(digest.to_string()))
+        let (_, manifest) = self.for_this_host(digest)?;
+        let config = self.config_file(&manifest)?;
+        Ok(config.config.unwrap_or_default().into())
+    }
+
+    fn for_this_host(&self, digest: &Digest) -> Result<(Digest, Manifest), ImageError> {
+        let manifest = self.parse(&self.manifest(digest)?)?;
+        let Some(children) = &manifest.manifests else {
+            return Ok((digest.clone(), manifest));
+        };
+        let child = choose(children)?;
+        let manifest = self.parse(&self.manifest(&child)?)?;
+        if manifest.manifests.is_some() {
+            return Err(ImageError::BadManifest("it is an index of indexes".to_owned()));
+        }
+        Ok((child, manifest))
+    }
+
+    fn config_file(&self, manifest: &Manifest) -> Result<ConfigFile, ImageError> {
+        let config = manifest.config.as_ref().map(|config| config.digest.parse::<Digest>());
+        let digest =
+            config.ok_or_else(|| ImageError::BadManifest("it has no config".to_owned()))??;
+        let limit = self.limits.manifest_bytes_max;
+        let size =
+            self.blob_size(&digest).ok_or_else(|| ImageError::BlobUnknown(digest.clone()))?;
+        if size > limit {
+            return Err(ImageError::TooLarge { what: "image config".to_owned(), limit });
+        }
+        let path = self.blob_path(&digest);
+        let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+        let config: ConfigFile = serde_json::from_slice(&bytes)
+            .map_err(|error| ImageError::BadManifest(error.to_string()))?;
+        check_platform(&config)?;
+        Ok(config)
     }
 
     /// Unpacks what is not unpacked yet, each layer in a child process `/proc/self/exe unpack DIR` (see
     /// [`crate::unpack::main`]). Blocks until done; callers at the same time share the work.
     pub fn unpack(&self, digest: &Digest) -> Result<Unpacked, ImageError> {
-        Err(ImageError::ManifestUnknown(digest.to_string()))
+        let (manifest_digest, manifest) = self.for_this_host(digest)?;
+        let config = self.config_file(&manifest)?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            let reason = "its config names another number of layers".to_owned();
+            return Err(ImageError::BadManifest(reason));
+        }
+        let mut layers = Vec::new();
+        let one_at_a_time = held(&self.unpacking);
+        for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
+            layers.push(self.ensure_layer(&layer.digest.parse()?, &diff_id.parse()?)?);
+        }
+        drop(one_at_a_time);
+        let config = config.config.unwrap_or_default().into();
+        Ok(Unpacked { layers, config, manifest: manifest_digest })
+    }
+
+    fn ensure_layer(&self, blob: &Digest, diff_id: &Digest) -> Result<PathBuf, ImageError> {
+        let path = self.dir.join("layers").join(diff_id.hex());
+        if path.exists() {
+            return Ok(path);
+        }
+        let name = random_id().map_err(io_error("name a file in", &self.dir))?;
+        let draft = self.dir.join("scratch").join(name);
+        let made = fs::DirBuilder::new().mode(0o755).create(&draft);
+        made.map_err(io_error("make", &draft))?;
+        let kept = self.unpack_layer(blob, diff_id, &draft).and_then(|()| {
+            sync_tree(&draft).map_err(io_error("sync", &draft))?;
+            fs::rename(&draft, &path).map_err(io_error("make", &path))
+        });
+        if kept.is_err()
+            && let Err(error) = fs::remove_dir_all(&draft)
+        {
+            tracing::warn!(%error, path = %draft.display(), "could not remove a failed unpacking");
+        }
+        kept.map(|()| path)
+    }
+
+    fn unpack_layer(
+        &self,
+        blob: &Digest,
+        diff_id: &Digest,
+        draft: &Path,
+    ) -> Result<(), ImageError> {
+        let refused = |reason| ImageError::Unpack { layer: blob.clone(), reason };
+        let path = self.blob_path(blob);
+        let file = File::open(&path).map_err(|_| ImageError::BlobUnknown(blob.clone()))?;
+        let answer = self.run_child(file, draft).map_err(|error| refused(error.to_string()))?;
+        match answer {
+            unpack::Answer::Failed(reason) => Err(refused(reason)),
+            unpack::Answer::Done { diff_id: actual, .. } if actual != diff_id.hex() => {
+                Err(refused(format!("its content is sha256:{actual}, the config says {diff_id}")))
+            }
+            unpack::Answer::Done { opaque, .. } => {
+                let marked = opaque.iter().try_for_each(|dir| mark_opaque(draft, dir));
+                marked.map_err(io_error("mark directories in", draft))
+            }
+        }
+    }
+
+    fn run_child(&self, blob: File, draft: &Path) -> io::Result<unpack::Answer> {
+        let output = Command::new("/proc/self/exe")
+            .arg("unpack")
+            .arg(draft)
+            .env_clear()
+            .env(unpack::BYTES_VARIABLE, self.limits.layer_bytes_max.to_string())
+            .env(unpack::ENTRIES_VARIABLE, self.limits.layer_entries_max.to_string())
+            .stdin(blob)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()?;
+        serde_json::from_slice(&output.stdout).map_err(|_| {
+            let words = String::from_utf8_lossy(&output.stderr);
+            io::Error::other(format!("unpacking ended with {}: {}", output.status, words.trim()))
+        })
     }
 
     /// Forgets an app's tags. Blobs and layers stay until they are pruned.
     pub fn remove_app(&self, app: &str) -> Result<(), ImageError> {
-        let _ = app;
+        if !is_name(app) {
+            return Err(ImageError::BadReference(app.to_owned()));
+        }
+        let dir = self.dir.join("tags").join(app);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("remove", &dir)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+fn remove_quietly(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(%error, path = %path.display(), "could not remove an upload");
+    }
+}
+
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The manifest for this host among those of an index.
+fn choose(children: &[Descriptor]) -> Result<Digest, ImageError> {
+    let (os, architecture) = host_platform();
+    let fits = |child: &&Descriptor| {
+        let platform = child.platform.as_ref();
+        platform.is_some_and(|platform| platform.os == os && platform.architecture == architecture)
+    };
+    // One without platform is taken only when there is no other.
+    let lone = || children.first().filter(|child| children.len() == 1 && child.platform.is_none());
+    let chosen = children.iter().find(fits).or_else(lone);
+    chosen.map(|child| child.digest.parse()).unwrap_or_else(|| Err(wrong_platform(children)))
+}
+
+fn wrong_platform(children: &[Descriptor]) -> ImageError {
+    let platforms = children.iter().filter_map(|child| child.platform.as_ref());
+    let names: Vec<_> = platforms
+        .filter(|platform| platform.os != "unknown")
+        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .collect();
+    let (os, architecture) = host_platform();
+    ImageError::WrongPlatform { image: names.join(", "), host: format!("{os}/{architecture}") }
+}
+
+fn check_platform(config: &ConfigFile) -> Result<(), ImageError> {
+    let (os, architecture) = host_platform();
+    let other = |said: &str, here: &str| !said.is_empty() && said != here;
+    if other(&config.os, os) || other(&config.architecture, architecture) {
+        let image = format!("{}/{}", config.os, config.architecture);
+        return Err(ImageError::WrongPlatform { image, host: format!("{os}/{architecture}") });
+    }
+    Ok(())
+}
+
+/// After a power cut a layer must be whole or absent.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    // What the child made is world-readable by its own modes; the directory above keeps others out.
+    let top = File::open(dir)?;
+    rustix::fs::syncfs(&top).map_err(Into::into)
+}
+
+/// Marks a directory so that overlayfs hides what lower layers have in it.
+fn mark_opaque(root: &Path, dir: &Path) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let dir = rustix::fs::openat2(&root, dir, flags, Mode::empty(), resolve)?;
+    rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+        .map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(name: &str) -> Result<(ImageStore, PathBuf), Box<dyn std::error::Error>> {
+        let dir = crate::scratch_dir(name)?;
+        Ok((
+            ImageStore::open(
+                &dir,
+                Limits { blob_bytes_max: 100, uploads_max: 2, ..Limits::standard() },
+            )?,
+            dir,
+        ))
+    }
+
+    fn digest_of(bytes: &[u8]) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(bytes);
+        Digest(format!("sha256:{}", hex(hash)))
+    }
+
+    fn push(store: &ImageStore, bytes: &[u8]) -> Result<Digest, ImageError> {
+        let id = store.begin_upload()?;
+        store.append_upload(&id, Some(0), bytes)?;
+        store.finish_upload(&id, &digest_of(bytes))?;
+        Ok(digest_of(bytes))
+    }
+
+    type Tested = Result<(), Box<dyn std::error::Error>>;
+
+    #[test]
+    fn content_that_differs_from_its_digest_never_becomes_a_blob() -> Tested {
+        let (store, dir) = store("mismatch")?;
+        let id = store.begin_upload()?;
+        store.append_upload(&id, None, b"evil")?;
+        let wanted = digest_of(b"good");
+        let error = store.finish_upload(&id, &wanted);
+        assert!(matches!(error, Err(ImageError::DigestMismatch { .. })));
+        assert_eq!(store.blob_size(&wanted), None);
+        assert!(matches!(store.upload_len(&id), Err(ImageError::UploadUnknown(_))));
+        assert_eq!(fs::read_dir(dir.join("scratch"))?.count(), 0);
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn uploads_are_bounded_in_number_size_and_place() -> Tested {
+        let (store, dir) = store("bounds")?;
+        let id = store.begin_upload()?;
+        assert!(matches!(
+            store.append_upload(&id, None, &[0; 101]),
+            Err(ImageError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            store.append_upload(&id, Some(5), b"x"),
+            Err(ImageError::UploadOffset { at: 0, .. })
+        ));
+        let second = store.begin_upload()?;
+        assert!(matches!(store.begin_upload(), Err(ImageError::TooLarge { .. })));
+        store.cancel_upload(&second);
+        assert!(store.begin_upload().is_ok());
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn a_manifest_needs_its_blobs_and_then_answers_to_tag_and_digest() -> Tested {
+        let (store, dir) = store("manifest")?;
+        let config =
+            br#"{"os":"linux","config":{"Cmd":["/x"],"Env":["A=1"]},"rootfs":{"diff_ids":[]}}"#;
+        let text = format!(r#"{{"config":{{"digest":"{}"}},"layers":[]}}"#, digest_of(config));
+        let missing = store.put_manifest("app", "v1", "m/t", text.as_bytes());
+        assert!(matches!(missing, Err(ImageError::BlobUnknown(_))));
+        push(&store, config)?;
+        let info = store.put_manifest("app", "v1", "m/t", text.as_bytes())?;
+        assert_eq!(store.resolve("app", "v1")?, info);
+        assert_eq!(store.resolve("app", &info.digest.to_string())?, info);
+        assert!(matches!(store.resolve("other", "v1"), Err(ImageError::ManifestUnknown(_))));
+        assert_eq!(store.config(&info.digest)?.argv(None, None)?, ["/x"]);
+        let wrong = store.put_manifest("app", &digest_of(b"x").to_string(), "m/t", text.as_bytes());
+        assert!(matches!(wrong, Err(ImageError::DigestMismatch { .. })));
+        store.remove_app("app")?;
+        assert!(store.resolve("app", "v1").is_err());
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn names_that_are_paths_are_refused() -> Tested {
+        let (store, dir) = store("names")?;
+        for (app, reference) in
+            [("../x", "v"), ("a", "../v"), ("a", ".v"), ("", "v"), ("a", "sha256:zz")]
+        {
+            assert!(store.resolve(app, reference).is_err(), "{app} {reference}");
+        }
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn an_index_without_this_platform_names_those_it_has() {
+        let child = |architecture: &str| Descriptor {
+            digest: digest_of(architecture.as_bytes()).to_string(),
+            platform: Some(Platform { os: "linux".into(), architecture: architecture.into() }),
+        };
+        let error = choose(&[child("mips"), child("s390x")]).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.contains("linux/mips, linux/s390x")));
+        let (_, here) = host_platform();
+        assert_eq!(choose(&[child("mips"), child(here)]).ok(), Some(digest_of(here.as_bytes())));
+    }
+
+    #[test]
+    fn an_entrypoint_from_outside_drops_the_images_command() -> Tested {
+        let image = ImageConfig {
+            entrypoint: vec!["e".into()],
+            cmd: vec!["c".into()],
+            ..ImageConfig::default()
+        };
+        let (x, y) = (vec!["x".to_owned()], vec!["y".to_owned()]);
+        assert_eq!(image.argv(None, None)?, ["e", "c"]);
+        assert_eq!(image.argv(None, Some(&y))?, ["e", "y"]);
+        assert_eq!(image.argv(Some(&x), None)?, ["x"]);
+        assert_eq!(image.argv(Some(&x), Some(&y))?, ["x", "y"]);
+        assert!(matches!(ImageConfig::default().argv(None, None), Err(ImageError::NoCommand)));
         Ok(())
     }
 }

@@ -638,8 +638,9 @@ async fn end(spec: &LaunchSpec) -> Result<(), LaunchError> {
     if let Some(shim) = read_state(spec)?.map(|state| state.shim) {
         let open = shim.open().map_err(io_error("find the shim of", &spec.dir))?;
         if let Some(shim) = open {
-            // An error means that it has just ended.
-            drop(rustix::process::pidfd_send_signal(&shim, Signal::KILL));
+            if let Err(error) = rustix::process::pidfd_send_signal(&shim, Signal::KILL) {
+                tracing::debug!(%error, "the shim has just ended by itself");
+            }
         }
     }
     clean(spec, &find_cgroups(spec)?).await?;
