@@ -85,3 +85,6 @@ pub fn run(
 ) -> Result<(), ProxyError> {
     server::run(listeners, control, options)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! The whole proxy in one process: real sockets on loopback, a server played by the test, Machines
+//! played by tasks.
+
+mod control;
+mod dns;
+mod http;
+mod raw;
+mod world;

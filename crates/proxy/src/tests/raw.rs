@@ -1,0 +1,74 @@
+//! Raw TCP through the whole proxy.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::world::*;
+use crate::control::FromProxy;
+
+#[test]
+fn each_side_can_end_its_direction_alone() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.expect("it ends well");
+            stream.write_all(&all).await.expect("the proxy reads");
+        })
+        .await;
+        world.publish(app("started", port)).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        caller.write_all(b"question").await.expect("the proxy reads");
+        caller.shutdown().await.expect("it is open");
+        assert_eq!(read_all(&mut caller).await, "question");
+    });
+}
+
+#[test]
+fn a_connection_wakes_the_app_even_when_the_caller_says_nothing() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            stream.write_all(b"220 hello").await.expect("the proxy reads");
+        })
+        .await;
+        let view = app("stopped", port);
+        world.publish(view.clone()).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        world.start(view, 0).await;
+        assert_eq!(read_all(&mut caller).await, "220 hello");
+    });
+}
+
+#[test]
+fn a_reset_of_the_machine_is_a_reset_for_the_caller() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            stream.read_u8().await.expect("a byte comes");
+            stream.set_zero_linger().expect("it is open");
+        })
+        .await;
+        world.publish(app("started", port)).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        caller.write_all(b"x").await.expect("the proxy reads");
+        let error = caller.read_u8().await.expect_err("the Machine cut it");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn an_open_connection_is_load_and_its_end_is_not() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            let _closed = stream.read_u8().await.is_err();
+        })
+        .await;
+        let mut view = app("started", port);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 100);
+        world.publish(view).await;
+        let caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        let quiet = std::time::Duration::from_millis(300);
+        let early = tokio::time::timeout(quiet, world.heard()).await;
+        assert!(early.is_err(), "it was stopped under load: {early:?}");
+        drop(caller);
+        assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
+    });
+}

@@ -1,0 +1,262 @@
+//! What the tests stand on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::control::{
+    AddressKind, AddressView, AppView, Autostop, FromProxy, Link, Listeners, MachineView,
+    NetworkView, PortView, ServiceView, Settings, StartOutcome, ToProxy, Unit,
+};
+use crate::{Endpoints, Options, server};
+
+pub(super) const APP: &str = "app";
+pub(super) const MACHINE: &str = "00000000000001";
+pub(super) const NETWORK: u32 = 7;
+const FLYCAST: &str = "fdaa:0:7:0:1::2";
+const CALLER: &str = "fdaa:0:7:a7b:1:2:3:2";
+
+/// Nothing in these tests takes longer unless it hangs.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A proxy, and the test as its server.
+pub(super) struct World {
+    pub(super) http: SocketAddr,
+    pub(super) raw: SocketAddr,
+    pub(super) dns_udp: SocketAddr,
+    pub(super) dns_tcp: SocketAddr,
+    pub(super) control: PathBuf,
+    pub(super) link: Link,
+    _dir: TempDir,
+}
+
+/// Runs a test with a proxy; a hang is a failure.
+pub(super) fn run<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let local = LocalSet::new();
+    let work = async { tokio::time::timeout(PATIENCE, test(World::new().await)).await };
+    local.block_on(&runtime, work).expect("the test does not hang");
+}
+
+fn fd(socket: impl Into<OwnedFd>) -> OwnedFd {
+    socket.into()
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let control = dir.path().join("proxy.sock");
+        let tcp = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let udp = || std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let (tcp6, tcp4, dns_tcp, dns_udp) = (tcp(), tcp(), tcp(), udp());
+        let at = |listener: &std::net::TcpListener| listener.local_addr().expect("it is bound");
+        let (http, raw, dns_tcp_at) = (at(&tcp6), at(&tcp4), at(&dns_tcp));
+        let dns_udp_at = dns_udp.local_addr().expect("it is bound");
+        let listeners = Listeners {
+            tcp6: fd(tcp6),
+            tcp4: fd(tcp4),
+            dns_udp: fd(dns_udp),
+            dns_tcp: fd(dns_tcp),
+            forward_v4: fd(udp()),
+            forward_v6: fd(udp()),
+        };
+        let rewrite = move |kernel: Endpoints| Endpoints {
+            caller: SocketAddr::new(ip(CALLER), kernel.caller.port()),
+            dest: SocketAddr::new(ip(FLYCAST), if kernel.dest == http { 80 } else { 5432 }),
+        };
+        let options =
+            Options { version: "test".to_owned(), rewrite_endpoints: Some(Arc::new(rewrite)) };
+        let listener = UnixListener::bind(&control).expect("the path is free");
+        server::start(listeners, listener, &options).expect("the sockets are good");
+        let (mut link, _listeners) = Link::connect(&control).await.expect("the proxy listens");
+        link.send(&ToProxy::Settings(settings())).await.expect("the proxy reads");
+        Self { http, raw, dns_udp: dns_udp_at, dns_tcp: dns_tcp_at, control, link, _dir: dir }
+    }
+
+    pub(super) async fn send(&mut self, message: ToProxy) {
+        self.link.send(&message).await.expect("the proxy reads");
+    }
+
+    /// Sends the app and the end of the snapshot.
+    pub(super) async fn publish(&mut self, app: AppView) {
+        self.send(ToProxy::App(app)).await;
+        self.send(ToProxy::SnapshotEnd).await;
+    }
+
+    /// The next message that is not a log line.
+    pub(super) async fn heard(&mut self) -> FromProxy {
+        loop {
+            match self.link.recv().await.expect("the proxy lives") {
+                FromProxy::Log { .. } => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits for a start and reports it done, with the app's new view.
+    pub(super) async fn start(&mut self, mut app: AppView, index: usize) {
+        let FromProxy::Start { machine, attempt, .. } = self.heard().await else {
+            panic!("a start was expected");
+        };
+        assert_eq!(machine, app.machines[index].id);
+        app.machines[index].run += 1;
+        app.machines[index].state = "started".to_owned();
+        app.revision += 1;
+        let run = app.machines[index].run;
+        let outcome = StartOutcome::Started { run };
+        self.send(ToProxy::StartDone { machine, attempt, outcome }).await;
+        self.send(ToProxy::App(app)).await;
+    }
+
+    pub(super) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.http).await.expect("the proxy listens")
+    }
+
+    /// One request on its own connection; the whole answer.
+    pub(super) async fn ask(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.expect("the proxy reads");
+        read_all(&mut stream).await
+    }
+}
+
+pub(super) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub(super) const GET: &str =
+    "GET /path?q HTTP/1.1\r\nHost: app.flycast\r\nConnection: close\r\n\r\n";
+
+fn settings() -> Settings {
+    let network = NetworkView {
+        id: NETWORK,
+        prefix: "fdaa:0:7::".parse().expect("an address"),
+        org: "personal".to_owned(),
+        name: "default".to_owned(),
+    };
+    Settings {
+        region: "lcl".to_owned(),
+        resolvers: Vec::new(),
+        networks: vec![network],
+        host_peers: vec![ip(CALLER)],
+        public_domain: "perch.test".to_owned(),
+        starts_max: 8,
+    }
+}
+
+pub(super) fn settings_with(change: impl FnOnce(&mut Settings)) -> ToProxy {
+    let mut settings = settings();
+    change(&mut settings);
+    ToProxy::Settings(settings)
+}
+
+fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
+    let handlers = handlers.iter().map(ToString::to_string).collect();
+    ServiceView {
+        protocol: "tcp".to_owned(),
+        internal_port,
+        ports: vec![PortView { start: port, end: port, handlers, force_https: false }],
+        autostop: Autostop::Stop,
+        autostart: true,
+        min_machines_running: 0,
+        soft_limit: 20_000,
+        hard_limit: None,
+        unit: Unit::Requests,
+        auto_stop_after_ms: 60_000,
+        start_timeout_ms: 10_000,
+    }
+}
+
+/// One Machine behind port 80 (HTTP) and 5432 (raw) at this port of loopback.
+pub(super) fn app(state: &str, internal_port: u16) -> AppView {
+    let machine = MachineView {
+        id: MACHINE.to_owned(),
+        run: u64::from(state == "started"),
+        state: state.to_owned(),
+        region: "lcl".to_owned(),
+        group: "app".to_owned(),
+        link_ip: Ipv4Addr::LOCALHOST,
+        private_ip: "fdaa:0:7:a7b:9:9:9:2".parse().expect("an address"),
+        config_version: 1,
+        cordoned: false,
+        leased: false,
+        primary: true,
+        skip_dns: false,
+        metadata: std::collections::BTreeMap::new(),
+        services: vec![service(internal_port, 80, &["http"]), service(internal_port, 5432, &[])],
+    };
+    AppView {
+        name: APP.to_owned(),
+        network: NETWORK,
+        revision: 1,
+        addresses: vec![AddressView {
+            ip: ip(FLYCAST),
+            kind: AddressKind::Private,
+            network: NETWORK,
+        }],
+        machines: vec![machine],
+    }
+}
+
+/// A Machine's program: answers each connection by `serve`.
+pub(super) async fn machine<F: Future<Output = ()> + 'static>(
+    serve: impl Fn(TcpStream) -> F + 'static,
+) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    spawn_local(accept(listener, serve));
+    port
+}
+
+pub(super) async fn accept<F: Future<Output = ()> + 'static>(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream) -> F + 'static,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        spawn_local(serve(stream));
+    }
+}
+
+/// Answers every request of a connection with its own head as the body.
+pub(super) async fn echo_heads(mut stream: TcpStream) {
+    while let Some(head) = read_head(&mut stream).await {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+        if stream.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads up to the end of a head, and nothing more.
+pub(super) async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).expect("heads of these tests are text"))
+}
+
+/// Reads a response with a Content-Length.
+pub(super) async fn read_response(stream: &mut TcpStream) -> (String, String) {
+    let head = read_head(stream).await.expect("a head comes");
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let length = length.map_or(0, |text| text.parse().expect("a number"));
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.expect("a body comes");
+    (head, String::from_utf8(body).expect("bodies of these tests are text"))
+}
+
+pub(super) async fn read_all(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.expect("the connection ends well");
+    String::from_utf8(all).expect("answers of these tests are text")
+}
