@@ -257,6 +257,7 @@ fn a_machine_is_reachable_and_may_call_the_moment_it_is_attached() {
     let app = v6("fdaa:0:1:0:1::2");
     lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
+    lab.plane.stock_up().expect("the first runs get a namespace made in advance");
     for run in 0..40 {
         let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
         let _server = listen_in(machine.netns.as_fd(), "0.0.0.0:80");
