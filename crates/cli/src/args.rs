@@ -96,7 +96,7 @@ pub(crate) struct Org {
 }
 
 /// What `launch` and `deploy` share.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Rollout {
     /// The image to deploy: a name that the local Docker has, docker-daemon:NAME, oci:DIR[:TAG],
     /// oci-archive:FILE or docker-archive:FILE
@@ -173,7 +173,7 @@ pub(crate) struct Vm {
 }
 
 /// Flags of flyctl that mean nothing here.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Unused {
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     remote_only: Option<bool>,

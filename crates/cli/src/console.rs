@@ -3,7 +3,6 @@
 //! Writing never fails a command: when the reader of our output has gone (`fly logs | head`), the
 //! console remembers it, and long-running commands ask [`Console::is_closed`].
 
-use crate::env::Environment;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,42 +13,35 @@ pub struct Console {
     err: Mutex<Box<dyn Write + Send>>,
     input: Mutex<Box<dyn BufRead + Send>>,
     interactive: bool,
-    color: bool,
     closed: AtomicBool,
 }
 
 impl Console {
     /// The process's own streams. Interactive means that stdin and stdout are terminals.
-    pub fn of_process(env: &Environment) -> Self {
+    pub fn of_process() -> Self {
         let terminal = std::io::stdout().is_terminal();
         Self {
             out: Mutex::new(Box::new(std::io::stdout())),
             err: Mutex::new(Box::new(std::io::stderr())),
             input: Mutex::new(Box::new(BufReader::new(std::io::stdin()))),
             interactive: terminal && std::io::stdin().is_terminal(),
-            color: env.wants_color(terminal),
             closed: AtomicBool::new(false),
         }
     }
 
-    /// Streams given by the caller; not interactive, without colour, nothing to read.
+    /// Streams given by the caller; not interactive, nothing to read.
     pub fn of_streams(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Self {
         Self {
             out: Mutex::new(out),
             err: Mutex::new(err),
             input: Mutex::new(Box::new(std::io::empty())),
             interactive: false,
-            color: false,
             closed: AtomicBool::new(false),
         }
     }
 
     pub(crate) fn is_interactive(&self) -> bool {
         self.interactive
-    }
-
-    pub(crate) fn has_color(&self) -> bool {
-        self.color
     }
 
     /// Whether the reader of our output has gone away.

@@ -18,9 +18,6 @@ pub(crate) const REGION: &str = "FLY_REGION";
 pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
 /// Where programs such as `docker` and `buildah` are looked for.
 pub(crate) const PATH: &str = "PATH";
-const NO_COLOR: &str = "NO_COLOR";
-const CLICOLOR: &str = "CLICOLOR";
-const CLICOLOR_FORCE: &str = "CLICOLOR_FORCE";
 
 const SOCKET_DEFAULT: &str = "/run/perch/api.sock";
 
@@ -54,14 +51,6 @@ impl Environment {
     pub(crate) fn socket(&self) -> PathBuf {
         PathBuf::from(self.get(SOCKET).unwrap_or(SOCKET_DEFAULT))
     }
-
-    /// Colours follow flyctl: off by `NO_COLOR` or `CLICOLOR=0`, forced by `CLICOLOR_FORCE`.
-    pub(crate) fn wants_color(&self, terminal: bool) -> bool {
-        if self.get(CLICOLOR_FORCE).is_some_and(|value| value != "0") {
-            return true;
-        }
-        terminal && self.get(NO_COLOR).is_none() && self.get(CLICOLOR) != Some("0")
-    }
 }
 
 #[cfg(test)]
@@ -77,13 +66,5 @@ mod tests {
     fn an_empty_socket_variable_counts_as_unset() {
         assert_eq!(environment(&[(SOCKET, "")]).socket(), PathBuf::from(SOCKET_DEFAULT));
         assert_eq!(environment(&[(SOCKET, "/x")]).socket(), PathBuf::from("/x"));
-    }
-
-    #[test]
-    fn colour_can_be_forced_and_forbidden() {
-        assert!(environment(&[(CLICOLOR_FORCE, "1")]).wants_color(false));
-        assert!(!environment(&[(NO_COLOR, "1")]).wants_color(true));
-        assert!(!environment(&[(CLICOLOR, "0")]).wants_color(true));
-        assert!(environment(&[]).wants_color(true));
     }
 }

@@ -48,9 +48,8 @@ impl Failure {
         self
     }
 
-    /// The HTTP status, when the server refused.
-    pub(crate) fn status(&self) -> Option<u16> {
-        self.error.downcast_ref::<ClientError>()?.status()
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.code == EXIT_INTERRUPTED
     }
 
     /// The message with its causes, without the hint.

@@ -20,7 +20,7 @@ mod source;
 use std::path::PathBuf;
 
 pub(crate) use build::{BuildOptions, build};
-pub(crate) use push::{Pushed, push};
+pub(crate) use push::push;
 pub(crate) use source::Source;
 
 /// Manifests, indexes and image configs are small; a larger one is not what it says.
@@ -119,5 +119,23 @@ impl ImageError {
             ),
             _ => None,
         }
+    }
+}
+
+impl Image {
+    /// The lowest TCP port that the image's config exposes. A config that cannot be read exposes
+    /// nothing: the server is the one to refuse it.
+    pub(crate) fn exposed_port(&self) -> Option<u16> {
+        let config = match &self.blobs.first()?.content {
+            Content::Bytes(bytes) => bytes.clone(),
+            Content::Part { file, offset } => {
+                let size = self.blobs.first()?.size.min(MANIFEST_BYTES_MAX);
+                layout::read_part(file, *offset, size).ok()?
+            }
+        };
+        let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+        let ports = config["config"]["ExposedPorts"].as_object()?.keys();
+        let tcp = |port: &String| port.strip_suffix("/tcp").unwrap_or(port).parse::<u16>().ok();
+        ports.filter_map(tcp).min()
     }
 }

@@ -1,0 +1,251 @@
+//! `deploy`: from a configuration file and an image to Machines that run it.
+//!
+//! ```text
+//! verify config ─► find or build image ─► push ─► addresses ─► leases ─► release ─► rollout ─► ending
+//! ```
+//!
+//! Everything that can be wrong on the caller's side is found before the server changes anything. The
+//! order of changes is `core`'s plan; [`rollout`] carries it out. A deploy that dies leaves leases that
+//! end by themselves and a release that the server marks interrupted.
+
+mod addresses;
+mod ending;
+mod image;
+mod leases;
+mod machine_config;
+mod progress;
+mod rollout;
+mod watch;
+
+use super::Context;
+use crate::args::{Deploy, Rollout};
+use crate::env::Environment;
+use crate::failure::{Failure, Outcome};
+use crate::flytoml::{self, Config, Vm, format_duration};
+use perch_api::wire::{App, ImageInfo};
+use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy};
+use std::time::Duration;
+
+pub(super) use image::{OpenImage, bring, open};
+
+const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Long enough for a few lost refreshes, short enough that a dead deploy blocks nobody for long (MA-63).
+const LEASE_DEFAULT: Duration = Duration::from_secs(13);
+const MAX_UNAVAILABLE_DEFAULT: f64 = 0.33;
+
+/// What to deploy, all settings resolved.
+pub(super) struct Job {
+    pub(super) app: App,
+    pub(super) config: Config,
+    pub(super) image: ImageInfo,
+    pub(super) options: Options,
+}
+
+/// How to deploy.
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    settings: Settings,
+    wait_timeout: Duration,
+    lease: Duration,
+    smoke_checks: bool,
+    flycast: bool,
+    no_public_ips: bool,
+}
+
+/// Runs the command.
+pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
+    let dir = context.env.dir.join(args.dir.as_deref().unwrap_or(std::path::Path::new(".")));
+    let env = Environment { dir, ..context.env.clone() };
+    let context = Context { env: &env, console: context.console, client: context.client.clone() };
+    context.console.note("==> Verifying app config");
+    let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
+    super::config::report(&context, &loaded)?;
+    let name = context.given_app(&args.app).or(loaded.config.app.clone());
+    let name = name.filter(|name| !name.is_empty()).ok_or_else(super::no_app)?;
+    let mut config = loaded.config;
+    config.app = Some(name.clone());
+    let region = args.primary_region.or(config.primary_region.take());
+    config.primary_region = Some(here(&context, region).await?);
+    apply_flags(&mut config, &args.rollout)?;
+    refuse_unsupported(&config)?;
+    let scope = if args.update_only { Scope::UpdateOnly } else { Scope::Everything };
+    let options = Options::resolve(&context, &config, &args.rollout, scope)?;
+    context.console.note("--> Verified app config");
+    let app = find_app(&context, &name).await?;
+    let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
+    let image = open(&context, &config, &args.rollout, &base)?;
+    let image = bring(&context, &name, image).await?;
+    deploy(&context, Job { app, config, image, options }).await
+}
+
+/// Carries out a job whose image the server has.
+pub(super) async fn deploy(context: &Context<'_>, job: Job) -> Outcome {
+    note_what_is_not_there(context, &job.config);
+    rollout::run(context, &job).await?;
+    ending::print(context, &job).await
+}
+
+/// The region if it exists here, else the nearest, said: files come from elsewhere, with the codes of a
+/// platform that has more of them.
+async fn here(context: &Context<'_>, region: Option<String>) -> Outcome<String> {
+    let regions = context.client.list_regions().await?;
+    let known = |code: &String| regions.regions.iter().any(|region| region.code == *code);
+    match region.filter(|code| !code.is_empty()) {
+        Some(code) if known(&code) => return Ok(code),
+        Some(code) => {
+            let nearest = &regions.nearest;
+            context
+                .console
+                .line(format!("NOTE: region '{code}' does not exist here; using '{nearest}'"));
+        }
+        None => {}
+    }
+    Ok(regions.nearest)
+}
+
+fn no_file() -> Failure {
+    Failure::new("no fly.toml here").hint("Run `fly launch` to write one, or name it with -c PATH")
+}
+
+async fn find_app(context: &Context<'_>, name: &str) -> Outcome<App> {
+    context.client.get_app(name).await.map_err(|error| match error.status() {
+        Some(404) => Failure::new(format!(
+            "the app name {name} could not be found, did you create the app or misspell it in the \
+             fly.toml file or via -a?"
+        ))
+        .hint(format!("Create it with `fly apps create {name}` or `fly launch`")),
+        _ => error.into(),
+    })
+}
+
+/// Flags win over the file.
+pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
+    for pair in &rollout.env {
+        let (name, value) = pair.split_once('=').ok_or_else(|| {
+            Failure::new(format!("'{pair}' is not NAME=VALUE")).hint("For example `-e LOG=debug`")
+        })?;
+        config.env.insert(name.to_owned(), value.to_owned());
+    }
+    if let Some(strategy) = &rollout.strategy {
+        config.deploy.get_or_insert_default().strategy = Some(strategy.clone());
+    }
+    let flags = &rollout.vm;
+    let cpus = flags.vm_cpus.map(i64::from);
+    if flags.vm_size.is_some()
+        || flags.vm_memory.is_some()
+        || cpus.is_some()
+        || flags.vm_cpu_kind.is_some()
+    {
+        config.vm = vec![Vm {
+            size: flags.vm_size.clone(),
+            memory: flags.vm_memory.clone(),
+            cpus,
+            cpu_kind: flags.vm_cpu_kind.clone(),
+            ..Vm::default()
+        }];
+        for group in config.groups() {
+            config.machine_config(&group)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a deploy cannot leave out without running something else than the file says.
+pub(super) fn refuse_unsupported(config: &Config) -> Outcome {
+    let deploy = config.deploy.as_ref();
+    let refused = [
+        ("[[mounts]]", !config.mounts.is_empty()),
+        ("[[files]]", !config.files.is_empty()),
+        ("deploy.release_command", deploy.is_some_and(|deploy| deploy.release_command.is_some())),
+        ("machine_config", config.machine_config.is_some()),
+    ];
+    match refused.iter().find(|(_, used)| *used) {
+        Some((key, _)) => Err(Failure::new(format!("{key} is not supported yet"))
+            .hint(format!("Remove {key} from fly.toml to deploy without it"))),
+        None => Ok(()),
+    }
+}
+
+/// What is left out and said, because the app runs without it.
+fn note_what_is_not_there(context: &Context<'_>, config: &Config) {
+    let services = || config.http_service.iter().chain(&config.services);
+    let service_checks =
+        || services().any(|s| !s.http_checks.is_empty() || !s.tcp_checks.is_empty());
+    let notes = [
+        (
+            !config.checks.is_empty() || service_checks(),
+            "health checks are not run yet; the Machines count as up once they listen",
+        ),
+        (
+            services().any(|service| service.protocol.as_deref() == Some("udp")),
+            "UDP services are not served yet; reach them by the Machines' own addresses",
+        ),
+        (!config.statics.is_empty(), "[[statics]] is not served yet; the app has to"),
+    ];
+    for (_, text) in notes.iter().filter(|(used, _)| *used) {
+        context.console.line(format!("NOTE: {text}"));
+    }
+}
+
+impl Options {
+    pub(super) fn resolve(
+        context: &Context<'_>,
+        config: &Config,
+        rollout: &Rollout,
+        scope: Scope,
+    ) -> Outcome<Self> {
+        let deploy = config.deploy.clone().unwrap_or_default();
+        let duration = |text: &Option<String>| -> Outcome<Option<Duration>> {
+            Ok(text.as_deref().map(flytoml::parse_duration).transpose()?)
+        };
+        let share = rollout.max_unavailable.or(deploy.max_unavailable);
+        let settings = Settings {
+            strategy: strategy(context, deploy.strategy.as_deref().unwrap_or_default())?,
+            max_unavailable: max_unavailable(share.unwrap_or(MAX_UNAVAILABLE_DEFAULT))?,
+            concurrent_max: rollout.max_concurrent,
+            availability: if rollout.ha { Availability::High } else { Availability::Single },
+            scope,
+        };
+        Ok(Self {
+            settings,
+            wait_timeout: duration(&rollout.wait_timeout)?
+                .or(deploy.wait_timeout)
+                .unwrap_or(WAIT_TIMEOUT_DEFAULT),
+            lease: duration(&rollout.lease_timeout)?
+                .unwrap_or(LEASE_DEFAULT)
+                .max(Duration::from_secs(2)),
+            smoke_checks: rollout.smoke_checks,
+            flycast: rollout.flycast,
+            no_public_ips: rollout.no_public_ips,
+        })
+    }
+
+    fn wait_text(&self) -> String {
+        format_duration(self.wait_timeout)
+    }
+}
+
+fn strategy(context: &Context<'_>, word: &str) -> Outcome<Strategy> {
+    match word {
+        "" | "rolling" => Ok(Strategy::Rolling),
+        "immediate" => Ok(Strategy::Immediate),
+        "canary" | "bluegreen" => {
+            let note = format!("NOTE: strategy '{word}' is not there yet; using rolling");
+            context.console.line(note);
+            Ok(Strategy::Rolling)
+        }
+        _ => Err(Failure::new(format!("unknown strategy '{word}'"))
+            .hint("Use --strategy rolling or --strategy immediate")),
+    }
+}
+
+fn max_unavailable(number: f64) -> Outcome<MaxUnavailable> {
+    if number >= 1.0 {
+        return Ok(MaxUnavailable::Count(number as u32));
+    }
+    if number > 0.0 {
+        return Ok(MaxUnavailable::Share(number));
+    }
+    Err(Failure::new(format!("max-unavailable {number} would never update a Machine"))
+        .hint("Use a count of 1 or more, or a share between 0 and 1"))
+}

@@ -1,0 +1,71 @@
+//! The whole config of a Machine: what the file says, what a deploy adds, and what an existing Machine
+//! keeps (fly-toml section 16).
+
+use super::Job;
+use crate::failure::Outcome;
+use perch_api::wire::{Machine, MachineConfig, Release};
+use serde_json::{Map, Value};
+
+/// Keys that the file does not manage: an update leaves them as they are.
+const KEPT: [&str; 6] = ["schedule", "auto_destroy", "dns", "processes", "containers", "volumes"];
+
+/// The config of a group's new Machine.
+pub(super) fn of_new(job: &Job, group: &str, release: &Release) -> Outcome<MachineConfig> {
+    Ok(MachineConfig::new(of_group(job, group, release)?)?)
+}
+
+/// The config of an existing Machine after the deploy.
+pub(super) fn of_existing(
+    job: &Job,
+    machine: &Machine,
+    release: &Release,
+) -> Outcome<MachineConfig> {
+    let group = super::super::machine::process_group(machine);
+    let mut config = of_group(job, &group, release)?;
+    let old = machine.config.raw();
+    for key in KEPT {
+        if let Some(value) = old.get(key) {
+            config.insert(key.to_owned(), value.clone());
+        }
+    }
+    // Without a size in the file, a size that was set by hand survives (DE-08).
+    if let (None, Some(guest)) = (config.get("guest"), old.get("guest")) {
+        config.insert("guest".to_owned(), guest.clone());
+    }
+    let metadata = merged_metadata(old.get("metadata"), config.get("metadata"));
+    config.insert("metadata".to_owned(), metadata);
+    Ok(MachineConfig::new(config)?)
+}
+
+fn of_group(job: &Job, group: &str, release: &Release) -> Outcome<Map<String, Value>> {
+    let mut config = job.config.machine_config(group)?;
+    config.insert("image".to_owned(), Value::from(job.image.reference.as_str()));
+    let metadata = serde_json::json!({
+        "fly_flyctl_version": concat!("perch-", env!("CARGO_PKG_VERSION")),
+        "fly_platform_version": "v2",
+        "fly_process_group": group,
+        "fly_release_id": release.id,
+        "fly_release_version": release.version.to_string(),
+    });
+    config.insert("metadata".to_owned(), metadata);
+    for service in config.get_mut("services").and_then(Value::as_array_mut).into_iter().flatten() {
+        put_autostart(service);
+    }
+    Ok(config)
+}
+
+/// `auto_start_machines` that is absent means true in a file and false in the raw API (AS-03, AS-08,
+/// CT-04): written out, both agree.
+fn put_autostart(service: &mut Value) {
+    if let Some(service) = service.as_object_mut() {
+        service.entry("autostart").or_insert(Value::Bool(true));
+    }
+}
+
+fn merged_metadata(old: Option<&Value>, new: Option<&Value>) -> Value {
+    let pairs =
+        |value: Option<&Value>| value.and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut merged = pairs(old);
+    merged.extend(pairs(new));
+    Value::Object(merged)
+}

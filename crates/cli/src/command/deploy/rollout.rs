@@ -1,0 +1,315 @@
+//! Carries out `core`'s plan: leases, release, then each step with its waiting.
+//!
+//! The plan was made from what was seen; each Machine is looked at again before it is changed, because a
+//! request may have woken it meanwhile.
+
+use super::super::Context;
+use super::super::machine::{is_managed, process_group};
+use super::leases::Leases;
+use super::progress::{Line, Mark};
+use super::watch::{Check, Watch};
+use super::{Job, addresses, machine_config};
+use crate::failure::{Failure, Outcome};
+use crate::flytoml;
+use perch_api::wire::{
+    CreateRelease, LaunchInput, Machine, MachineFilter, Release, ReleaseStatus, UpdateRelease,
+};
+use perch_core::deploy::{
+    Activity, AfterUpdate, Batch, NewMachines, ObservedMachine, Plan, Step, Strategy, WantedGroup,
+    after_update, plan,
+};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+
+/// One rollout under way.
+struct Rollout<'a> {
+    context: &'a Context<'a>,
+    job: &'a Job,
+    leases: &'a Leases,
+    release: Release,
+    /// Groups whose listening was looked at: once for each and deploy (DE-41).
+    looked_at: RefCell<BTreeSet<String>>,
+    total: usize,
+    begun: Cell<usize>,
+}
+
+/// Deploys: plans, takes leases, changes, and closes the release whatever happened.
+pub(super) async fn run(context: &Context<'_>, job: &Job) -> Outcome {
+    let app = &job.app.name;
+    let machines = context.client.list_machines(app, &MachineFilter::default()).await?;
+    let managed: Vec<_> = machines.into_iter().filter(is_managed).collect();
+    let plan = make_plan(job, &managed);
+    let first = managed.is_empty() && job.app.latest_deploy.is_none();
+    let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
+    let leases = Leases::new(job.options.lease, app);
+    leases.acquire(context, app, &plan.leased()).await?;
+    let release = RefCell::new(None);
+    let result = tokio::select! {
+        result = change(context, job, &plan, &leases, &release, occasion) => result,
+        never = leases.keep_alive(context, app) => match never {},
+        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+    };
+    close(context, release.into_inner(), &result).await;
+    leases.release_all(context, app).await;
+    result
+}
+
+fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
+    let observe = |machine: &Machine| {
+        let activity = Activity::of_state(machine.state.as_str())?;
+        Some(ObservedMachine { id: machine.id.clone(), group: process_group(machine), activity })
+    };
+    let observed: Vec<_> = machines.iter().filter_map(observe).collect();
+    let wanted: Vec<_> = job.config.groups().into_iter().map(|name| wanted(job, name)).collect();
+    plan(&wanted, &observed, job.options.settings)
+}
+
+fn wanted(job: &Job, name: String) -> WantedGroup {
+    let has_services = !job.config.services_of(&name).is_empty();
+    WantedGroup { name, has_services, has_mounts: !job.config.mounts.is_empty() }
+}
+
+async fn change(
+    context: &Context<'_>,
+    job: &Job,
+    plan: &Plan,
+    leases: &Leases,
+    made: &RefCell<Option<Release>>,
+    occasion: addresses::Occasion,
+) -> Outcome {
+    context.console.line("");
+    context.console.line(format!("Watch your deployment with: fly logs -a {}", job.app.name));
+    context.console.line("");
+    addresses::ensure(context, job, occasion).await?;
+    announce(context, plan);
+    let release = begin_release(context, job).await?;
+    made.replace(Some(release.clone()));
+    let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
+    let looked_at = RefCell::default();
+    let begun = Cell::new(0);
+    let rollout = Rollout { context, job, leases, release, looked_at, total, begun };
+    rollout.destroy(&plan.destroy).await?;
+    for new in &plan.create {
+        rollout.create(new).await?;
+    }
+    if !plan.create.is_empty() {
+        context.console.note("Finished launching new machines");
+    }
+    rollout.update(&plan.update).await
+}
+
+fn announce(context: &Context<'_>, plan: &Plan) {
+    if plan.create.is_empty() && plan.destroy.is_empty() {
+        return;
+    }
+    let console = context.console;
+    let changed = !plan.update.is_empty() || !plan.destroy.is_empty();
+    console.line(match changed {
+        true => "Process groups have changed. This will:",
+        false => "This deployment will:",
+    });
+    for NewMachines { group, count } in &plan.create {
+        let plural = if *count == 1 { "" } else { "s" };
+        console.line(format!(" * create {count} \"{group}\" machine{plural}"));
+    }
+    let gone: BTreeSet<_> = plan.destroy.iter().map(|step| &step.group).collect();
+    for group in gone {
+        let count = plan.destroy.iter().filter(|step| step.group == *group).count();
+        let plural = if count == 1 { "" } else { "s" };
+        console.line(format!(" * destroy {count} \"{group}\" machine{plural}"));
+    }
+    console.line("");
+}
+
+async fn begin_release(context: &Context<'_>, job: &Job) -> Outcome<Release> {
+    let strategy = match job.options.settings.strategy {
+        Strategy::Rolling => "ROLLING",
+        Strategy::Immediate => "IMMEDIATE",
+    };
+    let input = CreateRelease {
+        app_name: job.app.name.clone(),
+        definition: serde_json::Value::Object(flytoml::to_json(&job.config)),
+        image: job.image.reference.clone(),
+        strategy: strategy.to_owned(),
+    };
+    let release = context.client.create_release(&input).await?;
+    set_status(context, &release, ReleaseStatus::Running).await?;
+    Ok(release)
+}
+
+async fn set_status(context: &Context<'_>, release: &Release, status: ReleaseStatus) -> Outcome {
+    let update = UpdateRelease { status, metadata: serde_json::Value::Null };
+    context.client.update_release(&release.id, &update).await?;
+    Ok(())
+}
+
+/// Says how the release ended; if that fails the deploy's own result still stands.
+async fn close(context: &Context<'_>, release: Option<Release>, result: &Outcome) {
+    let Some(release) = release else { return };
+    let status = match result {
+        Ok(()) => ReleaseStatus::Complete,
+        Err(failure) if failure.is_interrupted() => ReleaseStatus::Interrupted,
+        Err(_) => ReleaseStatus::Failed,
+    };
+    if let Err(failure) = set_status(context, &release, status).await {
+        let text = failure.message();
+        context
+            .console
+            .note(format!("could not record the end of release {}: {text}", release.version));
+    }
+}
+
+impl Rollout<'_> {
+    async fn destroy(&self, steps: &[Step]) -> Outcome {
+        for Step { group, machine } in steps {
+            let nonce = self.leases.nonce(machine);
+            let app = &self.job.app.name;
+            self.context.client.kill_and_delete_machine(app, machine, nonce.as_deref()).await?;
+            self.leases.forget(machine);
+            self.context.console.line(format!("Machine {machine} [{group}] was destroyed"));
+        }
+        Ok(())
+    }
+
+    async fn create(&self, new: &NewMachines) -> Outcome {
+        let group = &new.group;
+        let console = self.context.console;
+        console.line(format!("No machines in group {group}, launching a new machine"));
+        for index in 0..new.count as usize {
+            if index > 0 {
+                console.line(
+                    "Creating a second machine for high availability and zero downtime deployments.",
+                );
+                console.line("To disable this, deploy with --ha=false");
+            }
+            self.create_one(group).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_one(&self, group: &str) -> Outcome {
+        let line = Line { index: 0, total: 1 };
+        let config = machine_config::of_new(self.job, group, &self.release)?;
+        let region = self.job.config.primary_region.clone().unwrap_or_default();
+        let input =
+            LaunchInput { region, lease_ttl: self.leases.input().ttl, ..LaunchInput::new(config) };
+        let app = &self.job.app.name;
+        let machine = self.context.client.create_machine(app, &input).await?;
+        if let Some(nonce) = &machine.nonce {
+            self.leases.insert(&machine.id, nonce.clone());
+        }
+        let id = machine.id.clone();
+        line.print(self.context, Mark::None, &format!("Machine {id} [{group}] was created"));
+        self.see_it_up(line, &machine, group, 0).await?;
+        self.leases.release(self.context, app, &id).await;
+        Ok(())
+    }
+
+    /// Batch after batch; within a batch at the same time, and all are waited for even when one fails.
+    async fn update(&self, batches: &[Batch]) -> Outcome {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let word = match self.job.options.settings.strategy {
+            Strategy::Rolling => "rolling",
+            Strategy::Immediate => "immediate",
+        };
+        let app = &self.job.app.name;
+        self.context
+            .console
+            .line(format!("Updating existing machines in '{app}' with {word} strategy"));
+        for batch in batches {
+            let updates = batch.steps.iter().map(|step| self.update_one(step));
+            for result in all(updates).await {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn update_one(&self, step: &Step) -> Outcome {
+        let line = Line { index: self.begun.replace(self.begun.get() + 1), total: self.total };
+        let Step { group, machine: id } = step;
+        line.print(self.context, Mark::Running, &format!("Updating {id} [{group}]"));
+        let result = self.replace_config(line, step).await;
+        match &result {
+            Ok(()) => {
+                let text = format!("Machine {id} [{group}] update succeeded");
+                line.print(self.context, Mark::Done, &text);
+            }
+            Err(failure) => {
+                let text = format!("Machine {id} [{group}] update failed: {}", failure.message());
+                line.print(self.context, Mark::Failed, &text);
+            }
+        }
+        self.leases.release(self.context, &self.job.app.name, id).await;
+        result
+    }
+
+    async fn replace_config(&self, line: Line, step: &Step) -> Outcome {
+        let (app, id) = (&self.job.app.name, &step.machine);
+        let before = self.context.client.get_machine(app, id).await?;
+        let Some(activity) = Activity::of_state(before.state.as_str()) else {
+            return Err(Failure::new(format!("machine {id} was destroyed meanwhile")));
+        };
+        let after = after_update(activity);
+        let config = machine_config::of_existing(self.job, &before, &self.release)?;
+        let input = LaunchInput {
+            skip_launch: after == AfterUpdate::StayAsleep,
+            ..LaunchInput::new(config)
+        };
+        let nonce = self.leases.nonce(id);
+        let machine = self.context.client.update_machine(app, id, &input, nonce.as_deref()).await?;
+        match after {
+            AfterUpdate::StayAsleep => Ok(()),
+            AfterUpdate::Start => {
+                let seen = before.events.iter().map(|event| event.timestamp).max().unwrap_or(0);
+                self.see_it_up(line, &machine, &step.group, seen).await
+            }
+        }
+    }
+
+    /// Waits until the Machine runs, and looks whether it does what its services need.
+    async fn see_it_up(&self, line: Line, machine: &Machine, group: &str, seen: i64) -> Outcome {
+        let watch = Watch {
+            context: self.context,
+            job: self.job,
+            line,
+            id: &machine.id,
+            version: &machine.instance_id,
+            group,
+            seen_ms: seen,
+        };
+        watch.wait_started().await?;
+        let first = self.looked_at.borrow_mut().insert(group.to_owned());
+        let immediate = self.job.options.settings.strategy == Strategy::Immediate;
+        match (first, self.job.options.smoke_checks && !immediate) {
+            (true, _) => watch.check(Check::CrashesAndListening).await,
+            (false, true) => watch.check(Check::Crashes).await,
+            (false, false) => Ok(()),
+        }
+    }
+}
+
+/// Runs futures at the same time on this task and answers all their results in order.
+async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<Pin<Box<_>>> = futures.map(Box::pin).collect();
+    let mut results: Vec<Option<T>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(move |cx| {
+        for (future, result) in running.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *result = Some(value);
+            }
+        }
+        match results.iter().all(Option::is_some) {
+            true => Poll::Ready(results.iter_mut().filter_map(Option::take).collect()),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
