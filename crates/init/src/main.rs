@@ -17,6 +17,7 @@ mod sys;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 
 /// Exit codes of shells and container runtimes for a program that cannot be executed, or is missing.
@@ -40,7 +41,6 @@ fn main() -> ExitCode {
 fn confine() -> io::Result<()> {
     sys::die_with_parent()?;
     sys::close_report_on_exec()?;
-    sys::block_signals()?;
     sys::limit_open_files(OPEN_FILES_MAX)?;
     sys::forbid_new_privileges()?;
     sys::install_filter(&filter::program())
@@ -50,10 +50,7 @@ fn confine() -> io::Result<()> {
 fn run(program: &OsString, args: Vec<OsString>) -> ExitCode {
     // Its own process group: what the program sends to its group must not reach PID 1.
     match Command::new(program).args(args).process_group(0).spawn() {
-        Ok(child) => {
-            report("started");
-            supervise(child.id().cast_signed())
-        }
+        Ok(child) => supervise(child.id().cast_signed()),
         Err(error) => not_executed(program, &error),
     }
 }
@@ -61,12 +58,12 @@ fn run(program: &OsString, args: Vec<OsString>) -> ExitCode {
 fn not_executed(program: &OsString, error: &io::Error) -> ExitCode {
     let name = program.to_string_lossy();
     let (code, reason) = match error.kind() {
+        // The kernel also answers "not found" when the interpreter or loader that the file names is missing.
+        io::ErrorKind::NotFound if exists(program) => {
+            (NOT_FOUND, format!("program {name:?} needs an interpreter that the image lacks"))
+        }
         io::ErrorKind::NotFound if !name.contains('/') => {
             (NOT_FOUND, format!("program {name:?} was not found in PATH"))
-        }
-        // The kernel also answers "not found" when the interpreter or loader that the file names is missing.
-        io::ErrorKind::NotFound if std::path::Path::new(program).exists() => {
-            (NOT_FOUND, format!("program {name:?} needs an interpreter that the image lacks"))
         }
         io::ErrorKind::NotFound => {
             (NOT_FOUND, format!("program {name:?} does not exist in the image"))
@@ -83,22 +80,38 @@ fn not_executed(program: &OsString, error: &io::Error) -> ExitCode {
     fail(code, &reason)
 }
 
+/// Whether the file is there: as named, or in PATH.
+fn exists(program: &OsString) -> bool {
+    let program = Path::new(program);
+    if program.components().count() > 1 {
+        return program.exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
 fn fail(code: u8, reason: &str) -> ExitCode {
     eprintln!("perch init: {reason}");
     report(&format!("failed {reason}"));
     ExitCode::from(code)
 }
 
+/// Signals are blocked only now, because the program inherits the mask. Until "started" is reported nobody sends any,
+/// and the kernel drops those that PID 1 does not handle.
 fn supervise(child: i32) -> ExitCode {
+    if let Err(error) = sys::block_signals() {
+        return fail(NOT_EXECUTABLE, &format!("could not block signals: {error}"));
+    }
+    report("started");
+    // The program may have ended before its signal could be kept.
+    let mut signal = sys::SIGCHLD;
     loop {
-        let signal = sys::next_signal();
         if signal != sys::SIGCHLD {
             sys::send_signal(child, signal);
-            continue;
-        }
-        if let Some(status) = reap(child) {
+        } else if let Some(status) = reap(child) {
             return ended(status);
         }
+        signal = sys::next_signal();
     }
 }
 

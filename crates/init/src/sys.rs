@@ -104,7 +104,7 @@ fn all_signals() -> SignalSet {
     }
 }
 
-/// Blocks all signals, so that `next_signal` gets them. The standard library unblocks them in children.
+/// Blocks all signals, so that `next_signal` gets them.
 pub(crate) fn block_signals() -> io::Result<()> {
     // SAFETY: the set is initialised; no old set is asked for.
     check(unsafe { sigprocmask(SIG_SETMASK, &all_signals(), std::ptr::null_mut()) })

@@ -637,10 +637,10 @@ pub async fn adopt(dir: &Path) -> Result<Option<Machine>, LaunchError> {
 async fn end(spec: &LaunchSpec) -> Result<(), LaunchError> {
     if let Some(shim) = read_state(spec)?.map(|state| state.shim) {
         let open = shim.open().map_err(io_error("find the shim of", &spec.dir))?;
-        if let Some(shim) = open {
-            if let Err(error) = rustix::process::pidfd_send_signal(&shim, Signal::KILL) {
-                tracing::debug!(%error, "the shim has just ended by itself");
-            }
+        if let Some(shim) = open
+            && let Err(error) = rustix::process::pidfd_send_signal(&shim, Signal::KILL)
+        {
+            tracing::debug!(%error, "the shim has just ended by itself");
         }
     }
     clean(spec, &find_cgroups(spec)?).await?;

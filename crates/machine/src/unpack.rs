@@ -479,7 +479,10 @@ fn write_file<R: Read>(
     if entry.size() > limits.bytes {
         return Err(UnpackError::TooLarge { what: "bytes", limit: limits.bytes });
     }
-    io::copy(entry, &mut out).map_err(failed)?;
+    io::copy(entry, &mut out).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => read_error(error, limits),
+        _ => failed(error),
+    })?;
     let set = || {
         rustix::fs::fchown(out.as_fd(), Some(meta.uid), Some(meta.gid))?;
         rustix::fs::fchmod(out.as_fd(), meta.mode)?;

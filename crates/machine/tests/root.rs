@@ -1,0 +1,62 @@
+//! Real Machines on this host: needs root, user namespaces, `busybox-static`, `ip` and `rustc`.
+//!
+//! One binary without the usual harness, because a launch executes this very program again as `shim DIR` and an
+//! unpacking as `unpack DIR`. Tests run one after the other; each gets a directory, a network namespace and cgroups of
+//! its own, which are removed also after a failure. An argument selects tests whose name contains it.
+
+#[path = "root/fixture.rs"]
+mod fixture;
+#[path = "root/image.rs"]
+mod image;
+#[path = "root/machine.rs"]
+mod machine;
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+
+use fixture::{Fixture, Tested};
+
+type Test = (&'static str, fn(&Fixture) -> Tested);
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    match (args.get(1).and_then(|word| word.to_str()), args.get(2)) {
+        (Some("shim"), Some(dir)) => perch_machine::shim::main(dir.as_ref()),
+        (Some("unpack"), Some(dir)) => perch_machine::unpack::main(dir.as_ref()),
+        (Some("--list"), _) => ExitCode::SUCCESS,
+        (filter, _) => run(filter.filter(|word| !word.starts_with('-')).unwrap_or_default()),
+    }
+}
+
+fn run(filter: &str) -> ExitCode {
+    let tests: Vec<Test> = [machine::TESTS, image::TESTS].concat();
+    let chosen: Vec<_> = tests.into_iter().filter(|(name, _)| name.contains(filter)).collect();
+    if let Some(reason) = fixture::missing() {
+        println!("skipped {} tests: {reason}", chosen.len());
+        let required = std::env::var("E2E_REQUIRED").is_ok_and(|value| value == "1");
+        return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    println!("\nrunning {} tests", chosen.len());
+    let failed = chosen.iter().filter(|(name, test)| !run_one(name, *test)).count();
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {word}. {} passed; {failed} failed; 0 ignored", chosen.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_one(name: &str, test: fn(&Fixture) -> Tested) -> bool {
+    let fixture = match Fixture::new() {
+        Ok(fixture) => fixture,
+        Err(error) => {
+            println!("test {name} ... FAILED\n  no fixture: {error}");
+            return false;
+        }
+    };
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| test(&fixture)));
+    let text = match &outcome {
+        Ok(Ok(())) => "ok".to_owned(),
+        Ok(Err(error)) => format!("FAILED\n  {error}\n{}", fixture.logs()),
+        Err(_) => format!("FAILED (panicked)\n{}", fixture.logs()),
+    };
+    println!("test {name} ... {text}");
+    matches!(outcome, Ok(Ok(())))
+}

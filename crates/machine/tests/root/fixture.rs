@@ -1,0 +1,214 @@
+//! What each test gets: a directory, a network namespace, an image of busybox, and a runtime.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use perch_machine::{ExitRecord, LaunchError, LaunchSpec, Machine};
+
+pub(crate) type Tested = Result<(), Box<dyn Error>>;
+
+const BUSYBOX: &str = "/bin/busybox";
+/// A condition that does not come true within this time never will.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why the tests cannot run here.
+pub(crate) fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("they need root".to_owned());
+    }
+    let static_busybox = Command::new("chroot").args(["/bin", "/busybox", "true"]).status();
+    if !static_busybox.is_ok_and(|status| status.success()) {
+        return Some(format!("{BUSYBOX} is not static (package busybox-static)"));
+    }
+    let ip = Command::new("ip").arg("-V").output();
+    ip.is_err().then(|| "the program ip is missing (package iproute2)".to_owned())
+}
+
+/// A static program of this workspace, compiled once per run as the build of `perch` does it.
+pub(crate) fn program(name: &'static str) -> io::Result<Vec<u8>> {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let dir = BUILT.get_or_init(|| scratch("programs"));
+    let file = dir.join(name);
+    if !file.exists() {
+        fs::create_dir_all(dir)?;
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../{name}/src/main.rs"));
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let status = Command::new(rustc)
+            .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static"])
+            .args(["-C", "relocation-model=static", "-C", "panic=abort", "--crate-name", name])
+            .arg("-o")
+            .arg(&file)
+            .arg(source)
+            .status()?;
+        if !status.success() {
+            return Err(io::Error::other(format!("rustc could not compile {name}")));
+        }
+    }
+    fs::read(file)
+}
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("perch-machine-root-{}-{name}", std::process::id()))
+}
+
+pub(crate) struct Fixture {
+    pub(crate) dir: PathBuf,
+    name: String,
+    runtime: tokio::runtime::Runtime,
+    init_layer: PathBuf,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> io::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("machine-{}-{number}", std::process::id());
+        let dir = scratch(&number.to_string());
+        fs::create_dir_all(&dir)?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        let init_layer = perch_machine::install_init(&dir.join("init"), &program("init")?)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let fixture = Self { dir, name, runtime, init_layer };
+        fixture.ip(&["netns", "add", &fixture.name])?;
+        fixture.ip(&["-n", &fixture.name, "link", "set", "lo", "up"])?;
+        fixture.make_layer("base")?;
+        Ok(fixture)
+    }
+
+    fn ip(&self, args: &[&str]) -> io::Result<()> {
+        let status = Command::new("ip").args(args).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("ip {args:?} failed"))) }
+    }
+
+    fn make_layer(&self, name: &str) -> io::Result<()> {
+        let layer = self.dir.join(name);
+        for dir in ["bin", "etc", "tmp"] {
+            fs::create_dir_all(layer.join(dir))?;
+        }
+        fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+        fs::copy(BUSYBOX, layer.join("bin/busybox"))?;
+        std::os::unix::fs::symlink("busybox", layer.join("bin/sh"))?;
+        fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/\n")
+    }
+
+    pub(crate) fn layer(&self) -> PathBuf {
+        self.dir.join("base")
+    }
+
+    /// A Machine that runs a shell script.
+    pub(crate) fn spec(&self, script: &str) -> LaunchSpec {
+        LaunchSpec {
+            machine: self.name.clone(),
+            run: 1,
+            app: "test".to_owned(),
+            dir: self.dir.join("machine"),
+            image: String::new(),
+            layers: vec![self.layer()],
+            init_layer: self.init_layer.clone(),
+            argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            env: Vec::new(),
+            workdir: String::new(),
+            user: String::new(),
+            hostname: "test".to_owned(),
+            private_ip: None,
+            files: Vec::new(),
+            uid_base: 3_000_000,
+            memory_bytes: None,
+            cpu_millis: None,
+            pids_max: None,
+            kill_signal: 15,
+            cgroup_parent: "perch-test".to_owned(),
+        }
+    }
+
+    pub(crate) fn launch(&self, spec: &LaunchSpec) -> Result<Machine, Box<dyn Error>> {
+        Ok(self.try_launch(spec)?)
+    }
+
+    pub(crate) fn try_launch(&self, spec: &LaunchSpec) -> Result<Machine, LaunchError> {
+        let path = format!("/run/netns/{}", self.name);
+        let netns = File::open(&path).map_err(|source| LaunchError::Io {
+            doing: "open",
+            path: path.into(),
+            source,
+        })?;
+        self.runtime.block_on(perch_machine::launch(spec, netns.as_fd()))
+    }
+
+    pub(crate) fn wait(&self, machine: &Machine) -> Result<ExitRecord, Box<dyn Error>> {
+        let wait = async { tokio::time::timeout(PATIENCE, machine.wait()).await };
+        Ok(self.runtime.block_on(wait)??)
+    }
+
+    pub(crate) fn adopt(&self) -> Result<Option<Machine>, Box<dyn Error>> {
+        Ok(self.runtime.block_on(perch_machine::adopt(&self.dir.join("machine")))?)
+    }
+
+    pub(crate) fn remove(&self) -> Tested {
+        Ok(self.runtime.block_on(perch_machine::remove(&self.dir.join("machine")))?)
+    }
+
+    /// Runs a script to its end: its record and its output lines.
+    pub(crate) fn run(
+        &self,
+        spec: &LaunchSpec,
+    ) -> Result<(ExitRecord, Vec<String>), Box<dyn Error>> {
+        let machine = self.launch(spec)?;
+        let record = self.wait(&machine)?;
+        Ok((record, self.lines()?))
+    }
+
+    /// What the program wrote, without stamps.
+    pub(crate) fn lines(&self) -> io::Result<Vec<String>> {
+        let mut reader = perch_machine::logs::LogReader::from_start(&self.dir.join("machine"));
+        Ok(reader.read(10_000)?.into_iter().map(|line| line.text).collect())
+    }
+
+    /// Waits until a line of output is `line`.
+    pub(crate) fn await_line(&self, line: &str) -> Tested {
+        self.until(&format!("the line {line:?}"), || Ok(self.lines()?.iter().any(|l| l == line)))
+    }
+
+    /// Waits for a condition, up to a deadline.
+    pub(crate) fn until(&self, what: &str, holds: impl Fn() -> io::Result<bool>) -> Tested {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds()? {
+            if Instant::now() > deadline {
+                return Err(format!("waited in vain for {what}").into());
+            }
+            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
+        }
+        Ok(())
+    }
+
+    /// All cgroup directories that this fixture's Machine has on the host.
+    pub(crate) fn cgroups(&self) -> io::Result<Vec<PathBuf>> {
+        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+        roots.extend(fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()));
+        let dirs = roots.iter().map(|root| root.join("perch-test").join(&self.name));
+        Ok(dirs.filter(|dir| dir.is_dir()).collect())
+    }
+
+    pub(crate) fn logs(&self) -> String {
+        let read = |name: &str| fs::read_to_string(self.dir.join("machine").join(name));
+        format!("  log: {:?}\n  shim.log: {:?}", read("log").ok(), read("shim.log").ok())
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let removed = self.remove().and_then(|()| Ok(self.ip(&["netns", "del", &self.name])?));
+        let removed = removed.and_then(|()| Ok(fs::remove_dir_all(&self.dir)?));
+        if let Err(error) = removed {
+            println!("could not clean up {}: {error}", self.name);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Starting, confining, ending and finding Machines.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use perch_machine::{ExitCause, LaunchError, RootFile};
+
+use crate::fixture::{Fixture, Tested, program};
+
+pub(crate) const TESTS: &[crate::Test] = &[
+    ("a_machine_is_confined", a_machine_is_confined),
+    ("a_user_without_root_holds_nothing", a_user_without_root_holds_nothing),
+    ("forbidden_calls_are_refused", forbidden_calls_are_refused),
+    ("exit_code_and_output_are_kept", exit_code_and_output_are_kept),
+    ("a_program_killed_by_a_signal_says_so", a_program_killed_by_a_signal_says_so),
+    ("a_program_that_cannot_run_fails_the_start", a_program_that_cannot_run_fails_the_start),
+    ("a_signal_reaches_the_program", a_signal_reaches_the_program),
+    ("a_second_run_at_once_is_refused", a_second_run_at_once_is_refused),
+    ("each_run_begins_with_the_image", each_run_begins_with_the_image),
+    ("files_of_the_platform_stay_inside_the_root", files_of_the_platform_stay_inside_the_root),
+    ("a_living_machine_is_adopted", a_living_machine_is_adopted),
+    ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
+    ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
+    ("a_frozen_machine_can_be_killed", a_frozen_machine_can_be_killed),
+    ("lack_of_memory_is_told", lack_of_memory_is_told),
+    ("listening_sockets_are_listed", listening_sockets_are_listed),
+    ("orphans_are_reaped", orphans_are_reaped),
+];
+
+fn field(status: &[String], name: &str) -> String {
+    let line = status.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+fn a_machine_is_confined(fixture: &Fixture) -> Tested {
+    let (_, status) =
+        fixture.run(&fixture.spec("exec /bin/busybox cat /proc/self/status /proc/self/uid_map"))?;
+    assert_eq!(field(&status, "Seccomp"), "2");
+    assert_eq!(field(&status, "NoNewPrivs"), "1");
+    // chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, sys_chroot, setfcap
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(field(&status, set), "00000000800405fb", "{set}");
+    }
+    assert_eq!(field(&status, "CapAmb"), "0000000000000000");
+    let map = status.last().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    assert_eq!(map, Some(vec!["0", "3000000", "65536"]));
+    Ok(())
+}
+
+fn a_user_without_root_holds_nothing(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec(
+        "echo as $(/bin/busybox id -u) >/dev/stdout; exec /bin/busybox cat /proc/self/status",
+    );
+    spec.user = "app".to_owned();
+    let (_, status) = fixture.run(&spec)?;
+    assert_eq!(status.first().map(String::as_str), Some("as 1000"));
+    assert_eq!(field(&status, "CapEff"), "0000000000000000");
+    assert_eq!(field(&status, "CapPrm"), "0000000000000000");
+    Ok(())
+}
+
+fn forbidden_calls_are_refused(fixture: &Fixture) -> Tested {
+    let script = "
+        for call in 'mount -t tmpfs x /tmp' 'umount /proc/keys' 'unshare -U true' 'unshare -m true' \\
+                    'mknod /tmp/disk b 8 0' 'hostname other' 'chroot / unshare -n true' \\
+                    'dd if=/dev/zero of=/proc/sys/kernel/domainname count=1'; do
+            /bin/busybox $call 2>/dev/null && echo \"allowed: $call\"
+        done
+        echo done";
+    let (_, lines) = fixture.run(&fixture.spec(script))?;
+    assert_eq!(lines, ["done"]);
+    Ok(())
+}
+
+fn exit_code_and_output_are_kept(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("echo $A from $(pwd); echo no end >&2; printf cut; exit 7");
+    spec.env = vec![("A".to_owned(), "b c".to_owned())];
+    spec.workdir = "/srv/app".to_owned();
+    let (record, mut lines) = fixture.run(&spec)?;
+    assert_eq!((record.exit_code, record.signal, record.run), (7, None, 1));
+    assert_eq!(record.cause, ExitCause::Exited);
+    assert!(!record.oom_killed);
+    // The two streams are two pipes; only the order within each is certain.
+    lines.sort();
+    assert_eq!(lines, ["b c from /srv/app", "cut", "no end"]);
+    assert!(fixture.cgroups()?.is_empty());
+    Ok(())
+}
+
+fn a_program_killed_by_a_signal_says_so(fixture: &Fixture) -> Tested {
+    let (record, _) = fixture.run(&fixture.spec("kill -9 $$"))?;
+    assert_eq!((record.exit_code, record.signal), (137, Some(9)));
+    Ok(())
+}
+
+fn a_program_that_cannot_run_fails_the_start(fixture: &Fixture) -> Tested {
+    let layer = fixture.layer();
+    fs::write(layer.join("etc/text"), "no program")?;
+    fs::write(layer.join("bin/lost"), "#!/bin/nowhere\n")?;
+    fs::set_permissions(
+        layer.join("bin/lost"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    for (program, words) in [
+        ("missing", "was not found in PATH"),
+        ("/bin/missing", "does not exist in the image"),
+        ("/etc/text", "is not executable"),
+        ("lost", "interpreter"),
+    ] {
+        let mut spec = fixture.spec("");
+        spec.argv = vec![program.to_owned()];
+        let error =
+            fixture.try_launch(&spec).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains(words), "{program}: {error:?}");
+    }
+    let mut spec = fixture.spec("true");
+    spec.user = "ghost".to_owned();
+    let error = fixture.try_launch(&spec).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("\"ghost\" is not in the image's /etc/passwd"), "{error}");
+    Ok(())
+}
+
+fn a_signal_reaches_the_program(fixture: &Fixture) -> Tested {
+    let script =
+        "trap 'echo bye; exit 3' TERM; echo ready; while :; do /bin/busybox sleep 0.01; done";
+    let machine = fixture.launch(&fixture.spec(script))?;
+    fixture.await_line("ready")?;
+    machine.signal(15)?;
+    assert_eq!(fixture.wait(&machine)?.exit_code, 3);
+    assert_eq!(fixture.lines()?, ["ready", "bye"]);
+    assert!(machine.signal(15).is_err());
+    assert!(machine.signal(4711).is_err());
+    Ok(())
+}
+
+fn a_second_run_at_once_is_refused(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox sleep 1000");
+    let machine = fixture.launch(&spec)?;
+    spec.run = 2;
+    let second = fixture.try_launch(&spec);
+    assert!(matches!(second, Err(LaunchError::AlreadyRunning { run: 1, .. })));
+    machine.kill()?;
+    assert_eq!(fixture.wait(&machine)?.signal, Some(9));
+    fixture.launch(&spec)?;
+    Ok(())
+}
+
+fn each_run_begins_with_the_image(fixture: &Fixture) -> Tested {
+    let mut spec = fixture
+        .spec("/bin/busybox ls /tmp; echo x >/tmp/left; /bin/busybox rm /etc/passwd; echo end");
+    for run in 1..=3 {
+        spec.run = run;
+        assert_eq!(fixture.run(&spec)?.0.exit_code, 0);
+    }
+    assert_eq!(fixture.lines()?, ["end", "end", "end"]);
+    assert!(!fixture.layer().join("tmp/left").exists());
+    // Files of former runs go while the next one runs.
+    let dir = fixture.dir.join("machine/fs");
+    fixture.until("one directory left", || Ok(fs::read_dir(&dir)?.count() == 1))
+}
+
+fn files_of_the_platform_stay_inside_the_root(fixture: &Fixture) -> Tested {
+    let outside = fixture.dir.join("outside");
+    fs::create_dir(&outside)?;
+    fs::write(outside.join("victim"), "untouched")?;
+    let layer = fixture.layer();
+    symlink(&outside, layer.join("linked"))?;
+    symlink(outside.join("victim"), layer.join("etc/resolv.conf"))?;
+    let mut spec =
+        fixture.spec("/bin/busybox cat /etc/resolv.conf; echo; /bin/busybox ls /etc/new/dir");
+    let file =
+        |path: &str| RootFile { path: path.to_owned(), content: b"ours".to_vec(), mode: 0o644 };
+    spec.files = vec![file("/etc/resolv.conf"), file("/etc/new/dir/../dir/file")];
+    assert_eq!(fixture.run(&spec)?.1, ["ours", "file"]);
+    spec.files = vec![file("/linked/victim")];
+    assert!(fixture.try_launch(&spec).is_err());
+    assert_eq!(fs::read_to_string(outside.join("victim"))?, "untouched");
+    Ok(())
+}
+
+fn a_living_machine_is_adopted(fixture: &Fixture) -> Tested {
+    let machine = fixture.launch(&fixture.spec("exec /bin/busybox sleep 1000"))?;
+    let pid = machine.pid();
+    drop(machine);
+    let machine = fixture.adopt()?.ok_or("nothing was found")?;
+    assert_eq!((machine.pid(), machine.run()), (pid, 1));
+    assert_eq!(machine.ps()?.len(), 2);
+    machine.kill()?;
+    assert_eq!(fixture.wait(&machine)?.exit_code, 137);
+    assert_eq!(fixture.wait(&machine)?.exit_code, 137);
+    Ok(())
+}
+
+fn an_end_that_nobody_saw_is_kept(fixture: &Fixture) -> Tested {
+    drop(fixture.launch(&fixture.spec("exit 9"))?);
+    let file = fixture.dir.join("machine/exit.json");
+    fixture.until("the exit record", || Ok(file.exists()))?;
+    let machine = fixture.adopt()?.ok_or("nothing was found")?;
+    assert_eq!(fixture.wait(&machine)?.exit_code, 9);
+    assert!(machine.signal(15).is_err());
+    assert!(machine.ps()?.is_empty());
+    fixture.remove()?;
+    assert!(fixture.adopt()?.is_none());
+    Ok(())
+}
+
+fn a_machine_dies_with_its_shim(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox sleep 1000");
+    let machine = fixture.launch(&spec)?;
+    let status = fs::read_to_string(format!("/proc/{}/status", machine.pid()))?;
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
+    let shim = shim.and_then(rustix::process::Pid::from_raw).ok_or("no parent")?;
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
+    let record = fixture.wait(&machine)?;
+    assert_eq!(record.cause, ExitCause::ShimLost);
+    assert!(fixture.cgroups()?.is_empty());
+    spec.run = 2;
+    assert_eq!(fixture.launch(&spec)?.run(), 2);
+    Ok(())
+}
+
+fn a_frozen_machine_can_be_killed(fixture: &Fixture) -> Tested {
+    let machine = fixture.launch(&fixture.spec("exec /bin/busybox sleep 1000"))?;
+    let switches = fixture
+        .cgroups()?
+        .into_iter()
+        .flat_map(|dir| [(dir.join("cgroup.freeze"), "1"), (dir.join("freezer.state"), "FROZEN")]);
+    let frozen = switches.filter(|(file, _)| file.exists());
+    let frozen =
+        frozen.map(|(file, value)| fs::write(file, value)).collect::<Result<Vec<_>, _>>()?;
+    assert!(!frozen.is_empty());
+    machine.kill()?;
+    assert_eq!(fixture.wait(&machine)?.signal, Some(9));
+    Ok(())
+}
+
+fn lack_of_memory_is_told(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox tail /dev/zero");
+    spec.memory_bytes = Some(16 << 20);
+    let (record, _) = fixture.run(&spec)?;
+    assert!(record.oom_killed);
+    assert_eq!(record.exit_code, 137);
+    Ok(())
+}
+
+fn listening_sockets_are_listed(fixture: &Fixture) -> Tested {
+    let hello = fixture.layer().join("bin/hello");
+    fs::write(&hello, program("hello")?)?;
+    fs::set_permissions(&hello, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut spec = fixture.spec("");
+    spec.argv = vec!["hello".to_owned()];
+    let machine = fixture.launch(&spec)?;
+    fixture.until("the listener", || {
+        let all = machine.ps()?;
+        Ok(all.iter().any(|process| !process.listen_sockets.is_empty()))
+    })?;
+    let all = machine.ps()?;
+    let hello = all.iter().find(|process| process.command == "hello").ok_or("no hello")?;
+    assert_eq!(hello.pid, 2);
+    assert_eq!(hello.directory, "/");
+    let sockets: Vec<_> =
+        hello.listen_sockets.iter().map(|s| (s.proto.as_str(), s.address.as_str())).collect();
+    assert_eq!(sockets, [("tcp", "0.0.0.0:8080")]);
+    machine.signal(2)?;
+    assert_eq!(fixture.wait(&machine)?.signal, Some(2));
+    Ok(())
+}
+
+fn orphans_are_reaped(fixture: &Fixture) -> Tested {
+    let script = "(/bin/busybox sleep 0 & ) ; echo started; exec /bin/busybox sleep 1000";
+    let machine = fixture.launch(&fixture.spec(script))?;
+    fixture.await_line("started")?;
+    fixture.until("two processes", || Ok(machine.ps()?.len() == 2))
+}
