@@ -76,6 +76,7 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
     let stopped = end_machines(paths, data).await?;
     perch_net::Plane::remove_by_config(&plane_config(paths, &crate::config::Config::default()))
         .context("could not remove the network")?;
+    remove_cgroups(&paths.cgroup_parent());
     println!("Stopped {stopped} Machines and removed the network");
     if data == Data::Purge {
         purge(paths)?;
@@ -148,13 +149,30 @@ async fn end_machine(dir: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Removes the Machines' parent cgroup from every hierarchy; one that is not empty stays.
+fn remove_cgroups(parent: &str) {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([root.to_owned()]) {
+        match std::fs::remove_dir(hierarchy.join(parent)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(hierarchy = %hierarchy.display(), %error, "cgroup left in place");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
 /// Removes what a server keeps, and the directory itself if nothing else lies in it.
 fn purge(paths: &Paths) -> anyhow::Result<()> {
     let dirs = [paths.images(), paths.machines(), paths.init()];
     for dir in dirs.iter().filter(|dir| dir.exists()) {
         std::fs::remove_dir_all(dir).with_context(|| format!("could not remove {}", dir.display()))?;
     }
-    let own = ["store.db", "store.db-wal", "store.db-shm", "lock", "api.sock", "proxy.sock", "netns", "proxy.log"];
+    let own = [
+        "store.db", "store.db-wal", "store.db-shm", "store.db.lock", "lock", "api.sock", "proxy.sock", "netns",
+        "proxy.log",
+    ];
     for name in own {
         for root in [&paths.data, &paths.run] {
             remove_file(&root.join(name))?;

@@ -85,6 +85,11 @@ impl Paths {
         self.machines().join(id)
     }
 
+    /// Parent of the Machines' cgroups below the root of each hierarchy.
+    pub(crate) fn cgroup_parent(&self) -> String {
+        self.tag().map_or("perch".to_owned(), |tag| format!("perch-{tag}"))
+    }
+
     /// A short name, unique to this data directory, for links and cgroups on this host: `None` for the default one.
     pub(crate) fn tag(&self) -> Option<String> {
         use sha2::{Digest, Sha256};

@@ -64,6 +64,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("PERCH_LOG").unwrap_or_else(|_| "info".into()),
         )
         .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     match serve(options) {
         Ok(()) => ExitCode::SUCCESS,

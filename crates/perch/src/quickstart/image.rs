@@ -47,6 +47,9 @@ fn layer() -> anyhow::Result<Vec<u8>> {
     let mut header = tar::Header::new_gnu();
     header.set_size(HELLO.len() as u64);
     header.set_mode(PROGRAM_MODE);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     let mut archive = tar::Builder::new(Vec::new());
     archive.append_data(&mut header, PROGRAM, HELLO).context("could not pack the example app")?;
     archive.into_inner().context("could not pack the example app")

@@ -122,8 +122,7 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
             // Freezing is not built yet: a Machine that should be suspended is stopped (AS-54).
             wire::Autostop::Stop | wire::Autostop::Suspend => Autostop::Stop,
         },
-        // CT-04: an app with no setting at all is started by its callers.
-        autostart: service.autostart.unwrap_or(true),
+        autostart: service.autostart.unwrap_or(unset(service)),
         min_machines_running: service.min_machines_running.unwrap_or(0),
         soft_limit: hard_limit.map_or(soft_limit, |hard| soft_limit.min(hard)),
         hard_limit,
@@ -134,6 +133,11 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
         auto_stop_after_ms: millis(stop_after),
         start_timeout_ms: millis(start_timeout),
     }
+}
+
+/// CT-04: absent on the API means false, but a service with no setting at all is started by its callers.
+fn unset(service: &wire::Service) -> bool {
+    service.autostop == wire::Autostop::Off && service.min_machines_running.is_none()
 }
 
 fn port_view(port: &wire::Port) -> Option<PortView> {

@@ -73,7 +73,7 @@ pub(crate) struct Parts {
 
 impl World {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let cgroup_parent = parts.paths.tag().map_or("perch".to_owned(), |tag| format!("perch-{tag}"));
+        let cgroup_parent = parts.paths.cgroup_parent();
         let launches = Semaphore::new(parts.config.starts_max as usize);
         Arc::new(Self {
             paths: parts.paths,
