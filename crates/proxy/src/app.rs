@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -94,8 +95,8 @@ pub(crate) struct Place {
     /// `None` only inside `drop`.
     claim: Option<Claim>,
     app: Rc<App>,
-    /// How long the caller was held for it.
-    pub(crate) held: Option<Duration>,
+    /// Since when the caller has been held for a wake.
+    pub(crate) held_since: Option<Instant>,
 }
 
 impl Place {
@@ -138,6 +139,8 @@ struct Waiter {
 pub(crate) struct App {
     pub(crate) name: String,
     balancer: RefCell<Balancer>,
+    /// As of the last change, for a balancer that must begin anew.
+    machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
     busy: Cell<bool>,
     queues: RefCell<BTreeMap<u16, BTreeMap<u64, Waiter>>>,
@@ -167,6 +170,7 @@ impl App {
         let app = Rc::new(Self {
             name: name.to_owned(),
             balancer: RefCell::new(Balancer::new(settings)),
+            machines: RefCell::default(),
             events: RefCell::default(),
             busy: Cell::new(false),
             queues: RefCell::default(),
@@ -203,7 +207,7 @@ impl App {
         let choice = self.balancer.borrow().choose(port, origin, clock::random());
         match choice {
             Choice::Admitted(admission) => {
-                let place = self.guard(admission.claim, None);
+                let place = self.guard(admission.claim);
                 if let Some(edge) = admission.edge {
                     self.handle(Event::Edge(edge));
                 }
@@ -214,8 +218,8 @@ impl App {
         }
     }
 
-    fn guard(self: &Rc<Self>, claim: Claim, held: Option<Duration>) -> Place {
-        Place { claim: Some(claim), app: Rc::clone(self), held }
+    fn guard(self: &Rc<Self>, claim: Claim) -> Place {
+        Place { claim: Some(claim), app: Rc::clone(self), held_since: None }
     }
 
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
@@ -240,7 +244,7 @@ impl App {
         ticket.leave();
         match outcome {
             Ok(Ok(Ok(mut place))) => {
-                place.held = Some(since.elapsed());
+                place.held_since = (reason == HoldReason::Wake).then_some(since);
                 Ok(place)
             }
             Ok(Ok(Err(refused))) => Err(refused),
@@ -273,16 +277,62 @@ impl App {
 
     /// Feeds one event and carries out what follows from it.
     pub(crate) fn handle(self: &Rc<Self>, event: Event) {
-        self.events.borrow_mut().push_back(event);
-        if self.busy.replace(true) {
-            return;
+        if let Event::PoolChanged(machines) = &event {
+            self.machines.borrow_mut().clone_from(machines);
         }
-        while let Some(event) = self.next_event() {
-            self.balancer.borrow_mut().handle_event(event, clock::now());
-            self.drain_effects();
+        self.events.borrow_mut().push_back(event);
+        if !self.busy.replace(true) {
+            self.decide(|_| {});
+        }
+    }
+
+    fn handle_timeout(self: &Rc<Self>) {
+        debug_assert!(!self.busy.get(), "timers run between events");
+        self.busy.set(true);
+        self.decide(|balancer| balancer.handle_timeout(clock::now()));
+    }
+
+    /// Runs the balancer until nothing is left to do. A panic in it ends this app's decisions only:
+    /// they begin anew, once, from what is known.
+    fn decide(self: &Rc<Self>, first: impl FnOnce(&mut Balancer)) {
+        let mut first = Some(first);
+        for _ in 0..2 {
+            let run = || {
+                if let Some(first) = first.take() {
+                    first(&mut self.balancer.borrow_mut());
+                    self.drain_effects();
+                }
+                while let Some(event) = self.next_event() {
+                    self.balancer.borrow_mut().handle_event(event, clock::now());
+                    self.drain_effects();
+                }
+            };
+            if catch_unwind(AssertUnwindSafe(run)).is_ok() {
+                break;
+            }
+            tracing::error!(app = self.name, "the balancer panicked and begins anew");
+            self.begin_anew();
         }
         self.busy.set(false);
         self.note_timeout();
+    }
+
+    /// Makes a new balancer, and queues the events that it needs before others.
+    fn begin_anew(&self) {
+        let settings = Settings {
+            region: self.balancer.borrow().region(),
+            first_attempt: clock::now().as_micros(),
+        };
+        *self.balancer.borrow_mut() = Balancer::new(settings);
+        let mut events = self.events.borrow_mut();
+        events.clear();
+        events.push_back(Event::PoolChanged(self.machines.borrow().clone()));
+        if self.server.is_ready() {
+            events.push_back(Event::ServerReady);
+        }
+        for (port, queue) in self.queues.borrow().iter() {
+            events.push_back(Event::Demand { port: *port, waiting: queue.len() });
+        }
     }
 
     fn next_event(&self) -> Option<Event> {
@@ -326,7 +376,7 @@ impl App {
 
     fn admit(self: &Rc<Self>, port: u16, claim: Claim) {
         // A place that nobody takes any more is given back by its own drop.
-        let place = self.guard(claim, None);
+        let place = self.guard(claim);
         if let Some(waiter) = self.pop(port) {
             drop(waiter.answer.send(Ok(place)));
         }
@@ -352,19 +402,6 @@ impl App {
         if self.timer.at.replace(next) != next {
             self.timer.changed.notify_one();
         }
-    }
-
-    fn handle_timeout(self: &Rc<Self>) {
-        debug_assert!(!self.busy.get(), "timers run between events");
-        self.busy.set(true);
-        self.balancer.borrow_mut().handle_timeout(clock::now());
-        self.drain_effects();
-        while let Some(event) = self.next_event() {
-            self.balancer.borrow_mut().handle_event(event, clock::now());
-            self.drain_effects();
-        }
-        self.busy.set(false);
-        self.note_timeout();
     }
 
     /// A line for the app's own log.

@@ -39,7 +39,7 @@ struct State {
     /// Named since the last server connected.
     named: BTreeSet<String>,
     addresses: HashMap<IpAddr, Vec<Address>>,
-    machines: HashMap<Ipv6Addr, (String, MachineId)>,
+    machines: HashMap<IpAddr, (String, MachineId)>,
     /// Which app a Machine belongs to, for answers.
     owners: HashMap<MachineId, String>,
     settings: Option<Settings>,
@@ -176,11 +176,7 @@ impl Directory {
 
     fn source(&self, caller: IpAddr) -> (Source, Option<Rc<App>>) {
         let state = self.state.borrow();
-        let machine = match caller {
-            IpAddr::V6(ip) => state.machines.get(&ip),
-            IpAddr::V4(_) => None,
-        };
-        if let Some((app, machine)) = machine {
+        if let Some((app, machine)) = state.machines.get(&caller) {
             let known = state.apps.get(app).map(|known| Rc::clone(&known.app));
             let source = Source::Machine { app: app.clone(), machine: machine.to_string() };
             return (source, known);
@@ -375,7 +371,8 @@ impl State {
             }
         }
         for machine in &known.view.machines {
-            self.machines.remove(&machine.private_ip);
+            self.machines.remove(&machine.private_ip.into());
+            self.machines.remove(&machine.link_ip.into());
             if let Ok(id) = machine.id.parse() {
                 self.owners.remove(&id);
             }
@@ -389,7 +386,9 @@ impl State {
         }
         for machine in &view.machines {
             if let Ok(id) = machine.id.parse() {
-                self.machines.insert(machine.private_ip, (view.name.clone(), id));
+                for ip in [machine.private_ip.into(), machine.link_ip.into()] {
+                    self.machines.insert(ip, (view.name.clone(), id));
+                }
                 self.owners.insert(id, view.name.clone());
             }
         }

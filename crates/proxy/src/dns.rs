@@ -76,7 +76,7 @@ impl Resolver {
         question.answered(answer, transport)
     }
 
-    async fn forward(&self, question: Question, transport: Transport) -> Option<Vec<u8>> {
+    async fn forward(&self, question: Box<Question>, transport: Transport) -> Option<Vec<u8>> {
         let resolvers = self.directory.resolvers();
         match self.forwarder.ask(&question, &resolvers, transport).await {
             Some(answer) => Some(answer),

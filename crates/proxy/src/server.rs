@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +29,7 @@ pub(crate) fn run(
     control: StdUnixListener,
     options: Options,
 ) -> Result<(), ProxyError> {
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(31)
@@ -74,11 +76,30 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// Accepted sockets inherit TCP_NODELAY, which saves a call for each.
+/// Two descriptors for each connection; what we may have is the parent's decision.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of descriptors stays as it was");
+    }
+}
+
+/// A caller whose host vanished without a word would keep its Machine awake for ever; after this it
+/// is noticed. Frozen callers answer by their kernel.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Accepted sockets inherit all options, which saves calls for each.
 pub(crate) fn tcp_listener(fd: &std::os::fd::OwnedFd) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::from(fd.try_clone()?);
     listener.set_nonblocking(true)?;
-    rustix::net::sockopt::set_tcp_nodelay(&listener, true)?;
+    sockopt::set_tcp_nodelay(&listener, true)?;
+    sockopt::set_socket_keepalive(&listener, true)?;
+    sockopt::set_tcp_keepidle(&listener, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&listener, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&listener, KEEPALIVE_PROBES)?;
     TcpListener::from_std(listener)
 }
 

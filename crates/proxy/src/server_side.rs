@@ -108,8 +108,11 @@ impl ServerSide {
         }
     }
 
-    /// A line for the app's own log.
+    /// A line for the app's own log. Under a flood lines are left out, so that starts get through.
     pub(crate) fn log(&self, app: &str, machine: Option<MachineId>, text: String) {
+        if self.outbox.borrow().as_ref().is_none_or(|outbox| outbox.capacity() < OUTBOX_LEN / 2) {
+            return;
+        }
         let (app, machine) = (app.to_owned(), machine.map(|id| id.to_string()));
         self.tell(FromProxy::Log { app, machine, level: "warn".to_owned(), text });
     }

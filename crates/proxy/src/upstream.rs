@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::app::{App, Place, Reuse};
+use crate::app::{App, Place};
 use crate::clock::Ticker;
 
 /// How long an idle connection is kept (PX-65).
@@ -99,10 +99,7 @@ impl Upstreams {
     }
 
     /// Gives a connection back for the next request.
-    pub(crate) fn keep(app: &Rc<App>, place: &Place, stream: TcpStream, reuse: Reuse) {
-        if reuse == Reuse::OneRequest || !place.is_current() {
-            return;
-        }
+    pub(crate) fn keep(app: &Rc<App>, place: &Place, stream: TcpStream) {
         app.upstreams.push(place.endpoint(), stream);
         if !app.upstreams.sweeping.replace(true) {
             tokio::task::spawn_local(sweep(Rc::downgrade(app)));
@@ -225,7 +222,7 @@ async fn wait_and_connect(
             return Ok(stream);
         }
         if readiness.listens.get() {
-            match try_connect(target, HANDSHAKE_TIMEOUT_MAX).await {
+            match try_connect(target, HANDSHAKE_TIMEOUT).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
                 Err(_) => readiness.listens.set(false),

@@ -17,7 +17,7 @@ const TXT_STRING_BYTES_MAX: usize = 255;
 pub(crate) enum Verdict {
     Reply(Vec<u8>),
     /// Ask the host's resolvers.
-    Forward(Question),
+    Forward(Box<Question>),
     /// Not worth an answer.
     Silence,
 }
@@ -87,7 +87,7 @@ impl Question {
     /// Turns the decision into a message.
     pub(crate) fn answered(self, answer: Answer, transport: Transport) -> Verdict {
         match answer {
-            Answer::Forward => Verdict::Forward(self),
+            Answer::Forward => Verdict::Forward(Box::new(self)),
             Answer::Records(records) => {
                 let mut response = self.authoritative(ResponseCode::NoError);
                 response.add_answers(records.into_iter().map(|record| self.record(record)));

@@ -15,10 +15,11 @@ use super::exchange::{Broken, Done, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
 use super::reply::Reply;
 use super::response::Signature;
-use crate::app::{App, NoPlace, Place, PortFacts, Protocol};
+use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::directory::{Destination, Directory, Target};
+use crate::tcp;
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
@@ -43,17 +44,24 @@ pub(crate) async fn serve(mut stream: TcpStream, directory: Rc<Directory>, to: D
         match step {
             Ok(After::Keep) => {}
             Ok(After::Close) => return linger(stream).await,
-            Err(Ended) => return,
+            Err(Ended::Quietly) => return,
+            // A caller of HTTP/1.0 must not take a cut for the end of the answer.
+            Err(Ended::Cut) => return tcp::reset(&stream),
         }
     }
 }
 
 /// The connection is over without another word.
-struct Ended;
+enum Ended {
+    /// Between two requests, or by the caller's wish.
+    Quietly,
+    /// In the middle of an answer.
+    Cut,
+}
 
 impl From<io::Error> for Ended {
     fn from(_: io::Error) -> Self {
-        Self
+        Self::Quietly
     }
 }
 
@@ -84,6 +92,8 @@ struct Connection {
 /// A request that was read, with its head rewritten in the scratch space.
 struct Incoming {
     request: Request,
+    /// Bytes of the head as we wrote it.
+    head_len: usize,
     body: Progress,
     id: RequestId,
 }
@@ -127,10 +137,12 @@ impl Connection {
         let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
         match outcome {
             Ok(done) => {
-                self.pending = done.next_or(std::mem::take(&mut self.pending));
+                if !done.next.is_empty() {
+                    self.pending = done.next;
+                }
                 Ok(done.caller_after)
             }
-            Err(Failure::Ended) => Err(Ended),
+            Err(Failure::Ended) => Err(Ended::Cut),
             Err(Failure::Reply(status, text)) => {
                 app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
                 let mut reply = Reply::new(status, &text);
@@ -155,9 +167,9 @@ impl Connection {
         let deadline = Instant::now() + HEAD_TIMEOUT;
         loop {
             let input = tokio::time::timeout_at(deadline, read_after(&self.pending, stream)).await;
-            let input = input.map_err(|_| Ended)??;
+            let input = input.map_err(|_| Ended::Quietly)??;
             if input.len() == self.pending.len() {
-                return Err(Ended);
+                return Err(Ended::Quietly);
             }
             match self.parse(&input, out) {
                 Ok(None) => self.pending = input.filled().to_vec(),
@@ -177,6 +189,7 @@ impl Connection {
     fn parse(&mut self, input: &Buffer, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {
         let bytes = skip_empty_lines(input.filled());
         let Some(request) = head::rewrite(bytes, &self.forwarded, out)? else { return Ok(None) };
+        let head_len = out.len();
         let rest = &bytes[request.head_len..];
         let mut body = Progress::new(request.framing);
         let piece = body.step(rest, |_| {}).map_err(|_| BadRequest::Framing)?;
@@ -188,7 +201,7 @@ impl Connection {
             self.pending = Vec::new();
         }
         let id = RequestId::new(&self.directory.region());
-        Ok(Some(Incoming { request, body, id }))
+        Ok(Some(Incoming { request, head_len, body, id }))
     }
 
     /// The app of this request: of the address, or, at a shared one, of the Host field.
@@ -215,18 +228,32 @@ impl Connection {
         app: &Rc<App>,
         facts: &PortFacts,
     ) -> Result<Done, Failure> {
+        if facts.reuse == Reuse::OneRequest {
+            let end = incoming.head_len - b"\r\n".len();
+            scratch.request.splice(end..end, *b"Connection: close\r\n");
+        }
         let deadline = Deadline { timeout: facts.start_timeout, since: None };
         let mut tries = Tries { left: TRIES_MAX, fresh: false, deadline };
         loop {
             let place = self.place(stream, scratch, app, facts).await?;
-            let machine = match tries.connection(app, &place, incoming, stream).await? {
-                Some(machine) => machine,
-                None => continue,
+            let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
+                continue;
             };
-            let outcome = self.exchange(stream, scratch, incoming, &place, machine, facts).await;
+            let outcome = self.exchange(stream, scratch, incoming, &place, &mut machine).await;
             scratch.answer.clear();
             match outcome {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    match (facts.reuse, done.machine_after) {
+                        (Reuse::Pooled, After::Keep) => {
+                            Upstreams::keep(app, &place, machine.stream);
+                        }
+                        (Reuse::Pooled, After::Close) => {}
+                        // The answer is here whole. An ordinary close would leave a local port
+                        // waiting for a minute; to one Machine there are 28,000 of them.
+                        (Reuse::OneRequest, _) => tcp::reset(&machine.stream),
+                    }
+                    return Ok(done);
+                }
                 Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, used) => {}
                 Err((broken, _)) => return Err(Failure::from(broken)),
             }
@@ -253,31 +280,25 @@ impl Connection {
         Ok(unless_left(stream, hold).await??)
     }
 
+    /// On failure also says whether the connection to the Machine had been used before.
     async fn exchange(
         &self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &Incoming,
         place: &Place,
-        machine: Upstream,
-        facts: &PortFacts,
+        machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
-        let Upstream { stream: mut machine, used } = machine;
-        let wake = place.held.map(|held| wake_header(place, held));
+        let wake = place.held_since.map(|since| wake_header(place, since.elapsed()));
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
             wake: wake.as_deref(),
         };
         let message = (scratch.request.as_slice(), incoming.body);
-        let answer = &mut scratch.answer;
-        let done = exchange(stream, &mut machine, &incoming.request, message, answer, signature)
-            .await
-            .map_err(|broken| (broken, used))?;
-        if done.machine_after == After::Keep {
-            Upstreams::keep(place.app(), place, machine, facts.reuse);
-        }
-        Ok(done)
+        let (request, answer) = (&incoming.request, &mut scratch.answer);
+        let done = exchange(stream, &mut machine.stream, request, message, answer, signature);
+        done.await.map_err(|broken| (broken, machine.used))
     }
 
     async fn refuse(&self, stream: &mut TcpStream, bad: BadRequest) -> Result<After, Ended> {
@@ -329,12 +350,6 @@ impl Connection {
         let mut reply = Reply::new(301, "use https");
         reply.location = Some(&location);
         self.reply(stream, incoming, reply).await
-    }
-}
-
-impl Done {
-    fn next_or(&self, pending: Vec<u8>) -> Vec<u8> {
-        if self.next.is_empty() { pending } else { self.next.clone() }
     }
 }
 
@@ -395,12 +410,10 @@ impl Tries {
         incoming: &Incoming,
         caller: &TcpStream,
     ) -> Result<Option<Upstream>, Failure> {
-        while !self.fresh {
-            let Some(used) = app.upstreams.take(place.endpoint()) else { break };
-            // What cannot be repeated goes only over connections that are surely alive.
-            if repeatable(incoming) || upstream::is_quiet(&used.stream) {
-                return Ok(Some(used));
-            }
+        if !self.fresh
+            && let Some(used) = pooled(app, place, incoming)
+        {
+            return Ok(Some(used));
         }
         let connecting = upstream::connect(place, self.deadline.at());
         match unless_left(caller, connecting).await? {
@@ -423,6 +436,16 @@ impl Tries {
         let again = used || !self.fresh;
         self.fresh = true;
         again
+    }
+}
+
+/// An idle connection; what cannot be repeated goes only over one that is surely alive.
+fn pooled(app: &App, place: &Place, incoming: &Incoming) -> Option<Upstream> {
+    loop {
+        let used = app.upstreams.take(place.endpoint())?;
+        if repeatable(incoming) || upstream::is_quiet(&used.stream) {
+            return Some(used);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! DNS through the whole proxy. Callers here come from loopback, so the test's network is there.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::spawn_local;
 
 use super::world::*;
+use crate::control::{AppView, ToProxy};
 
 fn question(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
@@ -20,7 +21,7 @@ fn question(name: &str, kind: RecordType) -> Message {
 }
 
 async fn ask_udp(world: &World, question: &Message) -> Message {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let socket = UdpSocket::bind("[::1]:0").await.expect("a port");
     let bytes = question.to_vec().expect("it can be written");
     socket.send_to(&bytes, world.dns_udp).await.expect("the proxy listens");
     let mut answer = vec![0; 4096];
@@ -38,11 +39,114 @@ async fn ask_tcp(world: &World, question: &Message) -> Message {
     Message::from_vec(&answer).expect("it can be read")
 }
 
+fn texts(message: &Message) -> Vec<String> {
+    message.answers.iter().map(|record| record.data.to_string()).collect()
+}
+
+/// An app of the network that the tests ask from.
+fn local_app(state: &str) -> AppView {
+    let mut view = app(state, 1);
+    view.network = LOOPBACK_NETWORK;
+    view.addresses[0].network = LOOPBACK_NETWORK;
+    view
+}
+
 #[test]
 fn an_asker_of_no_network_is_refused() {
     run(|mut world| async move {
-        world.publish(app("started", 1)).await;
+        world.send(settings_with(|settings| settings.networks.clear())).await;
+        world.publish(local_app("started")).await;
+        settled(&world).await;
         let answer = ask_udp(&world, &question("app.flycast.", RecordType::AAAA)).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+    });
+}
+
+/// Waits until the proxy has taken in what was sent before.
+async fn settled(world: &World) {
+    let mut stream = world.connect().await;
+    stream.write_all(b"x\r\n\r\n").await.expect("the proxy reads");
+    let _any = stream.read_u8().await.is_ok();
+}
+
+#[test]
+fn names_of_other_networks_do_not_exist() {
+    run(|mut world| async move {
+        world.publish(app("started", 1)).await;
+        settled(&world).await;
+        for name in ["app.flycast.", "app.internal.", "00000000000001.vm.app.internal."] {
+            let answer = ask_udp(&world, &question(name, RecordType::AAAA)).await;
+            assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{name}");
+        }
+    });
+}
+
+#[test]
+fn an_app_has_its_flycast_address_always_and_its_machines_while_they_run() {
+    run(|mut world| async move {
+        let mut view = local_app("stopped");
+        world.publish(view.clone()).await;
+        settled(&world).await;
+        let flycast = question("App.Flycast.", RecordType::AAAA);
+        let machine = question("00000000000001.vm.app.internal.", RecordType::AAAA);
+        assert_eq!(texts(&ask_udp(&world, &flycast).await), [FLYCAST]);
+        let asleep = ask_udp(&world, &machine).await;
+        assert_eq!(
+            (asleep.metadata.response_code, texts(&asleep).len()),
+            (ResponseCode::NoError, 0)
+        );
+        view.machines[0].state = "started".to_owned();
+        view.revision += 1;
+        world.send(ToProxy::App(view)).await;
+        settled(&world).await;
+        assert_eq!(texts(&ask_tcp(&world, &machine).await), ["fdaa:0:7:a7b:9:9:9:2"]);
+        assert_eq!(texts(&ask_tcp(&world, &flycast).await), [FLYCAST]);
+    });
+}
+
+/// A resolver that answers every question with one address, after a forged answer.
+async fn resolver() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let address = socket.local_addr().expect("it is bound");
+    spawn_local(async move {
+        let mut bytes = vec![0; 4096];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes).await {
+            let asked = Message::from_vec(&bytes[..length]).expect("it is a question");
+            let mut answer = Message::response(asked.metadata.id.wrapping_add(1), OpCode::Query);
+            answer.add_query(asked.queries[0].clone());
+            let forged = answer.to_vec().expect("it can be written");
+            socket.send_to(&forged, from).await.expect("the proxy listens");
+            answer.metadata.id = asked.metadata.id;
+            let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
+            answer.add_answer(Record::from_rdata(asked.queries[0].name().clone(), 60, data));
+            let answer = answer.to_vec().expect("it can be written");
+            socket.send_to(&answer, from).await.expect("the proxy listens");
+        }
+    });
+    address
+}
+
+#[test]
+fn other_names_are_asked_of_the_next_resolver_when_the_first_is_silent() {
+    run(|mut world| async move {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let resolvers = vec![silent.local_addr().expect("it is bound"), resolver().await];
+        world.send(settings_with(|settings| settings.resolvers = resolvers)).await;
+        world.publish(local_app("started")).await;
+        settled(&world).await;
+        let asked = question("example.com.", RecordType::A);
+        let answer = ask_udp(&world, &asked).await;
+        assert_eq!((answer.metadata.id, texts(&answer)), (77, vec!["192.0.2.1".to_owned()]));
+        assert_eq!(texts(&ask_tcp(&world, &asked).await), ["192.0.2.1"]);
+    });
+}
+
+#[test]
+fn without_resolvers_other_names_fail_at_once() {
+    run(|mut world| async move {
+        world.publish(local_app("started")).await;
+        settled(&world).await;
+        let answer = ask_udp(&world, &question("example.com.", RecordType::A)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     });
 }

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
 use super::world::*;
-use crate::control::{AddressKind, Autostop, FromProxy, Source, ToProxy};
+use crate::control::{AddressKind, Autostop, FromProxy, Source, ToProxy, Unit};
 
 /// A Machine that reads `request_len` bytes after the head and then says `answer`.
 async fn scripted(answer: &'static str, close: bool) -> u16 {
@@ -96,6 +96,29 @@ fn a_malformed_answer_is_502_and_a_malformed_request_400() {
         let answer = world.ask(smuggled).await;
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "the connection ends: {answer}");
+    });
+}
+
+#[test]
+fn counting_connections_means_one_request_on_each() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            let head = read_head(&mut stream).await.expect("a request comes");
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+            stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+            assert!(read_head(&mut stream).await.is_none(), "a second request came");
+        })
+        .await;
+        let mut view = app("started", port);
+        view.machines[0].services[0].unit = Unit::Connections;
+        world.publish(view).await;
+        let mut stream = world.connect().await;
+        for _ in 0..2 {
+            let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(request).await.expect("the proxy reads");
+            let (_, body) = read_response(&mut stream).await;
+            assert!(body.ends_with("\r\nConnection: close\r\n\r\n"), "{body}");
+        }
     });
 }
 

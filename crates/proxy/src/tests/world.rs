@@ -21,7 +21,9 @@ use crate::{Endpoints, Options, server};
 pub(super) const APP: &str = "app";
 pub(super) const MACHINE: &str = "00000000000001";
 pub(super) const NETWORK: u32 = 7;
-const FLYCAST: &str = "fdaa:0:7:0:1::2";
+/// The network of `::1`, from which these tests ask DNS.
+pub(super) const LOOPBACK_NETWORK: u32 = 9;
+pub(super) const FLYCAST: &str = "fdaa:0:7:0:1::2";
 const CALLER: &str = "fdaa:0:7:a7b:1:2:3:2";
 
 /// Nothing in these tests takes longer unless it hangs.
@@ -55,9 +57,10 @@ impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let control = dir.path().join("proxy.sock");
-        let tcp = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let udp = || std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let (tcp6, tcp4, dns_tcp, dns_udp) = (tcp(), tcp(), tcp(), udp());
+        let tcp = |at| std::net::TcpListener::bind(at).expect("a port");
+        let udp = |at| std::net::UdpSocket::bind(at).expect("a port");
+        let (tcp6, tcp4) = (tcp("127.0.0.1:0"), tcp("127.0.0.1:0"));
+        let (dns_tcp, dns_udp) = (tcp("[::1]:0"), udp("[::1]:0"));
         let at = |listener: &std::net::TcpListener| listener.local_addr().expect("it is bound");
         let (http, raw, dns_tcp_at) = (at(&tcp6), at(&tcp4), at(&dns_tcp));
         let dns_udp_at = dns_udp.local_addr().expect("it is bound");
@@ -66,8 +69,8 @@ impl World {
             tcp4: fd(tcp4),
             dns_udp: fd(dns_udp),
             dns_tcp: fd(dns_tcp),
-            forward_v4: fd(udp()),
-            forward_v6: fd(udp()),
+            forward_v4: fd(udp("127.0.0.1:0")),
+            forward_v6: fd(udp("[::1]:0")),
         };
         let rewrite = move |kernel: Endpoints| Endpoints {
             caller: SocketAddr::new(ip(CALLER), kernel.caller.port()),
@@ -137,16 +140,16 @@ pub(super) const GET: &str =
     "GET /path?q HTTP/1.1\r\nHost: app.flycast\r\nConnection: close\r\n\r\n";
 
 fn settings() -> Settings {
-    let network = NetworkView {
-        id: NETWORK,
-        prefix: "fdaa:0:7::".parse().expect("an address"),
+    let network = |id, prefix: &str| NetworkView {
+        id,
+        prefix: prefix.parse().expect("an address"),
         org: "personal".to_owned(),
-        name: "default".to_owned(),
+        name: format!("net-{id}"),
     };
     Settings {
         region: "lcl".to_owned(),
         resolvers: Vec::new(),
-        networks: vec![network],
+        networks: vec![network(NETWORK, "fdaa:0:7::"), network(LOOPBACK_NETWORK, "::")],
         host_peers: vec![ip(CALLER)],
         public_domain: "perch.test".to_owned(),
         starts_max: 8,

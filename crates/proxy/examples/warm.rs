@@ -1,0 +1,156 @@
+//! For measuring the warm path beside another proxy.
+//!
+//! `warm upstream PORT` answers every request on 127.0.0.1:PORT with 64 bytes (`warm upstream PORT N`:
+//! N bytes). `warm proxy PORT UPSTREAM` serves 127.0.0.1:PORT with a proxy whose only Machine is that
+//! upstream. Both run on one thread each; pin them with `taskset`, and read their CPU time from /proc.
+
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use perch_proxy::control::{
+    AddressKind, AddressView, AppView, Autostop, Link, MachineView, PortView, ServiceView,
+    Settings, ToProxy, Unit,
+};
+use perch_proxy::{Endpoints, Listeners, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> Outcome {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let numbers: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    match (args.first().map(String::as_str), numbers.as_slice()) {
+        (Some("upstream"), [port]) => upstream(u16::try_from(*port)?, 64),
+        (Some("upstream"), [port, length]) => upstream(u16::try_from(*port)?, *length),
+        (Some("proxy"), [port, machine]) => proxy(u16::try_from(*port)?, u16::try_from(*machine)?),
+        _ => Err("usage: warm upstream PORT [BYTES] | warm proxy PORT UPSTREAM".into()),
+    }
+}
+
+fn upstream(port: u16, length: usize) -> Outcome {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+    let answer: Arc<[u8]> = [head.into_bytes(), vec![b'x'; length]].concat().into();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let answer = Arc::clone(&answer);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(1..) = stream.read(&mut buffer).await {
+                    if stream.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    })
+}
+
+fn proxy(port: u16, machine: u16) -> Outcome {
+    let http = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let dir = std::env::temp_dir().join(format!("perch-warm-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let path = dir.join("proxy.sock");
+    let control = UnixListener::bind(&path)?;
+    let udp = |at: IpAddr| UdpSocket::bind((at, 0));
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let listeners = Listeners {
+        tcp6: http.into(),
+        tcp4: TcpListener::bind((v4, 0))?.into(),
+        dns_udp: udp(v4)?.into(),
+        dns_tcp: TcpListener::bind((v4, 0))?.into(),
+        forward_v4: udp(v4)?.into(),
+        forward_v6: udp(v6)?.into(),
+    };
+    let dest = SocketAddr::new(IpAddr::V6("fdaa:0:7:0:1::2".parse()?), 80);
+    let rewrite = move |kernel: Endpoints| Endpoints { dest, ..kernel };
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let options = Options { version, rewrite_endpoints: Some(Arc::new(rewrite)) };
+    std::thread::spawn(move || {
+        if let Err(error) = play_server(&path, machine) {
+            // Nothing can be measured then; the message says why.
+            drop(writeln!(std::io::stderr(), "no server: {error}"));
+        }
+        drop(std::fs::remove_dir_all(dir));
+    });
+    Ok(perch_proxy::run(listeners, control, options)?)
+}
+
+/// Tells the proxy about one app, then stays silent until standard input ends.
+fn play_server(path: &Path, machine: u16) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let link = runtime.block_on(async {
+        let (mut link, _listeners) = Link::connect(path).await?;
+        link.send(&ToProxy::Settings(settings())).await?;
+        link.send(&ToProxy::App(app(machine))).await?;
+        link.send(&ToProxy::SnapshotEnd).await?;
+        Ok::<_, Box<dyn Error>>(link)
+    })?;
+    let read = std::io::stdin().read_to_end(&mut Vec::new())?;
+    drop(link);
+    if read == 0 { Ok(()) } else { Err("standard input is only waited for".into()) }
+}
+
+fn settings() -> Settings {
+    Settings {
+        region: "lcl".to_owned(),
+        resolvers: Vec::new(),
+        networks: Vec::new(),
+        host_peers: Vec::new(),
+        public_domain: "perch.test".to_owned(),
+        starts_max: 8,
+    }
+}
+
+fn app(internal_port: u16) -> AppView {
+    let ports = vec![PortView {
+        start: 80,
+        end: 80,
+        handlers: vec!["http".to_owned()],
+        force_https: false,
+    }];
+    let service = ServiceView {
+        protocol: "tcp".to_owned(),
+        internal_port,
+        ports,
+        autostop: Autostop::Stop,
+        autostart: true,
+        min_machines_running: 0,
+        soft_limit: 200,
+        hard_limit: Some(100_000),
+        unit: Unit::Requests,
+        auto_stop_after_ms: 300_000,
+        start_timeout_ms: 60_000,
+    };
+    let machine = MachineView {
+        id: "00000000000001".to_owned(),
+        run: 1,
+        state: "started".to_owned(),
+        region: "lcl".to_owned(),
+        group: "app".to_owned(),
+        link_ip: Ipv4Addr::LOCALHOST,
+        private_ip: Ipv6Addr::LOCALHOST,
+        config_version: 1,
+        cordoned: false,
+        leased: false,
+        primary: true,
+        skip_dns: false,
+        metadata: std::collections::BTreeMap::new(),
+        services: vec![service],
+    };
+    let ip = IpAddr::V6(Ipv6Addr::new(0xfdaa, 0, 7, 0, 1, 0, 0, 2));
+    AppView {
+        name: "app".to_owned(),
+        network: 7,
+        revision: 1,
+        addresses: vec![AddressView { ip, kind: AddressKind::Public, network: 0 }],
+        machines: vec![machine],
+    }
+}
