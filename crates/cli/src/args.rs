@@ -500,3 +500,46 @@ impl Stop {
         1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Option<Fly> {
+        parse(line.split(' ').map(OsString::from).collect()).ok()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        <Fly as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn booleans_take_an_optional_value_as_pflags_do() {
+        let ha = |line: &str| match parsed(line)?.command {
+            Command::Deploy(deploy) => Some(deploy.rollout.ha),
+            _ => None,
+        };
+        assert_eq!(ha("fly deploy"), Some(true));
+        assert_eq!(ha("fly deploy --ha=false"), Some(false));
+        assert_eq!(ha("fly deploy --ha"), Some(true));
+    }
+
+    #[test]
+    fn shorthands_can_be_grouped() {
+        let both = |line: &str| match parsed(line)?.command {
+            Command::Apps(Apps::Create { yes, json, .. }) => Some((yes.yes, json.json)),
+            _ => None,
+        };
+        assert_eq!(both("fly apps create x -y -j"), Some((true, true)));
+        assert_eq!(both("fly apps create x -yj"), Some((true, true)));
+        assert_eq!(both("fly apps create x"), Some((false, false)));
+    }
+
+    #[test]
+    fn aliases_are_understood() {
+        for line in ["fly m ls -q", "fly ip ls", "fly app rm x -y", "fly launch --auto-confirm"] {
+            assert!(parsed(line).is_some(), "{line}");
+        }
+    }
+}

@@ -22,7 +22,7 @@ use crate::args::{Deploy, Rollout};
 use crate::env::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config, Vm, format_duration};
-use perch_api::wire::{App, ImageInfo};
+use perch_api::wire::{AddressIntent, App, ImageInfo};
 use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy};
 use std::time::Duration;
 
@@ -60,6 +60,11 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     context.console.note("==> Verifying app config");
     let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
     super::config::report(&context, &loaded)?;
+    for key in &loaded.unknown {
+        context
+            .console
+            .note(format!("WARN {key} in {} is not known and ignored", loaded.path.display()));
+    }
     let name = context.given_app(&args.app).or(loaded.config.app.clone());
     let name = name.filter(|name| !name.is_empty()).ok_or_else(super::no_app)?;
     let mut config = loaded.config;
@@ -81,6 +86,7 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
 /// Carries out a job whose image the server has.
 pub(super) async fn deploy(context: &Context<'_>, job: Job) -> Outcome {
     note_what_is_not_there(context, &job.config);
+    warn_about_https(context, &job);
     rollout::run(context, &job).await?;
     ending::print(context, &job).await
 }
@@ -184,6 +190,17 @@ fn note_what_is_not_there(context: &Context<'_>, config: &Config) {
     ];
     for (_, text) in notes.iter().filter(|(used, _)| *used) {
         context.console.line(format!("NOTE: {text}"));
+    }
+}
+
+/// At a Flycast address nobody has a certificate to redirect to (FC-22, LI-01).
+fn warn_about_https(context: &Context<'_>, job: &Job) {
+    let private = job.options.flycast || job.app.address_intent == AddressIntent::Private;
+    if private && job.config.http_service.as_ref().is_some_and(|service| service.force_https) {
+        context.console.note(
+            "WARN force_https = true makes a private app unreachable over http; set force_https = \
+             false in [http_service]",
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 //! what its server would refuse (fly-toml section 15, last paragraph). All rules run; each problem names
 //! its key.
 
-use super::config::{Check, Config, Mount, Port, Service};
+use super::config::{AutoStop, Check, Config, Mount, Port, Service};
 use super::machine::split_words;
 use super::section::Notes;
 use super::size;
@@ -101,6 +101,12 @@ fn check_service(config: &Config, service: &Service, path: &str, notes: &Notes<'
         notes.error(&format!("{path}.processes"), text, remedy);
     }
     check_group_names(config, &service.processes, path, notes);
+    let stops = service.auto_stop_machines.is_some_and(|word| word != AutoStop::Off);
+    if stops && service.auto_start_machines == Some(false) {
+        let text = "Machines stop when idle and no request starts them again";
+        let remedy = Some("write auto_start_machines = true".to_owned());
+        notes.warning(&format!("{path}.auto_start_machines"), text, remedy);
+    }
     if path != "http_service" && service.ports.is_empty() {
         let text = "the service has no ports, so nothing can reach it";
         notes.warning(path, text, Some("add [[services.ports]] with a port".to_owned()));

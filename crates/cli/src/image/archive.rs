@@ -150,3 +150,58 @@ fn descriptor(media_type: &str, digest: &str, size: u64) -> Descriptor {
     let (media_type, digest) = (media_type.to_owned(), digest.to_owned());
     Descriptor { media_type, digest, size, platform: None, annotations: None }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// What `docker save` would write: some files and one image with one layer.
+    pub(in crate::image) fn saved(files: &[(&str, &[u8])], layer: &str) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let manifest = format!(r#"[{{"Config": "c.json", "Layers": ["{layer}"]}}]"#);
+        let config = br#"{"config": {"ExposedPorts": {"9000/tcp": {}, "8081/tcp": {}}}}"#;
+        let own = [("manifest.json", manifest.as_bytes()), ("c.json", config.as_slice())];
+        for (name, content) in own.iter().chain(files) {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, name, *content).expect("memory takes it");
+        }
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        tar.append_link(&mut link, "b/link.tar", "../layer.tar").expect("memory takes it");
+        tar.into_inner().expect("memory takes it")
+    }
+
+    fn open_bytes(bytes: &[u8]) -> Result<Image, ImageError> {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(bytes).expect("the disk takes it");
+        std::io::Seek::rewind(&mut file).expect("it is a file");
+        image_of(&Members::of_file(file, Path::new("image.tar"))?)
+    }
+
+    #[test]
+    fn a_file_that_is_no_image_is_refused_with_the_reason() {
+        let text = |bytes: &[u8]| open_bytes(bytes).expect_err("it is none").to_string();
+        assert!(text(&[0x1f, 0x8b, 8, 0]).contains("decompress it first"));
+        let empty = tar::Builder::new(Vec::new()).into_inner().expect("memory takes it");
+        assert_eq!(text(&empty), "image.tar is not a Docker archive: it has no file manifest.json");
+        let missing = saved(&[], "gone.tar");
+        assert_eq!(text(&missing), "image.tar is not a Docker archive: it has no file gone.tar");
+    }
+
+    #[test]
+    fn layers_get_digests_a_manifest_and_their_links_are_followed() {
+        for layer in ["layer.tar", "b/link.tar"] {
+            let image = open_bytes(&saved(&[("layer.tar", b"abc")], layer)).expect("it is whole");
+            let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+            assert_eq!(image.blobs[1].digest, abc);
+            assert_eq!(image.blobs[1].size, 3);
+            assert_eq!(image.exposed_port(), Some(8081));
+            let manifest: Manifest = serde_json::from_slice(&image.manifest).expect("it is ours");
+            assert_eq!(manifest.layers[0].digest, abc);
+            assert_eq!(manifest.config.digest, image.blobs[0].digest);
+        }
+    }
+}

@@ -78,3 +78,61 @@ fn escaped(name: &str) -> String {
     let escape = |b: u8| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") };
     name.bytes().map(escape).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// A daemon that answers one request.
+    fn daemon(answer: Vec<u8>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = dir.path().join("docker.sock");
+        let listener = UnixListener::bind(&socket).expect("the path is free");
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the test connects");
+            let mut line = String::new();
+            let mut reader = BufReader::new(stream.try_clone().expect("descriptors are there"));
+            while line != "\r\n" {
+                line.clear();
+                reader.read_line(&mut line).expect("the test sends a head");
+            }
+            stream.write_all(&answer).expect("the test reads");
+        });
+        (dir, socket)
+    }
+
+    #[test]
+    fn an_image_that_docker_does_not_have_is_named_with_what_to_do() {
+        let body = b"HTTP/1.0 404 Not Found\r\n\r\n{\"message\":\"no such image\"}".to_vec();
+        let (_dir, socket) = daemon(body);
+        let error = export("nginx:1", &socket).expect_err("there is none");
+        assert_eq!(error.to_string(), "the Docker daemon has no image 'nginx:1'");
+        assert!(error.hint().is_some_and(|hint| hint.contains("docker pull nginx:1")));
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_run_is_named_by_its_socket() {
+        let error = export("nginx", Path::new("/nonexistent/docker.sock")).expect_err("none runs");
+        assert!(error.to_string().contains("/nonexistent/docker.sock"));
+        assert!(error.hint().is_some_and(|hint| hint.contains("oci-archive:FILE")));
+    }
+
+    #[test]
+    fn an_export_becomes_an_image() {
+        let mut answer = b"HTTP/1.0 200 OK\r\nContent-Type: x\r\n\r\n".to_vec();
+        answer.extend(super::super::archive::tests::saved(&[("layer.tar", b"abc")], "layer.tar"));
+        let (_dir, socket) = daemon(answer);
+        let image = export("nginx", &socket).expect("it is whole");
+        assert_eq!(image.blobs.len(), 2);
+    }
+
+    #[test]
+    fn an_export_that_breaks_off_is_refused() {
+        let mut answer = b"HTTP/1.0 200 OK\r\n\r\n".to_vec();
+        answer.extend(super::super::archive::tests::saved(&[("layer.tar", b"abc")], "layer.tar"));
+        answer.truncate(700);
+        let (_dir, socket) = daemon(answer);
+        assert!(export("nginx", &socket).is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! A directory, a server, and what a run of `fly` printed.
+
+use crate::server::Server;
+use perch_cli::{Console, Environment};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// What one run printed, and its exit code.
+pub(crate) struct Run {
+    pub(crate) code: u8,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// A working directory and perhaps a server.
+pub(crate) struct Fixture {
+    dir: tempfile::TempDir,
+    server: Option<Server>,
+}
+
+impl Fixture {
+    pub(crate) fn without_server() -> Self {
+        Self { dir: tempfile::tempdir().expect("a temporary directory"), server: None }
+    }
+
+    pub(crate) fn new() -> Self {
+        let fixture = Self::without_server();
+        let server = Server::start(&fixture.socket());
+        Self { server: Some(server), ..fixture }
+    }
+
+    /// With the app `web` deployed on two Machines and its `fly.toml` here.
+    pub(crate) fn deployed() -> Self {
+        let fixture = Self::new();
+        oci_layout(&fixture.path("img"));
+        let run = fixture.fly(&["launch", "--name", "web", "--image", "oci:img", "-y"]);
+        assert_eq!(run.code, 0, "{}\n{}", run.out, run.err);
+        fixture
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().expect("this fixture has a server")
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("api.sock")
+    }
+
+    pub(crate) fn fly(&self, args: &[&str]) -> Run {
+        let socket = self.socket().display().to_string();
+        let vars = BTreeMap::from([("PERCH_SOCKET".to_owned(), socket)]);
+        let env = Environment { dir: self.dir.path().to_owned(), vars };
+        let (out, err) = (Captured::default(), Captured::default());
+        let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
+        let args = std::iter::once("fly").chain(args.iter().copied()).map(Into::into).collect();
+        let code = perch_cli::run_with(args, &env, &console);
+        Run { code, out: out.text(), err: err.text() }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no writer panics")).into_owned()
+    }
+}
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no writer panics").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes an OCI layout with one empty layer.
+pub(crate) fn oci_layout(dir: &Path) {
+    std::fs::create_dir_all(dir.join("blobs/sha256")).expect("the directory is ours");
+    let blob = |media_type: &str, bytes: &[u8]| -> Value {
+        let hash = Sha256::digest(bytes);
+        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        std::fs::write(dir.join("blobs/sha256").join(&hex), bytes).expect("the directory is ours");
+        json!({"mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len()})
+    };
+    let config = blob("application/vnd.oci.image.config.v1+json", b"{\"config\": {}}");
+    let layer = blob("application/vnd.oci.image.layer.v1.tar", &[0; 1024]);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = blob(media_type, manifest.to_string().as_bytes());
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+    std::fs::write(dir.join("index.json"), index.to_string()).expect("the directory is ours");
+}

@@ -1,0 +1,418 @@
+//! The API in memory: enough state that commands meet what they would meet, and switches for trouble.
+
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// A server that ends with the test's process; its socket goes with the fixture's directory.
+pub(crate) struct Server(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    apps: BTreeMap<String, Value>,
+    addresses: BTreeMap<String, Vec<Value>>,
+    machines: Vec<Value>,
+    releases: Vec<Value>,
+    leases: BTreeMap<String, Value>,
+    blobs: BTreeSet<String>,
+    image_error: Option<String>,
+    crash: Option<String>,
+    listen: Option<String>,
+    clock_ms: i64,
+}
+
+struct Request {
+    method: String,
+    path: Vec<String>,
+    query: BTreeMap<String, String>,
+    nonce: Option<String>,
+    body: Value,
+    raw: Vec<u8>,
+}
+
+struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Value,
+}
+
+impl Server {
+    pub(crate) fn start(socket: &Path) -> Self {
+        let listener = UnixListener::bind(socket).expect("the socket is free");
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = shared.clone();
+                std::thread::spawn(move || serve(stream, &shared));
+            }
+        });
+        Self(state)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no handler panics")
+    }
+
+    pub(crate) fn apps(&self) -> Vec<String> {
+        self.state().apps.keys().cloned().collect()
+    }
+
+    /// The kinds of an app's addresses.
+    pub(crate) fn addresses(&self, app: &str) -> Vec<String> {
+        let state = self.state();
+        let addresses = state.addresses.get(app).into_iter().flatten();
+        addresses.map(|ip| ip["type"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    pub(crate) fn age_addresses(&self, created_at: &str) {
+        for ip in self.state().addresses.values_mut().flatten() {
+            ip["created_at"] = created_at.into();
+        }
+    }
+
+    pub(crate) fn machines(&self, app: &str) -> Vec<Value> {
+        let state = self.state();
+        state.machines.iter().filter(|machine| machine["app"] == app).cloned().collect()
+    }
+
+    pub(crate) fn set_state(&self, id: &str, word: &str) {
+        self.state().machine(id).expect("it exists")["state"] = word.into();
+    }
+
+    pub(crate) fn release_statuses(&self, app: &str) -> Vec<String> {
+        let state = self.state();
+        let releases = state.releases.iter().filter(|release| release["app_name"] == app);
+        releases.map(|release| release["status"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    pub(crate) fn leases(&self) -> usize {
+        self.state().leases.len()
+    }
+
+    pub(crate) fn lease_by(&self, id: &str, owner: &str, description: &str) {
+        let data = json!({"nonce": "theirs", "expires_at": 2_000_000_000, "owner": owner,
+            "description": description});
+        self.state().leases.insert(id.to_owned(), data);
+    }
+
+    pub(crate) fn refuse_images(&self, why: &str) {
+        self.state().image_error = Some(why.to_owned());
+    }
+
+    pub(crate) fn crash_from_now_on(&self, last_line: &str) {
+        self.state().crash = Some(last_line.to_owned());
+    }
+
+    pub(crate) fn listen_on(&self, address: &str) {
+        self.state().listen = Some(address.to_owned());
+    }
+}
+
+fn serve(stream: UnixStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream);
+    let Some(request) = read_request(&mut reader) else { return };
+    let head = request.method == "HEAD";
+    let answer = state.lock().expect("no handler panics").answer(&request);
+    let body = if answer.body.is_null() { String::new() } else { answer.body.to_string() };
+    let mut text = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, body.len());
+    for (name, value) in answer.headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("connection: close\r\n\r\n");
+    if !head {
+        text.push_str(&body);
+    }
+    // The client may have gone; then nobody misses the answer.
+    drop(reader.get_mut().write_all(text.as_bytes()));
+}
+
+fn read_request(reader: &mut impl BufRead) -> Option<Request> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next()?, words.next()?);
+    let (mut length, mut nonce) = (0, None);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim().split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.parse().ok()?,
+            "fly-machine-lease-nonce" => nonce = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    let mut raw = vec![0; length];
+    reader.read_exact(&mut raw).ok()?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    Some(Request {
+        method,
+        path: path.split('/').skip(1).map(str::to_owned).collect(),
+        query: pairs.map(|(k, v)| (k.to_owned(), v.replace("%3A", ":"))).collect(),
+        nonce,
+        body: serde_json::from_slice(&raw).unwrap_or(Value::Null),
+        raw,
+    })
+}
+
+fn ok(body: Value) -> Answer {
+    Answer { status: 200, headers: Vec::new(), body }
+}
+
+fn error(status: u16, text: &str) -> Answer {
+    Answer { status, headers: Vec::new(), body: json!({"error": text}) }
+}
+
+fn with(status: u16, name: &'static str, value: String) -> Answer {
+    Answer { status, headers: vec![(name, value)], body: Value::Null }
+}
+
+impl State {
+    fn answer(&mut self, request: &Request) -> Answer {
+        let path: Vec<_> = request.path.iter().map(String::as_str).collect();
+        match (request.method.as_str(), path.as_slice()) {
+            ("GET", ["perch", "v1", "info"]) => {
+                ok(json!({"version": "0", "region": "lcl", "default_org": "personal"}))
+            }
+            ("GET", ["v1", "platform", "regions"]) => {
+                ok(json!({"Regions": [{"code": "lcl"}], "Nearest": "lcl"}))
+            }
+            ("GET", ["api", "v1", "organizations", slug]) => {
+                ok(json!({"organization": {"slug": slug, "name": "Personal"}}))
+            }
+            ("GET", ["v1", "apps"]) => ok(json!({"apps": self.apps.values().collect::<Vec<_>>()})),
+            ("POST", ["v1", "apps"]) => self.create_app(&request.body),
+            ("GET", ["v1", "apps", app]) => match self.apps.get(*app) {
+                Some(app) => ok(app.clone()),
+                None => error(404, "app not found"),
+            },
+            ("DELETE", ["v1", "apps", app]) => {
+                self.apps.remove(*app);
+                ok(json!({"ok": true}))
+            }
+            (_, ["v1", "apps", app, "ip_assignments", rest @ ..]) => {
+                self.answer_addresses(request, app, rest)
+            }
+            ("GET", ["v1", "apps", _, "images"]) => self.resolve(&request.query["ref"]),
+            (_, ["v1", "apps", app, "machines", rest @ ..]) => {
+                self.answer_machines(request, app, rest)
+            }
+            (_, ["api", "v1", ..]) => self.answer_releases(request, &path[2..]),
+            (_, ["v2", _, rest @ ..]) => self.answer_registry(request, rest),
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn create_app(&mut self, body: &Value) -> Answer {
+        let name = body["name"].as_str().unwrap_or_default().to_owned();
+        let app = json!({"id": name, "name": name, "status": "pending",
+            "organization": {"slug": "personal"}, "address_intent": body["address_intent"]});
+        self.apps.insert(name, app.clone());
+        ok(app)
+    }
+
+    fn answer_addresses(&mut self, request: &Request, app: &str, rest: &[&str]) -> Answer {
+        let list = self.addresses.entry(app.to_owned()).or_default();
+        match (request.method.as_str(), rest) {
+            ("GET", []) => ok(json!({"ips": list})),
+            ("POST", []) => {
+                let (ip, region) = match request.body["type"].as_str() {
+                    Some("private_v6") => ("fdaa::1", "global"),
+                    Some("v6") => ("2001:db8::2", "global"),
+                    _ => ("192.0.2.10", ""),
+                };
+                let address = json!({"ip": ip, "type": request.body["type"], "region": region,
+                    "created_at": "2026-01-01T00:00:00Z"});
+                list.push(address.clone());
+                ok(address)
+            }
+            (_, [ip]) => {
+                list.retain(|address| address["ip"] != *ip);
+                ok(json!({"ok": true}))
+            }
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn resolve(&self, reference: &str) -> Answer {
+        match &self.image_error {
+            Some(why) => error(422, why),
+            None => ok(json!({"id": "x", "digest": "sha256:0", "ref": reference})),
+        }
+    }
+
+    fn answer_machines(&mut self, request: &Request, app: &str, rest: &[&str]) -> Answer {
+        match (request.method.as_str(), rest) {
+            ("GET", []) => {
+                let machines = self.machines.iter().filter(|machine| machine["app"] == app);
+                ok(machines.cloned().collect())
+            }
+            ("POST", []) => self.create_machine(request, app),
+            (method, [id, action @ ..]) => {
+                let held = self.leases.get(*id).and_then(|lease| lease["nonce"].as_str());
+                if action != ["lease"]
+                    && method != "GET"
+                    && held.is_some_and(|held| Some(held) != request.nonce.as_deref())
+                {
+                    return error(409, "the machine is leased");
+                }
+                match self.machine(id) {
+                    Some(_) => self.answer_machine(request, id, action),
+                    None => error(404, "machine not found"),
+                }
+            }
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn machine(&mut self, id: &str) -> Option<&mut Value> {
+        self.machines.iter_mut().find(|machine| machine["id"] == id)
+    }
+
+    fn create_machine(&mut self, request: &Request, app: &str) -> Answer {
+        let id = format!("m{}", self.machines.len());
+        let machine = json!({"id": id, "app": app, "name": id, "private_ip": "fdaa::3",
+            "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok"});
+        self.machines.push(machine);
+        self.leases.insert(id.clone(), json!({"nonce": "made"}));
+        let mut machine = self.launch(&id, request);
+        machine["nonce"] = "made".into();
+        ok(machine)
+    }
+
+    /// Applies a config: the Machine starts, crashes, or stays asleep.
+    fn launch(&mut self, id: &str, request: &Request) -> Value {
+        self.clock_ms += 1;
+        let (now, crash) = (self.clock_ms, self.crash.is_some());
+        let machine = self.machine(id).expect("it exists");
+        machine["config"] = request.body["config"].clone();
+        machine["instance_id"] = format!("v{now}").into();
+        machine["region"] = "lcl".into();
+        if request.body["skip_launch"] == true {
+            return machine.clone();
+        }
+        let exit = json!({"type": "exit", "timestamp": now, "status": "stopped",
+            "request": {"exit_event": {"exit_code": 3}}});
+        let start = json!({"type": "start", "timestamp": now, "status": "started"});
+        machine["state"] = if crash { "stopped" } else { "started" }.into();
+        let events = machine["events"].as_array_mut().expect("it is a list");
+        events.insert(0, if crash { exit } else { start });
+        machine.clone()
+    }
+
+    fn answer_machine(&mut self, request: &Request, id: &str, action: &[&str]) -> Answer {
+        let done = ok(json!({"ok": true}));
+        match (request.method.as_str(), action) {
+            ("GET", []) => ok(self.machine(id).cloned().unwrap_or_default()),
+            ("POST", []) => ok(self.launch(id, request)),
+            ("DELETE", []) => {
+                self.machines.retain(|machine| machine["id"] != id);
+                done
+            }
+            (_, ["lease"]) => self.answer_lease(request, id),
+            ("POST", ["start"]) => {
+                self.machine(id).expect("it exists")["state"] = "started".into();
+                ok(json!({"previous_state": "stopped"}))
+            }
+            ("POST", ["stop"]) => {
+                self.machine(id).expect("it exists")["state"] = "stopped".into();
+                done
+            }
+            ("GET", ["wait"]) => {
+                let wanted = request.query["state"].clone();
+                match self.machine(id).is_some_and(|machine| machine["state"] == wanted) {
+                    true => done,
+                    false => error(408, "not in time"),
+                }
+            }
+            ("GET", ["ps"]) => {
+                let address = self.listen.clone().unwrap_or_else(|| "0.0.0.0:8080".to_owned());
+                let sockets = json!([{"proto": "tcp", "address": address}]);
+                ok(json!([{"pid": 2, "command": "hello", "listen_sockets": sockets}]))
+            }
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn answer_lease(&mut self, request: &Request, id: &str) -> Answer {
+        let held = self.leases.get(id).cloned();
+        let ours = held.as_ref().is_none_or(|lease| lease["nonce"] == json!(request.nonce));
+        match (request.method.as_str(), held) {
+            ("GET", Some(data)) => ok(json!({"status": "success", "data": data})),
+            ("POST", Some(data)) if !ours => {
+                let owner = data["owner"].as_str().unwrap_or_default();
+                error(409, &format!("lease currently held by {owner}"))
+            }
+            ("POST", _) => {
+                let data = json!({"nonce": format!("n-{id}"), "owner": "me"});
+                self.leases.insert(id.to_owned(), data.clone());
+                ok(json!({"status": "success", "data": data}))
+            }
+            ("DELETE", Some(_)) if ours => {
+                self.leases.remove(id);
+                ok(json!({"ok": true}))
+            }
+            _ => error(404, " lease not found"),
+        }
+    }
+
+    fn answer_releases(&mut self, request: &Request, path: &[&str]) -> Answer {
+        match (request.method.as_str(), path) {
+            ("POST", ["releases"]) => {
+                let version = self.releases.len() + 1;
+                let mut release: Map<_, _> = request.body.as_object().cloned().unwrap_or_default();
+                release.insert("id".into(), version.to_string().into());
+                release.insert("version".into(), version.into());
+                release.insert("status".into(), "pending".into());
+                release.insert("created_at".into(), "2026-01-01T00:00:00Z".into());
+                self.releases.push(Value::Object(release.clone()));
+                ok(json!({"release": release}))
+            }
+            ("PATCH", ["releases", id]) => {
+                let index: usize = id.parse().unwrap_or(1);
+                let release = &mut self.releases[index - 1];
+                release["status"] = request.body["status"].clone();
+                let (app, release) = (release["app_name"].clone(), release.clone());
+                let app = self.apps.get_mut(app.as_str().unwrap_or_default()).expect("it exists");
+                app["status"] = "deployed".into();
+                app["latest_deploy"] = jiff::Timestamp::now().to_string().into();
+                ok(release)
+            }
+            ("GET", ["apps", _, "releases"]) => {
+                ok(json!({"releases": self.releases.iter().rev().collect::<Vec<_>>()}))
+            }
+            ("GET", ["apps", _, "logs"]) => {
+                let lines = self
+                    .crash
+                    .iter()
+                    .map(|line| json!({"id": "1", "attributes": {"message": line}}));
+                ok(json!({"data": lines.collect::<Vec<_>>(), "meta": {"next_token": "t"}}))
+            }
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn answer_registry(&mut self, request: &Request, rest: &[&str]) -> Answer {
+        match (request.method.as_str(), rest) {
+            ("HEAD", ["blobs", digest]) => match self.blobs.contains(*digest) {
+                true => ok(Value::Null),
+                false => error(404, "unknown blob"),
+            },
+            ("POST", ["blobs", "uploads", ""]) => {
+                with(202, "location", "/v2/x/blobs/uploads/1".to_owned())
+            }
+            ("PUT", ["blobs", "uploads", _]) => {
+                assert!(!request.raw.is_empty(), "a blob has bytes");
+                self.blobs.insert(request.query["digest"].clone());
+                with(201, "docker-content-digest", request.query["digest"].clone())
+            }
+            ("PUT", ["manifests", _]) => with(201, "docker-content-digest", "sha256:0".to_owned()),
+            _ => error(404, "no such route"),
+        }
+    }
+}
