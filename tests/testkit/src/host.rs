@@ -102,11 +102,16 @@ impl Host {
         self.data_dir().join("api.sock")
     }
 
-    /// A command that will run inside the host.
+    /// A command that will run inside the host, in the test's directory.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        self.command_in(self.dir.path(), program, args)
+    }
+
+    fn command_in(&self, dir: &Path, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.to_string(), "--mount", "--net", "--pid", "--"]);
-        command.arg(program).args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        // Entering a mount namespace forgets the working directory.
+        command.args(["env", "-C"]).arg(dir).arg(program).args(args).stdin(Stdio::null());
         command.env("PERCH_SOCKET", self.socket()).env("NO_COLOR", "1").env_remove("FLY_APP");
         command
     }
@@ -129,13 +134,12 @@ impl Host {
 
     /// Runs `fly …` in a directory of an app.
     pub fn fly_in(&self, dir: &Path, args: &[&str]) -> Result<Output> {
-        let mut command = self.fly_command(args);
-        finish(command.current_dir(dir), &format!("fly {}", args.join(" ")))
+        finish(&mut self.fly_command(dir, args), &format!("fly {}", args.join(" ")))
     }
 
-    /// A `fly …` command that is not started yet.
-    pub fn fly_command(&self, args: &[&str]) -> Command {
-        self.command(&self.binary_text(), &[&["fly"], args].concat())
+    /// A `fly …` command in this directory that is not started yet.
+    pub fn fly_command(&self, dir: &Path, args: &[&str]) -> Command {
+        self.command_in(dir, &self.binary_text(), &[&["fly"], args].concat())
     }
 
     fn binary_text(&self) -> String {

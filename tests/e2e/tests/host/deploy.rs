@@ -72,7 +72,7 @@ fn a_second_deploy_is_told_who_holds_the_lease() {
         let image = shell_image(host, "slow", SLOW)?;
         private_app_of(host, "web", &image, AWAKE)?;
         let dir = host.dir().join("web");
-        let mut first = host.fly_command(&["deploy"]).current_dir(&dir).spawn()?;
+        let mut first = host.fly_command(&dir, &["deploy"]).spawn()?;
         wait_until("the first deploy to be at work", SOON, || {
             let lease = host.run("curl", &lease_request(host)?)?;
             Ok(lease.stdout.contains("nonce").then_some(()))
