@@ -65,7 +65,8 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("could not read the configuration {}", path.display()))?;
         let config: Self = toml_edit::de::from_str(&text).map_err(|error| {
-            let place = error.span().map_or_else(String::new, |span| line_column(&text, span.start));
+            let place =
+                error.span().map_or_else(String::new, |span| line_column(&text, span.start));
             anyhow::anyhow!("{}{place}: {}", path.display(), error.message().trim())
         })?;
         config.check().with_context(|| path.display().to_string())?;

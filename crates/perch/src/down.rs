@@ -19,6 +19,8 @@ use crate::server::plane_config;
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a Machine may take to end after its signal, unless it says otherwise.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long cgroups may be busy after the last Machine ended.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a proxy may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -59,7 +61,8 @@ fn down(dir: Option<&Path>, data: Data) -> anyhow::Result<()> {
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
         "perch down must run as root; run: sudo {} down{}",
-        std::env::current_exe().map_or_else(|_| "perch".to_owned(), |exe| exe.display().to_string()),
+        std::env::current_exe()
+            .map_or_else(|_| "perch".to_owned(), |exe| exe.display().to_string()),
         dir.map_or_else(String::new, |dir| format!(" --data-dir {}", dir.display()))
     );
     if !paths.data.exists() {
@@ -76,7 +79,7 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
     let stopped = end_machines(paths, data).await?;
     perch_net::Plane::remove_by_config(&plane_config(paths, &crate::config::Config::default()))
         .context("could not remove the network")?;
-    remove_cgroups(&paths.cgroup_parent());
+    remove_cgroups(&paths.cgroup_parent()).await;
     println!("Stopped {stopped} Machines and removed the network");
     if data == Data::Purge {
         purge(paths)?;
@@ -149,17 +152,29 @@ async fn end_machine(dir: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Removes the Machines' parent cgroup from every hierarchy; one that is not empty stays.
-fn remove_cgroups(parent: &str) {
+/// Removes the Machines' parent cgroup from every hierarchy. The kernel and the last shims take a moment
+/// to let go of what is inside.
+async fn remove_cgroups(parent: &str) {
+    let deadline = tokio::time::Instant::now() + CGROUP_TIMEOUT;
     let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let hierarchies =
+        std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([root.to_owned()]) {
-        match std::fs::remove_dir(hierarchy.join(parent)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::debug!(hierarchy = %hierarchy.display(), %error, "cgroup left in place");
+        let dir = hierarchy.join(parent);
+        while let Err(error) = std::fs::remove_dir(&dir) {
+            let busy = error.kind() == std::io::ErrorKind::ResourceBusy;
+            if !busy || deadline < tokio::time::Instant::now() {
+                warn_unless_absent(&dir, &error);
+                break;
             }
-            Ok(()) | Err(_) => {}
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+fn warn_unless_absent(dir: &Path, error: &std::io::Error) {
+    if dir.exists() {
+        eprintln!("warning: could not remove {}: {error}", dir.display());
     }
 }
 
@@ -167,10 +182,18 @@ fn remove_cgroups(parent: &str) {
 fn purge(paths: &Paths) -> anyhow::Result<()> {
     let dirs = [paths.images(), paths.machines(), paths.init()];
     for dir in dirs.iter().filter(|dir| dir.exists()) {
-        std::fs::remove_dir_all(dir).with_context(|| format!("could not remove {}", dir.display()))?;
+        std::fs::remove_dir_all(dir)
+            .with_context(|| format!("could not remove {}", dir.display()))?;
     }
     let own = [
-        "store.db", "store.db-wal", "store.db-shm", "store.db.lock", "lock", "api.sock", "proxy.sock", "netns",
+        "store.db",
+        "store.db-wal",
+        "store.db-shm",
+        "store.db.lock",
+        "lock",
+        "api.sock",
+        "proxy.sock",
+        "netns",
         "proxy.log",
     ];
     for name in own {

@@ -29,7 +29,8 @@ impl Paths {
         let paths = match dir {
             None => Self { data: DATA_DIR.into(), run: RUN_DIR.into() },
             Some(dir) => {
-                let dir = std::path::absolute(dir).context("could not read the current directory")?;
+                let dir =
+                    std::path::absolute(dir).context("could not read the current directory")?;
                 Self { data: dir.clone(), run: dir }
             }
         };

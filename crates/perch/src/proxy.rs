@@ -39,7 +39,8 @@ fn drop_privileges() -> anyhow::Result<()> {
     rustix::thread::set_thread_res_gid(nobody.1, nobody.1, nobody.1)?;
     rustix::thread::set_thread_res_uid(nobody.0, nobody.0, nobody.0)?;
     let none = rustix::thread::CapabilitySet::empty();
-    let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    let sets =
+        rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
@@ -52,6 +53,9 @@ fn raise_descriptor_limit() -> anyhow::Result<()> {
     if rustix::process::setrlimit(Resource::Nofile, wanted).is_ok() {
         return Ok(());
     }
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })?;
+    rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current: now.maximum, maximum: now.maximum },
+    )?;
     Ok(())
 }

@@ -101,7 +101,11 @@ fn require_root() -> anyhow::Result<()> {
     }
     let exe = std::env::current_exe().context("could not find this program's own path")?;
     let args: Vec<String> = std::env::args().skip(1).collect();
-    anyhow::bail!("perch needs root for network namespaces and cgroups; run:\n\n  sudo {} {}\n", exe.display(), args.join(" "))
+    anyhow::bail!(
+        "perch needs root for network namespaces and cgroups; run:\n\n  sudo {} {}\n",
+        exe.display(),
+        args.join(" ")
+    )
 }
 
 #[cfg(test)]

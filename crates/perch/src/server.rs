@@ -61,7 +61,8 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PERCH_LOG").unwrap_or_else(|_| "info".into()),
+            tracing_subscriber::EnvFilter::try_from_env("PERCH_LOG")
+                .unwrap_or_else(|_| "info".into()),
         )
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -102,7 +103,8 @@ impl Options {
 
 fn serve(options: Options) -> anyhow::Result<()> {
     let paths = Paths::new(options.data_dir.as_deref())?;
-    let mut config = options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+    let mut config =
+        options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
     if let Some(region) = options.region {
         check_region(&region)?;
         config.region = region;
@@ -148,7 +150,9 @@ fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     let current = now.maximum.map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX));
-    if let Err(errno) = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: now.maximum }) {
+    if let Err(errno) =
+        setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: now.maximum })
+    {
         tracing::debug!(%errno, "the limit of descriptors stays as it is");
     }
 }
@@ -185,6 +189,10 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
         let world = world.clone();
         async move { world.write_behind().await }
     });
+    world.tracker.spawn({
+        let world = world.clone();
+        async move { world.refresh_host().await }
+    });
     let mut connected = world.proxy.connected();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers));
     connected.wait_for(|connected| *connected).await.context("the proxy did not come up")?;
@@ -202,7 +210,8 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
     let store = Store::open(&paths.store())?;
     let keeper = Keeper::load(store)?;
-    let plane = Plane::ensure(&plane_config(&paths, &config)).context("could not set the network up")?;
+    let plane =
+        Plane::ensure(&plane_config(&paths, &config)).context("could not set the network up")?;
     let images = ImageStore::open(&paths.images(), ImageLimits::standard())?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
@@ -239,7 +248,8 @@ fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
     if path.exists() {
         fs::remove_file(&path).with_context(|| format!("could not replace {}", path.display()))?;
     }
-    let listener = UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
     let group = group_id("perch");
     let mode = if group.is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(&path, fs::Permissions::from_mode(mode))
@@ -275,7 +285,9 @@ async fn end(
     serving.await.context("the API ended badly")?;
     keeper.await.context("the proxy's keeper ended badly")?;
     if let Some(pid) = proxy {
-        proxy_link::end(pid).await;
+        tokio::task::spawn_blocking(move || proxy_link::end(pid))
+            .await
+            .context("could not wait for the proxy")?;
     }
     world.tracker.close();
     world.tracker.wait().await;

@@ -112,7 +112,10 @@ mod tests {
         let manifest = read(&blob(index["manifests"][0]["digest"].as_str().expect("text")));
         for part in [&manifest["config"], &manifest["layers"][0]] {
             let path = blob(part["digest"].as_str().expect("text"));
-            assert_eq!(fs::metadata(path).expect("there").len(), part["size"].as_u64().expect("number"));
+            assert_eq!(
+                fs::metadata(path).expect("there").len(),
+                part["size"].as_u64().expect("number")
+            );
         }
     }
 }

@@ -46,7 +46,10 @@ pub(crate) fn play(stage: &Stage) -> anyhow::Result<()> {
     launch_caller(stage, &layout)?;
     let times = sleep_and_wake(stage, &backend)?;
     println!("\n==> Done: every step passed");
-    println!("    first request to the sleeping app: {:>8.1} ms, start of its program included", times.woken_ms);
+    println!(
+        "    first request to the sleeping app: {:>8.1} ms, start of its program included",
+        times.woken_ms
+    );
     println!("    next request, while it is awake:   {:>8.1} ms", times.warm_ms);
     Ok(())
 }
@@ -75,11 +78,14 @@ fn launch_backend(stage: &Stage, dir: &Path, layout: &Path) -> anyhow::Result<()
 
 /// The one edit of the file that the play needs.
 fn shorten_idle_time(file: &Path) -> anyhow::Result<()> {
-    let text = fs::read_to_string(file).with_context(|| format!("could not read {}", file.display()))?;
+    let text =
+        fs::read_to_string(file).with_context(|| format!("could not read {}", file.display()))?;
     let line = format!("  auto_stop_after = '{AUTO_STOP_AFTER}'");
     let edited = text.replacen("[http_service]\n", &format!("[http_service]\n{line}\n"), 1);
     anyhow::ensure!(edited != text, "{} has no [http_service]", file.display());
-    println!("\n# in fly.toml, under [http_service], so that you need not wait five minutes:\n{line}");
+    println!(
+        "\n# in fly.toml, under [http_service], so that you need not wait five minutes:\n{line}"
+    );
     fs::write(file, edited).with_context(|| format!("could not write {}", file.display()))
 }
 
@@ -135,7 +141,8 @@ fn show(stage: &Stage, dir: &Path, args: &[&str]) -> anyhow::Result<String> {
 
 /// Runs a `fly … --json` command quietly.
 fn query(stage: &Stage, dir: &Path, args: &[&str]) -> anyhow::Result<Value> {
-    let output = stage.fly(dir, args).stdin(Stdio::null()).output().context("could not start fly")?;
+    let output =
+        stage.fly(dir, args).stdin(Stdio::null()).output().context("could not start fly")?;
     anyhow::ensure!(
         output.status.success(),
         "`fly {}` failed: {}",
@@ -210,7 +217,10 @@ impl Caller {
         let body = get(self.port, &path).with_context(|| format!("the call to {url} failed"))?;
         println!("{}", body.trim_end());
         let field = |name: &str| body.lines().find_map(|line| line.strip_prefix(name));
-        anyhow::ensure!(field("status: ") == Some("200"), "the call to {url} was not answered with 200: {body}");
+        anyhow::ensure!(
+            field("status: ") == Some("200"),
+            "the call to {url} was not answered with 200: {body}"
+        );
         let ms = field("ms: ").and_then(|text| text.parse().ok());
         ms.with_context(|| format!("the calling app measured no time: {body}"))
     }
@@ -232,7 +242,12 @@ fn get(port: u16, path: &str) -> anyhow::Result<String> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {CALLER}.flycast\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
-    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{}", head.lines().next().unwrap_or_default());
+    let (head, body) =
+        answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
+    anyhow::ensure!(
+        head.starts_with("HTTP/1.1 200"),
+        "{}",
+        head.lines().next().unwrap_or_default()
+    );
     Ok(body.to_owned())
 }

@@ -39,7 +39,9 @@ impl Stage {
         let exe = std::env::current_exe().context("could not find this program's own path")?;
         let (dir, keep) = match wanted {
             Some(dir) => (make_dir(&dir)?, Keep::Yes),
-            None => (tempfile::Builder::new().prefix("perch-").tempdir_in("/tmp")?.keep(), Keep::No),
+            None => {
+                (tempfile::Builder::new().prefix("perch-").tempdir_in("/tmp")?.keep(), Keep::No)
+            }
         };
         println!("==> Starting a server in {} and a network namespace of its own", dir.display());
         let netns = perch_net::new_namespace().context("could not make a network namespace")?;
@@ -76,7 +78,11 @@ impl Stage {
     pub(crate) fn strike(mut self) -> anyhow::Result<()> {
         let status = down(&self.exe, &self.dir, self.netns.as_fd())?;
         self.server.wait().context("could not wait for the server")?;
-        anyhow::ensure!(status.success(), "perch down failed; the server's log is in {}", self.dir.display());
+        anyhow::ensure!(
+            status.success(),
+            "perch down failed; the server's log is in {}",
+            self.dir.display()
+        );
         if self.keep == Keep::No {
             fs::remove_dir_all(&self.dir)
                 .with_context(|| format!("could not remove {}", self.dir.display()))?;
@@ -99,7 +105,8 @@ fn start_server(
     // A group of its own: Ctrl-C ends the quickstart, which then ends the server in good order.
     command.arg("server").arg("--data-dir").arg(dir.join("data")).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let spawned = perch_net::run_in(netns, || command.spawn()).context("could not enter the namespace")?;
+    let spawned =
+        perch_net::run_in(netns, || command.spawn()).context("could not enter the namespace")?;
     let mut server = spawned.context("could not start the server")?;
     let stderr = server.stderr.take().expect("stderr was asked for as a pipe");
     match await_ready(BufReader::new(stderr), &dir.join("server.log")) {
@@ -113,11 +120,9 @@ fn start_server(
 }
 
 /// Reads until the line `ready SOCKET`; what follows goes to the log, as did what came before.
-fn await_ready(
-    mut stderr: BufReader<std::process::ChildStderr>,
-    log: &Path,
-) -> anyhow::Result<()> {
-    let mut log = fs::File::create(log).with_context(|| format!("could not write {}", log.display()))?;
+fn await_ready(mut stderr: BufReader<std::process::ChildStderr>, log: &Path) -> anyhow::Result<()> {
+    let mut log =
+        fs::File::create(log).with_context(|| format!("could not write {}", log.display()))?;
     let mut said = String::new();
     loop {
         let mut line = String::new();
@@ -134,13 +139,10 @@ fn await_ready(
     Ok(())
 }
 
-fn down(
-    exe: &Path,
-    dir: &Path,
-    netns: std::os::fd::BorrowedFd<'_>,
-) -> anyhow::Result<ExitStatus> {
+fn down(exe: &Path, dir: &Path, netns: std::os::fd::BorrowedFd<'_>) -> anyhow::Result<ExitStatus> {
     let mut command = Command::new(exe);
     command.arg("down").arg("--purge").arg("--data-dir").arg(dir.join("data"));
-    let spawned = perch_net::run_in(netns, || command.spawn()).context("could not enter the namespace")?;
+    let spawned =
+        perch_net::run_in(netns, || command.spawn()).context("could not enter the namespace")?;
     spawned.and_then(|mut child| child.wait()).context("could not run perch down")
 }

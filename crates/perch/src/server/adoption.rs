@@ -43,7 +43,11 @@ async fn adopt(world: &Arc<World>, record: &MachineRecord, kept_up: bool) -> any
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
     let found = perch_machine::adopt(&dir).await;
     let seen = found.unwrap_or_else(|error| {
-        tracing::warn!(machine = record.id, error = images::chain(&error), "unreadable; taken as lost");
+        tracing::warn!(
+            machine = record.id,
+            error = images::chain(&error),
+            "unreadable; taken as lost"
+        );
         None
     });
     let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
@@ -60,20 +64,27 @@ async fn adopt(world: &Arc<World>, record: &MachineRecord, kept_up: bool) -> any
     Ok(())
 }
 
-async fn look(record: &MachineRecord, seen: Option<Machine>, was_up: AfterLoss) -> (Found, Option<Machine>) {
+async fn look(
+    record: &MachineRecord,
+    seen: Option<Machine>,
+    was_up: AfterLoss,
+) -> (Found, Option<Machine>) {
     let Some(found) = seen else { return (Found::Nothing { was_up }, None) };
     let run = found.run();
     if let Some(Ok(exit)) = now_or_never(found.wait()).await {
         let found = match exit.cause {
             // The shim is never lost alone: the host went down, or somebody killed everything.
             ExitCause::ShimLost => Found::Nothing { was_up },
-            ExitCause::Exited | ExitCause::NotExecuted(_) => Found::Ended { run, exit: machine::exit_of(&exit) },
+            ExitCause::Exited | ExitCause::NotExecuted(_) => {
+                Found::Ended { run, exit: machine::exit_of(&exit) }
+            }
         };
         return (found, None);
     }
     let version = found.spec().env.iter().rev().find(|(name, _)| name == "FLY_MACHINE_VERSION");
     let newest = version.is_some_and(|(_, version)| *version == record.instance_id);
-    let config_version = if newest { record.config_version } else { record.config_version.saturating_sub(1) };
+    let config_version =
+        if newest { record.config_version } else { record.config_version.saturating_sub(1) };
     (Found::Running { run, config_version }, Some(found))
 }
 
@@ -108,7 +119,8 @@ fn sleeps(record: &MachineRecord) -> bool {
 
 /// Machines that `min_machines_running` keeps up, per app and group.
 fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
-    let mut counted: std::collections::BTreeMap<(&str, &str), u32> = std::collections::BTreeMap::new();
+    let mut counted: std::collections::BTreeMap<(&str, &str), u32> =
+        std::collections::BTreeMap::new();
     let mut kept = Vec::new();
     for record in records.iter().filter(|record| record.life.wish == Wish::Up) {
         let services = record.config.view().services.iter();
@@ -124,7 +136,8 @@ fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
 
 /// Directories of Machines that no record names: a creation or removal that a crash cut short.
 async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyhow::Result<()> {
-    let entries = std::fs::read_dir(world.paths.machines()).context("could not list the Machines")?;
+    let entries =
+        std::fs::read_dir(world.paths.machines()).context("could not list the Machines")?;
     for entry in entries {
         let entry = entry.context("could not list the Machines")?;
         let name = entry.file_name();
@@ -141,7 +154,10 @@ async fn disconnect_strangers(world: &Arc<World>) {
     let attached = world.plane.attached();
     for name in attached {
         let state = world.handle(&name).map(|handle| handle.status().state);
-        if !matches!(state, Some(MachineState::Started | MachineState::Stopping | MachineState::Replacing)) {
+        if !matches!(
+            state,
+            Some(MachineState::Started | MachineState::Stopping | MachineState::Replacing)
+        ) {
             world.detach(&name).await;
         }
     }

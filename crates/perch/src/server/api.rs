@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo, Info,
-    IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
-    Organization, Process, Region, RegionPage, Release, SignalInput, StartAnswer, StopInput, UpdateRelease,
-    UploadState, WaitQuery,
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo,
+    Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter,
+    ManifestInfo, Organization, Process, Region, RegionPage, Release, SignalInput, StartAnswer,
+    StopInput, UpdateRelease, UploadState, WaitQuery,
 };
 
 use super::views;
@@ -89,7 +89,12 @@ impl Backend for Api {
         ips::list(&self.world, &app)
     }
 
-    async fn assign_ip(&self, _peer: Peer, app: String, input: AssignIp) -> Result<IpAssignment, ApiError> {
+    async fn assign_ip(
+        &self,
+        _peer: Peer,
+        app: String,
+        input: AssignIp,
+    ) -> Result<IpAssignment, ApiError> {
         self.detached(ips::assign(self.world.clone(), app, input)).await
     }
 
@@ -97,11 +102,21 @@ impl Backend for Api {
         self.detached(ips::release(self.world.clone(), app, ip)).await
     }
 
-    async fn create_machine(&self, peer: Peer, app: String, input: LaunchInput) -> Result<Machine, ApiError> {
+    async fn create_machine(
+        &self,
+        peer: Peer,
+        app: String,
+        input: LaunchInput,
+    ) -> Result<Machine, ApiError> {
         self.detached(machines::create(self.world.clone(), peer, app, input)).await
     }
 
-    async fn list_machines(&self, _peer: Peer, app: String, filter: MachineFilter) -> Result<Vec<Machine>, ApiError> {
+    async fn list_machines(
+        &self,
+        _peer: Peer,
+        app: String,
+        filter: MachineFilter,
+    ) -> Result<Vec<Machine>, ApiError> {
         machines::list(&self.world, &app, &filter)
     }
 
@@ -118,23 +133,47 @@ impl Backend for Api {
         self.detached(machines::update(self.world.clone(), target, input)).await
     }
 
-    async fn delete_machine(&self, _peer: Peer, target: MachineTarget, how: DeleteMachine) -> Result<(), ApiError> {
+    async fn delete_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        how: DeleteMachine,
+    ) -> Result<(), ApiError> {
         self.detached(machines::delete(self.world.clone(), target, how)).await
     }
 
-    async fn start_machine(&self, _peer: Peer, target: MachineTarget) -> Result<StartAnswer, ApiError> {
+    async fn start_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+    ) -> Result<StartAnswer, ApiError> {
         self.detached(machines::start(self.world.clone(), target)).await
     }
 
-    async fn stop_machine(&self, _peer: Peer, target: MachineTarget, input: StopInput) -> Result<(), ApiError> {
+    async fn stop_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        input: StopInput,
+    ) -> Result<(), ApiError> {
         self.detached(machines::stop(self.world.clone(), target, input)).await
     }
 
-    async fn signal_machine(&self, _peer: Peer, target: MachineTarget, input: SignalInput) -> Result<(), ApiError> {
+    async fn signal_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        input: SignalInput,
+    ) -> Result<(), ApiError> {
         machines::signal(&self.world, &target, input).await
     }
 
-    async fn wait_machine(&self, _peer: Peer, target: MachineTarget, query: WaitQuery) -> Result<(), ApiError> {
+    async fn wait_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        query: WaitQuery,
+    ) -> Result<(), ApiError> {
         machines::wait(&self.world, &target, &query).await
     }
 
@@ -146,15 +185,27 @@ impl Backend for Api {
         self.detached(machines::cordon(self.world.clone(), target, false)).await
     }
 
-    async fn list_processes(&self, _peer: Peer, target: MachineTarget) -> Result<Vec<Process>, ApiError> {
+    async fn list_processes(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+    ) -> Result<Vec<Process>, ApiError> {
         machines::processes(&self.world, &target).await
     }
 
-    async fn list_events(&self, _peer: Peer, target: MachineTarget) -> Result<Vec<Event>, ApiError> {
+    async fn list_events(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+    ) -> Result<Vec<Event>, ApiError> {
         Ok(machines::get(&self.world, &target)?.events)
     }
 
-    async fn get_metadata(&self, _peer: Peer, target: MachineTarget) -> Result<BTreeMap<String, String>, ApiError> {
+    async fn get_metadata(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+    ) -> Result<BTreeMap<String, String>, ApiError> {
         let catalog = self.world.keeper.read();
         Ok(catalog.machine(&target.app, &target.id)?.config.view().metadata.clone())
     }
@@ -169,7 +220,12 @@ impl Backend for Api {
         self.detached(machines::set_metadata(self.world.clone(), target, key, value)).await
     }
 
-    async fn acquire_lease(&self, peer: Peer, target: MachineTarget, input: LeaseInput) -> Result<Lease, ApiError> {
+    async fn acquire_lease(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: LeaseInput,
+    ) -> Result<Lease, ApiError> {
         self.detached(leases::acquire(self.world.clone(), peer, target, input)).await
     }
 
@@ -183,7 +239,8 @@ impl Backend for Api {
 
     async fn list_regions(&self, _peer: Peer) -> Result<RegionPage, ApiError> {
         let code = self.world.config.region.clone();
-        let region = Region { code: code.clone(), name: format!("This host ({code})"), ..Region::default() };
+        let region =
+            Region { code: code.clone(), name: format!("This host ({code})"), ..Region::default() };
         Ok(RegionPage { regions: vec![region], nearest: code })
     }
 
@@ -201,11 +258,21 @@ impl Backend for Api {
         self.detached(releases::create(self.world.clone(), peer, input)).await
     }
 
-    async fn update_release(&self, _peer: Peer, id: String, input: UpdateRelease) -> Result<Release, ApiError> {
+    async fn update_release(
+        &self,
+        _peer: Peer,
+        id: String,
+        input: UpdateRelease,
+    ) -> Result<Release, ApiError> {
         self.detached(releases::update(self.world.clone(), id, input)).await
     }
 
-    async fn list_releases(&self, _peer: Peer, app: String, limit: usize) -> Result<Vec<Release>, ApiError> {
+    async fn list_releases(
+        &self,
+        _peer: Peer,
+        app: String,
+        limit: usize,
+    ) -> Result<Vec<Release>, ApiError> {
         releases::list(&self.world, &app, limit)
     }
 
@@ -213,16 +280,31 @@ impl Backend for Api {
         releases::current(&self.world, &app)
     }
 
-    async fn read_logs(&self, _peer: Peer, app: String, query: LogQuery) -> Result<LogPage, ApiError> {
+    async fn read_logs(
+        &self,
+        _peer: Peer,
+        app: String,
+        query: LogQuery,
+    ) -> Result<LogPage, ApiError> {
         logs::read(self.world.clone(), app, query).await
     }
 
-    async fn resolve_image(&self, _peer: Peer, app: String, reference: String) -> Result<ImageInfo, ApiError> {
+    async fn resolve_image(
+        &self,
+        _peer: Peer,
+        app: String,
+        reference: String,
+    ) -> Result<ImageInfo, ApiError> {
         self.check_app(&app)?;
         self.world.images.resolve(&app, &reference).await
     }
 
-    async fn head_blob(&self, _peer: Peer, _repository: String, digest: String) -> Result<Descriptor, ApiError> {
+    async fn head_blob(
+        &self,
+        _peer: Peer,
+        _repository: String,
+        digest: String,
+    ) -> Result<Descriptor, ApiError> {
         self.world.images.head_blob(digest).await
     }
 
@@ -231,7 +313,12 @@ impl Backend for Api {
         self.world.images.start_upload().await
     }
 
-    async fn get_upload(&self, _peer: Peer, _repository: String, id: String) -> Result<UploadState, ApiError> {
+    async fn get_upload(
+        &self,
+        _peer: Peer,
+        _repository: String,
+        id: String,
+    ) -> Result<UploadState, ApiError> {
         self.world.images.get_upload(id).await
     }
 
@@ -255,7 +342,12 @@ impl Backend for Api {
         self.world.images.finish_upload(id, digest).await
     }
 
-    async fn cancel_upload(&self, _peer: Peer, _repository: String, id: String) -> Result<(), ApiError> {
+    async fn cancel_upload(
+        &self,
+        _peer: Peer,
+        _repository: String,
+        id: String,
+    ) -> Result<(), ApiError> {
         self.world.images.cancel_upload(id).await
     }
 

@@ -40,7 +40,8 @@ pub(crate) fn stamp_at(unix_secs: i64) -> String {
 /// RFC 3339 with microseconds.
 pub(crate) fn stamp_micros(unix_micros: u64) -> String {
     let micros = i64::try_from(unix_micros).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_microsecond(micros).map_or_else(|_| String::new(), |at| format!("{at:.6}"))
+    jiff::Timestamp::from_microsecond(micros)
+        .map_or_else(|_| String::new(), |at| format!("{at:.6}"))
 }
 
 /// 64 random bits.

@@ -95,7 +95,11 @@ impl Images {
         self.blocking(move |store| {
             let info = resolve(store, &app, &text)?;
             let reference = Reference::parse(&text);
-            let tag = if reference.tag.is_empty() { String::new() } else { format!(":{}", reference.tag) };
+            let tag = if reference.tag.is_empty() {
+                String::new()
+            } else {
+                format!(":{}", reference.tag)
+            };
             Ok(ImageInfo {
                 id: info.digest.to_string(),
                 digest: info.digest.to_string(),
@@ -110,7 +114,8 @@ impl Images {
         self.blocking(move |store| {
             let parsed: Digest = digest.parse().map_err(api_error)?;
             let size = store.blob_size(&parsed);
-            let size = size.ok_or_else(|| ApiError::not_found(format!("blob {digest} is unknown")))?;
+            let size =
+                size.ok_or_else(|| ApiError::not_found(format!("blob {digest} is unknown")))?;
             Ok(Descriptor { digest, size })
         })
         .await
@@ -132,17 +137,29 @@ impl Images {
         .await
     }
 
-    pub(crate) async fn append_upload(&self, id: String, mut body: BodyStream) -> Result<UploadState, ApiError> {
+    pub(crate) async fn append_upload(
+        &self,
+        id: String,
+        mut body: BodyStream,
+    ) -> Result<UploadState, ApiError> {
         loop {
             let chunk = body.next_chunk().await;
-            let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the upload broke off: {error}")))?;
+            let chunk = chunk
+                .map_err(|error| ApiError::bad_request(format!("the upload broke off: {error}")))?;
             let Some(chunk) = chunk else { return self.get_upload(id).await };
             let upload = id.clone();
-            self.blocking(move |store| store.append_upload(&upload, None, &chunk).map_err(api_error)).await?;
+            self.blocking(move |store| {
+                store.append_upload(&upload, None, &chunk).map_err(api_error)
+            })
+            .await?;
         }
     }
 
-    pub(crate) async fn finish_upload(&self, id: String, digest: String) -> Result<Descriptor, ApiError> {
+    pub(crate) async fn finish_upload(
+        &self,
+        id: String,
+        digest: String,
+    ) -> Result<Descriptor, ApiError> {
         self.blocking(move |store| {
             let parsed: Digest = digest.parse().map_err(api_error)?;
             let size = store.finish_upload(&id, &parsed).map_err(api_error)?;
@@ -167,13 +184,18 @@ impl Images {
         bytes: Vec<u8>,
     ) -> Result<Descriptor, ApiError> {
         self.blocking(move |store| {
-            let info = store.put_manifest(&app, &reference, &media_type, &bytes).map_err(api_error)?;
+            let info =
+                store.put_manifest(&app, &reference, &media_type, &bytes).map_err(api_error)?;
             Ok(Descriptor { digest: info.digest.to_string(), size: info.size })
         })
         .await
     }
 
-    pub(crate) async fn get_manifest(&self, app: String, reference: String) -> Result<ManifestInfo, ApiError> {
+    pub(crate) async fn get_manifest(
+        &self,
+        app: String,
+        reference: String,
+    ) -> Result<ManifestInfo, ApiError> {
         self.blocking(move |store| {
             let info = store.resolve(&app, &reference).map_err(api_error)?;
             let bytes = store.manifest(&info.digest).map_err(api_error)?;
@@ -196,7 +218,11 @@ impl Images {
     }
 }
 
-fn resolve(store: &ImageStore, app: &str, text: &str) -> Result<perch_machine::images::ManifestInfo, ApiError> {
+fn resolve(
+    store: &ImageStore,
+    app: &str,
+    text: &str,
+) -> Result<perch_machine::images::ManifestInfo, ApiError> {
     let reference = Reference::parse(text);
     let wanted = reference.digest.as_deref().unwrap_or(&reference.tag);
     store.resolve(app, wanted).map_err(|error| match error {
@@ -220,12 +246,12 @@ fn compressed_size(store: &ImageStore, digest: &Digest) -> u64 {
 pub(crate) fn api_error(error: ImageError) -> ApiError {
     let text = chain(&error);
     match error {
-        ImageError::BlobUnknown(_) | ImageError::ManifestUnknown(_) | ImageError::UploadUnknown(_) => {
-            ApiError::not_found(text)
-        }
-        ImageError::BadDigest(_) | ImageError::BadReference(_) | ImageError::DigestMismatch { .. } => {
-            ApiError::bad_request(text)
-        }
+        ImageError::BlobUnknown(_)
+        | ImageError::ManifestUnknown(_)
+        | ImageError::UploadUnknown(_) => ApiError::not_found(text),
+        ImageError::BadDigest(_)
+        | ImageError::BadReference(_)
+        | ImageError::DigestMismatch { .. } => ApiError::bad_request(text),
         ImageError::UploadOffset { .. } => ApiError::new(416, text),
         ImageError::TooLarge { .. } => ApiError::too_large(text),
         ImageError::BadManifest(_)
@@ -271,7 +297,10 @@ mod tests {
         check("nginx", ("", "nginx", "latest", None));
         check("team/app:v1", ("", "team/app", "v1", None));
         check("localhost:5000/app", ("localhost:5000", "app", "latest", None));
-        check("registry.perch/app:d-1@sha256:ab", ("registry.perch", "app", "d-1", Some("sha256:ab")));
+        check(
+            "registry.perch/app:d-1@sha256:ab",
+            ("registry.perch", "app", "d-1", Some("sha256:ab")),
+        );
         check("app@sha256:ab", ("", "app", "", Some("sha256:ab")));
     }
 }

@@ -153,7 +153,9 @@ impl Catalog {
 
     /// An app, or 404.
     pub(crate) fn app(&self, name: &str) -> Result<&AppRecord, ApiError> {
-        self.apps.get(name).ok_or_else(|| ApiError::not_found(format!("Could not find App \"{name}\"")))
+        self.apps
+            .get(name)
+            .ok_or_else(|| ApiError::not_found(format!("Could not find App \"{name}\"")))
     }
 
     /// A Machine of an app, or 404.
@@ -163,13 +165,17 @@ impl Catalog {
     }
 
     /// Machines of an app, by id.
-    pub(crate) fn machines_of<'a>(&'a self, app: &'a str) -> impl Iterator<Item = &'a MachineRecord> {
+    pub(crate) fn machines_of<'a>(
+        &'a self,
+        app: &'a str,
+    ) -> impl Iterator<Item = &'a MachineRecord> {
         self.machines.values().filter(move |machine| machine.app == app)
     }
 
     /// Releases of an app, newest first.
     pub(crate) fn releases_of(&self, app: &str) -> Vec<&ReleaseRecord> {
-        let mut found: Vec<_> = self.releases.values().filter(|release| release.app == app).collect();
+        let mut found: Vec<_> =
+            self.releases.values().filter(|release| release.app == app).collect();
         found.sort_by_key(|release| std::cmp::Reverse(release.version));
         found
     }
@@ -177,8 +183,9 @@ impl Catalog {
 
 fn read_all<T: DeserializeOwned>(store: &Store, prefix: &str) -> anyhow::Result<Vec<T>> {
     let parse = |entry: perch_store::Entry| {
-        serde_json::from_slice(&entry.value)
-            .map_err(|error| anyhow::anyhow!("the stored record {} is unreadable: {error}", entry.key))
+        serde_json::from_slice(&entry.value).map_err(|error| {
+            anyhow::anyhow!("the stored record {} is unreadable: {error}", entry.key)
+        })
     };
     store.list(prefix)?.into_iter().map(parse).collect()
 }
@@ -210,12 +217,14 @@ fn put(txn: &mut Txn, key: String, record: &impl Serialize) -> serde_json::Resul
 
 fn refused(error: CommitError) -> ApiError {
     match error {
-        CommitError::Full => {
-            ApiError::disk_full("the disk of the data directory is full; nothing was changed; make room and repeat")
-        }
+        CommitError::Full => ApiError::disk_full(
+            "the disk of the data directory is full; nothing was changed; make room and repeat",
+        ),
         CommitError::Limit(text) => ApiError::too_large(text),
         CommitError::Conflict { key } => ApiError::conflict(format!("{key} was changed meanwhile")),
-        other @ (CommitError::LeaseEnded(_) | CommitError::Io(_)) => ApiError::internal(other.to_string()),
+        other @ (CommitError::LeaseEnded(_) | CommitError::Io(_)) => {
+            ApiError::internal(other.to_string())
+        }
     }
 }
 

@@ -79,9 +79,14 @@ pub(crate) fn argv(
 }
 
 /// The image's environment, then the config's, then the platform's, which wins (fly-semantics 5.8).
-fn environment(record: &MachineRecord, image: &perch_machine::ImageConfig) -> Vec<(String, String)> {
+fn environment(
+    record: &MachineRecord,
+    image: &perch_machine::ImageConfig,
+) -> Vec<(String, String)> {
     let view = record.config.view();
-    let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let pair = |text: &String| {
+        text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    };
     let mut env: Vec<(String, String)> = image.env.iter().filter_map(pair).collect();
     env.extend(view.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let memory = view.guest.clone().unwrap_or_default().memory_mb;

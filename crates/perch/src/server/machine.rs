@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
-    Launched { run: u64, result: Result<perch_machine::Machine, String> },
+    Launched { run: u64, result: Result<Box<perch_machine::Machine>, String> },
     /// The end of a removal.
     Removed,
 }
@@ -73,7 +73,11 @@ impl Handle {
     }
 
     /// Asks for something and waits until it is durable. `None` when the Machine is gone.
-    pub(crate) async fn ask(&self, event: Event, source: Source) -> Option<Result<(), InvalidTransition>> {
+    pub(crate) async fn ask(
+        &self,
+        event: Event,
+        source: Source,
+    ) -> Option<Result<(), InvalidTransition>> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Ask { event, source, reply }).await.then_some(())?;
         answer.await.ok()
@@ -222,11 +226,11 @@ impl Task {
         self.world.save_life_behind(&self.id, self.life.stored());
     }
 
-    async fn on_launched(&mut self, run: u64, result: Result<perch_machine::Machine, String>) {
+    async fn on_launched(&mut self, run: u64, result: Result<Box<perch_machine::Machine>, String>) {
         self.because(Source::Platform, String::new());
         match result {
             Ok(machine) => {
-                self.running = Some(Arc::new(machine));
+                self.running = Some(Arc::from(machine));
                 self.feed(Event::Launched { run }).await;
             }
             Err(reason) => {
@@ -276,9 +280,11 @@ impl Task {
     }
 
     fn launch(&self, run: u64, config_version: u64) {
-        let (world, id, mailbox) = (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
+        let (world, id, mailbox) =
+            (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
-            let result = world.launch(&id, run, config_version).await.map_err(|error| format!("{error:#}"));
+            let launched = world.launch(&id, run, config_version).await;
+            let result = launched.map(Box::new).map_err(|error| format!("{error:#}"));
             // A task that has ended was destroyed; its removal kills the run.
             mailbox.send(Command::Launched { run, result }).await.ok();
         });
@@ -298,9 +304,16 @@ impl Task {
     }
 
     fn kill(&self, run: u64) {
-        let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else { return };
+        let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else {
+            return;
+        };
         if let Err(error) = machine.kill() {
-            tracing::debug!(machine = self.id, run, error = super::images::chain(&error), "kill not delivered");
+            tracing::debug!(
+                machine = self.id,
+                run,
+                error = super::images::chain(&error),
+                "kill not delivered"
+            );
         }
     }
 
@@ -316,7 +329,8 @@ impl Task {
     }
 
     fn remove(&self) {
-        let (world, id, mailbox) = (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
+        let (world, id, mailbox) =
+            (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
             world.remove_machine(&id).await;
             mailbox.send(Command::Removed).await.ok();
@@ -365,7 +379,9 @@ impl Task {
     /// The event that users see for an announcement (MA-10, MA-11); some are only states.
     fn event_of(&self, happened: &Happened) -> Option<wire::Event> {
         let kind = match happened {
-            Happened::StartAsked(StartBy::User | StartBy::Proxy { .. }) | Happened::Launching => "launch",
+            Happened::StartAsked(StartBy::User | StartBy::Proxy { .. }) | Happened::Launching => {
+                "launch"
+            }
             Happened::StopAsked(StopBy::User { .. } | StopBy::Proxy { .. }) => "stop",
             Happened::Updated { .. } => "update",
             Happened::DestroyAsked => "destroy",
@@ -407,7 +423,12 @@ enum Next {
     End,
 }
 
-fn exit_request(exit: Exit, requested: bool, restarting: bool, restarts: usize) -> wire::EventRequest {
+fn exit_request(
+    exit: Exit,
+    requested: bool,
+    restarting: bool,
+    restarts: usize,
+) -> wire::EventRequest {
     let exit_event = wire::ExitEvent {
         exit_code: exit.code,
         guest_exit_code: exit.code,
@@ -431,7 +452,10 @@ async fn ended(machine: Option<Arc<perch_machine::Machine>>) -> (u64, Exit) {
     match machine.wait().await {
         Ok(record) => (record.run, exit_of(&record)),
         Err(error) => {
-            tracing::error!(error = super::images::chain(&error), "the end of a run could not be read");
+            tracing::error!(
+                error = super::images::chain(&error),
+                "the end of a run could not be read"
+            );
             (machine.run(), Exit { code: 255, signal: None, oom_killed: false })
         }
     }

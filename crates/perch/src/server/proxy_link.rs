@@ -19,8 +19,9 @@ use std::time::Duration;
 use anyhow::Context;
 use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
-use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
 use perch_proxy::Handover;
+use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -159,7 +160,10 @@ pub(crate) async fn keep(world: Arc<World>, mut answers: mpsc::Receiver<ToProxy>
                 world.proxy.connected.send_replace(false);
                 world.proxy.all_drained();
                 if let Err(error) = ended {
-                    tracing::warn!(error = super::images::chain(&error), "the proxy's connection ended");
+                    tracing::warn!(
+                        error = super::images::chain(&error),
+                        "the proxy's connection ended"
+                    );
                 }
             }
             Err(error) => {
@@ -200,9 +204,11 @@ fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listener
     };
     let path = world.paths.proxy_socket();
     if path.exists() {
-        std::fs::remove_file(&path).with_context(|| format!("could not replace {}", path.display()))?;
+        std::fs::remove_file(&path)
+            .with_context(|| format!("could not replace {}", path.display()))?;
     }
-    let control = UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+    let control =
+        UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
     let handover = Handover { listeners: listeners.try_clone()?, control };
     let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
     let mut command = Command::new("/proc/self/exe");
@@ -285,7 +291,11 @@ async fn send_changes(world: &Arc<World>, sender: &mut LinkSender) -> Result<(),
     Ok(())
 }
 
-async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: String) -> Result<(), LinkError> {
+async fn send_app(
+    world: &Arc<World>,
+    sender: &mut LinkSender,
+    app: String,
+) -> Result<(), LinkError> {
     match views::app(world, &app) {
         Some(view) => sender.send(&ToProxy::App(view)).await,
         None => sender.send(&ToProxy::RemoveApp { app }).await,
@@ -297,7 +307,13 @@ async fn hear(world: &Arc<World>, message: FromProxy) {
         FromProxy::Hello { .. } => {}
         FromProxy::Start { machine, attempt, cause } => {
             let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
-            let told = tell(world, &machine, event, cause.as_ref().map_or_else(String::new, views::cause_text)).await;
+            let told = tell(
+                world,
+                &machine,
+                event,
+                cause.as_ref().map_or_else(String::new, views::cause_text),
+            )
+            .await;
             if !told {
                 let reason = "the Machine is gone".to_owned();
                 world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
@@ -313,7 +329,9 @@ async fn hear(world: &Arc<World>, message: FromProxy) {
         FromProxy::Log { app, machine, level, text } => {
             let timestamp = clock::stamp_micros(clock::unix().as_micros() as u64);
             let machine = machine.unwrap_or_default();
-            world.platform_log.push(&app, Line { timestamp, machine, provider: "proxy", level, text });
+            world
+                .platform_log
+                .push(&app, Line { timestamp, machine, provider: "proxy", level, text });
         }
     }
 }
@@ -331,17 +349,18 @@ pub(crate) fn pid(world: &World) -> Option<Pid> {
     Pid::from_raw(raw)
 }
 
-/// Asks a proxy to end and waits until it has, at most as long as it may drain.
-pub(crate) async fn end(pid: Pid) {
+/// Asks a proxy to end and waits until it has, at most as long as it may drain. Blocks.
+pub(crate) fn end(pid: Pid) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
     if let Err(errno) = rustix::process::pidfd_send_signal(&pidfd, Signal::TERM) {
         tracing::debug!(%errno, "the proxy had ended");
         return;
     }
-    let Ok(ended) = tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) else { return };
-    if tokio::time::timeout(END_TIMEOUT, ended.readable()).await.is_err() {
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let limit = Timespec::try_from(END_TIMEOUT).expect("five seconds are a time");
+    if rustix::event::poll(&mut fds, Some(&limit)) == Ok(0) {
         tracing::warn!("the proxy takes too long to end; it is killed");
-        if let Err(errno) = rustix::process::pidfd_send_signal(ended.get_ref(), Signal::KILL) {
+        if let Err(errno) = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
             tracing::debug!(%errno, "the proxy had ended");
         }
     }

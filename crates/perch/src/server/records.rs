@@ -130,13 +130,6 @@ pub(crate) struct LeaseRecord {
     pub(crate) description: String,
 }
 
-impl AppRecord {
-    /// Whether any private address exists.
-    pub(crate) fn has_private_ip(&self) -> bool {
-        self.ips.iter().any(|ip| ip.kind == IpKind::PrivateV6)
-    }
-}
-
 impl MachineRecord {
     /// Its process group (MA-38).
     pub(crate) fn group(&self) -> &str {

@@ -57,7 +57,10 @@ pub(crate) fn app(world: &World, name: &str) -> Option<AppView> {
         // Views are made and sent by one task, in order; the clock only makes them grow.
         revision: clock::now().as_micros(),
         addresses: record.ips.iter().map(address).collect(),
-        machines: catalog.machines_of(name).filter_map(|it| machine(world, &catalog, record, it)).collect(),
+        machines: catalog
+            .machines_of(name)
+            .filter_map(|it| machine(world, &catalog, record, it))
+            .collect(),
     })
 }
 
@@ -67,12 +70,22 @@ fn address(record: &IpRecord) -> AddressView {
         wire::IpKind::V4 | wire::IpKind::V6 => AddressKind::Public,
         wire::IpKind::SharedV4 => AddressKind::Shared,
     };
-    AddressView { ip: record.ip, kind, network: record.caller.as_ref().map_or(0, |network| network.id) }
+    AddressView {
+        ip: record.ip,
+        kind,
+        network: record.caller.as_ref().map_or(0, |network| network.id),
+    }
 }
 
-fn machine(world: &World, catalog: &Catalog, app: &AppRecord, record: &MachineRecord) -> Option<MachineView> {
+fn machine(
+    world: &World,
+    catalog: &Catalog,
+    app: &AppRecord,
+    record: &MachineRecord,
+) -> Option<MachineView> {
     let status = world.handle(&record.id)?.status();
-    let leased = catalog.leases.get(&record.id).is_some_and(|lease| clock::unix_secs() < lease.expires_at);
+    let leased =
+        catalog.leases.get(&record.id).is_some_and(|lease| clock::unix_secs() < lease.expires_at);
     Some(MachineView {
         id: record.id.clone(),
         run: status.run,
@@ -111,8 +124,10 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
     let positive = |limit: Option<u32>| limit.filter(|limit| 0 < *limit);
     let hard_limit = positive(concurrency.hard_limit);
     let soft_limit = positive(concurrency.soft_limit).unwrap_or(service::SOFT_LIMIT_DEFAULT);
-    let stop_after = service.auto_stop_after.map_or(world.config.auto_stop_after.0, |length| length.0);
-    let start_timeout = service.start_timeout.map_or(service::START_TIMEOUT_DEFAULT, |length| length.0);
+    let stop_after =
+        service.auto_stop_after.map_or(world.config.auto_stop_after.0, |length| length.0);
+    let start_timeout =
+        service.start_timeout.map_or(service::START_TIMEOUT_DEFAULT, |length| length.0);
     ServiceView {
         protocol: service.protocol.clone(),
         internal_port: service.internal_port,

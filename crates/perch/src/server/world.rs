@@ -28,6 +28,9 @@ use crate::paths::Paths;
 /// Namespaces kept for Machines that sleep: 0.2 GB at the most.
 const NAMESPACES_MAX: usize = 512;
 
+/// After a flush of the host's tables, egress is back within this time.
+const HOST_REFRESH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Everything, shared.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -162,7 +165,8 @@ impl World {
             let all = lock(&self.lives);
             ids.iter().filter_map(|id| Some((id.clone(), *all.get(id)?))).collect()
         };
-        let written = self.keeper.write(move |catalog| Ok((changed_lives(catalog, &lives), ()))).await;
+        let written =
+            self.keeper.write(move |catalog| Ok((changed_lives(catalog, &lives), ()))).await;
         if let Err(error) = written {
             tracing::error!(%error, "the state of Machines could not be written");
         }
@@ -174,12 +178,38 @@ impl World {
     ///
     /// # Errors
     /// With a text for the Machine's owner; nothing is left running.
-    pub(crate) async fn launch(self: &Arc<Self>, id: &str, run: u64, config_version: u64) -> anyhow::Result<Machine> {
+    pub(crate) async fn launch(
+        self: &Arc<Self>,
+        id: &str,
+        run: u64,
+        config_version: u64,
+    ) -> anyhow::Result<Machine> {
         let _turn = self.launches.acquire().await.context("the server is ending")?;
         let (world, id) = (self.clone(), id.to_owned());
         let prepared = tokio::task::spawn_blocking(move || world.prepare(&id, run, config_version));
         let (spec, netns) = prepared.await.context("the launch was interrupted")??;
-        Ok(perch_machine::launch(&spec, netns.as_fd()).await?)
+        let launched = perch_machine::launch(&spec, netns.as_fd()).await?;
+        let plane = self.plane.clone();
+        self.tracker.spawn_blocking(move || plane.stock_up());
+        Ok(launched)
+    }
+
+    /// Renews, until the server ends, what somebody may have flushed from the host's tables.
+    pub(crate) async fn refresh_host(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(HOST_REFRESH_INTERVAL) => {}
+                () = self.shutdown.cancelled() => return,
+            }
+            let plane = self.plane.clone();
+            let done = tokio::task::spawn_blocking(move || plane.refresh_host()).await;
+            if let Ok(Err(error)) = done {
+                tracing::warn!(
+                    error = super::images::chain(&error),
+                    "could not renew the host's table"
+                );
+            }
+        }
     }
 
     fn prepare(
@@ -203,7 +233,8 @@ impl World {
         if let Some(kept) = lock(&self.namespaces).get(&record.id) {
             return Ok(kept.clone());
         }
-        let made = self.plane.attach(&attachment(record)).context("could not connect the Machine")?;
+        let made =
+            self.plane.attach(&attachment(record)).context("could not connect the Machine")?;
         let netns = Arc::new(made);
         lock(&self.namespaces).insert(record.id.clone(), netns.clone());
         Ok(netns)
@@ -233,7 +264,11 @@ impl World {
         let (plane, name) = (self.plane.clone(), id.to_owned());
         let done = tokio::task::spawn_blocking(move || plane.detach(&name)).await;
         if let Ok(Err(error)) = done {
-            tracing::warn!(machine = id, error = super::images::chain(&error), "could not disconnect");
+            tracing::warn!(
+                machine = id,
+                error = super::images::chain(&error),
+                "could not disconnect"
+            );
         }
     }
 
@@ -258,7 +293,7 @@ impl World {
     }
 
     /// Brings what is published at an app's addresses in line with its Machines' services.
-    pub(crate) async fn publish(self: &Self, app: &str) {
+    pub(crate) async fn publish(&self, app: &str) {
         let wanted = self.wanted_ports(app);
         for (ip, ports, visible) in wanted {
             if lock(&self.published).get(&ip) == Some(&ports) {
@@ -266,7 +301,8 @@ impl World {
             }
             lock(&self.published).insert(ip, ports.clone());
             let plane = self.plane.clone();
-            let done = tokio::task::spawn_blocking(move || plane.publish(ip, &ports, visible)).await;
+            let done =
+                tokio::task::spawn_blocking(move || plane.publish(ip, &ports, visible)).await;
             if let Ok(Err(error)) = done {
                 lock(&self.published).remove(&ip);
                 tracing::error!(%ip, error = super::images::chain(&error), "could not publish");
@@ -284,7 +320,7 @@ impl World {
         }
     }
 
-    fn wanted_ports(&self, app: &str) -> Vec<(IpAddr, Vec<(u16, u16)>, Visible)> {
+    fn wanted_ports(&self, app: &str) -> Vec<Wanted> {
         let catalog = self.keeper.read();
         let Some(record) = catalog.apps.get(app) else { return Vec::new() };
         let own = published_ports(&catalog, app);
@@ -302,6 +338,9 @@ impl World {
         record.ips.iter().map(port).collect()
     }
 }
+
+/// Address, TCP ports, and who may call.
+type Wanted = (IpAddr, Vec<(u16, u16)>, Visible);
 
 /// What a mutex guards, also after a panic elsewhere.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -342,7 +381,8 @@ pub(crate) fn attachment(record: &MachineRecord) -> Attach {
 fn published_ports(catalog: &Catalog, app: &str) -> Vec<(u16, u16)> {
     let machines = catalog.machines_of(app).filter(|machine| machine.life.wish != Wish::Gone);
     let services = machines.flat_map(|machine| &machine.config.view().services);
-    let ports = services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
+    let ports =
+        services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
     merged(ports.filter_map(wire::Port::range).collect())
 }
 

@@ -20,7 +20,10 @@ const UID_SLOTS_MAX: u32 = 60_000;
 
 /// Makes an app, and its network if that is new.
 pub(crate) async fn create(world: Arc<World>, input: CreateApp) -> Result<App, ApiError> {
-    let name: AppName = input.name.parse().map_err(|error: perch_core::ids::BadId| ApiError::invalid(error.to_string()))?;
+    let name: AppName = input
+        .name
+        .parse()
+        .map_err(|error: perch_core::ids::BadId| ApiError::invalid(error.to_string()))?;
     let org = or_default(&input.org_slug, world.config.default_org());
     if !world.config.organizations.contains(&org) {
         return Err(unknown_organization(&world, &org));
@@ -58,8 +61,10 @@ fn decide_create(
         return Err(name_taken(name));
     }
     let known = catalog.networks.get(&(org.to_owned(), network.to_owned())).cloned();
-    let new_network = if known.is_some() { None } else { Some(plan_network(catalog, org, network, random)?) };
-    let home = known.as_ref().or(new_network.as_ref()).ok_or_else(|| ApiError::internal("no network"))?;
+    let new_network =
+        if known.is_some() { None } else { Some(plan_network(catalog, org, network, random)?) };
+    let home =
+        known.as_ref().or(new_network.as_ref()).ok_or_else(|| ApiError::internal("no network"))?;
     let app = AppRecord {
         name: name.to_string(),
         number: next_number(catalog),
@@ -82,15 +87,24 @@ fn name_taken(name: &AppName) -> ApiError {
 }
 
 /// A new network of an organization; its id is never one that was given before (PN-61).
-pub(crate) fn plan_network(catalog: &Catalog, org: &str, name: &str, random: u64) -> Result<NetworkRecord, ApiError> {
+pub(crate) fn plan_network(
+    catalog: &Catalog,
+    org: &str,
+    name: &str,
+    random: u64,
+) -> Result<NetworkRecord, ApiError> {
     let taken: BTreeSet<NetworkId> =
         catalog.networks.values().filter_map(|network| NetworkId::new(network.id)).collect();
-    let id = address::plan_network(&taken, random).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let id = address::plan_network(&taken, random)
+        .map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok(NetworkRecord { id: id.as_u32(), org: org.to_owned(), name: name.to_owned() })
 }
 
 /// Makes a network exist on this host.
-pub(crate) async fn open_network(world: &Arc<World>, network: &NetworkRecord) -> Result<(), ApiError> {
+pub(crate) async fn open_network(
+    world: &Arc<World>,
+    network: &NetworkRecord,
+) -> Result<(), ApiError> {
     let is_hosts = network.org == world.config.default_org() && network.name == "default";
     let host_peer = is_hosts.then(|| views::host_peer(network.id));
     let prefix = perch_net::Prefix48::of(crate::server::launching::prefix(network.id));
@@ -125,7 +139,11 @@ pub(crate) fn get(world: &World, name: &str) -> Result<App, ApiError> {
 }
 
 /// Changes an app's wish for addresses.
-pub(crate) async fn update(world: Arc<World>, name: String, patch: AppPatch) -> Result<App, ApiError> {
+pub(crate) async fn update(
+    world: Arc<World>,
+    name: String,
+    patch: AppPatch,
+) -> Result<App, ApiError> {
     let wanted = name.clone();
     world
         .keeper
@@ -154,7 +172,8 @@ pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiErr
 }
 
 async fn destroy_machines(world: &Arc<World>, app: &str) {
-    let ids: Vec<String> = world.keeper.read().machines_of(app).map(|machine| machine.id.clone()).collect();
+    let ids: Vec<String> =
+        world.keeper.read().machines_of(app).map(|machine| machine.id.clone()).collect();
     let handles: Vec<_> = ids.iter().filter_map(|id| world.handle(id)).collect();
     for handle in &handles {
         // One that is gone already, or going, is as wished.
@@ -200,7 +219,8 @@ fn wire_app(world: &World, catalog: &Catalog, app: &AppRecord) -> App {
         name: app.name.clone(),
         internal_numeric_id: app.number,
         network: app.network.clone(),
-        status: if deployed.is_some() || machine_count > 0 { "deployed" } else { "pending" }.to_owned(),
+        status: if deployed.is_some() || machine_count > 0 { "deployed" } else { "pending" }
+            .to_owned(),
         machine_count: u32::try_from(machine_count).unwrap_or(u32::MAX),
         volume_count: 0,
         organization: OrganizationRef {

@@ -26,7 +26,11 @@ pub(crate) fn list(world: &World, app: &str) -> Result<Vec<IpAssignment>, ApiErr
 }
 
 /// Gives an app an address; one that it has already is answered again (FC-08).
-pub(crate) async fn assign(world: Arc<World>, app: String, input: AssignIp) -> Result<IpAssignment, ApiError> {
+pub(crate) async fn assign(
+    world: Arc<World>,
+    app: String,
+    input: AssignIp,
+) -> Result<IpAssignment, ApiError> {
     let settings = Settings {
         default_org: world.config.default_org().to_owned(),
         public_v6: world.config.public_v6,
@@ -116,7 +120,8 @@ fn calling_network(
             settings.default_org
         )));
     }
-    name.parse::<perch_core::ids::NetworkName>().map_err(|error| ApiError::invalid(error.to_string()))?;
+    name.parse::<perch_core::ids::NetworkName>()
+        .map_err(|error| ApiError::invalid(error.to_string()))?;
     if let Some(network) = catalog.networks.get(&(org.to_owned(), name.to_owned())) {
         return Ok((Some(network.clone()), None));
     }
@@ -125,12 +130,14 @@ fn calling_network(
 }
 
 fn plan_private(catalog: &Catalog, network: &NetworkRecord) -> Result<Ipv6Addr, ApiError> {
-    let id = NetworkId::new(network.id).ok_or_else(|| ApiError::internal("network 0 in the store"))?;
+    let id =
+        NetworkId::new(network.id).ok_or_else(|| ApiError::internal("network 0 in the store"))?;
     address::plan_flycast(id, &taken(catalog)).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 fn plan_public(catalog: &Catalog, pool: Ipv6Addr) -> Result<Ipv6Addr, ApiError> {
-    address::plan_public(pool, &taken(catalog)).map_err(|error| ApiError::invalid(error.to_string()))
+    address::plan_public(pool, &taken(catalog))
+        .map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// Addresses in use, and those released less than a day ago (FC-03).
@@ -167,12 +174,19 @@ pub(crate) async fn release(world: Arc<World>, app: String, ip: IpAddr) -> Resul
             let shared = record.ips.remove(at).kind == IpKind::SharedV4;
             let mut changes = vec![Change::PutApp(record)];
             if !shared {
-                changes.push(Change::PutRetired(RetiredRecord { ip, released_at: clock::unix_secs() }));
+                changes.push(Change::PutRetired(RetiredRecord {
+                    ip,
+                    released_at: clock::unix_secs(),
+                }));
             }
             Ok((changes, shared))
         })
         .await?;
-    if shared { republish_shared(&world, ip).await } else { world.unpublish(ip).await }
+    if shared {
+        republish_shared(&world, ip).await
+    } else {
+        world.unpublish(ip).await
+    }
     world.proxy.app_changed(app);
     Ok(())
 }
@@ -191,7 +205,9 @@ async fn republish_shared(world: &Arc<World>, ip: IpAddr) {
 }
 
 fn not_yours(app: &str, ip: IpAddr) -> ApiError {
-    ApiError::not_found(format!("{ip} is not an address of app {app}; `fly ips list -a {app}` shows its addresses"))
+    ApiError::not_found(format!(
+        "{ip} is not an address of app {app}; `fly ips list -a {app}` shows its addresses"
+    ))
 }
 
 fn wire_ip(record: &IpRecord) -> IpAssignment {

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perch_api::wire::{ApiError, LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
+use perch_api::wire::{
+    ApiError, LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery,
+};
 use perch_machine::logs::LogReader;
 
 use crate::server::world::World;
@@ -32,7 +34,8 @@ impl Token {
 
     fn after(entries: &[LogEntry]) -> Option<Self> {
         let timestamp = &entries.last()?.attributes.timestamp;
-        let given = entries.iter().rev().take_while(|it| it.attributes.timestamp == *timestamp).count();
+        let given =
+            entries.iter().rev().take_while(|it| it.attributes.timestamp == *timestamp).count();
         Some(Self { timestamp: timestamp.clone(), given })
     }
 
@@ -42,12 +45,17 @@ impl Token {
 }
 
 /// Reads lines after the token; holds an answer that would be empty.
-pub(crate) async fn read(world: Arc<World>, app: String, query: LogQuery) -> Result<LogPage, ApiError> {
+pub(crate) async fn read(
+    world: Arc<World>,
+    app: String,
+    query: LogQuery,
+) -> Result<LogPage, ApiError> {
     world.keeper.read().app(&app)?;
     let deadline = tokio::time::Instant::now() + query.hold;
     let token = Token::parse(&query.next_token);
     loop {
-        let (reader, name, wanted, from) = (world.clone(), app.clone(), query.clone(), token.clone());
+        let (reader, name, wanted, from) =
+            (world.clone(), app.clone(), query.clone(), token.clone());
         let page = tokio::task::spawn_blocking(move || page(&reader, &name, &wanted, &from)).await;
         let page = page.map_err(|error| ApiError::internal(error.to_string()))?;
         if !page.data.is_empty() || deadline <= tokio::time::Instant::now() {
@@ -96,7 +104,14 @@ fn entries(world: &World, app: &str, query: &LogQuery) -> Vec<LogEntry> {
         }
     }
     for line in world.platform_log.of(app).into_iter().filter(|line| wanted(&line.machine)) {
-        entries.push(entry(line.timestamp, line.text, &line.level, &line.machine, region, line.provider));
+        entries.push(entry(
+            line.timestamp,
+            line.text,
+            &line.level,
+            &line.machine,
+            region,
+            line.provider,
+        ));
     }
     entries.sort_by(|a, b| a.attributes.timestamp.cmp(&b.attributes.timestamp));
     entries
@@ -111,7 +126,8 @@ fn machine_entries(id: &str, dir: &std::path::Path, region: &str) -> Vec<LogEntr
     // A Machine that never wrote has no log.
     let lines = LogReader::from_tail(dir, LINES_MAX).and_then(|mut reader| reader.read(LINES_MAX));
     let lines = lines.unwrap_or_default();
-    let made = lines.into_iter().map(|line| entry(line.timestamp, line.text, "info", id, region, "app"));
+    let made =
+        lines.into_iter().map(|line| entry(line.timestamp, line.text, "info", id, region, "app"));
     made.collect()
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use perch_api::server::{DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
-    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineFilter, MachineState, Process, SignalInput,
-    StartAnswer, StopInput, WaitQuery, WaitState,
+    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineFilter, MachineState, Process,
+    SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
 };
 use perch_core::address;
 use perch_core::ids::{MachineId, NetworkId};
@@ -77,10 +77,13 @@ fn plan(
     random: (u64, u64),
 ) -> Result<MachineRecord, ApiError> {
     let record = catalog.app(app)?;
-    let network = NetworkId::new(record.network_id).ok_or_else(|| ApiError::internal("network 0 in the store"))?;
+    let network = NetworkId::new(record.network_id)
+        .ok_or_else(|| ApiError::internal("network 0 in the store"))?;
     let ips = catalog.machines.values().map(|machine| machine.private_ip).collect();
     let links: BTreeSet<_> = catalog.machines.values().map(|machine| machine.link_ip).collect();
-    let refused = |error: address::AddressError| ApiError::new(503, error.to_string()).with_word("insufficient_capacity");
+    let refused = |error: address::AddressError| {
+        ApiError::new(503, error.to_string()).with_word("insufficient_capacity")
+    };
     let id = MachineId::from_low_bits(random.0).to_string();
     if catalog.machines.contains_key(&id) {
         return Err(ApiError::internal("the drawn Machine ID is taken; repeat the call"));
@@ -107,12 +110,26 @@ fn plan(
 /// Two words, as Fly names Machines.
 fn generated_name(random: u64) -> String {
     const FIRST: [&str; 16] = [
-        "autumn", "bold", "calm", "dawn", "empty", "frosty", "green", "hidden", "icy", "late", "misty", "nameless",
-        "polished", "quiet", "silent", "wandering",
+        "autumn",
+        "bold",
+        "calm",
+        "dawn",
+        "empty",
+        "frosty",
+        "green",
+        "hidden",
+        "icy",
+        "late",
+        "misty",
+        "nameless",
+        "polished",
+        "quiet",
+        "silent",
+        "wandering",
     ];
     const SECOND: [&str; 16] = [
-        "bird", "brook", "cloud", "dew", "field", "fire", "frost", "glade", "haze", "hill", "lake", "leaf", "moon",
-        "pond", "river", "star",
+        "bird", "brook", "cloud", "dew", "field", "fire", "frost", "glade", "haze", "hill", "lake",
+        "leaf", "moon", "pond", "river", "star",
     ];
     let (a, b) = ((random & 15) as usize, (random >> 4 & 15) as usize);
     format!("{}-{}-{}", FIRST[a], SECOND[b], random >> 8 & 0xfff)
@@ -126,8 +143,9 @@ fn runnable(record: &MachineRecord, ready: &Ready) -> Result<(), ApiError> {
 /// Starts the task of a Machine that was never started.
 fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<Handle, ApiError> {
     let dir = world.paths.machine(&record.id);
-    std::fs::create_dir_all(&dir)
-        .map_err(|error| ApiError::internal(format!("could not make {}: {error}", dir.display())))?;
+    std::fs::create_dir_all(&dir).map_err(|error| {
+        ApiError::internal(format!("could not make {}: {error}", dir.display()))
+    })?;
     let life = Lifecycle::new(record.config_version, launching::policy(record));
     let handle = machine::spawn(world.clone(), record.id.clone(), life, History::default(), None);
     world.add_handle(record.id.clone(), handle.clone());
@@ -181,7 +199,11 @@ pub(crate) async fn update(
     get(&world, &target)
 }
 
-fn updated(old: &MachineRecord, input: LaunchInput, ready: &Ready) -> Result<MachineRecord, ApiError> {
+fn updated(
+    old: &MachineRecord,
+    input: LaunchInput,
+    ready: &Ready,
+) -> Result<MachineRecord, ApiError> {
     if !input.current_version.is_empty() && input.current_version != old.instance_id {
         return Err(ApiError::conflict(format!(
             "machine {} is at version {}, not {}: somebody changed it meanwhile",
@@ -199,7 +221,11 @@ fn updated(old: &MachineRecord, input: LaunchInput, ready: &Ready) -> Result<Mac
 }
 
 /// Lists an app's Machines.
-pub(crate) fn list(world: &World, app: &str, filter: &MachineFilter) -> Result<Vec<Machine>, ApiError> {
+pub(crate) fn list(
+    world: &World,
+    app: &str,
+    filter: &MachineFilter,
+) -> Result<Vec<Machine>, ApiError> {
     let catalog = world.keeper.read();
     catalog.app(app)?;
     let all = catalog.machines_of(app).filter_map(|record| wire_machine(world, record));
@@ -257,7 +283,8 @@ pub(crate) async fn delete(
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
     let state = handle.status().state;
-    let down = matches!(state, MachineState::Created | MachineState::Stopped | MachineState::Failed);
+    let down =
+        matches!(state, MachineState::Created | MachineState::Stopped | MachineState::Failed);
     if !down && !how.force {
         return Err(ApiError::precondition(format!(
             "machine {} is {state}; stop it first, or remove it by force",
@@ -268,16 +295,27 @@ pub(crate) async fn delete(
 }
 
 /// Begins to start a Machine.
-pub(crate) async fn start(world: Arc<World>, target: MachineTarget) -> Result<StartAnswer, ApiError> {
+pub(crate) async fn start(
+    world: Arc<World>,
+    target: MachineTarget,
+) -> Result<StartAnswer, ApiError> {
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
     let previous = handle.status().state;
     ask(&handle, Event::Start(StartBy::User), Source::User).await?;
-    Ok(StartAnswer { message: String::new(), status: String::new(), previous_state: previous.to_string() })
+    Ok(StartAnswer {
+        message: String::new(),
+        status: String::new(),
+        previous_state: previous.to_string(),
+    })
 }
 
 /// Begins to stop a Machine.
-pub(crate) async fn stop(world: Arc<World>, target: MachineTarget, input: StopInput) -> Result<(), ApiError> {
+pub(crate) async fn stop(
+    world: Arc<World>,
+    target: MachineTarget,
+    input: StopInput,
+) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
     let by = StopBy::User {
         signal: input.signal.map(perch_api::wire::Signal::number),
@@ -287,7 +325,11 @@ pub(crate) async fn stop(world: Arc<World>, target: MachineTarget, input: StopIn
 }
 
 /// Sends a signal to a Machine's program.
-pub(crate) async fn signal(world: &World, target: &MachineTarget, input: SignalInput) -> Result<(), ApiError> {
+pub(crate) async fn signal(
+    world: &World,
+    target: &MachineTarget,
+    input: SignalInput,
+) -> Result<(), ApiError> {
     leases::check(world, target)?;
     let (reply, answer) = oneshot::channel();
     let number = input.signal.number();
@@ -297,7 +339,11 @@ pub(crate) async fn signal(world: &World, target: &MachineTarget, input: SignalI
 }
 
 /// Resolves when one of the wanted states is reached.
-pub(crate) async fn wait(world: &World, target: &MachineTarget, query: &WaitQuery) -> Result<(), ApiError> {
+pub(crate) async fn wait(
+    world: &World,
+    target: &MachineTarget,
+    query: &WaitQuery,
+) -> Result<(), ApiError> {
     let Some(handle) = world.handle(&target.id) else { return gone(target, query) };
     world.keeper.read().machine(&target.app, &target.id)?;
     let mut status = handle.watch();
@@ -329,7 +375,11 @@ fn reached(wanted: WaitState, state: MachineState, settled: bool) -> bool {
 }
 
 /// Gives a Machine no more traffic, or again.
-pub(crate) async fn cordon(world: Arc<World>, target: MachineTarget, cordoned: bool) -> Result<(), ApiError> {
+pub(crate) async fn cordon(
+    world: Arc<World>,
+    target: MachineTarget,
+    cordoned: bool,
+) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
     let wanted = target.clone();
@@ -367,7 +417,10 @@ pub(crate) async fn set_metadata(
 }
 
 /// Lists what runs in a Machine.
-pub(crate) async fn processes(world: &World, target: &MachineTarget) -> Result<Vec<Process>, ApiError> {
+pub(crate) async fn processes(
+    world: &World,
+    target: &MachineTarget,
+) -> Result<Vec<Process>, ApiError> {
     let (reply, answer) = oneshot::channel();
     handle(world, target)?.send(Command::Processes { reply }).await;
     let listed = answer.await.map_err(|_| not_found(target))?.map_err(ApiError::precondition)?;

@@ -14,7 +14,11 @@ use crate::server::world::World;
 const RELEASES_MAX: usize = 100;
 
 /// Records a release.
-pub(crate) async fn create(world: Arc<World>, peer: Peer, input: CreateRelease) -> Result<Release, ApiError> {
+pub(crate) async fn create(
+    world: Arc<World>,
+    peer: Peer,
+    input: CreateRelease,
+) -> Result<Release, ApiError> {
     let made = world
         .keeper
         .write(move |catalog| {
@@ -41,12 +45,18 @@ pub(crate) async fn create(world: Arc<World>, peer: Peer, input: CreateRelease) 
 }
 
 /// Moves a release on.
-pub(crate) async fn update(world: Arc<World>, id: String, input: UpdateRelease) -> Result<Release, ApiError> {
+pub(crate) async fn update(
+    world: Arc<World>,
+    id: String,
+    input: UpdateRelease,
+) -> Result<Release, ApiError> {
     let changed = world
         .keeper
         .write(move |catalog| {
             let found = catalog.releases.get(&id);
-            let mut record = found.cloned().ok_or_else(|| ApiError::not_found(format!("there is no release {id}")))?;
+            let mut record = found
+                .cloned()
+                .ok_or_else(|| ApiError::not_found(format!("there is no release {id}")))?;
             record.status = input.status;
             Ok((vec![Change::PutRelease(Box::new(record.clone()))], record))
         })
@@ -66,7 +76,8 @@ pub(crate) fn current(world: &World, app: &str) -> Result<Release, ApiError> {
     let catalog = world.keeper.read();
     catalog.app(app)?;
     let releases = catalog.releases_of(app);
-    let newest = releases.first().ok_or_else(|| ApiError::not_found(format!("app {app} has no release")))?;
+    let newest =
+        releases.first().ok_or_else(|| ApiError::not_found(format!("app {app} has no release")))?;
     Ok(Release { definition: Some(newest.definition.clone()), ..wire_release(newest) })
 }
 

@@ -8,7 +8,12 @@ use tokio::net::TcpStream;
 use crate::server::world::World;
 
 /// Connects to a name or address of the app's network; what sleeps is woken by the connection.
-pub(crate) async fn open(world: &World, app: &str, host: &str, port: u16) -> Result<TcpStream, ApiError> {
+pub(crate) async fn open(
+    world: &World,
+    app: &str,
+    host: &str,
+    port: u16,
+) -> Result<TcpStream, ApiError> {
     let address = resolve(world, app, host)?;
     let target = SocketAddr::new(address, port);
     // The host is a member of the default organization's network; dialling happens in its own
