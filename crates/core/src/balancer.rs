@@ -61,7 +61,10 @@
 //! never answered are forgotten and asked again where they are still needed. A view with a run that
 //! the balancer knows changes neither counts nor idle clocks: adoption is no start. *The proxy*
 //! dies: its successor makes new balancers ([`Settings::first_attempt`] larger than any before) and
-//! gets the same snapshot; Machines that run are taken as used just now. *A Machine* dies: its view
+//! gets the same snapshot; Machines that run are taken as used just now. The server reads what the
+//! dead proxy had still sent before it sends that snapshot: a stop must not meet a successor that
+//! believes the Machine is open; and it restores its lifecycles only when it is connected to a proxy
+//! that lives, so that a drain has somebody to answer it. *A Machine* dies: its view
 //! has another state or run; the word is closed, claims of the dead run are worthless but must still
 //! be released (it does no harm), and their callers, if nothing was sent yet, choose again.
 //!
@@ -74,7 +77,8 @@
 //!   for [`DRAIN_TIMEOUT`] and put back if load remains (AS-63); one per region and
 //!   `auto_stop_after`.
 //! - Starts wanted = ceil((in flight + waiting) / soft) − running − starting, of the Machines that
-//!   sleep, each at most once at a time; suspended before stopped, then the last that fell asleep,
+//!   sleep, each at most once at a time; judged while callers wait, and when a caller has to be let
+//!   in at or over `soft_limit` (AS-71); suspended before stopped, then the last that fell asleep,
 //!   then by ID (AS-67, AS-68). Failed ones back off 1 s doubling to 60 s; when all have failed
 //!   [`START_TRIES_MAX`] times in a row, who waits is told so.
 
@@ -102,7 +106,7 @@ mod tests;
 use machine::{Drain, Machine};
 use pools::{PoolClock, PoolKey, Segment};
 
-pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Route};
+pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Pressure, Route};
 pub use slots::StartSlots;
 
 /// How long an excess Machine with load is kept out of rotation before it is put back (AS-63).
@@ -392,7 +396,12 @@ impl Balancer {
         match event {
             Event::PoolChanged(views) => self.on_pool_changed(views, now),
             Event::Demand { port, waiting } => self.on_demand(port, waiting),
-            Event::Edge(edge) => self.on_edge(edge, now),
+            Event::Edge(edge) => {
+                self.on_edge(edge, now);
+                if edge.pressure == Pressure::OverSoft {
+                    self.on_pressure(edge.machine, edge.service, now);
+                }
+            }
             Event::StartDone { machine, attempt, outcome } => {
                 self.on_start_done(machine, attempt, outcome, now);
             }
@@ -440,11 +449,11 @@ impl Balancer {
         self.route(port).map_or(Choice::Refuse, |route| route.choose(origin, random))
     }
 
-    /// Whether a claim's run is still up: if not, nobody will ever answer there.
+    /// Whether a claim's run is still alive, draining included: if not, nobody will ever answer there.
     pub fn is_current(&self, claim: &Claim) -> bool {
         let endpoint = claim.endpoint();
         let machine = self.machines.get(&endpoint.machine);
-        machine.is_some_and(|m| m.is_up() && m.view.run == endpoint.run)
+        machine.is_some_and(|m| m.is_alive() && m.view.run == endpoint.run)
     }
 
     /// What the balancer believes of a Machine; `None`: it knows none of that name.
@@ -465,6 +474,7 @@ impl Balancer {
         self.wake(now);
         self.sleep(now);
         self.fail_hopeless(now);
+        self.listen_for_pressure(now);
     }
 
     fn on_pool_changed(&mut self, views: Vec<MachineView>, now: Timestamp) {
@@ -548,7 +558,8 @@ impl Balancer {
     }
 
     fn on_drain(&mut self, id: MachineId, run: u64, token: u64, until: Timestamp) {
-        let machine = self.machines.get_mut(&id).filter(|m| m.view.run == run && m.is_up());
+        // The view may already say `stopping`: what counts is who is inside.
+        let machine = self.machines.get_mut(&id).filter(|m| m.view.run == run);
         let Some(machine) = machine else {
             self.effects.push_back(Effect::Drained { machine: id, token, in_flight: 0 });
             return;

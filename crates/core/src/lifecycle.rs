@@ -408,6 +408,10 @@ impl Lifecycle {
     }
 
     /// A Machine after a restart of the server: `found` is what is really there.
+    ///
+    /// `stored.run` must not be below any run that was ever launched, or a number is used twice: a
+    /// shell that stores behind takes the larger of the stored one and the one that the Machine's
+    /// directory knows.
     pub fn restore(stored: Stored, policy: Policy, found: Found, now: Timestamp) -> Self {
         Self::restore_mutant(stored, policy, found, now, Mutant::None)
     }

@@ -118,6 +118,27 @@ impl Machine {
         self.view.state == MachineState::Started
     }
 
+    /// Its current run may still answer who is inside.
+    pub(super) fn is_alive(&self) -> bool {
+        match self.view.state {
+            MachineState::Started
+            | MachineState::Stopping
+            | MachineState::Suspending
+            | MachineState::Updating
+            | MachineState::Replacing
+            | MachineState::Destroying => true,
+            MachineState::Created
+            | MachineState::Creating
+            | MachineState::Starting
+            | MachineState::Stopped
+            | MachineState::Suspended
+            | MachineState::Restarting
+            | MachineState::Failed
+            | MachineState::LaunchFailed
+            | MachineState::Destroyed => false,
+        }
+    }
+
     /// New requests may enter.
     pub(super) fn is_open(&self) -> bool {
         let leaving = self.stop.is_some() || self.drain.is_some() || self.in_limbo;
@@ -132,16 +153,21 @@ impl Machine {
     /// On its way up and not open yet.
     pub(super) fn is_starting(&self) -> bool {
         let coming = matches!(self.view.state, MachineState::Starting | MachineState::Creating);
-        !self.is_open() && (self.start.is_some() || coming)
+        !self.is_open() && !self.view.cordoned && (self.start.is_some() || coming)
+    }
+
+    /// Out of rotation as one too many.
+    pub(super) fn is_excess_drained(&self) -> bool {
+        self.drain.is_some_and(|d| !d.is_by_server())
     }
 
     pub(super) fn in_flight(&self) -> u64 {
-        self.doors.iter().map(|d| u64::from(d.word.observe().in_flight)).sum()
+        self.doors.iter().map(|d| u64::from(d.word.in_flight(self.view.run))).sum()
     }
 
     /// At or over `soft_limit` on any service (AS-65).
     pub(super) fn is_over(&self) -> bool {
-        self.doors.iter().any(|d| d.limits.soft() <= d.word.observe().in_flight)
+        self.doors.iter().any(|d| d.limits.soft() <= d.word.in_flight(self.view.run))
     }
 
     pub(super) fn autostop(&self) -> Autostop {
@@ -180,7 +206,7 @@ impl Machine {
     /// Load of the service behind `port`.
     pub(super) fn in_flight_at(&self, port: u16) -> u64 {
         let door = self.service_for(port).and_then(|(index, _)| self.doors.get(index));
-        door.map_or(0, |d| u64::from(d.word.observe().in_flight))
+        door.map_or(0, |d| u64::from(d.word.in_flight(self.view.run)))
     }
 
     /// Neither gone nor going for ever.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use super::machine::Machine;
 use super::route::WhenNone;
@@ -56,6 +56,7 @@ impl Balancer {
         let route = Route {
             endpoints: publishing().filter_map(|m| m.endpoint(start, home)).map(Arc::new).collect(),
             when_none: if hold { WhenNone::Hold } else { WhenNone::Refuse },
+            relief: AtomicBool::new(false),
             mutant: self.mutant,
             stale_pick: AtomicUsize::new(usize::MAX),
         };

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::admission::{AdmissionWord, Band, Change, Limits, Origin, Refusal};
+use crate::admission::{AdmissionWord, Band, Change, Limits, Origin};
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
 
@@ -37,6 +37,9 @@ pub(super) enum Nearby {
 pub struct Route {
     pub(super) endpoints: Vec<Arc<Endpoint>>,
     pub(super) when_none: WhenNone,
+    /// A sleeping Machine could take load off these: the next caller who is let in at or over
+    /// `soft_limit` reports it, once.
+    pub(super) relief: AtomicBool,
     pub(super) mutant: Mutant,
     pub(super) stale_pick: AtomicUsize,
 }
@@ -89,8 +92,22 @@ pub struct Edge {
     pub machine: MachineId,
     /// Its run.
     pub run: u64,
+    /// The index of the service in the Machine's list.
+    pub service: usize,
     /// What happened to the number in flight.
     pub change: Change,
+    /// Whether another Machine should wake.
+    pub pressure: Pressure,
+}
+
+/// Whether a request had to be let in at or over `soft_limit` although a Machine sleeps that could
+/// take load off the others (AS-71).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pressure {
+    /// No.
+    None,
+    /// Yes.
+    OverSoft,
 }
 
 /// One place in one Machine, counted until [`Claim::release`].
@@ -112,7 +129,7 @@ impl Claim {
     #[must_use = "the balancer must hear of an edge"]
     pub fn release(self) -> Option<Edge> {
         let change = self.endpoint.word.release(self.endpoint.run)?;
-        self.endpoint.edge(change)
+        self.endpoint.edge(change, Pressure::None)
     }
 }
 
@@ -123,18 +140,15 @@ impl fmt::Debug for Claim {
 }
 
 impl Endpoint {
-    pub(super) fn edge(&self, change: Change) -> Option<Edge> {
-        let edge = Edge { machine: self.machine, run: self.run, change };
-        change.is_edge(self.limits).then_some(edge)
+    fn edge(&self, change: Change, pressure: Pressure) -> Option<Edge> {
+        let (machine, run, service) = (self.machine, self.run, self.service);
+        let heard = pressure == Pressure::OverSoft || change.is_edge(self.limits);
+        heard.then_some(Edge { machine, run, service, change, pressure })
     }
 
-    fn claim(self: &Arc<Self>, origin: Origin) -> Result<Admission, Refusal> {
-        let change = self.word.claim(self.run, self.limits, origin)?;
-        Ok(self.admission(change))
-    }
-
-    fn admission(self: &Arc<Self>, change: Change) -> Admission {
-        Admission { claim: Claim { endpoint: Arc::clone(self) }, edge: self.edge(change) }
+    fn admission(self: &Arc<Self>, change: Change, pressure: Pressure) -> Admission {
+        let edge = self.edge(change, pressure);
+        Admission { claim: Claim { endpoint: Arc::clone(self) }, edge }
     }
 
     /// How little we want to use it: region and band first, then load. `None`: not at all.
@@ -160,8 +174,10 @@ impl Route {
         // spinning for ever, and the slow path then decides under the balancer.
         for _ in 0..=self.endpoints.len() {
             let Some(best) = self.pick(random) else { break };
-            if let Ok(admission) = self.endpoints[best].claim(origin) {
-                return Choice::Admitted(admission);
+            let endpoint = &self.endpoints[best];
+            if let Ok(change) = endpoint.word.claim(endpoint.run, endpoint.limits, origin) {
+                let pressure = self.pressure(endpoint.limits, change, origin);
+                return Choice::Admitted(endpoint.admission(change, pressure));
             }
         }
         self.when_none()
@@ -170,7 +186,18 @@ impl Route {
     /// Lets one waiting caller in without looking at limits: only for planted bugs.
     pub(super) fn force(&self) -> Option<Admission> {
         let open = self.endpoints.iter().find(|e| !e.word.observe().closed)?;
-        Some(open.admission(open.word.force()))
+        Some(open.admission(open.word.force(), Pressure::None))
+    }
+
+    /// A call of the same pool is not a reason to wake one more (AS-23).
+    fn pressure(&self, limits: Limits, change: Change, origin: Origin) -> Pressure {
+        let over = limits.band(change.from) != Band::BelowSoft && origin == Origin::Caller;
+        // The load is cheap while there is nothing to report; only who reports writes.
+        if over && self.relief.load(Ordering::Relaxed) && self.relief.swap(false, Ordering::AcqRel)
+        {
+            return Pressure::OverSoft;
+        }
+        Pressure::None
     }
 
     fn pick(&self, random: u64) -> Option<usize> {
@@ -217,7 +244,7 @@ impl Route {
         let Some(endpoint) = self.endpoints.get(stale).or_else(|| self.endpoints.get(next)) else {
             return self.when_none();
         };
-        Choice::Admitted(endpoint.admission(endpoint.word.force()))
+        Choice::Admitted(endpoint.admission(endpoint.word.force(), Pressure::None))
     }
 }
 

@@ -1,6 +1,8 @@
 //! Autostart: who must wake (AS-67..74, AS-85).
 
-use super::machine::{Drain, Machine, Readiness};
+use std::sync::atomic::Ordering;
+
+use super::machine::{Machine, Readiness};
 use super::{Balancer, Effect, Server};
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
@@ -8,7 +10,8 @@ use crate::time::Timestamp;
 
 /// What a port's Machines carry and what they are asked for.
 struct Demand {
-    demand: u64,
+    waiting: u64,
+    in_flight: u64,
     running: u64,
     starting: u64,
     soft: u64,
@@ -17,17 +20,44 @@ struct Demand {
 impl Demand {
     /// ceil(demand / soft) − running − starting.
     fn starts_wanted(&self) -> usize {
-        let wanted = self.demand.div_ceil(self.soft);
+        let wanted = (self.waiting + self.in_flight).div_ceil(self.soft);
         wanted.saturating_sub(self.running + self.starting) as usize
     }
 }
 
 impl Balancer {
-    /// Asks for as many starts as the demand of each port needs.
+    /// Asks for as many starts as those who wait need.
     pub(super) fn wake(&mut self, now: Timestamp) {
         let segments: Vec<(u16, u16)> = self.segments.iter().map(|(s, g)| (*s, g.end)).collect();
         for (start, end) in segments {
-            self.wake_for(start, end, now);
+            if self.waiting.range(start..=end).next().is_some() {
+                self.wake_for(start, end, now);
+            }
+        }
+    }
+
+    /// A caller was let in at or over `soft_limit`, because all that run are (AS-71). Load alone, as
+    /// long as nobody new comes, wakes nothing: it does not move, so autostop would put to sleep as
+    /// excess what was woken, for ever.
+    pub(super) fn on_pressure(&mut self, id: MachineId, service: usize, now: Timestamp) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let ports = machine.view.services.get(service).map(|s| s.ports.clone());
+        for port in ports.unwrap_or_default() {
+            let segment = self.segments.range(..=port.start).next_back();
+            if let Some((start, end)) = segment.map(|(start, s)| (*start, s.end)) {
+                self.wake_for(start, end, now);
+            }
+        }
+    }
+
+    /// Lets the warm path report pressure wherever something could relieve it.
+    pub(super) fn listen_for_pressure(&self, now: Timestamp) {
+        for (start, segment) in &self.segments {
+            let publishing = || self.machines.values().filter(|m| m.publishes(*start));
+            let drained = publishing().any(Machine::is_excess_drained);
+            let spare = drained || self.next_to_wake(*start, now).is_some();
+            let relief = spare && !publishing().any(Machine::is_starting);
+            segment.route.relief.store(relief, Ordering::Release);
         }
     }
 
@@ -54,7 +84,8 @@ impl Balancer {
             _ => publishing().filter(|m| m.is_starting()).count() as u64,
         };
         Demand {
-            demand: waiting as u64 + in_flight,
+            waiting: waiting as u64,
+            in_flight,
             running: open().count() as u64,
             starting,
             soft: publishing().filter_map(|m| m.soft_limit(start)).min().unwrap_or(1),
@@ -63,8 +94,7 @@ impl Balancer {
 
     /// A Machine that was being drained as one too many is needed after all.
     fn put_back(&mut self, port: u16) -> bool {
-        let drained =
-            |m: &&mut Machine| m.publishes(port) && matches!(m.drain, Some(Drain::Excess { .. }));
+        let drained = |m: &&mut Machine| m.publishes(port) && m.is_excess_drained();
         let found = self.machines.values_mut().find(drained);
         found.map(Machine::clear_drain).is_some()
     }

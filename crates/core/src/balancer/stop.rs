@@ -130,8 +130,7 @@ impl Balancer {
         let census = self.census(key);
         // Those without load sleep by their own clocks; what remains is excess with load.
         let idle = self.members(key).filter(|m| m.is_stoppable() && m.in_flight() == 0).count();
-        let drained = |m: &Machine| matches!(m.drain, Some(Drain::Excess { .. }));
-        if census.excess <= idle as i64 || self.members(key).any(drained) {
+        if census.excess <= idle as i64 || self.members(key).any(Machine::is_excess_drained) {
             return None;
         }
         let loaded = self.members(key).filter(|m| m.is_stoppable() && m.in_flight() > 0);
