@@ -2,7 +2,8 @@
 //!
 //! `warm upstream PORT` answers every request on 127.0.0.1:PORT with 64 bytes (`warm upstream PORT N`:
 //! N bytes). `warm proxy PORT UPSTREAM` serves 127.0.0.1:PORT with a proxy whose only Machine is that
-//! upstream. Both run on one thread each; pin them with `taskset`, and read their CPU time from /proc.
+//! upstream. `warm held PORT` serves one whose only Machine sleeps and never wakes, so that callers are
+//! held for a minute. Each runs on one thread; pin them with `taskset`, and read their CPU time from /proc.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -26,8 +27,14 @@ fn main() -> Outcome {
     match (args.first().map(String::as_str), numbers.as_slice()) {
         (Some("upstream"), [port]) => upstream(u16::try_from(*port)?, 64),
         (Some("upstream"), [port, length]) => upstream(u16::try_from(*port)?, *length),
-        (Some("proxy"), [port, machine]) => proxy(u16::try_from(*port)?, u16::try_from(*machine)?),
-        _ => Err("usage: warm upstream PORT [BYTES] | warm proxy PORT UPSTREAM".into()),
+        (Some("proxy"), [port, machine]) => {
+            proxy(u16::try_from(*port)?, app("started", u16::try_from(*machine)?))
+        }
+        (Some("held"), [port]) => proxy(u16::try_from(*port)?, app("stopped", 1)),
+        _ => {
+            Err("usage: warm upstream PORT [BYTES] | warm proxy PORT UPSTREAM | warm held PORT"
+                .into())
+        }
     }
 }
 
@@ -53,7 +60,7 @@ fn upstream(port: u16, length: usize) -> Outcome {
     })
 }
 
-fn proxy(port: u16, machine: u16) -> Outcome {
+fn proxy(port: u16, app: AppView) -> Outcome {
     let http = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let dir = std::env::temp_dir().join(format!("perch-warm-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
@@ -74,7 +81,7 @@ fn proxy(port: u16, machine: u16) -> Outcome {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let options = Options { version, rewrite_endpoints: Some(Arc::new(rewrite)) };
     std::thread::spawn(move || {
-        if let Err(error) = play_server(&path, machine) {
+        if let Err(error) = play_server(&path, app) {
             // Nothing can be measured then; the message says why.
             drop(writeln!(std::io::stderr(), "no server: {error}"));
         }
@@ -84,12 +91,12 @@ fn proxy(port: u16, machine: u16) -> Outcome {
 }
 
 /// Tells the proxy about one app, then stays silent until standard input ends.
-fn play_server(path: &Path, machine: u16) -> Outcome {
+fn play_server(path: &Path, app: AppView) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let link = runtime.block_on(async {
         let (mut link, _listeners) = Link::connect(path).await?;
         link.send(&ToProxy::Settings(settings())).await?;
-        link.send(&ToProxy::App(app(machine))).await?;
+        link.send(&ToProxy::App(app)).await?;
         link.send(&ToProxy::SnapshotEnd).await?;
         Ok::<_, Box<dyn Error>>(link)
     })?;
@@ -109,7 +116,7 @@ fn settings() -> Settings {
     }
 }
 
-fn app(internal_port: u16) -> AppView {
+fn app(state: &str, internal_port: u16) -> AppView {
     let ports = vec![PortView {
         start: 80,
         end: 80,
@@ -132,7 +139,7 @@ fn app(internal_port: u16) -> AppView {
     let machine = MachineView {
         id: "00000000000001".to_owned(),
         run: 1,
-        state: "started".to_owned(),
+        state: state.to_owned(),
         region: "lcl".to_owned(),
         group: "app".to_owned(),
         link_ip: Ipv4Addr::LOCALHOST,

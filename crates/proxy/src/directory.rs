@@ -119,11 +119,13 @@ impl Directory {
         &self.signature
     }
 
+    /// Whether a server has ever told all that it knows.
+    pub(crate) fn is_filled(&self) -> bool {
+        *self.filled.borrow()
+    }
+
     /// Waits until a server has told all that it knows.
     pub(crate) async fn filled(&self) {
-        if *self.filled.borrow() {
-            return;
-        }
         let mut filled = self.filled.subscribe();
         filled.wait_for(|filled| *filled).await.expect("the sender lives as long as we do");
     }

@@ -18,7 +18,9 @@ use crate::directory::{Destination, Directory, Target};
 use crate::{Endpoints, Options, ProxyError, dns, http, tcp};
 
 /// Connections of callers at once; more wait in the kernel's queue. 60,000 idle ones are 0.1 GB here.
-const CONNECTIONS_MAX: usize = 60_000;
+const CONNECTIONS_MAX: u64 = 60_000;
+/// Descriptors that are not for callers and their Machines: listeners, DNS, timers, spare.
+const DESCRIPTORS_KEPT: u64 = 512;
 /// After this long without a first server a waiting caller is let go.
 const FIRST_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failed accept, which means that descriptors or memory ran out.
@@ -61,8 +63,9 @@ pub(crate) fn start(
     options: &Options,
 ) -> Result<(), ProxyError> {
     let directory = Directory::new(options);
+    let options = Rc::new(options.clone());
     let listeners = Rc::new(listeners);
-    let limit = Rc::new(Semaphore::new(CONNECTIONS_MAX));
+    let limit = Rc::new(Semaphore::new(connections_max()));
     for (name, fd) in [("IPv6", &listeners.tcp6), ("IPv4", &listeners.tcp4)] {
         let failed = |source| ProxyError::Listener { name, source };
         let listener = tcp_listener(fd).map_err(failed)?;
@@ -83,6 +86,14 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "the limit of descriptors stays as it was");
     }
+}
+
+/// As many callers as there are pairs of descriptors for.
+fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let descriptors = limit.current.unwrap_or(u64::MAX);
+    let pairs = descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2;
+    usize::try_from(pairs.clamp(1, CONNECTIONS_MAX)).unwrap_or(1)
 }
 
 /// A caller whose host vanished without a word would keep its Machine awake for ever; after this it
@@ -106,7 +117,7 @@ pub(crate) fn tcp_listener(fd: &std::os::fd::OwnedFd) -> io::Result<TcpListener>
 async fn accept(
     listener: TcpListener,
     directory: Rc<Directory>,
-    options: Options,
+    options: Rc<Options>,
     limit: Rc<Semaphore>,
 ) {
     loop {
@@ -115,7 +126,7 @@ async fn accept(
             Ok((stream, caller)) => {
                 permit.forget();
                 let permit = Permit(Rc::clone(&limit));
-                let options = options.clone();
+                let options = Rc::clone(&options);
                 let directory = Rc::clone(&directory);
                 spawn_local(async move {
                     serve_one(stream, caller, directory, &options).await;
@@ -130,7 +141,7 @@ async fn accept(
     }
 }
 
-/// One of [`CONNECTIONS_MAX`].
+/// One of [`connections_max`].
 struct Permit(Rc<Semaphore>);
 
 impl Drop for Permit {
@@ -151,12 +162,16 @@ async fn serve_one(
         Some(rewrite) => rewrite(endpoints),
         None => endpoints,
     };
-    let filled = tokio::time::timeout(FIRST_SERVER_TIMEOUT, directory.filled()).await;
+    if !directory.is_filled() {
+        let filled = Box::pin(tokio::time::timeout(FIRST_SERVER_TIMEOUT, directory.filled()));
+        // Ignored: without a server there is no app, so the connection is reset below.
+        let _elapsed = filled.await.is_err();
+    }
     let to = directory.resolve(endpoints);
-    match (filled, route(&to)) {
-        (Ok(()), Route::Http) => http::connection::serve(stream, directory, to).await,
-        (Ok(()), Route::Raw(app, facts)) => Box::pin(tcp::serve(stream, to, app, facts)).await,
-        (Ok(()), Route::Nobody) | (Err(_), _) => {
+    match route(&to) {
+        Route::Http => http::connection::serve(stream, directory, to).await,
+        Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
+        Route::Nobody => {
             tracing::debug!(?endpoints, "a connection that nobody serves");
             tcp::reset(&stream);
         }

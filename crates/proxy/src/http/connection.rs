@@ -43,7 +43,7 @@ pub(crate) async fn serve(mut stream: TcpStream, directory: Rc<Directory>, to: D
         scratch.shrink();
         match step {
             Ok(After::Keep) => {}
-            Ok(After::Close) => return linger(stream).await,
+            Ok(After::Close) => return Box::pin(linger(stream)).await,
             Err(Ended::Quietly) => return,
             // A caller of HTTP/1.0 must not take a cut for the end of the answer.
             Err(Ended::Cut) => return tcp::reset(&stream),
@@ -125,14 +125,14 @@ impl Connection {
     ) -> Result<After, Ended> {
         let incoming = match self.read(stream, &mut scratch.request).await? {
             Ok(incoming) => incoming,
-            Err(bad) => return self.refuse(stream, bad).await,
+            Err(bad) => return Box::pin(self.refuse(stream, bad)).await,
         };
         let (app, facts) = match self.find(&scratch.request) {
             Ok(found) => found,
-            Err(reply) => return self.reply(stream, &incoming, reply).await,
+            Err(reply) => return Box::pin(self.reply(stream, &incoming, reply)).await,
         };
         if facts.protocol == Protocol::HttpRedirected {
-            return self.redirect(stream, &incoming, &scratch.request).await;
+            return Box::pin(self.redirect(stream, &incoming, &scratch.request)).await;
         }
         let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
         match outcome {
@@ -147,7 +147,7 @@ impl Connection {
                 app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
                 let mut reply = Reply::new(status, &text);
                 reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
-                self.reply(stream, &incoming, reply).await
+                Box::pin(self.reply(stream, &incoming, reply)).await
             }
         }
     }
@@ -239,7 +239,9 @@ impl Connection {
             let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
                 continue;
             };
-            let outcome = self.exchange(stream, scratch, incoming, &place, &mut machine).await;
+            // A held or idle caller does not pay for the state of an exchange: 1 kB.
+            let exchange = self.exchange(stream, scratch, incoming, &place, &mut machine);
+            let outcome = Box::pin(exchange).await;
             scratch.answer.clear();
             match outcome {
                 Ok(done) => {
@@ -415,7 +417,8 @@ impl Tries {
         {
             return Ok(Some(used));
         }
-        let connecting = upstream::connect(place, self.deadline.at());
+        // What is rare is boxed: its state would make every idle connection larger.
+        let connecting = Box::pin(upstream::connect(place, self.deadline.at()));
         match unless_left(caller, connecting).await? {
             Ok(stream) => Ok(Some(Upstream { stream, used: false })),
             Err(NoConnection::Gone) if 0 < self.left => {

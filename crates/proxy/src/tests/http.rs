@@ -542,5 +542,5 @@ fn a_held_request_needs_less_than_four_kilobytes() {
         size_of::<F>()
     }
     let connection = future_size(serve);
-    assert!(connection <= 2048, "a connection's task has {connection} bytes");
+    assert!(connection <= 1280, "a connection's task has {connection} bytes");
 }
