@@ -16,6 +16,7 @@ use crate::env::{self, Environment};
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Loaded};
 use perch_api::client::Client;
+use std::path::Path;
 
 /// What every command has at hand.
 pub(crate) struct Context<'a> {
@@ -42,6 +43,17 @@ pub(crate) async fn dispatch(fly: Fly, env: &Environment, console: &Console) -> 
             Ok(())
         }
     }
+}
+
+/// The same environment in another directory, without `.` and links in its name.
+fn entered(env: &Environment, dir: &Path) -> Outcome<Environment> {
+    let dir = env.dir.join(dir);
+    let entered = std::fs::canonicalize(&dir).and_then(|dir| match dir.is_dir() {
+        true => Ok(dir),
+        false => Err(std::io::ErrorKind::NotADirectory.into()),
+    });
+    let failed = |error| Failure::from(error).context(format!("could not enter {}", dir.display()));
+    Ok(Environment { dir: entered.map_err(failed)?, ..env.clone() })
 }
 
 /// Fills a buffer with random bytes for names; nothing here needs secrecy.

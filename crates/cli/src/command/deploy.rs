@@ -19,11 +19,11 @@ mod watch;
 
 use super::Context;
 use crate::args::{Deploy, Rollout};
-use crate::env::Environment;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config, Vm, format_duration};
 use perch_api::wire::{AddressIntent, App, ImageInfo};
 use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy};
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) use image::{OpenImage, bring, open};
@@ -54,8 +54,7 @@ pub(super) struct Options {
 
 /// Runs the command.
 pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
-    let dir = context.env.dir.join(args.dir.as_deref().unwrap_or(std::path::Path::new(".")));
-    let env = Environment { dir, ..context.env.clone() };
+    let env = super::entered(context.env, args.dir.as_deref().unwrap_or(Path::new("")))?;
     let context = Context { env: &env, console: context.console, client: context.client.clone() };
     context.console.note("==> Verifying app config");
     let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;

@@ -1,16 +1,16 @@
 //! `launch`: name, organization, region and image become an app, its `fly.toml`, and a first deploy.
 //!
-//! The image is read before the app is made, and an app whose image the server refuses is removed again:
-//! a launch that fails early leaves nothing behind.
+//! The image is read before the app is made, and an app of which the server accepts no Machine (its
+//! image is refused, say) is removed again: a launch that fails early leaves nothing behind.
 
 use super::deploy::{self, Job, OpenImage, Options};
 use super::{Context, apps, config as config_command};
 use crate::args::{Launch, Rollout};
-use crate::env::{self, Environment};
+use crate::env;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, AutoStop, Build, Config, Service, Vm};
 use crate::render;
-use perch_api::wire::{AddressIntent, App, CreateApp, ImageInfo};
+use perch_api::wire::{AddressIntent, App, CreateApp, ImageInfo, MachineFilter};
 use perch_core::deploy::Scope;
 use std::path::{Path, PathBuf};
 
@@ -29,11 +29,7 @@ struct Plan {
 }
 
 pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
-    let dir = context.env.dir.join(&args.path);
-    if !dir.is_dir() {
-        return Err(Failure::new(format!("{} is not a directory", dir.display())));
-    }
-    let env = Environment { dir, ..context.env.clone() };
+    let env = super::entered(context.env, &args.path)?;
     let context = Context { env: &env, console: context.console, client: context.client.clone() };
     let existing = existing_config(&context, &args)?;
     let plan = make_plan(&context, &args, existing).await?;
@@ -50,12 +46,18 @@ pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
         Some(image) => push_or_undo(&context, &app, image).await?,
         None => None,
     };
+    let new_file = !plan.path.exists();
     write_config(&context, &plan)?;
     let loaded = flytoml::load(&plan.path)?;
     config_command::report(&context, &loaded)?;
     match image {
         Some(image) if !args.no_deploy => {
-            first_deploy(&context, &args, app, loaded.config, image).await
+            let name = app.name.clone();
+            let result = first_deploy(&context, &args, app, loaded.config, image).await;
+            if result.is_err() && undo(&context, &name).await && new_file {
+                std::fs::remove_file(&plan.path)?;
+            }
+            result
         }
         _ => {
             context.console.line("Your app is ready! Deploy with `fly deploy`");
@@ -122,8 +124,7 @@ fn choose_name(
     if let Some(app) = config.app.clone().filter(|app| !app.is_empty()) {
         return Ok((app, "from your fly.toml"));
     }
-    let dir = std::fs::canonicalize(&context.env.dir)?;
-    let name = clean_name(&dir.file_name().unwrap_or_default().to_string_lossy());
+    let name = clean_name(&context.env.dir.file_name().unwrap_or_default().to_string_lossy());
     match name.is_empty() {
         true => Ok((apps::generated_name(), "generated")),
         false => Ok((name, "derived from your directory name")),
@@ -284,20 +285,33 @@ async fn create_app(context: &Context<'_>, args: &Launch, plan: &Plan) -> Outcom
     Ok(app)
 }
 
-/// The app was made a moment ago and is empty: without its image nobody wants it.
 async fn push_or_undo(
     context: &Context<'_>,
     app: &App,
     image: OpenImage,
 ) -> Outcome<Option<ImageInfo>> {
-    match deploy::bring(context, &app.name, image).await {
-        Ok(info) => Ok(Some(info)),
-        Err(failure) => {
-            if let Err(error) = context.client.delete_app(&app.name).await {
-                let name = &app.name;
-                context.console.note(format!("could not remove the app {name} again: {error}"));
-            }
-            Err(failure)
+    let brought = deploy::bring(context, &app.name, image).await;
+    if brought.is_err() {
+        undo(context, &app.name).await;
+    }
+    brought.map(Some)
+}
+
+/// Removes an app that was made a moment ago and has no Machine: nobody wants it. Answers whether it is
+/// gone; one that cannot be looked at or removed stays, and that is said.
+async fn undo(context: &Context<'_>, app: &str) -> bool {
+    let machines = context.client.list_machines(app, &MachineFilter::default()).await;
+    if !machines.is_ok_and(|machines| machines.is_empty()) {
+        return false;
+    }
+    match context.client.delete_app(app).await {
+        Ok(()) => {
+            context.console.note(format!("Removed the app {app} again: none of it was running"));
+            true
+        }
+        Err(error) => {
+            context.console.note(format!("could not remove the app {app} again: {error}"));
+            false
         }
     }
 }

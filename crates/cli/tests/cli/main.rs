@@ -49,6 +49,18 @@ fn an_image_that_the_server_refuses_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_machine_that_the_server_refuses_leaves_nothing_behind() {
+    let fixture = Fixture::new();
+    oci_layout(&fixture.path("img"));
+    fixture.server().refuse_machines("layer 1 has a file named ../x; rebuild the image");
+    let run = fixture.fly(&["launch", "--name", "web", "--image", "oci:img", "-y"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("layer 1 has a file named ../x"), "{}", run.err);
+    assert!(fixture.server().apps().is_empty());
+    assert!(!fixture.path("fly.toml").exists());
+}
+
+#[test]
 fn a_name_that_is_taken_is_refused_before_anything_is_read() {
     let fixture = Fixture::new();
     assert_eq!(fixture.fly(&["apps", "create", "web"]).code, 0);

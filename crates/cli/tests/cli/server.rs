@@ -19,6 +19,7 @@ struct State {
     leases: BTreeMap<String, Value>,
     blobs: BTreeSet<String>,
     image_error: Option<String>,
+    machine_error: Option<String>,
     crash: Option<String>,
     listen: Option<String>,
     clock_ms: i64,
@@ -101,6 +102,10 @@ impl Server {
 
     pub(crate) fn refuse_images(&self, why: &str) {
         self.state().image_error = Some(why.to_owned());
+    }
+
+    pub(crate) fn refuse_machines(&self, why: &str) {
+        self.state().machine_error = Some(why.to_owned());
     }
 
     pub(crate) fn crash_from_now_on(&self, last_line: &str) {
@@ -275,6 +280,9 @@ impl State {
     }
 
     fn create_machine(&mut self, request: &Request, app: &str) -> Answer {
+        if let Some(why) = &self.machine_error {
+            return error(422, why);
+        }
         let id = format!("m{}", self.machines.len());
         let machine = json!({"id": id, "app": app, "name": id, "private_ip": "fdaa::3",
             "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok"});
