@@ -79,10 +79,10 @@ impl Host {
     }
 
     fn firewall(&self) -> Result<()> {
-        let rules = "table inet filter { \
-            chain input { type filter hook input priority 0; policy drop; \
-                iif lo accept; ct state established,related accept; } \
-            chain forward { type filter hook forward priority 0; policy drop; } }";
+        let rules = "table inet filter {\n\
+            chain input {\n type filter hook input priority 0; policy drop;\n\
+            iif lo accept\n ct state established,related accept\n }\n\
+            chain forward {\n type filter hook forward priority 0; policy drop;\n }\n }";
         self.run("nft", &[rules])?.ok()?;
         Ok(())
     }
@@ -226,7 +226,7 @@ impl Host {
 
     /// All processes in this host, but not the one that holds it.
     pub fn processes(&self) -> Vec<Process> {
-        let mut found = process::descendants(self.init);
+        let mut found = process::in_namespace_of(self.init);
         // Its `sleep` is how it waits.
         found.retain(|p| !(p.parent == self.init && p.args.first().is_some_and(|a| a == "sleep")));
         found

@@ -42,22 +42,27 @@ pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
     rustix::process::kill_process(target, signal).with_context(|| format!("signal to {pid}"))
 }
 
-/// All processes below `ancestor`, without itself.
-pub(crate) fn descendants(ancestor: i32) -> Vec<Process> {
+/// All processes in the process namespace of `init` and in those below it, without `init`.
+///
+/// Parentage alone does not tell: who enters a namespace keeps a parent outside.
+pub(crate) fn in_namespace_of(init: i32) -> Vec<Process> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let Some(wanted) = namespace(init) else { return Vec::new() };
     let all: Vec<Process> = pids().filter_map(read).collect();
     let mut children: BTreeMap<i32, Vec<&Process>> = BTreeMap::new();
     for process in &all {
         children.entry(process.parent).or_default().push(process);
     }
-    let mut found = Vec::new();
-    let mut open = vec![ancestor];
-    while let Some(pid) = open.pop() {
-        for child in children.get(&pid).into_iter().flatten() {
-            open.push(child.pid);
-            found.push((*child).clone());
+    let roots = all.iter().filter(|process| namespace(process.pid).as_ref() == Some(&wanted));
+    let mut open: Vec<&Process> = roots.collect();
+    let mut found = BTreeMap::new();
+    while let Some(process) = open.pop() {
+        if found.insert(process.pid, process.clone()).is_none() {
+            open.extend(children.get(&process.pid).into_iter().flatten());
         }
     }
-    found
+    found.remove(&init);
+    found.into_values().collect()
 }
 
 /// Where a program is, as root would find it.

@@ -21,7 +21,7 @@ const SERVICE: &str = "\
 ";
 
 /// Sends back what it gets, and the end of it.
-const ECHO: &str = "exec busybox nc -lk -p 5432 -e /bin/busybox cat";
+const ECHO: &str = "exec busybox nc -ll -p 5432 -e /bin/busybox cat";
 
 #[test]
 fn a_tcp_connection_wakes_is_carried_both_ways_and_keeps_awake() {
