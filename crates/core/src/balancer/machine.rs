@@ -25,8 +25,6 @@ const PROVEN_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StartAsked {
     pub(super) attempt: u64,
-    /// The run at that time: a larger one is the answer.
-    from_run: u64,
     deadline: Timestamp,
 }
 
@@ -154,6 +152,11 @@ impl Machine {
     pub(super) fn is_starting(&self) -> bool {
         let coming = matches!(self.view.state, MachineState::Starting | MachineState::Creating);
         !self.is_open() && !self.view.cordoned && (self.start.is_some() || coming)
+    }
+
+    /// Its start waits until its stop is over, which may take its whole `kill_timeout`.
+    pub(super) fn is_starting_behind_a_stop(&self) -> bool {
+        self.is_starting() && self.is_alive()
     }
 
     /// Out of rotation as one too many.
@@ -343,7 +346,8 @@ impl Machine {
         self.sync();
     }
 
-    /// What was asked may be answered by the view itself.
+    /// A stop may be answered by the view itself. A start is not: somebody else's may have been
+    /// faster, and then ours is still on its way and must not be sent a second time.
     fn settle_asked(&mut self) {
         let (run, state) = (self.view.run, self.view.state);
         let going = matches!(
@@ -351,7 +355,6 @@ impl Machine {
             MachineState::Started | MachineState::Stopping | MachineState::Suspending
         );
         self.stop = self.stop.filter(|s| run == s.run && going);
-        self.start = self.start.filter(|s| !(self.is_up() && s.from_run < run));
     }
 
     fn on_up(&mut self, now: Timestamp) {
@@ -427,8 +430,7 @@ impl Machine {
     // ---- what we do ---------------------------------------------------------------------------
 
     pub(super) fn set_start(&mut self, attempt: u64, now: Timestamp) {
-        let (from_run, deadline) = (self.view.run, now + START_ANSWER_MAX);
-        self.start = Some(StartAsked { attempt, from_run, deadline });
+        self.start = Some(StartAsked { attempt, deadline: now + START_ANSWER_MAX });
     }
 
     pub(super) fn set_stop(&mut self, attempt: u64) {

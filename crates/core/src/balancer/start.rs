@@ -1,5 +1,6 @@
 //! Autostart: who must wake (AS-67..74, AS-85).
 
+use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
 
 use super::machine::{Machine, Readiness};
@@ -63,10 +64,13 @@ impl Balancer {
 
     fn wake_for(&mut self, start: u16, end: u16, now: Timestamp) {
         let caller = self.waiting.range(start..=end).next().map(|(port, _)| *port);
-        for _ in 0..self.demand(start, end).starts_wanted() {
+        for _ in 0..self.demand(start, end, now).starts_wanted() {
             if self.put_back(start) {
                 self.admit_waiting(now);
-            } else if let Some(id) = self.next_to_wake(start, now) {
+                if self.waiting.range(start..=end).next().is_none() {
+                    return;
+                }
+            } else if let Some((_, id)) = self.next_to_wake(start, now) {
                 self.ask_start(id, caller, now);
             } else {
                 return;
@@ -74,14 +78,14 @@ impl Balancer {
         }
     }
 
-    fn demand(&self, start: u16, end: u16) -> Demand {
+    fn demand(&self, start: u16, end: u16, now: Timestamp) -> Demand {
         let publishing = || self.machines.values().filter(|m| m.publishes(start));
         let open = || publishing().filter(|m| m.is_open());
         let waiting: usize = self.waiting.range(start..=end).map(|(_, waiting)| waiting).sum();
         let in_flight: u64 = open().map(|m| m.in_flight_at(start)).sum();
         let starting = match self.mutant {
             Mutant::StartIssuedTwice => 0,
-            _ => publishing().filter(|m| m.is_starting()).count() as u64,
+            _ => self.starting(start, now),
         };
         Demand {
             waiting: waiting as u64,
@@ -92,6 +96,15 @@ impl Balancer {
         }
     }
 
+    /// Starts that will be over soon. One that waits behind a stop counts only while there is nothing
+    /// better to wake: callers must not wait for a slow stop while another Machine just sleeps.
+    fn starting(&self, port: u16, now: Timestamp) -> u64 {
+        let next = self.next_to_wake(port, now);
+        let better = next.is_some_and(|(readiness, _)| readiness < Readiness::GoingDown);
+        let publishing = self.machines.values().filter(|m| m.publishes(port) && m.is_starting());
+        publishing.filter(|m| !(better && m.is_starting_behind_a_stop())).count() as u64
+    }
+
     /// A Machine that was being drained as one too many is needed after all.
     fn put_back(&mut self, port: u16) -> bool {
         let drained = |m: &&mut Machine| m.publishes(port) && m.is_excess_drained();
@@ -100,18 +113,18 @@ impl Balancer {
     }
 
     /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68).
-    fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<MachineId> {
+    fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<(Readiness, MachineId)> {
         if self.server == Server::Lost {
             return None;
         }
         let twice = self.mutant == Mutant::StartIssuedTwice;
         let free = |m: &&Machine| m.is_there() && (twice || m.start.is_none());
         let ranked = self.machines.values().filter(free).filter_map(|m| {
-            let readiness: Readiness = m.readiness(port, now)?;
+            let readiness = m.readiness(port, now)?;
             let far = m.view.region != self.settings.region;
-            Some(((far, readiness, std::cmp::Reverse(m.slept_at), m.view.id), m.view.id))
+            Some((far, readiness, Reverse(m.slept_at), m.view.id))
         });
-        ranked.min().map(|(_, id)| id)
+        ranked.min().map(|(_, readiness, _, id)| (readiness, id))
     }
 
     fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {

@@ -177,6 +177,15 @@ fn suspended_before_stopped_before_the_one_that_is_on_its_way_down() {
 }
 
 #[test]
+fn nobody_waits_for_a_slow_stop_while_another_machine_just_sleeps() {
+    let slow = |n| asleep(n).state(MachineState::Stopping);
+    let mut world = World::new(vec![slow(1), slow(2)]);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"]);
+    assert_eq!(world.change(vec![slow(1), asleep(2)]), ["start 2"]);
+    assert_eq!(world.change(vec![asleep(1), asleep(2)]), Vec::<String>::new());
+}
+
+#[test]
 fn callers_of_an_app_that_disappears_are_told() {
     let mut world = World::new(vec![asleep(1)]);
     world.event(Event::Demand { port: PORT, waiting: 2 });
