@@ -113,6 +113,19 @@ impl Place {
         &self.app
     }
 
+    /// Records the first request of a run that was held for its wake; the others waited for the same.
+    pub(crate) fn note_wake(&self, request: impl FnOnce() -> Option<String>) {
+        let Some(since) = self.held_since else { return };
+        let (machine, run) = (self.endpoint().machine, self.endpoint().run);
+        if self.app.woken.borrow_mut().insert(machine, run) == Some(run) {
+            return;
+        }
+        let request = request().unwrap_or_else(|| "a connection".to_owned());
+        let millis = since.elapsed().as_secs_f64() * 1000.0;
+        let text = format!("woke Machine {machine} in {millis:.1} ms for {request}");
+        self.app.server.log("info", &self.app.name, Some(machine), text);
+    }
+
     fn claim(&self) -> &Claim {
         self.claim.as_ref().expect("a place holds its claim until it is dropped")
     }
@@ -139,6 +152,8 @@ struct Waiter {
 pub(crate) struct App {
     pub(crate) name: String,
     balancer: RefCell<Balancer>,
+    /// The run of each Machine whose wake was recorded.
+    woken: RefCell<BTreeMap<MachineId, u64>>,
     /// As of the last change, for a balancer that must begin anew.
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
@@ -170,6 +185,7 @@ impl App {
         let app = Rc::new(Self {
             name: name.to_owned(),
             balancer: RefCell::new(Balancer::new(settings)),
+            woken: RefCell::default(),
             machines: RefCell::default(),
             events: RefCell::default(),
             busy: Cell::new(false),
@@ -189,6 +205,7 @@ impl App {
         self.upstreams.retain(|id, run| {
             machines.iter().any(|m| m.id == id && m.run == run && m.state == MachineState::Started)
         });
+        self.woken.borrow_mut().retain(|id, _| machines.iter().any(|m| m.id == *id));
         *self.ports.borrow_mut() = ports;
         self.handle(Event::PoolChanged(machines));
     }
@@ -407,7 +424,7 @@ impl App {
     /// A line for the app's own log.
     pub(crate) fn log(&self, machine: Option<MachineId>, text: &str) {
         tracing::debug!(app = self.name, ?machine, text, "request failed");
-        self.server.log(&self.name, machine, text.to_owned());
+        self.server.log("warn", &self.name, machine, text.to_owned());
     }
 
     pub(crate) fn start_done(

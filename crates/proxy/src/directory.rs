@@ -231,10 +231,10 @@ impl Directory {
             ToProxy::SnapshotEnd => self.end_snapshot(),
             ToProxy::StartDone { machine, attempt, outcome } => {
                 let outcome = convert::start_outcome(outcome);
-                self.for_machine(&machine, |app, id| {
+                if let Ok(id) = machine.parse() {
                     self.server.start_done(id, attempt);
-                    app.start_done(id, attempt, outcome);
-                });
+                }
+                self.for_machine(&machine, |app, id| app.start_done(id, attempt, outcome));
             }
             ToProxy::StopDone { machine, attempt, outcome } => {
                 let outcome = convert::stop_outcome(outcome);
@@ -287,8 +287,18 @@ impl Directory {
                 }
             }
         }
+        let former = self.machines_of(&view.name);
         let Some(app) = self.note_app(&view) else { return };
+        for gone in former.into_iter().filter(|id| machines.iter().all(|m| m.id != *id)) {
+            self.server.forget(gone);
+        }
         app.set_machines(machines, ports(&view));
+    }
+
+    fn machines_of(&self, name: &str) -> Vec<MachineId> {
+        let state = self.state.borrow();
+        let machines = state.apps.get(name).into_iter().flat_map(|known| &known.view.machines);
+        machines.filter_map(|machine| machine.id.parse().ok()).collect()
     }
 
     /// Stores the view; `None` if it is older than what we have.
@@ -322,6 +332,9 @@ impl Directory {
     }
 
     fn remove_app(&self, name: &str) {
+        for gone in self.machines_of(name) {
+            self.server.forget(gone);
+        }
         let removed = {
             let mut state = self.state.borrow_mut();
             state.forget(name);

@@ -24,6 +24,7 @@ pub(crate) struct ServerSide {
     /// It has told all that it knows.
     ready: Cell<bool>,
     slots: RefCell<StartSlots<Start>>,
+    /// Every start that was asked for and not answered; the cause until it is sent.
     causes: RefCell<BTreeMap<Start, Option<Cause>>>,
 }
 
@@ -84,9 +85,21 @@ impl ServerSide {
         self.send_starts();
     }
 
+    /// The Machine is gone: nobody will answer for it.
+    pub(crate) fn forget(&self, machine: MachineId) {
+        let asked: Vec<Start> = {
+            let causes = self.causes.borrow();
+            causes.range((machine, 0)..=(machine, u64::MAX)).map(|(start, _)| *start).collect()
+        };
+        for (machine, attempt) in asked {
+            self.start_done(machine, attempt);
+        }
+    }
+
     fn send_starts(&self) {
         while let Some((machine, attempt)) = self.next_start() {
-            let cause = self.causes.borrow_mut().remove(&(machine, attempt)).flatten();
+            let cause =
+                self.causes.borrow_mut().get_mut(&(machine, attempt)).and_then(Option::take);
             self.tell(FromProxy::Start { machine: machine.to_string(), attempt, cause });
         }
     }
@@ -109,11 +122,56 @@ impl ServerSide {
     }
 
     /// A line for the app's own log. Under a flood lines are left out, so that starts get through.
-    pub(crate) fn log(&self, app: &str, machine: Option<MachineId>, text: String) {
+    pub(crate) fn log(&self, level: &str, app: &str, machine: Option<MachineId>, text: String) {
         if self.outbox.borrow().as_ref().is_none_or(|outbox| outbox.capacity() < OUTBOX_LEN / 2) {
             return;
         }
         let (app, machine) = (app.to_owned(), machine.map(|id| id.to_string()));
-        self.tell(FromProxy::Log { app, machine, level: "warn".to_owned(), text });
+        self.tell(FromProxy::Log { app, machine, level: level.to_owned(), text });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_gone_gives_its_start_slot_back() {
+        let server = ServerSide::new();
+        let mut told = server.connected();
+        server.set_ready();
+        server.set_starts_max(1);
+        let (first, second) = (MachineId::from_low_bits(1), MachineId::from_low_bits(2));
+        server.ask_start(first, 7, None);
+        server.ask_start(second, 8, None);
+        assert!(matches!(told.try_recv(), Ok(FromProxy::Start { attempt: 7, .. })));
+        assert!(told.try_recv().is_err(), "there is one slot");
+        server.forget(first);
+        assert!(matches!(told.try_recv(), Ok(FromProxy::Start { attempt: 8, .. })));
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_server_that_has_not_told_everything() {
+        let server = ServerSide::new();
+        let mut told = server.connected();
+        server.ask_start(MachineId::from_low_bits(1), 7, None);
+        assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_server_that_does_not_read_is_let_go_but_log_lines_alone_cannot_do_that() {
+        let server = ServerSide::new();
+        let mut told = server.connected();
+        for _ in 0..2 * OUTBOX_LEN {
+            server.log("warn", "app", None, "PM03".to_owned());
+        }
+        assert!(server.outbox.borrow().is_some());
+        for token in 0..OUTBOX_LEN as u64 {
+            let machine = String::new();
+            server.tell(FromProxy::Drained { machine, token, in_flight: 0 });
+        }
+        assert!(server.outbox.borrow().is_none());
+        while told.try_recv().is_ok() {}
+        assert!(told.is_closed());
     }
 }

@@ -42,7 +42,10 @@ async fn connect(
         let place = place.map_err(|error| app.log(None, &error.to_string())).ok()?;
         let machine = place.endpoint().machine;
         match unless_reset(caller, upstream::connect(&place, deadline)).await? {
-            Ok(stream) => return Some((place, stream)),
+            Ok(stream) => {
+                place.note_wake(|| None);
+                return Some((place, stream));
+            }
             Err(NoConnection::Gone) if Instant::now() < deadline => {}
             Err(error) => {
                 app.log(Some(machine), &error.to_string());

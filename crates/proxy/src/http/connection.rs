@@ -245,6 +245,7 @@ impl Connection {
             scratch.answer.clear();
             match outcome {
                 Ok(done) => {
+                    place.note_wake(|| describe(&scratch.request));
                     match (facts.reuse, done.machine_after) {
                         (Reuse::Pooled, After::Keep) => {
                             Upstreams::keep(app, &place, machine.stream);

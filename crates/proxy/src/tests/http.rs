@@ -183,6 +183,15 @@ fn a_request_to_a_sleeping_app_wakes_it_and_is_answered() {
         let answer = read_all(&mut caller).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("\r\nPerch-Wake: machine=00000000000001; held_ms="), "{answer}");
+        let FromProxy::Log { app, level, text, .. } = world.link.recv().await.expect("it lives")
+        else {
+            panic!("a log line was expected");
+        };
+        assert_eq!((app.as_str(), level.as_str()), (APP, "info"));
+        assert!(
+            text.starts_with("woke Machine 00000000000001 in ") && text.ends_with("GET /path"),
+            "{text}"
+        );
     });
 }
 
