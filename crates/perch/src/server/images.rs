@@ -3,11 +3,14 @@
 //! A reference in a Machine's config is `[HOST/]NAME[:TAG][@sha256:…]`. Only what was pushed to this
 //! server exists; registries are not asked.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use perch_api::server::BodyStream;
 use perch_api::wire::{ApiError, Descriptor, ImageInfo, ImageRef, ManifestInfo, UploadState};
-use perch_machine::{Digest, ImageConfig, ImageError, ImageStore};
+use perch_machine::{Digest, ImageConfig, ImageError, ImageStore, Unpacked};
+
+use super::world::lock;
 
 /// Host part of references that this server makes.
 pub(crate) const REGISTRY: &str = "registry.perch";
@@ -66,24 +69,31 @@ pub(crate) struct Ready {
 #[derive(Debug, Clone)]
 pub(crate) struct Images {
     store: Arc<ImageStore>,
+    /// What is known to be unpacked, by digest: a start must not wait for somebody else's unpacking.
+    unpacked: Arc<Mutex<BTreeMap<String, Unpacked>>>,
 }
 
 impl Images {
     pub(crate) fn new(store: ImageStore) -> Self {
-        Self { store: Arc::new(store) }
+        Self { store: Arc::new(store), unpacked: Arc::default() }
     }
 
-    /// Unpacked layers and config of an image; blocks.
-    pub(crate) fn unpacked(&self, digest: &str) -> Result<perch_machine::Unpacked, ImageError> {
-        self.store.unpack(&digest.parse()?)
+    /// Unpacked layers and config of an image; blocks, unless it was unpacked before.
+    pub(crate) fn unpacked(&self, digest: &str) -> Result<Unpacked, ImageError> {
+        if let Some(known) = lock(&self.unpacked).get(digest) {
+            return Ok(known.clone());
+        }
+        let unpacked = self.store.unpack(&digest.parse()?)?;
+        lock(&self.unpacked).insert(digest.to_owned(), unpacked.clone());
+        Ok(unpacked)
     }
 
     /// Finds what `reference` means for `app`, unpacks it, and reads how it runs.
     pub(crate) async fn prepare(&self, app: &str, reference: &str) -> Result<Ready, ApiError> {
-        let (app, reference) = (app.to_owned(), reference.to_owned());
+        let (app, reference, images) = (app.to_owned(), reference.to_owned(), self.clone());
         self.blocking(move |store| {
             let info = resolve(store, &app, &reference)?;
-            let unpacked = store.unpack(&info.digest).map_err(api_error)?;
+            let unpacked = images.unpacked(&info.digest.to_string()).map_err(api_error)?;
             Ok(Ready { digest: info.digest.to_string(), config: unpacked.config })
         })
         .await

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use perch_api::wire::{ApiError, IpKind};
 use tokio::net::TcpStream;
 
+use crate::server::views;
 use crate::server::world::World;
 
 /// Connects to a name or address of the app's network; what sleeps is woken by the connection.
@@ -15,12 +16,38 @@ pub(crate) async fn open(
     port: u16,
 ) -> Result<TcpStream, ApiError> {
     let address = resolve(world, app, host)?;
+    check_reachable(world, app, address)?;
     let target = SocketAddr::new(address, port);
-    // The host is a member of the default organization's network; dialling happens in its own
-    // namespace, so what it may reach is what `curl` on the host may reach.
     TcpStream::connect(target).await.map_err(|error| {
         ApiError::new(502, format!("could not connect to {target} for app {app}: {error}"))
     })
+}
+
+/// The connection is the host's own, a member of the default organization's default network; through it nobody
+/// reaches what is not Perch's.
+fn check_reachable(world: &World, app: &str, address: IpAddr) -> Result<(), ApiError> {
+    let catalog = world.keeper.read();
+    let is_public = catalog
+        .apps
+        .values()
+        .flat_map(|app| &app.ips)
+        .any(|ip| ip.ip == address && ip.caller.is_none());
+    let own = views::host_peers(world, &catalog).into_iter().find_map(network_of);
+    if is_public || (own.is_some() && network_of(address) == own) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(format!(
+        "{address} is not in the network of this host (organization {}, network default), which `fly proxy` of app \
+         {app} uses; call it from a Machine of its own network",
+        world.config.default_org()
+    )))
+}
+
+fn network_of(address: IpAddr) -> Option<perch_core::ids::NetworkId> {
+    match address {
+        IpAddr::V6(address) => perch_core::address::network_of(address),
+        IpAddr::V4(_) => None,
+    }
 }
 
 /// `APP.flycast`, `ID.vm.APP.internal`, `APP.internal`, or an address; empty = the app's own Flycast address.
