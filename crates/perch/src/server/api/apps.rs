@@ -219,8 +219,7 @@ fn wire_app(world: &World, catalog: &Catalog, app: &AppRecord) -> App {
         name: app.name.clone(),
         internal_numeric_id: app.number,
         network: app.network.clone(),
-        status: if deployed.is_some() || machine_count > 0 { "deployed" } else { "pending" }
-            .to_owned(),
+        status: if deployed.is_some() { "deployed" } else { "pending" }.to_owned(),
         machine_count: u32::try_from(machine_count).unwrap_or(u32::MAX),
         volume_count: 0,
         organization: OrganizationRef {
