@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cgroup::{Allowance, CPU_PERIOD_US};
 use crate::launch::LaunchSpec;
 use crate::user::User;
 
@@ -33,9 +34,16 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SYS_CHROOT",
 ];
 
-/// The content of `config.json`. `root` is the mounted root directory, `user_namespace` a path to the namespace.
-pub(crate) fn config(spec: &LaunchSpec, user: &User, root: &str, user_namespace: &str) -> Value {
-    json!({
+/// The content of `config.json`. `root` is the mounted root directory, `user_namespace` a path to the namespace;
+/// `resources` are the limits that the runtime is to set, if any.
+pub(crate) fn config(
+    spec: &LaunchSpec,
+    user: &User,
+    root: &str,
+    user_namespace: &str,
+    resources: Option<Value>,
+) -> Value {
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": root, "readonly": false },
         "hostname": spec.hostname,
@@ -47,11 +55,14 @@ pub(crate) fn config(spec: &LaunchSpec, user: &User, root: &str, user_namespace:
                 { "type": "mount" }, { "type": "pid" }, { "type": "uts" }, { "type": "ipc" },
             ],
             "cgroupsPath": format!("/{}/{}", spec.cgroup_parent, spec.machine),
-            "resources": resources(spec),
             "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/scsi", "/proc/timer_list"],
             "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/sysrq-trigger"],
         },
-    })
+    });
+    if let Some(resources) = resources {
+        config["linux"]["resources"] = resources;
+    }
+    config
 }
 
 fn process(spec: &LaunchSpec, user: &User) -> Value {
@@ -108,19 +119,16 @@ fn mounts() -> Value {
     ])
 }
 
-/// One period of the CPU controller, the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
-
-fn resources(spec: &LaunchSpec) -> Value {
+/// Limits in the words of the bundle.
+pub(crate) fn resources(allowance: Allowance) -> Value {
     let mut resources = json!({});
-    if let Some(bytes) = spec.memory_bytes {
+    if let Some(bytes) = allowance.memory_bytes {
         resources["memory"] = json!({ "limit": i64::try_from(bytes).unwrap_or(i64::MAX) });
     }
-    if let Some(millis) = spec.cpu_millis {
-        let quota = u64::from(millis) * CPU_PERIOD_US / 1000;
-        resources["cpu"] = json!({ "quota": quota.max(1000), "period": CPU_PERIOD_US });
+    if let Some(quota) = allowance.cpu_quota_us() {
+        resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD_US });
     }
-    if let Some(limit) = spec.pids_max {
+    if let Some(limit) = allowance.pids {
         resources["pids"] = json!({ "limit": i64::try_from(limit).unwrap_or(i64::MAX) });
     }
     resources
@@ -146,17 +154,17 @@ mod tests {
     #[test]
     fn a_program_that_is_not_root_holds_no_capability() {
         let user = User { uid: 1000, ..root_user() };
-        let config = config(&test_spec(), &user, "/r", "/u");
+        let config = config(&test_spec(), &user, "/r", "/u", None);
         assert_eq!(config["process"]["capabilities"]["effective"], json!([]));
     }
 
     #[test]
     fn limits_become_cgroup_settings() {
-        let mut spec = test_spec();
-        (spec.memory_bytes, spec.cpu_millis, spec.pids_max) = (Some(1 << 20), Some(500), Some(64));
+        let allowance =
+            Allowance { memory_bytes: Some(1 << 20), cpu_millis: Some(500), pids: Some(64) };
         let expected = json!({
             "memory": {"limit": 1_048_576}, "cpu": {"quota": 50_000, "period": 100_000}, "pids": {"limit": 64},
         });
-        assert_eq!(resources(&spec), expected);
+        assert_eq!(resources(allowance), expected);
     }
 }

@@ -1,19 +1,132 @@
 //! A Machine's cgroups: where they are on cgroup v1, v2 and both at once, and how to empty and remove them.
 //!
-//! libcontainer makes and joins them from the bundle's `cgroupsPath`, except one: on a hybrid host it leaves processes
-//! in the root of the v2 tree, so [`Cgroups::join_v2`] makes a leaf there, for freezing and killing.
+//! A Machine is *born* in its v2 cgroup: moving a process waits for all processors, 5 to 20 ms. On a hybrid host only
+//! those v1 controllers are entered that a limit needs, before the program starts, all in one such wait. On a host
+//! without v2 libcontainer does all of it, by the bundle's `cgroupsPath` and `resources`.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
+
+/// Where container runtimes look for cgroups.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// One period of the CPU controller, the kernel's default.
+pub(crate) const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel takes no smaller share of a period.
+const CPU_QUOTA_US_MIN: u64 = 1000;
 
 /// The directories that one Machine has, or would have, in each cgroup hierarchy.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
-    v1: Vec<PathBuf>,
+    v1: Vec<V1>,
     v2: Option<PathBuf>,
+    v2_root: PathBuf,
+}
+
+/// A Machine's directory in a v1 hierarchy, with the controllers that are mounted there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct V1 {
+    dir: PathBuf,
+    options: String,
+}
+
+/// What a Machine may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowance {
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) cpu_millis: Option<u32>,
+    pub(crate) pids: Option<u64>,
+}
+
+/// One limit, in the words of both versions.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    controller: &'static str,
+    v1_file: &'static str,
+    v2_file: &'static str,
+    value: u64,
+}
+
+impl Limit {
+    fn v2_value(&self) -> String {
+        match self.controller {
+            "cpu" => format!("{} {CPU_PERIOD_US}", self.value),
+            _ => self.value.to_string(),
+        }
+    }
+}
+
+impl Allowance {
+    /// Microseconds of CPU time per period.
+    pub(crate) fn cpu_quota_us(self) -> Option<u64> {
+        let quota = |millis| u64::from(millis) * CPU_PERIOD_US / 1000;
+        self.cpu_millis.map(|millis| quota(millis).max(CPU_QUOTA_US_MIN))
+    }
+
+    fn limits(self) -> impl Iterator<Item = Limit> {
+        let limit = |controller, v1_file, v2_file, value: Option<u64>| {
+            value.map(|value| Limit { controller, v1_file, v2_file, value })
+        };
+        let all = [
+            limit("memory", "memory.limit_in_bytes", "memory.max", self.memory_bytes),
+            limit("cpu", "cpu.cfs_quota_us", "cpu.max", self.cpu_quota_us()),
+            limit("pids", "pids.max", "pids.max", self.pids),
+        ];
+        all.into_iter().flatten()
+    }
+}
+
+/// A v2 cgroup that is ready for its first process.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    fd: OwnedFd,
+    dir: PathBuf,
+    root: PathBuf,
+}
+
+/// Cgroups that a process is to enter, opened before they are out of sight.
+#[derive(Debug)]
+pub(crate) struct Entrances(Vec<File>);
+
+impl Entrances {
+    /// Moves the calling process into one of them, so that the wait for all processors is over, or on its way, when
+    /// [`Self::enter`] comes. For a child that has nothing else to do.
+    pub(crate) fn warm_up(&self) {
+        if let Some(Err(error)) = self.0.first().map(|mut file| file.write_all(b"0")) {
+            eprintln!("could not enter a cgroup ahead: {error}");
+        }
+    }
+
+    /// Moves a process into all of them. The first move waits for all processors, the others find that done.
+    pub(crate) fn enter(self, pid: Pid) -> io::Result<()> {
+        let pid = pid.as_raw_nonzero().to_string();
+        self.0.into_iter().try_for_each(|mut file| file.write_all(pid.as_bytes()))
+    }
+}
+
+impl Leaf {
+    /// For `sys::fork_into`.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Runs `act` while a container runtime sees the v2 tree alone, and a plain file where it would move processes into
+    /// this leaf: they are in it already. The caller has a mount namespace of its own.
+    pub(crate) fn shown_alone<T>(&self, sink: &Path, act: impl FnOnce() -> T) -> io::Result<T> {
+        File::create(sink)?;
+        rustix::mount::mount_bind(sink, self.dir.join("cgroup.procs"))?;
+        // With what is mounted below, the plain file.
+        rustix::mount::mount_bind_recursive(&self.root, ROOT)?;
+        let done = act();
+        rustix::mount::unmount(ROOT, UnmountFlags::DETACH)?;
+        rustix::mount::unmount(self.dir.join("cgroup.procs"), UnmountFlags::DETACH)?;
+        Ok(done)
+    }
 }
 
 impl Cgroups {
@@ -23,37 +136,70 @@ impl Cgroups {
     }
 
     fn parse(mountinfo: &str, path: &Path) -> Self {
-        let mut found = Self { v1: Vec::new(), v2: None };
+        let mut found = Self { v1: Vec::new(), v2: None, v2_root: PathBuf::new() };
         for line in mountinfo.lines() {
             let Some((mount, kind)) = line.split_once(" - ") else { continue };
             let Some(root) = mount.split(' ').nth(4) else { continue };
-            let dir = Path::new(root).join(path);
-            match kind.split(' ').next() {
-                Some("cgroup") if !found.v1.contains(&dir) => found.v1.push(dir),
-                Some("cgroup2") if found.v2.is_none() => found.v2 = Some(dir),
+            let (dir, kind) = (Path::new(root).join(path), kind.split(' ').collect::<Vec<_>>());
+            match kind[..] {
+                ["cgroup", _, options] if found.v1.iter().all(|known| known.dir != dir) => {
+                    found.v1.push(V1 { dir, options: options.to_owned() });
+                }
+                ["cgroup2", ..] if found.v2.is_none() => {
+                    (found.v2, found.v2_root) = (Some(dir), root.into());
+                }
                 _ => {}
             }
         }
         found
     }
 
-    /// Whether the v1 controllers are in use (libcontainer then manages v1 only).
-    fn is_hybrid(&self) -> bool {
-        !self.v1.is_empty() && self.v2.is_some()
+    /// Makes the v2 leaf and sets the limits that v2 can set. `None` on a host without v2.
+    pub(crate) fn prepare(&self, allowance: Allowance) -> io::Result<Option<Leaf>> {
+        let Some(dir) = &self.v2 else { return Ok(None) };
+        fs::create_dir_all(dir)?;
+        for limit in allowance.limits().filter(|limit| self.v1_for(limit).is_none()) {
+            self.enable(limit.controller, dir)?;
+            fs::write(dir.join(limit.v2_file), limit.v2_value())?;
+        }
+        let (root, fd) = (self.v2_root.clone(), File::open(dir)?.into());
+        Ok(Some(Leaf { fd, dir: dir.clone(), root }))
     }
 
-    /// On a hybrid host, puts a process into the Machine's leaf of the v2 tree, making it.
-    pub(crate) fn join_v2(&self, pid: i32) -> io::Result<()> {
-        let (true, Some(leaf)) = (self.is_hybrid(), &self.v2) else {
-            return Ok(());
-        };
-        fs::create_dir_all(leaf)?;
-        fs::write(leaf.join("cgroup.procs"), pid.to_string())
+    /// Hands a controller down from the root to the parent of `dir`.
+    fn enable(&self, controller: &str, dir: &Path) -> io::Result<()> {
+        let below_root = dir.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.v2_root));
+        let mut parents: Vec<_> = below_root.collect();
+        parents.reverse();
+        parents.iter().try_for_each(|parent| {
+            fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"))
+        })
+    }
+
+    fn v1_for(&self, limit: &Limit) -> Option<&V1> {
+        let named = |option: &str| option == limit.controller;
+        self.v1.iter().find(|v1| v1.options.split(',').any(named))
+    }
+
+    /// Makes the cgroups for the limits that only v1 can set on this host, and sets them.
+    pub(crate) fn prepare_v1(&self, allowance: Allowance) -> io::Result<Entrances> {
+        let mut files = Vec::new();
+        for limit in allowance.limits() {
+            let Some(v1) = self.v1_for(&limit) else { continue };
+            fs::create_dir_all(&v1.dir)?;
+            fs::write(v1.dir.join(limit.v1_file), limit.value.to_string())?;
+            files.push(OpenOptions::new().write(true).open(v1.dir.join("cgroup.procs"))?);
+        }
+        Ok(Entrances(files))
+    }
+
+    fn v1_dirs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.v1.iter().map(|v1| &v1.dir)
     }
 
     /// Host process ids of everything in the Machine.
     pub(crate) fn pids(&self) -> Vec<i32> {
-        let dirs = self.v2.iter().chain(&self.v1);
+        let dirs = self.v2.iter().chain(self.v1_dirs());
         for dir in dirs {
             let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
             if !pids.is_empty() {
@@ -65,7 +211,7 @@ impl Cgroups {
 
     /// How often the kernel killed something here for lack of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
-        let v1 = self.v1.iter().map(|dir| dir.join("memory.oom_control"));
+        let v1 = self.v1_dirs().map(|dir| dir.join("memory.oom_control"));
         let v2 = self.v2.iter().map(|dir| dir.join("memory.events"));
         let texts = v1.chain(v2).filter_map(|file| fs::read_to_string(file).ok());
         texts.filter_map(|text| counter(&text, "oom_kill")).max().unwrap_or(0)
@@ -73,7 +219,7 @@ impl Cgroups {
 
     /// Lets a frozen Machine run again, so that it can die: a v1-frozen process keeps SIGKILL pending.
     pub(crate) fn thaw(&self) -> io::Result<()> {
-        for dir in &self.v1 {
+        for dir in self.v1_dirs() {
             write_if_there(&dir.join("freezer.state"), "THAWED")?;
         }
         match &self.v2 {
@@ -96,10 +242,10 @@ impl Cgroups {
         self.thaw()
     }
 
-    /// Removes the directories, and the common parent when this was its last Machine. Fails with `ResourceBusy` while
+    /// Removes the directories. Fails with `ResourceBusy` while
     /// processes are inside.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        for dir in self.v1.iter().chain(&self.v2) {
+        for dir in self.v1_dirs().chain(&self.v2) {
             remove_dir(dir)?;
         }
         Ok(())
@@ -146,17 +292,30 @@ broken line";
     #[test]
     fn a_hybrid_host_has_both_kinds() {
         let found = Cgroups::parse(HYBRID, Path::new("perch/m1"));
-        assert_eq!(found.v1, [Path::new("/sys/fs/cgroup/pids/perch/m1")]);
+        let pids = V1 { dir: "/sys/fs/cgroup/pids/perch/m1".into(), options: "rw,pids".into() };
+        assert_eq!(found.v1, [pids]);
         assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/perch/m1")));
-        assert!(found.is_hybrid());
     }
 
     #[test]
-    fn a_v2_host_is_left_to_libcontainer() {
-        let found =
-            Cgroups::parse("30 1 0:25 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "p".as_ref());
-        assert!(!found.is_hybrid());
-        assert!(found.join_v2(1).is_ok());
+    fn a_limit_is_set_by_the_version_that_has_its_controller() {
+        let found = Cgroups::parse(HYBRID, Path::new("perch/m1"));
+        let allowance = Allowance { memory_bytes: Some(1), cpu_millis: None, pids: Some(2) };
+        let by_v1: Vec<_> =
+            allowance.limits().map(|limit| found.v1_for(&limit).is_some()).collect();
+        assert_eq!(by_v1, [false, true]);
+        let cpu = Allowance { memory_bytes: None, cpu_millis: Some(500), pids: None };
+        let values: Vec<_> = cpu.limits().map(|limit| limit.v2_value()).collect();
+        assert_eq!(values, ["50000 100000"]);
+    }
+
+    #[test]
+    fn a_share_of_cpu_is_never_too_small_for_the_kernel() {
+        let share =
+            |cpu_millis| Allowance { memory_bytes: None, cpu_millis, pids: None }.cpu_quota_us();
+        assert_eq!(share(Some(1500)), Some(150_000));
+        assert_eq!(share(Some(1)), Some(1000));
+        assert_eq!(share(None), None);
     }
 
     #[test]

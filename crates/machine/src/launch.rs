@@ -24,11 +24,11 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Allowance, Cgroups};
 use crate::process::{self, Process};
 use crate::sys;
 
@@ -385,6 +385,12 @@ pub(crate) fn cgroup_path(spec: &LaunchSpec) -> PathBuf {
     Path::new(&spec.cgroup_parent).join(&spec.machine)
 }
 
+/// The limits of a run.
+pub(crate) fn allowance(spec: &LaunchSpec) -> Allowance {
+    let LaunchSpec { memory_bytes, cpu_millis, pids_max: pids, .. } = *spec;
+    Allowance { memory_bytes, cpu_millis, pids }
+}
+
 fn find_cgroups(spec: &LaunchSpec) -> Result<Cgroups, LaunchError> {
     Cgroups::find(&cgroup_path(spec)).map_err(io_error("find the cgroups of", &spec.dir))
 }
@@ -567,7 +573,8 @@ async fn read_answer(mut shim: Child) -> io::Result<Answer> {
     let answer = pipe::Receiver::from_owned_fd(answer.into())?;
     reap(shim)?;
     let mut bytes = Vec::new();
-    answer.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).await?;
+    // Up to the end of the line, not of the file: a container that hangs half-made holds the other end open.
+    BufReader::new(answer.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut bytes).await?;
     if bytes.is_empty() {
         return Err(io::Error::other("the shim ended without an answer"));
     }

@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::launch::{self, Answer, ExitCause, ExitRecord, LaunchSpec, ShimState};
 use crate::logs::{Lines, LogWriter};
 use crate::stage::{self, StageError};
@@ -117,8 +117,8 @@ impl Outlet {
 
     fn send(&mut self, answer: &Answer) {
         let Some(mut file) = self.0.take() else { return };
-        let sent =
-            serde_json::to_vec(answer).map_err(Into::into).and_then(|text| file.write_all(&text));
+        let text = serde_json::to_string(answer).map_err(io::Error::from);
+        let sent = text.and_then(|text| file.write_all(format!("{text}\n").as_bytes()));
         if let Err(error) = sent {
             eprintln!("could not answer the launcher: {error}");
         }
@@ -136,6 +136,8 @@ struct Keeper {
     log: LogWriter,
     started: bool,
     reported: Option<Report>,
+    /// How PID 1 itself ended.
+    status: Option<WaitStatus>,
     _lock: File,
 }
 
@@ -175,19 +177,27 @@ fn create(
 ) -> Result<Keeper, ShimError> {
     let log = LogWriter::open(&spec.dir).map_err(doing("open the log"))?;
     let cgroups = Cgroups::find(&launch::cgroup_path(&spec)).map_err(doing("find cgroups"))?;
-    let user_namespace = stage::user_namespace(&spec)?;
+    let allowance = launch::allowance(&spec);
+    let leaf = cgroups.prepare(allowance).map_err(doing("make the cgroup"))?;
+    let entrances = cgroups.prepare_v1(allowance).map_err(doing("set the limits"))?;
+    let user_namespace = stage::user_namespace(&spec, || entrances.warm_up())?;
     stage::enter_network(netns.as_fd())?;
     stage::enter()?;
-    let root = stage::build(&spec, user_namespace.as_fd())?;
+    let root = stage::build(&spec, user_namespace.file.as_fd())?;
     let user = user::resolve(&spec.user, &root.read("/etc/passwd"), &root.read("/etc/group"))?;
     drop(root);
-    let path = format!("/proc/self/fd/{}", user_namespace.as_raw_fd());
-    write_bundle(&crate::bundle::config(&spec, &user, &format!("{}/root", stage::STAGE), &path))?;
+    let path = format!("/proc/self/fd/{}", user_namespace.file.as_raw_fd());
+    let resources = leaf.is_none().then(|| crate::bundle::resources(allowance));
+    let root = format!("{}/root", stage::STAGE);
+    write_bundle(&crate::bundle::config(&spec, &user, &root, &path, resources))?;
     let owner = (spec.uid_base + user.uid, spec.uid_base + user.gid);
     let (stdout, stdout_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
     let (stderr, stderr_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
-    let pid = run_container(&cgroups, stdout_end, stderr_end)?;
-    drop(init_report);
+    let pid = match &leaf {
+        Some(leaf) => run_born_in(leaf, stdout_end, stderr_end, entrances)?,
+        None => run_container(stdout_end, stderr_end, Parent::Caller, |_| Ok(()))?,
+    };
+    drop((init_report, user_namespace));
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(doing("watch init"))?;
     let output = [(stdout, Lines::new("stdout")), (stderr, Lines::new("stderr"))];
@@ -201,6 +211,7 @@ fn create(
         log,
         started: false,
         reported: None,
+        status: None,
         _lock: lock,
     })
 }
@@ -236,7 +247,57 @@ fn write_bundle(config: &serde_json::Value) -> Result<(), ShimError> {
     fs::write("bundle/config.json", text).map_err(doing("write the bundle"))
 }
 
-fn run_container(cgroups: &Cgroups, stdout: OwnedFd, stderr: OwnedFd) -> Result<Pid, ShimError> {
+/// Whose child the Machine's PID 1 becomes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parent {
+    /// Of the process that calls libcontainer.
+    Caller,
+    /// Of that process's own parent.
+    CallersParent,
+}
+
+/// Runs the container from a child that is born in the Machine's cgroup, so that nobody has to be moved there. PID 1
+/// becomes a child of this process all the same.
+fn run_born_in(
+    leaf: &Leaf,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    entrances: Entrances,
+) -> Result<Pid, ShimError> {
+    let (answer, answer_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+        .map_err(doing("make a pipe"))?;
+    let work = move || {
+        let outcome =
+            run_container(stdout, stderr, Parent::CallersParent, |pid| entrances.enter(pid));
+        let text = match outcome {
+            Ok(pid) => format!("pid {}", pid.as_raw_nonzero()),
+            Err(error) => chain(&error),
+        };
+        i32::from(File::from(answer_end).write_all(text.as_bytes()).is_err())
+    };
+    let forked = leaf.shown_alone(Path::new("cgroup.procs"), || {
+        let child = crate::sys::fork_into(leaf.as_fd(), work)?;
+        rustix::process::waitpid(Some(child), WaitOptions::empty()).map_err(io::Error::from)
+    });
+    forked.and_then(|waited| waited).map_err(doing("run the container"))?;
+    let mut text = String::new();
+    // The container may still hold the other end: no end of file, but all that was written is there.
+    match File::from(answer).read_to_string(&mut text) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+            return Err(doing("run the container")(error));
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let pid = text.strip_prefix("pid ").and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+    pid.ok_or(ShimError::Program(text))
+}
+
+fn run_container(
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    parent: Parent,
+    before_start: impl FnOnce(Pid) -> io::Result<()>,
+) -> Result<Pid, ShimError> {
     let null = rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let builder = ContainerBuilder::new(CONTAINER.to_owned(), SyscallType::Linux)
         .with_root_path(format!("{}/state", stage::STAGE))
@@ -247,11 +308,12 @@ fn run_container(cgroups: &Cgroups, stdout: OwnedFd, stderr: OwnedFd) -> Result<
         .with_stderr(stderr)
         .as_init(format!("{}/bundle", stage::STAGE))
         .with_systemd(false)
+        .as_sibling(parent == Parent::CallersParent)
         .with_detach(true);
     let mut container = builder.build().map_err(Box::new)?;
     let pid = container.pid().map(|pid| pid.as_raw()).and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| ShimError::Program("container has no process".to_owned()))?;
-    cgroups.join_v2(pid.as_raw_nonzero().get()).map_err(doing("join the v2 cgroup"))?;
+    before_start(pid).map_err(doing("set the limits"))?;
     container.start().map_err(Box::new)?;
     Ok(pid)
 }
@@ -265,6 +327,7 @@ impl Keeper {
                 Ok(ended) => {
                     self.read_report();
                     self.answer(answer);
+                    self.reap();
                     self.copy(&mut buffer);
                     if ended {
                         return self.finish(answer, &mut buffer);
@@ -324,6 +387,15 @@ impl Keeper {
         }
     }
 
+    /// Reaps what has ended: PID 1, and the processes that helped to make the container.
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if pid == self.pid {
+                self.status = Some(status);
+            }
+        }
+    }
+
     fn copy(&mut self, buffer: &mut [u8]) -> bool {
         let mut more = false;
         for (pipe, lines) in &mut self.output {
@@ -338,7 +410,7 @@ impl Keeper {
     }
 
     fn finish(mut self, answer: &mut Outlet, buffer: &mut [u8]) -> ExitCode {
-        let status = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        self.reap();
         while self.copy(buffer) {}
         for (_, lines) in &mut self.output {
             let rest = lines.finish(SystemTime::now());
@@ -346,7 +418,7 @@ impl Keeper {
                 eprintln!("could not write the log: {error}");
             }
         }
-        let record = self.record(status.ok().flatten().map(|(_, status)| status));
+        let record = self.record();
         let written = launch::write_whole(&self.spec.dir, launch::EXIT_FILE, &record);
         answer.send(&Answer::Failed("the machine ended before its program was started".to_owned()));
         if let Err(error) = self.cgroups.remove() {
@@ -361,10 +433,10 @@ impl Keeper {
         }
     }
 
-    fn record(&self, status: Option<WaitStatus>) -> ExitRecord {
+    fn record(&self) -> ExitRecord {
         let (exit_code, signal) = match &self.reported {
             Some(Report::Exit { code, signal }) => (*code, (*signal > 0).then_some(*signal)),
-            Some(Report::Failed(_) | Report::Started) | None => codes(status),
+            Some(Report::Failed(_) | Report::Started) | None => codes(self.status),
         };
         let cause = match &self.reported {
             Some(Report::Failed(reason)) => ExitCause::NotExecuted(reason.clone()),

@@ -56,16 +56,28 @@ fn step<E: Into<io::Error>>(
 #[derive(Debug)]
 pub(crate) struct Root(OwnedFd);
 
-/// Makes the user namespace that maps the Machine's ids, and returns a descriptor of it.
-pub(crate) fn user_namespace(spec: &LaunchSpec) -> Result<OwnedFd, StageError> {
-    let holder = sys::Holder::spawn().map_err(step("make", "a user namespace"))?;
+/// A user namespace that maps the Machine's ids.
+#[derive(Debug)]
+pub(crate) struct UserNamespace {
+    pub(crate) file: OwnedFd,
+    /// Dropped late: its end costs a switch to another process, which a start need not wait for.
+    _holder: sys::Holder,
+}
+
+/// Makes the user namespace of a Machine, by a child that does `errand` meanwhile.
+pub(crate) fn user_namespace(
+    spec: &LaunchSpec,
+    errand: impl FnOnce(),
+) -> Result<UserNamespace, StageError> {
+    let holder = sys::Holder::spawn(errand).map_err(step("make", "a user namespace"))?;
     let process = format!("/proc/{}", holder.pid());
     let map = format!("0 {} {}", spec.uid_base, crate::bundle::IDS);
     for file in ["uid_map", "gid_map"] {
         fs::write(format!("{process}/{file}"), &map).map_err(step("write", file))?;
     }
     let file = fs::File::open(format!("{process}/ns/user"));
-    Ok(file.map_err(step("open", "the user namespace"))?.into())
+    let file = file.map_err(step("open", "the user namespace"))?.into();
+    Ok(UserNamespace { file, _holder: holder })
 }
 
 /// Enters the Machine's network namespace, for good.

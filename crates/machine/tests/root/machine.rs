@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
     ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
     ("a_frozen_machine_can_be_killed", a_frozen_machine_can_be_killed),
+    ("limits_hold_from_the_first_instruction", limits_hold_from_the_first_instruction),
     ("lack_of_memory_is_told", lack_of_memory_is_told),
     ("listening_sockets_are_listed", listening_sockets_are_listed),
     ("orphans_are_reaped", orphans_are_reaped),
@@ -231,6 +232,20 @@ fn a_frozen_machine_can_be_killed(fixture: &Fixture) -> Tested {
     assert!(!frozen.is_empty());
     machine.kill()?;
     assert_eq!(fixture.wait(&machine)?.signal, Some(9));
+    Ok(())
+}
+
+fn limits_hold_from_the_first_instruction(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox cat /proc/self/cgroup");
+    (spec.memory_bytes, spec.cpu_millis, spec.pids_max) = (Some(64 << 20), Some(500), Some(32));
+    let (_, lines) = fixture.run(&spec)?;
+    let ours = format!("/perch-test/{}", spec.machine);
+    let inside = |name: &str| lines.iter().any(|line| line.contains(name) && line.ends_with(&ours));
+    assert!(inside("0::"), "{lines:?}");
+    for controller in ["memory", "cpu", "pids"] {
+        let by_v1 = lines.iter().any(|line| line.contains(&format!(":{controller}:")));
+        assert!(!by_v1 || inside(&format!(":{controller}:")), "{controller}: {lines:?}");
+    }
     Ok(())
 }
 
