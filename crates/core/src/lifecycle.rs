@@ -20,7 +20,9 @@
 //!
 //! One owner per Machine; after each call do all effects in order, then store
 //! [`Lifecycle::stored`] if it changed. A user's request (`Start`, `Stop`, `Update`, `Destroy`) is
-//! stored *before* it is acknowledged; what the proxy asks for may be stored behind.
+//! stored *before* it is acknowledged. A start by the proxy may be stored behind, so that a wake
+//! writes nothing before its answer; a stop is stored before its `Signal` is sent, or a new server
+//! would let callers into a program that is about to end.
 //!
 //! - `Announce`: tell the API's watchers and the proxy (a new `App` view), append to the events.
 //! - `Drain`: ask the proxy; without a proxy feed `Drained` at once (nothing can be in flight).
@@ -430,7 +432,7 @@ impl Lifecycle {
         life.run = stored.run;
         match found {
             Found::Running { run, config_version } => {
-                life.adopt(wish_for(stored, run), run, config_version, now);
+                life.adopt(stored, run, config_version, now);
             }
             // The last launch was stored, but had not begun.
             Found::Ended { run, .. } if run < stored.run => {
@@ -438,7 +440,6 @@ impl Lifecycle {
             }
             Found::Ended { run, exit } => {
                 life.run = run.max(stored.run);
-                life.phase = Phase::Started { since: now };
                 life.on_down_after_restore(stored, exit, now);
             }
             Found::Nothing { was_up } => life.on_lost(stored, was_up, now),
@@ -956,34 +957,38 @@ impl Lifecycle {
 
     // ---- after a restart of the server --------------------------------------------------------
 
-    fn adopt(&mut self, wish: Wish, run: u64, config_version: u64, now: Timestamp) {
+    fn adopt(&mut self, stored: Stored, run: u64, config_version: u64, now: Timestamp) {
         let counted = self.mutant == Mutant::AdoptionCountsAsStart;
         self.run = if counted { run + 1 } else { run };
         self.running_version = config_version;
         self.phase = Phase::Started { since: now };
-        self.announce(Happened::Adopted);
         let stop = self.how_to_stop(None, None);
-        match wish {
-            Wish::Up if config_version == self.config_version => {}
-            Wish::Up => {
+        match on_adoption(stored, run, config_version) {
+            Adoption::GoesOn => {}
+            Adoption::Ends(After::Sleep) => self.begin_stopping(stop, After::Sleep, now),
+            Adoption::Ends(After::Destroy) => self.kill(After::Destroy, now),
+            Adoption::Ends(after @ (After::Wake | After::Replace)) => {
                 let happened = Happened::Updated { config_version: self.config_version };
-                self.begin_draining(After::Replace, stop, happened, now);
+                return self.begin_draining(after, stop, happened, now);
             }
-            Wish::Down => self.begin_stopping(stop, After::Sleep, now),
-            Wish::Gone => self.kill(After::Destroy, now),
         }
+        // Not before: a proxy that hears `started` lets callers in.
+        self.announce(Happened::Adopted);
     }
 
     fn on_down_after_restore(&mut self, stored: Stored, exit: Exit, now: Timestamp) {
-        match (stored.wish, stored.state) {
-            (Wish::Gone, _) => self.on_asked_exit(exit, After::Destroy, now),
-            (Wish::Down, MachineState::Stopping) => self.on_asked_exit(exit, After::Sleep, now),
-            (Wish::Down, state) => self.phase = resting(state),
-            (Wish::Up, MachineState::Stopping | MachineState::Replacing) => {
-                self.on_asked_exit(exit, After::Replace, now);
+        let after = match (stored.wish, stored.state) {
+            (Wish::Gone, _) => After::Destroy,
+            (Wish::Down, MachineState::Stopping) => After::Sleep,
+            (Wish::Down, state) => {
+                self.phase = resting(state);
+                return;
             }
-            (Wish::Up, _) => self.on_unasked_exit(exit, now, now),
-        }
+            (Wish::Up, MachineState::Stopping | MachineState::Replacing) => After::Replace,
+            (Wish::Up, _) => return self.on_unasked_exit(exit, now, now),
+        };
+        self.phase = Phase::Stopping { kill_at: now, after };
+        self.on_asked_exit(exit, after, now);
     }
 
     fn on_lost(&mut self, stored: Stored, was_up: AfterLoss, now: Timestamp) {
@@ -1026,14 +1031,26 @@ impl Lifecycle {
     }
 }
 
-/// What was wished of the run that is alive. A start by the proxy may be younger than the last
-/// stored state: then the truth is what runs (DESIGN 8).
-fn wish_for(stored: Stored, run: u64) -> Wish {
-    let stopping = stored.state == MachineState::Stopping && run == stored.run;
+/// What becomes of a run that is found alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adoption {
+    GoesOn,
+    Ends(After),
+}
+
+/// A start by the proxy may be younger than the last stored state: then the truth is what runs
+/// (DESIGN 8). A stop that had begun is finished, even if the Machine is wanted again: the program may
+/// have its signal already and end at any time.
+fn on_adoption(stored: Stored, run: u64, config_version: u64) -> Adoption {
+    let going = matches!(stored.state, MachineState::Stopping | MachineState::Replacing);
     match stored.wish {
-        Wish::Up | Wish::Gone => stored.wish,
-        Wish::Down if stopping => Wish::Down,
-        Wish::Down => Wish::Up,
+        Wish::Gone => Adoption::Ends(After::Destroy),
+        Wish::Down if going && run == stored.run => Adoption::Ends(After::Sleep),
+        Wish::Up if going && run == stored.run => Adoption::Ends(After::Replace),
+        Wish::Up | Wish::Down if config_version != stored.config_version => {
+            Adoption::Ends(After::Replace)
+        }
+        Wish::Up | Wish::Down => Adoption::GoesOn,
     }
 }
 

@@ -359,7 +359,8 @@ impl Machine {
 
     fn on_up(&mut self, now: Timestamp) {
         (self.up_since, self.quiet_since) = (now, now);
-        (self.drain, self.in_limbo, self.retry_at) = (None, false, None);
+        // In limbo it stays: the new server may say `started` before it says what it will do.
+        (self.drain, self.retry_at) = (None, None);
     }
 
     /// The run ended. With callers inside and soon after it came up, it counts as a failed start:

@@ -189,16 +189,25 @@ fn what_was_interrupted_is_finished() {
     let mut updating = World::up();
     updating.event(update(2, Asleep::Stays));
     let mut world = World::restore(updating.life.stored(), running(1));
-    assert_eq!(world.drain_effects(), ["started", "drain 1 token 1", "replacing"]);
+    assert_eq!(world.drain_effects(), ["drain 1 token 1", "replacing"]);
     let mut stopping = World::up();
     stopping.event(proxy_stop(1, 1));
     let mut world = World::restore(stopping.life.stored(), running(1));
-    assert_eq!(world.drain_effects(), ["started", "signal 1 with 2"]);
+    assert_eq!(world.drain_effects(), ["signal 1 with 2", "stopping"]);
+    let mut waking = World::up();
+    waking.event(proxy_stop(1, 1));
+    waking.event(wake(2));
+    let mut world = World::restore(waking.life.stored(), running(1));
+    assert_eq!(
+        world.drain_effects(),
+        ["drain 1 token 1", "replacing"],
+        "it has its signal already"
+    );
     let ended = Found::Ended { run: 1, exit: CRASH };
     let world = World::restore(stopping.life.stored(), ended.clone());
     assert_eq!(world.life.state(), MachineState::Stopped);
     let mut world = World::restore(updating.life.stored(), ended.clone());
-    assert_eq!(world.drain_effects(), ["started", "starting", "launch 2 config 2"]);
+    assert_eq!(world.drain_effects(), ["replacing", "starting", "launch 2 config 2"]);
     let world = World::restore(World::up().life.stored(), ended);
     assert_eq!(world.life.state(), MachineState::Restarting, "the restart policy decides");
     let mut going = World::up();
