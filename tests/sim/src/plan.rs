@@ -1,0 +1,139 @@
+//! What one world looks like before anything happens: the app, its Machines, and how bad things are.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use perch_core::balancer::MachineView;
+use perch_core::ids::{MachineId, Region};
+use perch_core::lifecycle::{MachineState, Policy, RestartPolicy};
+use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
+
+use crate::choices::Choices;
+
+/// The ports that callers may use.
+pub(crate) const PORTS: [u16; 2] = [80, 5432];
+/// How long a caller waits, as the shell's own timer has it.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The constants of a world.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) machines: Vec<Region>,
+    pub(crate) services: Vec<ServiceSpec>,
+    pub(crate) policy: Policy,
+    /// In percent.
+    pub(crate) launch_fails: usize,
+    /// In percent, of signals that a program ignores.
+    pub(crate) deaf: usize,
+    /// Views are sent as of the end of an event, not as of each announcement.
+    pub(crate) coalesced: bool,
+    /// The longest delay of a message between server and proxy.
+    pub(crate) link_ms_max: u64,
+    pub(crate) chaos: Duration,
+}
+
+impl Plan {
+    pub(crate) fn draw(choices: &mut Choices) -> Self {
+        let count = 1 + choices.below(5);
+        let two_regions = choices.chance(40);
+        let machines = (0..count).map(|_| region(two_regions && choices.chance(50))).collect();
+        let services = 1 + usize::from(choices.chance(25));
+        let service = service(choices);
+        Self {
+            machines,
+            services: PORTS[..services].iter().map(|p| on_port(&service, *p)).collect(),
+            policy: policy(choices),
+            launch_fails: [0, 0, 10, 50][choices.below(4)],
+            deaf: [0, 0, 30][choices.below(3)],
+            coalesced: choices.chance(50),
+            link_ms_max: [8, 8, 300][choices.below(3)],
+            chaos: choices.millis(20_000, 65_000),
+        }
+    }
+
+    /// What the server says of a Machine that was just made.
+    pub(crate) fn view(&self, index: usize) -> MachineView {
+        MachineView {
+            id: id(index),
+            run: 0,
+            state: MachineState::Created,
+            region: self.machines[index],
+            group: "app".parse().expect("`app` is a process group"),
+            link_ip: Ipv4Addr::new(172, 16, 0, 2 * index as u8 + 3),
+            config_version: 1,
+            cordoned: false,
+            leased: false,
+            primary: self.machines[index] == Region::LOCAL,
+            services: self.services.clone(),
+        }
+    }
+
+    pub(crate) fn soft(&self) -> u32 {
+        self.services[0].concurrency.soft_limit
+    }
+
+    pub(crate) fn hard(&self) -> u32 {
+        self.services[0].concurrency.hard_limit.unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn after(&self) -> Duration {
+        self.services[0].auto_stop_after
+    }
+
+    pub(crate) fn floor(&self) -> usize {
+        self.services[0].min_machines_running as usize
+    }
+}
+
+/// The identity of the Machine with this index, and back.
+pub(crate) fn id(index: usize) -> MachineId {
+    MachineId::from_low_bits(index as u64)
+}
+
+/// The index of a Machine.
+pub(crate) fn index(id: MachineId) -> usize {
+    id.as_u64() as usize
+}
+
+fn region(far: bool) -> Region {
+    let name = if far { "ams" } else { Region::LOCAL.as_str() }.to_owned();
+    name.parse().expect("three letters")
+}
+
+fn service(choices: &mut Choices) -> ServiceSpec {
+    let soft_limit = 1 + choices.below(4) as u32;
+    let hard = soft_limit + choices.below(3) as u32;
+    ServiceSpec {
+        internal_port: 8080,
+        ports: Vec::new(),
+        autostop: Autostop::Stop,
+        autostart: Autostart::On,
+        min_machines_running: [0, 0, 1, 2][choices.below(4)],
+        concurrency: Concurrency {
+            unit: Unit::Requests,
+            soft_limit,
+            hard_limit: choices.chance(60).then_some(hard),
+        },
+        auto_stop_after: choices.millis(500, 15_000),
+        start_timeout: START_TIMEOUT,
+    }
+}
+
+fn on_port(service: &ServiceSpec, port: u16) -> ServiceSpec {
+    let port_spec = PortSpec { start: port, end: port, handlers: Vec::new(), force_https: false };
+    ServiceSpec { internal_port: 8000 + port, ports: vec![port_spec], ..service.clone() }
+}
+
+fn policy(choices: &mut Choices) -> Policy {
+    let restart = [
+        RestartPolicy::No,
+        RestartPolicy::OnFailure { retries_max: 10 },
+        RestartPolicy::OnFailure { retries_max: 1 },
+    ];
+    Policy {
+        kill_signal: 2,
+        kill_timeout: choices.millis(100, 5_000),
+        drain_timeout: choices.millis(1_000, 10_000),
+        restart: restart[choices.below(3)],
+    }
+}

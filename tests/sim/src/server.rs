@@ -1,0 +1,401 @@
+//! The simulated server and the Machines' programs: lifecycles, a store that is written behind, and
+//! the truth about processes, which survives the server.
+
+use std::time::Duration;
+
+use perch_core::balancer::MachineView;
+use perch_core::lifecycle::{
+    AfterLoss, Asleep, Effect, Event, Exit, Found, Happened, Lease, Lifecycle, MachineState,
+    StartBy, StopBy, Stored, Wish,
+};
+
+use crate::plan::id;
+use crate::world::{Ev, ToProxy, ToServer, World};
+
+const CRASH: Exit = Exit { code: 1, signal: None, oom_killed: false };
+const CLEAN: Exit = Exit { code: 0, signal: None, oom_killed: false };
+
+/// One life of the server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) lives: Vec<Lifecycle>,
+}
+
+/// The truth about one Machine, and what is stored about it.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    pub(crate) process: Process,
+    pub(crate) stored: Stored,
+    pub(crate) runs_launched: u64,
+    pub(crate) config_version: u64,
+    pub(crate) leased: bool,
+    pub(crate) cordoned: bool,
+    /// The current run is being stopped because the proxy asked for it.
+    stopped_by_proxy: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    None,
+    Launching { run: u64, config_version: u64 },
+    Running { run: u64, config_version: u64 },
+    Ended { run: u64, exit: Exit },
+}
+
+impl Process {
+    pub(crate) fn is_running(self, wanted: u64) -> bool {
+        matches!(self, Self::Running { run, .. } if run == wanted)
+    }
+}
+
+impl Truth {
+    pub(crate) fn new() -> Self {
+        let stored =
+            Stored { state: MachineState::Created, run: 0, config_version: 1, wish: Wish::Down };
+        Self {
+            process: Process::None,
+            stored,
+            runs_launched: 0,
+            config_version: 1,
+            leased: false,
+            cordoned: false,
+            stopped_by_proxy: false,
+        }
+    }
+
+    fn found(&self) -> Found {
+        match self.process {
+            Process::None => Found::Nothing { was_up: AfterLoss::Launch },
+            Process::Launching { run, config_version }
+            | Process::Running { run, config_version } => Found::Running { run, config_version },
+            Process::Ended { run, exit } => Found::Ended { run, exit },
+        }
+    }
+}
+
+impl World {
+    // ---- the server's life --------------------------------------------------------------------
+
+    pub(crate) fn start_server(&mut self) {
+        if self.server.is_some() {
+            return;
+        }
+        self.note("server starts");
+        self.server = Some(Server { lives: Vec::new() });
+        self.connect();
+        for index in 0..self.truths.len() {
+            let truth = &self.truths[index];
+            let (mut stored, found) = (truth.stored, truth.found());
+            // The Machine's directory knows it.
+            stored.run = stored.run.max(truth.runs_launched);
+            let life = match (stored.state, stored.run, &found) {
+                (MachineState::Created, 0, Found::Nothing { .. }) => {
+                    let mut life = Lifecycle::new(stored.config_version, self.plan.policy);
+                    life.set_mutant(self.mutant);
+                    life
+                }
+                _ => Lifecycle::restore_mutant(
+                    stored,
+                    self.plan.policy,
+                    found,
+                    self.now,
+                    self.mutant,
+                ),
+            };
+            let lease = if truth.leased { Lease::Held } else { Lease::Free };
+            if let Some(server) = &mut self.server {
+                server.lives.push(life);
+            }
+            self.life_event(index, Event::Lease(lease));
+        }
+        self.send_snapshot();
+    }
+
+    pub(crate) fn send_snapshot(&mut self) {
+        self.send_app(None);
+        self.send_to_proxy(ToProxy::SnapshotEnd);
+    }
+
+    pub(crate) fn kill_server(&mut self) {
+        if self.server.take().is_none() {
+            return;
+        }
+        self.note("server dies");
+        // What it had sent can still be read, up to some point.
+        for message in self.cut_link_to_proxy() {
+            self.on_message_to_proxy(message);
+        }
+        self.proxy_lost_server();
+        let down = self.choices.millis(10, 5_000);
+        self.later(down, Ev::StartServer);
+    }
+
+    pub(crate) fn server_timeouts(&mut self) {
+        let count = self.server.as_ref().map_or(0, |s| s.lives.len());
+        for index in 0..count {
+            if let Some(life) = self.life(index)
+                && life.poll_timeout().is_some_and(|(at, _)| at <= self.now)
+            {
+                let now = self.now;
+                if let Some(server) = &mut self.server {
+                    server.lives[index].handle_timeout(now);
+                }
+                self.do_life_effects(index, Durable::Behind);
+            }
+        }
+    }
+
+    pub(crate) fn life(&self, index: usize) -> Option<&Lifecycle> {
+        self.server.as_ref().and_then(|s| s.lives.get(index))
+    }
+
+    // ---- what people do -----------------------------------------------------------------------
+
+    pub(crate) fn user_update(&mut self, index: usize) {
+        if self.server.is_none() {
+            return;
+        }
+        let config_version = self.truths[index].config_version + 1;
+        self.truths[index].config_version = config_version;
+        self.note(&format!("machine {index}: update to config {config_version}"));
+        let (policy, asleep) = (self.plan.policy, Asleep::Stays);
+        self.user_event(index, Event::Update { config_version, policy, asleep });
+    }
+
+    pub(crate) fn user_event(&mut self, index: usize, event: Event) {
+        self.handle_life_event(index, event, Durable::First);
+    }
+
+    pub(crate) fn set_lease(&mut self, index: usize, leased: bool) {
+        if self.server.is_some() {
+            self.truths[index].leased = leased;
+            let lease = if leased { Lease::Held } else { Lease::Free };
+            self.user_event(index, Event::Lease(lease));
+            self.send_app(None);
+        }
+    }
+
+    pub(crate) fn set_cordon(&mut self, index: usize, cordoned: bool) {
+        if self.server.is_some() {
+            self.truths[index].cordoned = cordoned;
+            self.send_app(None);
+        }
+    }
+
+    // ---- what the proxy asks ------------------------------------------------------------------
+
+    pub(crate) fn on_message_to_server(&mut self, message: ToServer) {
+        match message {
+            ToServer::Start { index, attempt } => {
+                self.life_event(index, Event::Start(StartBy::Proxy { attempt }));
+            }
+            ToServer::Stop { index, run, attempt } => {
+                let up =
+                    |w: &Self| w.life(index).is_some_and(|l| l.state() == MachineState::Started);
+                let was_up = up(self);
+                let stop = Event::Stop(StopBy::Proxy { run, attempt });
+                self.handle_life_event(index, stop, Durable::First);
+                if was_up && !up(self) {
+                    self.truths[index].stopped_by_proxy = true;
+                    self.check_nobody_cut(index, run);
+                }
+            }
+            ToServer::Drained { index, token } => {
+                self.life_event(index, Event::Drained { token });
+            }
+        }
+    }
+
+    pub(crate) fn life_event(&mut self, index: usize, event: Event) {
+        self.handle_life_event(index, event, Durable::Behind);
+    }
+
+    fn handle_life_event(&mut self, index: usize, event: Event, durable: Durable) {
+        let now = self.now;
+        let Some(life) = self.server.as_mut().and_then(|s| s.lives.get_mut(index)) else { return };
+        // A refusal (412) is an answer, too.
+        let refused = life.handle_event(event, now).is_err();
+        if refused {
+            self.note(&format!("machine {index}: refused"));
+        }
+        self.do_life_effects(index, durable);
+    }
+
+    // ---- what a lifecycle wants ---------------------------------------------------------------
+
+    fn do_life_effects(&mut self, index: usize, durable: Durable) {
+        if durable == Durable::First {
+            self.store(index);
+        } else {
+            let behind = self.choices.millis(0, 500);
+            self.later(behind, Ev::Store(index));
+        }
+        let next = |w: &mut Self| {
+            w.server.as_mut().and_then(|s| s.lives.get_mut(index)).and_then(Lifecycle::poll_effect)
+        };
+        while let Some(effect) = next(self) {
+            self.do_life_effect(index, effect);
+        }
+    }
+
+    fn do_life_effect(&mut self, index: usize, effect: Effect) {
+        self.note(&format!("machine {index}: {effect:?}"));
+        match effect {
+            Effect::Announce { state, run, happened } => {
+                self.check_announced(index, state, run, &happened);
+                let exact = (!self.plan.coalesced).then_some((index, state, run));
+                self.send_app(exact);
+            }
+            Effect::Drain { run, token, timeout } => self.ask_drain(index, run, token, timeout),
+            Effect::Undrain { run } => self.send_to_proxy(ToProxy::Undrain { index, run }),
+            Effect::Launch { run, config_version } => self.launch(index, run, config_version),
+            Effect::Signal { run, .. } => self.signal(index, run),
+            Effect::Kill { run } => self.kill(index, run),
+            Effect::Remove => self.fail("a Machine is removed that nobody destroyed"),
+            Effect::StartDone { attempt, outcome } => {
+                self.send_to_proxy(ToProxy::StartDone { index, attempt, outcome });
+            }
+            Effect::StopDone { attempt, outcome } => {
+                self.send_to_proxy(ToProxy::StopDone { index, attempt, outcome });
+            }
+        }
+    }
+
+    fn ask_drain(&mut self, index: usize, run: u64, token: u64, timeout: Duration) {
+        if self.link.is_up {
+            self.send_to_proxy(ToProxy::Drain { index, run, token, timeout });
+        } else {
+            self.later(Duration::ZERO, Ev::Drained { index, token });
+        }
+    }
+
+    pub(crate) fn store(&mut self, index: usize) {
+        if let Some(life) = self.life(index) {
+            self.truths[index].stored = life.stored();
+        }
+    }
+
+    /// Sends all views; the Machine of `exact` as it was announced, not as it is by now.
+    fn send_app(&mut self, exact: Option<(usize, MachineState, u64)>) {
+        let Some(server) = &self.server else { return };
+        if server.lives.len() < self.truths.len() {
+            return;
+        }
+        let view = |index: usize| {
+            let (life, truth) = (&server.lives[index], &self.truths[index]);
+            let now = (index, life.state(), life.run());
+            let (_, state, run) = exact.filter(|(i, ..)| *i == index).unwrap_or(now);
+            MachineView {
+                run,
+                state,
+                config_version: life.config_version(),
+                cordoned: truth.cordoned,
+                leased: truth.leased,
+                ..self.plan.view(index)
+            }
+        };
+        let views = (0..self.truths.len()).map(view).collect();
+        self.send_to_proxy(ToProxy::App(views));
+    }
+
+    // ---- programs -----------------------------------------------------------------------------
+
+    fn launch(&mut self, index: usize, run: u64, config_version: u64) {
+        self.check_launch(index, run, config_version);
+        let truth = &mut self.truths[index];
+        truth.runs_launched = run;
+        truth.stopped_by_proxy = false;
+        truth.process = Process::Launching { run, config_version };
+        let fails = self.is_chaos() && self.choices.chance(self.plan.launch_fails);
+        let length = self.choices.millis(1, 800);
+        self.later(length, Ev::LaunchEnds { index, run, fails });
+    }
+
+    pub(crate) fn on_launch_ends(&mut self, index: usize, run: u64, fails: bool) {
+        let Process::Launching { run: current, config_version } = self.truths[index].process else {
+            return;
+        };
+        if current != run {
+            return;
+        }
+        // To a server that found the run on its way, a failure looks like an exit.
+        let starting = self.life(index).is_some_and(|l| l.state() == MachineState::Starting);
+        if !fails {
+            self.truths[index].process = Process::Running { run, config_version };
+            self.life_event(index, Event::Launched { run });
+        } else if starting {
+            self.truths[index].process = Process::None;
+            self.life_event(index, Event::LaunchFailed { run, reason: "no".to_owned() });
+        } else {
+            self.end_process(index, run, CRASH);
+        }
+    }
+
+    fn signal(&mut self, index: usize, run: u64) {
+        if !self.choices.chance(self.plan.deaf) {
+            let length = self.choices.millis(1, 3_000);
+            self.later(length, Ev::ProcessEnds { index, run, exit: CLEAN });
+        }
+    }
+
+    fn kill(&mut self, index: usize, run: u64) {
+        self.later(Duration::from_millis(1), Ev::ProcessEnds { index, run, exit: CRASH });
+    }
+
+    pub(crate) fn crash_process(&mut self, index: usize) {
+        if let Process::Running { run, .. } = self.truths[index].process {
+            let exit = if self.choices.chance(30) { CLEAN } else { CRASH };
+            self.note(&format!("machine {index}: program ends by itself"));
+            self.end_process(index, run, exit);
+        }
+    }
+
+    pub(crate) fn end_process(&mut self, index: usize, ended: u64, exit: Exit) {
+        match self.truths[index].process {
+            Process::Launching { run, .. } | Process::Running { run, .. } if run == ended => {}
+            _ => return,
+        }
+        if self.truths[index].stopped_by_proxy {
+            self.check_nobody_cut(index, ended);
+        }
+        self.truths[index].process = Process::Ended { run: ended, exit };
+        self.proxy_sees_end(index, ended);
+        self.life_event(index, Event::Exited { run: ended, exit });
+    }
+
+    // ---- what must always hold ----------------------------------------------------------------
+
+    fn check_launch(&mut self, index: usize, run: u64, config_version: u64) {
+        let truth = &self.truths[index];
+        let (newest, last) = (truth.config_version, truth.runs_launched);
+        let alive = matches!(truth.process, Process::Launching { .. } | Process::Running { .. });
+        if alive {
+            self.fail(&format!("{} is launched twice at the same time", id(index)));
+        }
+        if run <= last {
+            self.fail(&format!("{}: run {run} is launched after run {last}", id(index)));
+        }
+        if config_version != newest {
+            self.fail(&format!("{} runs config {config_version}, not {newest}", id(index)));
+        }
+    }
+
+    fn check_announced(&mut self, index: usize, state: MachineState, run: u64, why: &Happened) {
+        let launched = self.truths[index].runs_launched;
+        if state == MachineState::Started && run != launched {
+            self.fail(&format!(
+                "{} is started as run {run}, but {launched} is last ({why:?})",
+                id(index)
+            ));
+        }
+    }
+}
+
+/// When the store is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// Before the answer: somebody's wish.
+    First,
+    /// Some time later.
+    Behind,
+}

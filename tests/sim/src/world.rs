@@ -1,0 +1,537 @@
+//! One simulated world: time, what is on the agenda, the link between server and proxy, and the
+//! course of events: chaos, healing, rest, a last request.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perch_core::admission::Origin;
+use perch_core::balancer::{MachineView, StartOutcome, StopOutcome};
+use perch_core::ids::Region;
+use perch_core::lifecycle::{Event, Exit, MachineState, StartBy, StopBy};
+use perch_core::mutant::Mutant;
+use perch_core::time::Timestamp;
+
+use crate::choices::Choices;
+use crate::plan::{PORTS, Plan, START_TIMEOUT, id};
+use crate::proxy::{Caller, Proxy};
+use crate::server::{Process, Server, Truth};
+
+/// More steps than any world needs: beyond, something turns in circles.
+const STEPS_MAX: u32 = 200_000;
+/// After the last fault: back-offs (60 s), restarts (30 s), drains and kills are over.
+const HEALING: Duration = Duration::from_secs(150);
+/// Some of the long requests end then.
+const LONG_ENDS: Duration = Duration::from_secs(20);
+/// A request that finds nothing broken is answered within this: a stop under way takes up to 5 s,
+/// the launch after it below 1 s, and each message up to 0.3 s.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(8);
+
+/// What is on the agenda.
+#[derive(Debug, Clone)]
+pub(crate) enum Ev {
+    Chaos,
+    Heal,
+    Load,
+    OwnCall,
+    Rest,
+    LastRequest,
+    End,
+    ToProxy { link: u64, message: ToProxy },
+    ToServer { link: u64, message: ToServer },
+    StartServer,
+    StartProxy,
+    Store(usize),
+    Drained { index: usize, token: u64 },
+    LaunchEnds { index: usize, run: u64, fails: bool },
+    ProcessEnds { index: usize, run: u64, exit: Exit },
+    Connect(u64),
+    Finish(u64),
+    LeaveQueue(u64),
+}
+
+/// Server to proxy.
+#[derive(Debug, Clone)]
+pub(crate) enum ToProxy {
+    App(Vec<MachineView>),
+    SnapshotEnd,
+    StartDone { index: usize, attempt: u64, outcome: StartOutcome },
+    StopDone { index: usize, attempt: u64, outcome: StopOutcome },
+    Drain { index: usize, run: u64, token: u64, timeout: Duration },
+    Undrain { index: usize, run: u64 },
+}
+
+/// Proxy to server.
+#[derive(Debug, Clone)]
+pub(crate) enum ToServer {
+    Start { index: usize, attempt: u64 },
+    Stop { index: usize, run: u64, attempt: u64 },
+    Drained { index: usize, token: u64 },
+}
+
+/// The stream between server and proxy: in order, with delays.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    pub(crate) is_up: bool,
+    number: u64,
+    last_to_proxy: u64,
+    last_to_server: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Chaos,
+    Calm,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) mutant: Mutant,
+    pub(crate) choices: Choices,
+    pub(crate) plan: Plan,
+    pub(crate) now: Timestamp,
+    pub(crate) server: Option<Server>,
+    pub(crate) proxy: Option<Proxy>,
+    pub(crate) truths: Vec<Truth>,
+    pub(crate) link: Link,
+    pub(crate) callers: BTreeMap<u64, Caller>,
+    pub(crate) next_caller: u64,
+    /// Connections made while there was no proxy wait in the kernel's queue.
+    pub(crate) backlog: Vec<u64>,
+    pub(crate) served: u64,
+    pub(crate) refused: u32,
+    pub(crate) healed_at: Option<Timestamp>,
+    agenda: BTreeMap<(Timestamp, u64), Ev>,
+    entries: u64,
+    phase: Phase,
+    chaos_until: Timestamp,
+    long: Vec<u64>,
+    last: Vec<u64>,
+    violation: Option<String>,
+    notes: Option<Vec<String>>,
+}
+
+/// How a world ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<String>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) served: u64,
+}
+
+/// Whether to write down what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notes {
+    Keep,
+    Drop,
+}
+
+/// Runs the world of a seed to its end or to its first violation.
+pub(crate) fn run(seed: u64, mutant: Mutant, notes: Notes) -> Outcome {
+    let mut world = World::new(seed, mutant, notes);
+    world.start_server();
+    world.start_proxy();
+    world.connect();
+    world.later(Duration::ZERO, Ev::Chaos);
+    let mut steps = 0;
+    while world.violation.is_none() && world.step() {
+        steps += 1;
+        if steps == STEPS_MAX {
+            world.fail("it goes on and on");
+        }
+    }
+    let notes = world.notes.take().unwrap_or_default();
+    Outcome { violation: world.violation, notes, served: world.served }
+}
+
+impl World {
+    fn new(seed: u64, mutant: Mutant, notes: Notes) -> Self {
+        let mut choices = Choices::from_seed(seed);
+        let plan = Plan::draw(&mut choices);
+        let now = Timestamp::from_micros(1_000_000);
+        Self {
+            mutant,
+            choices,
+            now,
+            server: None,
+            proxy: None,
+            truths: plan.machines.iter().map(|_| Truth::new()).collect(),
+            link: Link::default(),
+            callers: BTreeMap::new(),
+            next_caller: 0,
+            backlog: Vec::new(),
+            served: 0,
+            refused: 0,
+            healed_at: None,
+            agenda: BTreeMap::new(),
+            entries: 0,
+            phase: Phase::Chaos,
+            chaos_until: now + plan.chaos,
+            long: Vec::new(),
+            last: Vec::new(),
+            violation: None,
+            notes: (notes == Notes::Keep).then(Vec::new),
+            plan,
+        }
+    }
+
+    // ---- time ---------------------------------------------------------------------------------
+
+    pub(crate) fn later(&mut self, wait: Duration, event: Ev) {
+        self.entries += 1;
+        self.agenda.insert((self.now + wait, self.entries), event);
+    }
+
+    /// Does what comes next; false: nothing does.
+    fn step(&mut self) -> bool {
+        let agenda = self.agenda.keys().next().map(|(at, _)| *at);
+        let timer = self.next_timer();
+        let next = [agenda, timer].into_iter().flatten().min();
+        let Some(next) = next else { return false };
+        self.now = self.now.max(next);
+        if timer == Some(next) {
+            self.fire_timers();
+        } else if let Some((_, event)) = self.agenda.pop_first() {
+            if matches!(event, Ev::End) {
+                self.check_answered();
+                return false;
+            }
+            self.handle(event);
+        }
+        self.check_counts();
+        true
+    }
+
+    fn next_timer(&self) -> Option<Timestamp> {
+        let proxy = self.proxy.as_ref().and_then(|p| p.balancer.poll_timeout());
+        let server = self.server.iter().flat_map(|s| &s.lives).filter_map(|l| l.poll_timeout());
+        server.chain(proxy).map(|(at, _)| at).min()
+    }
+
+    fn fire_timers(&mut self) {
+        let now = self.now;
+        let due = self.proxy.as_ref().and_then(|p| p.balancer.poll_timeout());
+        if due.is_some_and(|(at, _)| at <= now) {
+            self.balancer_timeout();
+        }
+        self.server_timeouts();
+    }
+
+    fn handle(&mut self, event: Ev) {
+        match event {
+            Ev::Chaos => self.chaos(),
+            Ev::Heal => self.heal(),
+            Ev::Load => self.load(),
+            Ev::OwnCall => self.own_call(),
+            Ev::Rest => self.rest(),
+            Ev::LastRequest => self.last_request(),
+            Ev::End => {}
+            Ev::ToProxy { link, message } if link == self.link.number => {
+                self.on_message_to_proxy(message);
+            }
+            Ev::ToServer { link, message } if link == self.link.number => {
+                self.on_message_to_server(message);
+            }
+            Ev::ToProxy { .. } | Ev::ToServer { .. } => {}
+            Ev::StartServer => self.start_server(),
+            Ev::StartProxy => self.spawn_proxy(),
+            Ev::Store(index) => self.store(index),
+            Ev::Drained { index, token } => self.life_event(index, Event::Drained { token }),
+            Ev::LaunchEnds { index, run, fails } => self.on_launch_ends(index, run, fails),
+            Ev::ProcessEnds { index, run, exit } => self.end_process(index, run, exit),
+            Ev::Connect(name) => self.connect_to_machine(name),
+            Ev::Finish(name) => self.finish(name),
+            Ev::LeaveQueue(name) => self.leave_queue(name),
+        }
+    }
+
+    // ---- the link -----------------------------------------------------------------------------
+
+    /// Joins server and proxy, if both are there; the server then tells all that it knows.
+    pub(crate) fn connect(&mut self) {
+        if self.server.is_some() && self.proxy.is_some() && !self.link.is_up {
+            self.link = Link { is_up: true, number: self.link.number + 1, ..Link::default() };
+            let known = self.server.as_ref().is_some_and(|s| s.lives.len() == self.truths.len());
+            if known {
+                self.send_snapshot();
+            }
+        }
+    }
+
+    fn spawn_proxy(&mut self) {
+        if self.server.is_none() {
+            // Nobody is there to spawn one.
+            self.later(Duration::from_secs(1), Ev::StartProxy);
+            return;
+        }
+        self.start_proxy();
+        self.connect();
+    }
+
+    pub(crate) fn send_to_proxy(&mut self, message: ToProxy) {
+        if self.link.is_up {
+            let at = self.arrival(self.link.last_to_proxy);
+            self.link.last_to_proxy = at;
+            let link = self.link.number;
+            self.at(at, Ev::ToProxy { link, message });
+        }
+    }
+
+    pub(crate) fn send_to_server(&mut self, message: ToServer) {
+        if self.link.is_up {
+            let at = self.arrival(self.link.last_to_server);
+            self.link.last_to_server = at;
+            let link = self.link.number;
+            self.at(at, Ev::ToServer { link, message });
+        }
+    }
+
+    fn arrival(&mut self, last: u64) -> u64 {
+        let delay = self.choices.millis(0, self.plan.link_ms_max);
+        (self.now + delay).as_micros().max(last)
+    }
+
+    fn at(&mut self, micros: u64, event: Ev) {
+        self.entries += 1;
+        self.agenda.insert((Timestamp::from_micros(micros), self.entries), event);
+    }
+
+    /// Ends the link; returns what of the messages to the proxy can still be read.
+    pub(crate) fn cut_link_to_proxy(&mut self) -> Vec<ToProxy> {
+        let link = self.end_link();
+        let sent = self.agenda.values().filter_map(|event| match event {
+            Ev::ToProxy { link: l, message } if *l == link => Some(message.clone()),
+            _ => None,
+        });
+        let mut sent: Vec<ToProxy> = sent.collect();
+        sent.truncate(self.choices.below(sent.len() + 1));
+        sent
+    }
+
+    /// Ends the link; returns what of the messages to the server can still be read.
+    pub(crate) fn cut_link_to_server(&mut self) -> Vec<ToServer> {
+        let link = self.end_link();
+        let sent = self.agenda.values().filter_map(|event| match event {
+            Ev::ToServer { link: l, message } if *l == link => Some(message.clone()),
+            _ => None,
+        });
+        let mut sent: Vec<ToServer> = sent.collect();
+        sent.truncate(self.choices.below(sent.len() + 1));
+        sent
+    }
+
+    fn end_link(&mut self) -> u64 {
+        let link = self.link.number;
+        self.link.is_up = false;
+        self.link.number += 1;
+        link
+    }
+
+    // ---- chaos --------------------------------------------------------------------------------
+
+    pub(crate) fn is_chaos(&self) -> bool {
+        self.phase == Phase::Chaos
+    }
+
+    fn chaos(&mut self) {
+        if self.chaos_until <= self.now {
+            self.later(Duration::ZERO, Ev::Heal);
+            return;
+        }
+        let index = self.choices.below(self.truths.len());
+        match self.choices.below(100) {
+            0..45 => self.burst(),
+            45..55 => self.call_from(Origin::SamePool, 0),
+            55..60 => {
+                self.user_event(index, Event::Stop(StopBy::User { signal: None, timeout: None }))
+            }
+            60..64 => self.user_event(index, Event::Start(StartBy::User)),
+            64..72 => self.user_update(index),
+            72..78 => self.toggle_lease(index),
+            78..81 => self.toggle_cordon(index),
+            81..86 => self.kill_server(),
+            86..91 => self.kill_proxy(),
+            91..97 => self.crash_process(index),
+            _ => {}
+        }
+        let pause = if self.choices.chance(25) {
+            self.choices.millis(500, 10_000)
+        } else {
+            self.choices.millis(0, 400)
+        };
+        self.later(pause, Ev::Chaos);
+    }
+
+    fn toggle_lease(&mut self, index: usize) {
+        let leased = self.truths[index].leased;
+        self.set_lease(index, !leased);
+    }
+
+    fn toggle_cordon(&mut self, index: usize) {
+        let cordoned = self.truths[index].cordoned;
+        self.set_cordon(index, !cordoned);
+    }
+
+    fn burst(&mut self) {
+        let service = self.choices.below(self.plan.services.len());
+        for _ in 0..=self.choices.below(8) {
+            self.call_from(Origin::Caller, service);
+        }
+    }
+
+    fn call_from(&mut self, origin: Origin, service: usize) {
+        let patience =
+            if self.choices.chance(20) { self.choices.millis(1, 800) } else { START_TIMEOUT };
+        let work = if self.choices.chance(15) {
+            self.choices.millis(1_000, 20_000)
+        } else {
+            self.choices.millis(1, 200)
+        };
+        let (port, came_at) = (PORTS[service], self.now);
+        self.arrive(Caller { port, origin, work, patience, came_at });
+    }
+
+    // ---- after chaos --------------------------------------------------------------------------
+
+    /// Nothing breaks any more; time for what is broken to come back.
+    fn heal(&mut self) {
+        self.note("healing");
+        self.phase = Phase::Calm;
+        self.start_server();
+        self.spawn_proxy();
+        for index in 0..self.truths.len() {
+            self.set_lease(index, false);
+            self.set_cordon(index, false);
+        }
+        self.later(HEALING, Ev::Load);
+    }
+
+    /// Requests that stay; some of them end later, so that load ends up anywhere.
+    fn load(&mut self) {
+        self.note("load that stays");
+        self.healed_at = Some(self.now);
+        for _ in 0..self.choices.below(2 * self.truths.len() + 2) {
+            let ends = self.choices.chance(50);
+            let work = if ends { LONG_ENDS } else { Duration::from_secs(100_000) };
+            let (port, came_at) = (PORTS[0], self.now);
+            let (origin, patience) = (Origin::Caller, Duration::from_secs(50));
+            self.arrive(Caller { port, origin, work, patience, came_at });
+            if !ends {
+                self.long.push(self.next_caller);
+            }
+        }
+        self.own_call();
+        let after = self.plan.after();
+        self.later(LONG_ENDS + START_TIMEOUT + 4 * after, Ev::Rest);
+    }
+
+    /// The app calls itself more often than it may sleep (AS-23).
+    fn own_call(&mut self) {
+        let (port, came_at) = (PORTS[0], self.now);
+        let (origin, work) = (Origin::SamePool, Duration::from_millis(1));
+        self.arrive(Caller { port, origin, work, patience: work, came_at });
+        self.later(self.plan.after() / 3, Ev::OwnCall);
+    }
+
+    /// Load has been the same for long: belief must equal the world, and who may sleep must sleep.
+    fn rest(&mut self) {
+        self.note("at rest");
+        for index in 0..self.truths.len() {
+            self.check_belief(index);
+        }
+        for region in ["lcl", "ams"] {
+            self.check_asleep(region.parse().expect("three letters"));
+        }
+        for name in std::mem::take(&mut self.long) {
+            self.finish(name);
+        }
+        self.later(Duration::from_secs(1), Ev::LastRequest);
+    }
+
+    fn last_request(&mut self) {
+        for port in PORTS.into_iter().take(self.plan.services.len()) {
+            let came_at = self.now;
+            let (origin, work) = (Origin::Caller, Duration::from_millis(10));
+            self.arrive(Caller { port, origin, work, patience: START_TIMEOUT, came_at });
+            self.last.push(self.next_caller);
+        }
+        self.later(ANSWERED_WITHIN, Ev::End);
+    }
+
+    // ---- what must hold at rest ---------------------------------------------------------------
+
+    fn check_belief(&mut self, index: usize) {
+        let (Some(life), Some(proxy)) = (self.life(index), &self.proxy) else {
+            self.fail("server or proxy did not come back");
+            return;
+        };
+        let (state, run) = (life.state(), life.run());
+        let truth = &self.truths[index];
+        let really = matches!(truth.process, Process::Running { .. });
+        let said = state == MachineState::Started;
+        if really != said || (really && !truth.process.is_running(run)) {
+            let text = format!("{}: {state} run {run}, but {:?}", id(index), truth.process);
+            self.fail(&text);
+            return;
+        }
+        let Some(belief) = proxy.balancer.belief(id(index)) else {
+            self.fail("the balancer lost a Machine");
+            return;
+        };
+        if (belief.state, belief.run) != (state, run) || belief.asked {
+            let text =
+                format!("{}: {state} run {run}, but the balancer believes {belief:?}", id(index));
+            self.fail(&text);
+        }
+    }
+
+    /// DESIGN 4: nobody is awake who may sleep.
+    fn check_asleep(&mut self, region: Region) {
+        let (running, over) = self.census(region, None);
+        let Some(proxy) = &self.proxy else { return };
+        let idle = |index: &usize| {
+            let belief = proxy.balancer.belief(id(*index));
+            let here = self.plan.machines[*index] == region;
+            here && belief.is_some_and(|b| b.open && b.in_flight == 0)
+        };
+        let idle = (0..self.truths.len()).filter(idle).count();
+        let spare = region != Region::LOCAL || self.plan.floor() < running;
+        let excess = running as i64 - (over as i64 + 1);
+        if idle > 0 && spare && (running == 1 || 1 <= excess) {
+            let text = format!("{region}: {idle} of {running} are idle and awake ({over} over)");
+            self.fail(&text);
+        }
+    }
+
+    fn check_answered(&mut self) {
+        let waiting = self.last.iter().any(|name| self.callers.contains_key(name));
+        if waiting {
+            self.fail("a request at rest was not answered");
+        } else if self.refused > 0 {
+            self.fail("a request was refused though nothing is broken");
+        }
+        let queued = self.proxy.as_ref().map_or(0, |p| p.queues.values().map(|q| q.len()).sum());
+        if queued > 0 {
+            self.fail("callers wait at the end");
+        }
+    }
+
+    // ---- notes --------------------------------------------------------------------------------
+
+    pub(crate) fn fail(&mut self, text: &str) {
+        self.note(&format!("VIOLATION {text}"));
+        if self.violation.is_none() {
+            self.violation = Some(format!("{} {text}", self.now));
+        }
+    }
+
+    pub(crate) fn is_noting(&self) -> bool {
+        self.notes.is_some()
+    }
+
+    pub(crate) fn note(&mut self, text: &str) {
+        if let Some(notes) = &mut self.notes {
+            notes.push(format!("{} {text}", self.now));
+        }
+    }
+}
