@@ -13,24 +13,27 @@ use crate::shell;
 /// A bundle that runc can start again and again.
 pub(crate) struct Bundle {
     dir: PathBuf,
+    lower: PathBuf,
     state: PathBuf,
     name: String,
 }
 
 impl Bundle {
-    /// Writes the bundle: runc's own default, without a network of its own, a fresh overlay as root.
+    /// Writes the bundle: runc's own default, without a network of its own.
     pub(crate) fn new(dir: &Path, program: &Program) -> Result<Self> {
         let name = format!("perch-bench-{}-{}", program.name, std::process::id());
-        let bundle = Self { dir: dir.join(&name), state: dir.join("runc"), name };
-        for part in ["rootfs", "upper", "work"] {
-            fs::create_dir_all(bundle.dir.join(part))?;
-        }
+        let bundle = Self {
+            dir: dir.join(&name),
+            lower: program.root.clone(),
+            state: dir.join("runc"),
+            name,
+        };
+        fs::create_dir_all(bundle.dir.join("rootfs"))?;
         shell::output(Command::new("runc").arg("spec").current_dir(&bundle.dir))?;
         let path = bundle.dir.join("config.json");
         let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
         bundle.adapt(&mut spec, program)?;
         fs::write(&path, spec.to_string())?;
-        bundle.mount(&program.root)?;
         Ok(bundle)
     }
 
@@ -45,18 +48,29 @@ impl Bundle {
         Ok(())
     }
 
-    fn mount(&self, lower: &Path) -> Result<()> {
+    /// Mounts a fresh overlay as root, as a Machine has at each cold start (AS-55). Not part of
+    /// what is measured, but without it runc would find every name in the kernel's cache.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        self.unmount();
+        for part in ["upper", "work"] {
+            let path = self.dir.join(part);
+            if path.exists() {
+                fs::remove_dir_all(&path)?;
+            }
+            fs::create_dir(&path)?;
+        }
         let path = |part: &str| self.dir.join(part).display().to_string();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            lower.display(),
-            path("upper"),
-            path("work")
-        );
+        let lower = self.lower.display();
+        let options =
+            format!("lowerdir={lower},upperdir={},workdir={}", path("upper"), path("work"));
         let root = path("rootfs");
         let args = ["-t", "overlay", "overlay", "-o", &options, &root];
-        shell::output(Command::new("mount").args(args))?;
-        Ok(())
+        shell::output(Command::new("mount").args(args)).map(drop)
+    }
+
+    /// Nothing is mounted before the first round.
+    fn unmount(&self) {
+        drop(shell::output(Command::new("umount").arg(self.dir.join("rootfs"))));
     }
 
     fn runc(&self, args: &[&str]) -> Command {
@@ -86,6 +100,6 @@ impl Drop for Bundle {
     fn drop(&mut self) {
         // It may be gone already.
         drop(self.delete());
-        drop(shell::output(Command::new("umount").arg(self.dir.join("rootfs"))));
+        self.unmount();
     }
 }

@@ -110,6 +110,7 @@ fn bare_round(program: &Program) -> Result<Duration> {
 }
 
 fn runc_round(program: &Program, bundle: &Bundle) -> Result<Duration> {
+    bundle.refresh()?;
     let started = Instant::now();
     bundle.start()?;
     let took = first_byte(local(program), started);
