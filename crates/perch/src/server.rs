@@ -183,6 +183,7 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
         .await
         .context("the start was interrupted")??;
     open_networks(&world).await?;
+    let standing = proxy_link::find(&world).await;
     adoption::adopt_all(&world).await?;
     let api = bind_api(&world.paths)?;
     world.tracker.spawn({
@@ -193,9 +194,9 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
         let world = world.clone();
         async move { world.refresh_host().await }
     });
-    let mut connected = world.proxy.connected();
-    let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers));
-    connected.wait_for(|connected| *connected).await.context("the proxy did not come up")?;
+    let mut serving_traffic = world.proxy.serving();
+    let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing));
+    serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
     let serving = tokio::spawn(perch_api::server::serve(
         api,
         Arc::new(api::Api::new(world.clone())),

@@ -51,9 +51,10 @@ async fn adopt(world: &Arc<World>, record: &MachineRecord, kept_up: bool) -> any
         None
     });
     let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
+    let last_run = seen.as_ref().map_or(0, Machine::run);
     let (found, running) = look(record, seen, after_loss).await;
     let policy = launching::policy(record);
-    let mut life = Lifecycle::restore(stored(record), policy, found, clock::now());
+    let mut life = Lifecycle::restore(stored(record, last_run), policy, found, clock::now());
     if super::api::is_leased(world, &record.id) {
         // A lease never makes sense of an event that could be refused.
         life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
@@ -98,14 +99,20 @@ async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-fn stored(record: &MachineRecord) -> Stored {
+/// A start is stored behind, so the Machine's directory may know of a later run than the store.
+fn stored(record: &MachineRecord, last_run: u64) -> Stored {
     let wish = match record.life.wish {
         Wish::Up => perch_core::lifecycle::Wish::Up,
         Wish::Down => perch_core::lifecycle::Wish::Down,
         Wish::Gone => perch_core::lifecycle::Wish::Gone,
     };
     let state = record.life.state.parse().unwrap_or(perch_core::lifecycle::MachineState::Stopped);
-    Stored { state, run: record.life.run, config_version: record.config_version, wish }
+    Stored {
+        state,
+        run: record.life.run.max(last_run),
+        config_version: record.config_version,
+        wish,
+    }
 }
 
 /// Whether its services put it to sleep and wake it again.

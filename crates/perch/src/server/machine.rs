@@ -26,7 +26,9 @@ pub(crate) enum Command {
     /// A user's wish; answered when it is durable.
     Ask { event: Event, source: Source, reply: oneshot::Sender<Result<(), InvalidTransition>> },
     /// The proxy's wish; answered by `StartDone` or `StopDone`.
-    FromProxy { event: Event, cause: String },
+    FromProxy { event: Event, cause: String, session: u64 },
+    /// A drain has ended, by the lifecycle's own token.
+    Drained { token: u64 },
     /// A lease came or went.
     Lease(Lease),
     /// Something that is only recorded.
@@ -178,10 +180,11 @@ impl Task {
     async fn on_command(&mut self, command: Command) -> Next {
         match command {
             Command::Ask { event, source, reply } => self.on_ask(event, source, reply).await,
-            Command::FromProxy { event, cause } => {
-                self.because(Source::Proxy, cause);
-                self.feed(event).await;
+            Command::FromProxy { event, cause, session } => {
+                self.on_proxy(event, cause, session).await;
             }
+            // Whoever asked for the stop is still its cause.
+            Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
             Command::Note { kind, source } => {
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(source) });
@@ -208,9 +211,29 @@ impl Task {
     ) {
         self.because(source, String::new());
         let taken = self.life.handle_event(event, clock::now());
-        self.do_effects().await;
+        // Before the effects: after a crash a Machine that was being stopped is stopped to the end.
         self.world.save_life(&self.id, self.life.stored()).await;
+        self.do_effects().await;
         reply.send(taken).ok();
+    }
+
+    /// A wish of a proxy that is gone is dropped: its successor lets callers in by what it was told, and asks anew.
+    async fn on_proxy(&mut self, event: Event, cause: String, session: u64) {
+        if session != self.world.proxy.session() {
+            return;
+        }
+        self.because(Source::Proxy, cause);
+        let is_stop = matches!(event, Event::Stop(_));
+        if let Err(error) = self.life.handle_event(event, clock::now()) {
+            tracing::warn!(machine = self.id, %error, "an event was refused");
+        }
+        if is_stop {
+            // Else callers would, after a crash, be let into a program that is ending. A start is stored
+            // behind: a wake writes nothing before its answer.
+            self.world.save_life(&self.id, self.life.stored()).await;
+        }
+        self.do_effects().await;
+        self.settle_behind();
     }
 
     /// Feeds what cannot be refused.

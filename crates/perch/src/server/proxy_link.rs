@@ -50,9 +50,14 @@ pub(crate) struct ProxyPort {
     /// Whom to tell about the end of a drain: the Machine's task and the lifecycle's own token.
     drains: Mutex<BTreeMap<u64, (mpsc::Sender<MachineCommand>, u64)>>,
     next_token: AtomicU64,
+    /// Whether a proxy may carry traffic that the server has to wait for.
     connected: watch::Sender<bool>,
+    /// Whether a proxy was ever told everything.
+    serving: watch::Sender<bool>,
     /// Process id of the connected proxy; 0 = none.
     pid: AtomicU32,
+    /// Counts the connections to proxies.
+    sessions: AtomicU64,
 }
 
 impl ProxyPort {
@@ -66,14 +71,21 @@ impl ProxyPort {
             drains: Mutex::default(),
             next_token: AtomicU64::new(1),
             connected: watch::Sender::new(false),
+            serving: watch::Sender::new(false),
             pid: AtomicU32::new(0),
+            sessions: AtomicU64::new(0),
         };
         (port, receiver)
     }
 
-    /// Resolves when a proxy has been told everything.
-    pub(crate) fn connected(&self) -> watch::Receiver<bool> {
-        self.connected.subscribe()
+    /// Becomes true when a proxy has been told everything.
+    pub(crate) fn serving(&self) -> watch::Receiver<bool> {
+        self.serving.subscribe()
+    }
+
+    /// Which connection this is; what came over an earlier one is void.
+    pub(crate) fn session(&self) -> u64 {
+        self.sessions.load(Ordering::Acquire)
     }
 
     /// The proxy gets this app's new view.
@@ -135,10 +147,8 @@ impl ProxyPort {
 
     fn drained(&self, own: u64) {
         let Some((mailbox, token)) = lock(&self.drains).remove(&own) else { return };
-        let event = lifecycle::Event::Drained { token };
-        let told = MachineCommand::FromProxy { event, cause: String::new() };
         // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
-        mailbox.try_send(told).ok();
+        mailbox.try_send(MachineCommand::Drained { token }).ok();
     }
 
     fn all_drained(&self) {
@@ -149,11 +159,36 @@ impl ProxyPort {
     }
 }
 
-/// Keeps a proxy connected until the server ends.
-pub(crate) async fn keep(world: Arc<World>, mut answers: mpsc::Receiver<ToProxy>) {
+/// A proxy that outlived an earlier server, if there is one. From now on drains are asked of it, because it
+/// carries what is in flight; it hears them when its session begins.
+pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
+    let standing = connect(world).await.ok();
+    if standing.is_some() {
+        world.proxy.connected.send_replace(true);
+    }
+    standing
+}
+
+/// A connection whose session has not begun.
+pub(crate) type Standing = (Link, Listeners);
+
+/// Keeps a proxy connected until the server ends; begins with the one that was found, if any.
+pub(crate) async fn keep(
+    world: Arc<World>,
+    mut answers: mpsc::Receiver<ToProxy>,
+    mut found: Option<Standing>,
+) {
     let mut listeners: Option<Listeners> = None;
     while !world.shutdown.is_cancelled() {
-        match connect(&world).await {
+        let connected = match found.take() {
+            Some(standing) => Ok(standing),
+            None => {
+                // What was meant for a proxy that is gone would confuse its successor.
+                while answers.try_recv().is_ok() {}
+                connect(&world).await
+            }
+        };
+        match connected {
             Ok((link, theirs)) => {
                 listeners = Some(theirs);
                 let ended = session(&world, link, &mut answers).await;
@@ -174,7 +209,7 @@ pub(crate) async fn keep(world: Arc<World>, mut answers: mpsc::Receiver<ToProxy>
     }
 }
 
-async fn connect(world: &World) -> Result<(Link, Listeners), LinkError> {
+async fn connect(world: &World) -> Result<Standing, LinkError> {
     let socket = world.paths.proxy_socket();
     let connecting = Link::connect(&socket);
     match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
@@ -251,11 +286,11 @@ async fn session(
     answers: &mut mpsc::Receiver<ToProxy>,
 ) -> Result<(), LinkError> {
     world.proxy.pid.store(link.pid(), Ordering::Release);
+    world.proxy.sessions.fetch_add(1, Ordering::AcqRel);
     let (mut sender, mut receiver) = link.into_split();
-    // What was meant for its predecessor would confuse it.
-    while answers.try_recv().is_ok() {}
     send_snapshot(world, &mut sender).await?;
     world.proxy.connected.send_replace(true);
+    world.proxy.serving.send_replace(true);
     loop {
         tokio::select! {
             message = receiver.recv() => hear(world, message?).await,
@@ -338,7 +373,10 @@ async fn hear(world: &Arc<World>, message: FromProxy) {
 
 async fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause: String) -> bool {
     match world.handle(machine) {
-        Some(handle) => handle.send(MachineCommand::FromProxy { event, cause }).await,
+        Some(handle) => {
+            let session = world.proxy.session();
+            handle.send(MachineCommand::FromProxy { event, cause, session }).await
+        }
         None => false,
     }
 }
