@@ -17,11 +17,12 @@ pub(super) fn machine_ids(data_dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// All groups below one named `perch`, one path a line.
+/// All groups below one whose name begins with `perch`, one path a line.
 pub(super) fn cgroups() -> String {
     let mut found = Vec::new();
     walk(Path::new(CGROUPS), 0, &mut |dir| {
-        if dir.components().any(|part| part.as_os_str() == "perch") {
+        let is_ours = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("perch");
+        if dir.components().any(|part| is_ours(part.as_os_str())) {
             found.push(format!("{}\n", dir.display()));
         }
     });
