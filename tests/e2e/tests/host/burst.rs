@@ -12,6 +12,9 @@ use crate::stage::{SNIPPET, on_host, private_app, wait_asleep};
 
 const REQUESTS: usize = 1000;
 
+/// Requests that all are in flight at once: an instant answer would be given before the last caller comes.
+const SLOW: &str = "/sleep?ms=1500";
+
 /// The client's threads only wait; the default stack would reserve 2 GB.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -57,7 +60,7 @@ fn burst(host: &Host, address: &str) -> Result<Vec<String>> {
     let barrier = Barrier::new(REQUESTS);
     let one = || {
         barrier.wait();
-        match get(target, "/", Duration::from_secs(65)) {
+        match get(target, SLOW, Duration::from_secs(65)) {
             Ok(answer) if answer.status == 200 => None,
             Ok(answer) => Some(format!("{answer:?}")),
             Err(error) => Some(format!("{error:#}")),
