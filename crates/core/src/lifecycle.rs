@@ -11,7 +11,7 @@
 //!                                               └──► Starting (next run, newest config)
 //! ```
 //!
-//! What was asked while the Machine is on its way down is remembered ([`After`]): a start during a
+//! What was asked while the Machine is on its way down is remembered (`After`): a start during a
 //! stop starts it again afterwards (AS-66), an update on the way down is launched if the Machine was
 //! to come back. Every launch takes the newest config, so a wake during an update gets it. An update
 //! of a Machine that is down leaves it down, unless the caller says otherwise (MA-02).
