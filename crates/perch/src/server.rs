@@ -194,6 +194,7 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
         let world = world.clone();
         async move { world.refresh_host().await }
     });
+    world.tracker.spawn(api::mark_interrupted(world.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
@@ -218,7 +219,8 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         .context("could not write the Machines' init")?;
     ensure_default_networks(&keeper, &config)?;
     let images = images::Images::new(images);
-    Ok(World::new(Parts { paths, config, keeper, images, plane, init_layer, proxy }))
+    let events = history::Writer::start().context("could not start a thread")?;
+    Ok(World::new(Parts { paths, config, keeper, images, plane, init_layer, proxy, events }))
 }
 
 /// Every organization has a default network (PN-01).
@@ -292,6 +294,7 @@ async fn end(
     }
     world.tracker.close();
     world.tracker.wait().await;
+    world.flush_events().await;
     match fs::remove_file(world.paths.api_socket()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -400,3 +400,4 @@ impl Backend for Api {
 
 pub(crate) use apps::{open_network, plan_network};
 pub(crate) use leases::is_leased;
+pub(crate) use releases::mark_interrupted;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use perch_api::wire;
 
@@ -62,11 +63,67 @@ impl History {
     }
 }
 
+/// Events that may wait for the disk; beyond, they are only in memory.
+const PENDING_MAX: usize = 4_096;
+
+/// Writes events behind, in order, on a thread of its own: a wake writes nothing before its answer.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pending: SyncSender<Job>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Append(PathBuf, Box<wire::Event>),
+    Flush(SyncSender<()>),
+}
+
+impl Writer {
+    /// Starts the thread; it ends with the last writer.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub(crate) fn start() -> io::Result<Self> {
+        let (pending, jobs) = sync_channel(PENDING_MAX);
+        let write = move || jobs.iter().for_each(do_job);
+        std::thread::Builder::new().name("perch-events".to_owned()).spawn(write)?;
+        Ok(Self { pending })
+    }
+
+    /// Never blocks.
+    pub(crate) fn append(&self, dir: PathBuf, event: wire::Event) {
+        if self.pending.try_send(Job::Append(dir, Box::new(event))).is_err() {
+            tracing::warn!("the disk is too slow for events; one is only in memory");
+        }
+    }
+
+    /// Returns when everything that was appended is written. Blocks.
+    pub(crate) fn flush(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.pending.send(Job::Flush(done)).is_ok() {
+            // Its thread answers each flush; if it is gone there is nothing to wait for.
+            wait.recv().ok();
+        }
+    }
+}
+
+fn do_job(job: Job) {
+    match job {
+        Job::Append(dir, event) => {
+            if let Err(error) = append(&dir, &event) {
+                tracing::debug!(dir = %dir.display(), %error, "event not written");
+            }
+        }
+        // Whoever asked may have stopped waiting.
+        Job::Flush(done) => drop(done.send(())),
+    }
+}
+
 /// Appends one event to the file, which stays bounded.
 ///
 /// # Errors
 /// When the disk refuses; the event is then only in memory.
-pub(crate) fn append(dir: &Path, event: &wire::Event) -> io::Result<()> {
+fn append(dir: &Path, event: &wire::Event) -> io::Result<()> {
     let mut file = File::options().create(true).append(true).open(path(dir))?;
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
@@ -109,6 +166,19 @@ mod tests {
         assert!(fs::metadata(path(dir.path())).expect("there").len() <= FILE_BYTES_MAX + 4096);
         let events = History::read(dir.path()).newest_first();
         assert_eq!((events.len(), events[0].id.as_str()), (EVENTS_MAX, "4999"));
+    }
+
+    #[test]
+    fn after_a_flush_everything_is_on_disk_in_order() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let writer = Writer::start().expect("a thread");
+        for id in 0..20 {
+            writer.append(dir.path().to_owned(), event(id));
+        }
+        writer.flush();
+        let events = History::read(dir.path()).newest_first();
+        let ids: Vec<&str> = events.iter().rev().map(|event| event.id.as_str()).collect();
+        assert_eq!(ids, (0..20).map(|id| id.to_string()).collect::<Vec<_>>());
     }
 
     #[test]

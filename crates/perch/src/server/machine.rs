@@ -383,6 +383,13 @@ impl Task {
     }
 
     fn record(&self, event: wire::Event) {
+        tracing::info!(
+            machine = self.id,
+            event = event.kind,
+            state = event.status,
+            source = event.source,
+            cause = self.cause,
+        );
         self.world.append_event(&self.id, &event);
         self.status.send_modify(|status| {
             Arc::make_mut(&mut status.history).push(event);

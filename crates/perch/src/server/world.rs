@@ -45,6 +45,7 @@ pub(crate) struct World {
     pub(crate) cgroup_parent: String,
     pub(crate) proxy: ProxyPort,
     pub(crate) platform_log: PlatformLog,
+    events: history::Writer,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     handles: Mutex<BTreeMap<String, Handle>>,
@@ -72,6 +73,7 @@ pub(crate) struct Parts {
     pub(crate) plane: Plane,
     pub(crate) init_layer: std::path::PathBuf,
     pub(crate) proxy: ProxyPort,
+    pub(crate) events: history::Writer,
 }
 
 impl World {
@@ -88,6 +90,7 @@ impl World {
             cgroup_parent,
             proxy: parts.proxy,
             platform_log: PlatformLog::default(),
+            events: parts.events,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             handles: Mutex::default(),
@@ -122,10 +125,16 @@ impl World {
         }
     }
 
-    /// Appends to a Machine's events on disk.
+    /// Appends to a Machine's events on disk, behind.
     pub(crate) fn append_event(&self, id: &str, event: &wire::Event) {
-        if let Err(error) = history::append(&self.paths.machine(id), event) {
-            tracing::debug!(machine = id, %error, "event not written");
+        self.events.append(self.paths.machine(id), event.clone());
+    }
+
+    /// Returns when all events are on disk.
+    pub(crate) async fn flush_events(self: &Arc<Self>) {
+        let world = self.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || world.events.flush()).await {
+            tracing::warn!(%error, "events may be missing on disk");
         }
     }
 

@@ -1,15 +1,20 @@
 //! Releases: what was deployed when, by whom.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use perch_api::server::Peer;
 use perch_api::wire::{ApiError, CreateRelease, Release, ReleaseStatus, UpdateRelease};
 
 use crate::server::clock;
-use crate::server::keeper::Change;
+use crate::server::keeper::{Catalog, Change};
 use crate::server::records::ReleaseRecord;
 use crate::server::world::World;
 
+/// How often dead deploys are looked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// A deploy that is younger may not have taken its first lease.
+const SILENCE_SECS: i64 = 60;
 /// Releases kept per app; older ones are forgotten.
 const RELEASES_MAX: usize = 100;
 
@@ -62,6 +67,46 @@ pub(crate) async fn update(
         })
         .await?;
     Ok(wire_release(&changed))
+}
+
+/// Until the server ends, gives up the releases of deploys that died: running, and none of their app's Machines
+/// is leased any more (a living deploy extends its leases every 4 s, MA-63).
+pub(crate) async fn mark_interrupted(world: Arc<World>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = world.shutdown.cancelled() => return,
+        }
+        if dead(&world.keeper.read()).is_empty() {
+            continue;
+        }
+        if let Err(error) = world.keeper.write(|catalog| Ok((interruptions(catalog), ()))).await {
+            tracing::warn!(%error, "a dead deploy's release stays running");
+        }
+    }
+}
+
+fn interruptions(catalog: &Catalog) -> Vec<Change> {
+    let interrupted = |record: &ReleaseRecord| {
+        let status = ReleaseStatus::Interrupted;
+        Change::PutRelease(Box::new(ReleaseRecord { status, ..record.clone() }))
+    };
+    dead(catalog).into_iter().map(interrupted).collect()
+}
+
+/// Releases whose deploy has not been heard of for longer than its leases last.
+fn dead(catalog: &Catalog) -> Vec<&ReleaseRecord> {
+    let now = clock::unix_secs();
+    let is_old = |release: &ReleaseRecord| {
+        let made: Option<jiff::Timestamp> = release.created_at.parse().ok();
+        made.is_none_or(|made| made.as_second() + SILENCE_SECS < now)
+    };
+    let is_led = |release: &ReleaseRecord| {
+        let mut machines = catalog.machines_of(&release.app);
+        machines.any(|it| catalog.leases.get(&it.id).is_some_and(|lease| now <= lease.expires_at))
+    };
+    let running = catalog.releases.values().filter(|it| it.status == ReleaseStatus::Running);
+    running.filter(|it| is_old(it) && !is_led(it)).collect()
 }
 
 /// Lists releases, newest first.
