@@ -46,8 +46,13 @@ pub(crate) async fn create(
             Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
         })
         .await?;
-    let handle = begin(&world, &record)?;
-    let lease = lease_for(&world, peer, &record, input.lease_ttl).await?;
+    let (handle, lease) = match brought_to_life(&world, peer, &record, input.lease_ttl).await {
+        Ok(living) => living,
+        Err(error) => {
+            unmake(&world, &record.id).await;
+            return Err(error);
+        }
+    };
     world.publish(&app).await;
     world.proxy.app_changed(app.clone());
     if !input.skip_launch {
@@ -138,6 +143,25 @@ fn generated_name(random: u64) -> String {
 /// A Machine without a program would only fail later.
 fn runnable(record: &MachineRecord, ready: &Ready) -> Result<(), ApiError> {
     launching::argv(record, &ready.config).map(|_| ()).map_err(api_error)
+}
+
+/// Nothing half-made stays: the record goes with all that there is of the Machine.
+async fn unmake(world: &Arc<World>, id: &str) {
+    match world.handle(id) {
+        Some(handle) => drop(handle.ask(Event::Destroy, Source::Platform).await),
+        None => world.remove_machine(id).await,
+    }
+}
+
+async fn brought_to_life(
+    world: &Arc<World>,
+    peer: Peer,
+    record: &MachineRecord,
+    lease_ttl: u64,
+) -> Result<(Handle, Option<Lease>), ApiError> {
+    let handle = begin(world, record)?;
+    let lease = lease_for(world, peer, record, lease_ttl).await?;
+    Ok((handle, lease))
 }
 
 /// Starts the task of a Machine that was never started.
