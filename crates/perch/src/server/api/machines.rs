@@ -148,7 +148,10 @@ fn runnable(record: &MachineRecord, ready: &Ready) -> Result<(), ApiError> {
 /// Nothing half-made stays: the record goes with all that there is of the Machine.
 async fn unmake(world: &Arc<World>, id: &str) {
     match world.handle(id) {
-        Some(handle) => drop(handle.ask(Event::Destroy, Source::Platform).await),
+        Some(handle) => {
+            let asked = handle.ask(Event::Destroy, Source::Platform).await;
+            tracing::debug!(machine = id, ?asked, "unmade");
+        }
         None => world.remove_machine(id).await,
     }
 }
