@@ -15,6 +15,7 @@ use crate::app::{App, PortFacts, Protocol, Reuse};
 use crate::control::{
     AddressKind, AddressView, AppView, Cause, ServiceView, Settings, Source, ToProxy, Unit,
 };
+use crate::ending::Ending;
 use crate::server_side::ServerSide;
 use crate::{Endpoints, Options, clock, convert};
 
@@ -22,6 +23,7 @@ use crate::{Endpoints, Options, clock, convert};
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(crate) server: Rc<ServerSide>,
+    pub(crate) ending: Rc<Ending>,
     state: RefCell<State>,
     region: RefCell<Rc<str>>,
     /// Grows with each change of addresses: a connection looks again when it has.
@@ -102,6 +104,7 @@ impl Directory {
         let region = Region::LOCAL.to_string();
         Rc::new(Self {
             server: ServerSide::new(),
+            ending: Rc::new(Ending::new()),
             state: RefCell::default(),
             region: RefCell::new(region.into()),
             generation: Cell::new(0),

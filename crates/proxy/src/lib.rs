@@ -18,6 +18,7 @@ mod clock;
 mod convert;
 mod directory;
 mod dns;
+mod ending;
 mod http;
 mod server;
 mod server_side;
@@ -72,6 +73,10 @@ pub enum ProxyError {
 }
 
 /// Runs the proxy on this thread until SIGTERM or SIGINT.
+///
+/// The first signal ends it softly: it accepts nobody any more, closes connections without a request,
+/// tells callers by `Connection: close` not to send another one, and lets what is in flight or held go
+/// on for at most 4 s. What is left then is reset. A second signal ends it at once.
 ///
 /// Builds its own current-thread runtime. Connections that come before the first server has sent its
 /// snapshot wait for it (at most 60 s).

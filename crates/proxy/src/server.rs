@@ -1,11 +1,14 @@
 //! The process: its runtime, its sockets, its servers, its end.
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, sockopt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +26,12 @@ const CONNECTIONS_MAX: u64 = 60_000;
 const DESCRIPTORS_KEPT: u64 = 512;
 /// After this long without a first server a waiting caller is let go.
 const FIRST_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What is in flight may go on for so long after the first signal: the server kills a proxy after 5 s,
+/// and a second is enough to reset what is left.
+const END_TIMEOUT: Duration = Duration::from_secs(4);
+/// Connections taken out of the kernel's accept queue at the end; its longest queue unless the host's
+/// `net.core.somaxconn` was raised.
+const ACCEPT_QUEUE_MAX: usize = 4096;
 /// Pause after a failed accept, which means that descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -47,12 +56,17 @@ async fn serve(
 ) -> Result<(), ProxyError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProxyError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ProxyError::Signals)?;
-    start(listeners, control, &options)?;
+    let mut running = start(listeners, control, &options)?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("the proxy ends");
+    tokio::select! {
+        () = running.end(END_TIMEOUT) => {}
+        _ = terminate.recv() => tracing::info!("the proxy ends at once"),
+        _ = interrupt.recv() => tracing::info!("the proxy ends at once"),
+    }
     Ok(())
 }
 
@@ -61,22 +75,53 @@ pub(crate) fn start(
     listeners: Listeners,
     control: StdUnixListener,
     options: &Options,
-) -> Result<(), ProxyError> {
+) -> Result<Running, ProxyError> {
     let directory = Directory::new(options);
-    let options = Rc::new(options.clone());
     let listeners = Rc::new(listeners);
-    let limit = Rc::new(Semaphore::new(connections_max()));
+    let connections_max = connections_max();
+    let limit = Rc::new(Semaphore::new(connections_max as usize));
+    let door = Door { directory: Rc::clone(&directory), options: Rc::new(options.clone()), limit };
+    let mut accepting = Vec::new();
     for (name, fd) in [("IPv6", &listeners.tcp6), ("IPv4", &listeners.tcp4)] {
         let failed = |source| ProxyError::Listener { name, source };
         let listener = tcp_listener(fd).map_err(failed)?;
-        spawn_local(accept(listener, Rc::clone(&directory), options.clone(), limit.clone()));
+        accepting.push(spawn_local(accept(listener, door.clone())).abort_handle());
     }
     dns::start(&listeners, &directory)?;
     let failed = |source| ProxyError::Listener { name: "control", source };
     control.set_nonblocking(true).map_err(failed)?;
     let control = UnixListener::from_std(control).map_err(failed)?;
-    spawn_local(accept_servers(control, directory, listeners));
-    Ok(())
+    spawn_local(accept_servers(control, directory, Rc::clone(&listeners)));
+    Ok(Running { door, listeners, accepting, connections_max })
+}
+
+/// A proxy that serves.
+pub(crate) struct Running {
+    door: Door,
+    listeners: Rc<Listeners>,
+    accepting: Vec<AbortHandle>,
+    connections_max: u32,
+}
+
+impl Running {
+    /// Accepts nobody any more, and waits until everybody has been served.
+    pub(crate) async fn end(&mut self, timeout: Duration) {
+        for task in self.accepting.drain(..) {
+            // It is between two connections: an accepted one has its own task already.
+            task.abort();
+        }
+        self.door.directory.ending.begin();
+        for fd in [&self.listeners.tcp6, &self.listeners.tcp4] {
+            if let Err(error) = self.door.empty_queue(fd) {
+                tracing::warn!(%error, "could not accept who waits");
+            }
+        }
+        let everybody = self.door.limit.acquire_many(self.connections_max);
+        if tokio::time::timeout(timeout, everybody).await.is_err() {
+            let left = self.connections_max as usize - self.door.limit.available_permits();
+            tracing::warn!(left, "connections are cut");
+        }
+    }
 }
 
 /// Two descriptors for each connection; what we may have is the parent's decision.
@@ -89,11 +134,11 @@ fn raise_descriptor_limit() {
 }
 
 /// As many callers as there are pairs of descriptors for.
-fn connections_max() -> usize {
+fn connections_max() -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let descriptors = limit.current.unwrap_or(u64::MAX);
     let pairs = descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2;
-    usize::try_from(pairs.clamp(1, CONNECTIONS_MAX)).unwrap_or(1)
+    u32::try_from(pairs.clamp(1, CONNECTIONS_MAX)).unwrap_or(1)
 }
 
 /// A caller whose host vanished without a word would keep its Machine awake for ever; after this it
@@ -103,7 +148,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
 /// Accepted sockets inherit all options, which saves calls for each.
-pub(crate) fn tcp_listener(fd: &std::os::fd::OwnedFd) -> io::Result<TcpListener> {
+pub(crate) fn tcp_listener(fd: &OwnedFd) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::from(fd.try_clone()?);
     listener.set_nonblocking(true)?;
     sockopt::set_tcp_nodelay(&listener, true)?;
@@ -114,30 +159,58 @@ pub(crate) fn tcp_listener(fd: &std::os::fd::OwnedFd) -> io::Result<TcpListener>
     TcpListener::from_std(listener)
 }
 
-async fn accept(
-    listener: TcpListener,
-    directory: Rc<Directory>,
-    options: Rc<Options>,
-    limit: Rc<Semaphore>,
-) {
+async fn accept(listener: TcpListener, door: Door) {
     loop {
-        let Ok(permit) = limit.acquire().await else { return };
+        let Ok(permit) = door.limit.acquire().await else { return };
         match listener.accept().await {
             Ok((stream, caller)) => {
                 permit.forget();
-                let permit = Permit(Rc::clone(&limit));
-                let options = Rc::clone(&options);
-                let directory = Rc::clone(&directory);
-                spawn_local(async move {
-                    serve_one(stream, caller, directory, &options).await;
-                    drop(permit);
-                });
+                door.enter(stream, caller);
             }
             Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// What every new caller passes.
+#[derive(Clone)]
+struct Door {
+    directory: Rc<Directory>,
+    options: Rc<Options>,
+    limit: Rc<Semaphore>,
+}
+
+impl Door {
+    /// Serves a caller, for whom a permit was forgotten.
+    fn enter(&self, stream: TcpStream, caller: SocketAddr) {
+        let permit = Permit(Rc::clone(&self.limit));
+        let options = Rc::clone(&self.options);
+        let directory = Rc::clone(&self.directory);
+        spawn_local(async move {
+            serve_one(stream, caller, directory, &options).await;
+            drop(permit);
+        });
+    }
+
+    /// Serves who is connected as far as he knows, although we have not accepted him yet.
+    fn empty_queue(&self, listener: &OwnedFd) -> io::Result<()> {
+        for _ in 0..ACCEPT_QUEUE_MAX {
+            let Ok(permit) = self.limit.try_acquire() else { return Ok(()) };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let stream = match rustix::net::accept_with(listener, flags) {
+                Ok(stream) => std::net::TcpStream::from(stream),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::CONNABORTED | Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let Ok(caller) = stream.peer_addr() else { continue };
+            permit.forget();
+            self.enter(TcpStream::from_std(stream)?, caller);
+        }
+        Ok(())
     }
 }
 
@@ -152,7 +225,7 @@ impl Drop for Permit {
 
 async fn serve_one(
     stream: TcpStream,
-    caller: std::net::SocketAddr,
+    caller: SocketAddr,
     directory: Rc<Directory>,
     options: &Options,
 ) {

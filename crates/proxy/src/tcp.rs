@@ -14,17 +14,40 @@ use crate::buffer::{BUFFER_BYTES, read_some};
 use crate::directory::Destination;
 use crate::upstream::{self, NoConnection};
 
+/// A connection that is reset, not ended, if it is dropped midway: whoever is at its other end must
+/// not take a cut for an end.
+pub(crate) struct Stream {
+    pub(crate) tcp: TcpStream,
+    pub(crate) midway: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(tcp: TcpStream) -> Self {
+        Self { tcp, midway: false }
+    }
+
+    fn midway(tcp: TcpStream) -> Self {
+        Self { tcp, midway: true }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.midway {
+            reset(&self.tcp);
+        }
+    }
+}
+
 /// Serves a raw connection until both sides have ended it. Nothing is read from the caller before a
 /// Machine has accepted.
-pub(crate) async fn serve(mut caller: TcpStream, to: Destination, app: Rc<App>, facts: PortFacts) {
-    let Some((place, mut machine)) = connect(&caller, &to, &app, &facts).await else {
-        reset(&caller);
-        return;
-    };
-    if relay(&mut caller, &mut machine).await.is_err() {
-        // Whoever is left must not take a cut for an end.
-        reset(&caller);
-        reset(&machine);
+pub(crate) async fn serve(caller: TcpStream, to: Destination, app: Rc<App>, facts: PortFacts) {
+    let mut caller = Stream::midway(caller);
+    let Some((place, machine)) = connect(&caller.tcp, &to, &app, &facts).await else { return };
+    let mut machine = Stream::midway(machine);
+    if relay(&mut caller.tcp, &mut machine.tcp).await.is_ok() {
+        caller.midway = false;
+        machine.midway = false;
     }
     drop((caller, machine));
     drop(place);

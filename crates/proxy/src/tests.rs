@@ -3,6 +3,7 @@
 
 mod control;
 mod dns;
+mod end;
 mod http;
 mod raw;
 mod world;

@@ -19,7 +19,7 @@ use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::directory::{Destination, Directory, Target};
-use crate::tcp;
+use crate::tcp::{self, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
@@ -34,19 +34,25 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 const TRIES_MAX: u32 = 5;
 
 /// Serves a connection until one side ends it.
-pub(crate) async fn serve(mut stream: TcpStream, directory: Rc<Directory>, to: Destination) {
+pub(crate) async fn serve(stream: TcpStream, directory: Rc<Directory>, to: Destination) {
     let forwarded = Forwarded::new(to.endpoints, &directory.region());
-    let mut connection = Connection { directory, to, forwarded, pending: Vec::new() };
+    let mut connection =
+        Connection { directory, to, forwarded, pending: Vec::new(), turn: Turn::First };
+    let ending = Rc::clone(&connection.directory.ending);
+    let mut ends = pin!(ending.begins());
+    // Once is enough, see there.
+    let _begun = std::future::poll_fn(|cx| Poll::Ready(ends.as_mut().poll(cx))).await.is_ready();
+    let mut stream = Stream::new(stream);
     let mut scratch = Scratch::default();
     loop {
         let step = connection.serve_one(&mut stream, &mut scratch).await;
         scratch.shrink();
         match step {
-            Ok(After::Keep) => {}
-            Ok(After::Close) => return Box::pin(linger(stream)).await,
+            Ok(After::Keep) => connection.turn = Turn::Later,
+            Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
             Err(Ended::Quietly) => return,
             // A caller of HTTP/1.0 must not take a cut for the end of the answer.
-            Err(Ended::Cut) => return tcp::reset(&stream),
+            Err(Ended::Cut) => return tcp::reset(&stream.tcp),
         }
     }
 }
@@ -87,6 +93,16 @@ struct Connection {
     forwarded: Forwarded,
     /// Read, but not parsed: the beginning of the next request.
     pending: Vec<u8>,
+    turn: Turn,
+}
+
+/// Which request of a connection is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Who has just connected is about to ask: that is served even when the proxy ends.
+    First,
+    /// There may never be another.
+    Later,
 }
 
 /// A request that was read, with its head rewritten in the scratch space.
@@ -120,10 +136,23 @@ impl RequestId {
 impl Connection {
     async fn serve_one(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut Stream,
         scratch: &mut Scratch,
     ) -> Result<After, Ended> {
-        let incoming = match self.read(stream, &mut scratch.request).await? {
+        let incoming = self.read(&mut stream.tcp, &mut scratch.request).await?;
+        stream.midway = true;
+        let done = self.answer(&mut stream.tcp, scratch, incoming).await;
+        stream.midway = false;
+        done
+    }
+
+    async fn answer(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: Result<Incoming, BadRequest>,
+    ) -> Result<After, Ended> {
+        let incoming = match incoming {
             Ok(incoming) => incoming,
             Err(bad) => return Box::pin(self.refuse(stream, bad)).await,
         };
@@ -166,17 +195,40 @@ impl Connection {
         }
         let deadline = Instant::now() + HEAD_TIMEOUT;
         loop {
-            let input = tokio::time::timeout_at(deadline, read_after(&self.pending, stream)).await;
+            let input = tokio::time::timeout_at(deadline, self.read_after(stream)).await;
             let input = input.map_err(|_| Ended::Quietly)??;
             if input.len() == self.pending.len() {
                 return Err(Ended::Quietly);
             }
             match self.parse(&input, out) {
-                Ok(None) => self.pending = input.filled().to_vec(),
+                Ok(None) => self.pending = skip_empty_lines(input.filled()).to_vec(),
                 Ok(Some(incoming)) => return Ok(Ok(incoming)),
                 Err(bad) => return Ok(Err(bad)),
             }
         }
+    }
+
+    /// Reads once; the buffer begins with what is pending, and has nothing more if there will be no
+    /// next request. Owns no buffer while it waits.
+    async fn read_after(&self, stream: &mut TcpStream) -> io::Result<Buffer> {
+        let pending = self.pending.as_slice();
+        std::future::poll_fn(|cx| {
+            let mut buffer = Buffer::take();
+            buffer.fill_from(pending);
+            let bytes_max = if pending.is_empty() { FIRST_READ_BYTES } else { HEAD_BYTES_MAX };
+            match buffer.poll_fill(cx, stream, bytes_max) {
+                Poll::Pending if self.may_end() && upstream::is_quiet(stream) => {}
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(read) => drop(read?),
+            }
+            Poll::Ready(Ok(buffer))
+        })
+        .await
+    }
+
+    /// Whether nobody expects anything of this connection any more, unless bytes wait in it.
+    fn may_end(&self) -> bool {
+        self.directory.ending.has_begun() && self.turn == Turn::Later && self.pending.is_empty()
     }
 
     fn parse_pending(&mut self, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {
@@ -297,6 +349,7 @@ impl Connection {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
             wake: wake.as_deref(),
+            ending: &self.directory.ending,
         };
         let message = (scratch.request.as_slice(), incoming.body);
         let (request, answer) = (&incoming.request, &mut scratch.answer);
@@ -318,7 +371,8 @@ impl Connection {
     ) -> Result<After, Ended> {
         let request = &incoming.request;
         // A body that nobody reads would be taken for the next request.
-        let after = if incoming.body.is_done() { request.after } else { After::Close };
+        let last = !incoming.body.is_done() || self.directory.ending.has_begun();
+        let after = if last { After::Close } else { request.after };
         self.send(stream, reply, request.version, request.method, after).await
     }
 
@@ -331,8 +385,12 @@ impl Connection {
         after: After,
     ) -> Result<After, Ended> {
         let id = RequestId::new(&self.directory.region());
-        let signature =
-            Signature { fixed: self.directory.signature(), request_id: id.as_str(), wake: None };
+        let signature = Signature {
+            fixed: self.directory.signature(),
+            request_id: id.as_str(),
+            wake: None,
+            ending: &self.directory.ending,
+        };
         let mut out = Vec::new();
         reply.write(version, method, after, signature, &mut out);
         stream.write_all(&out).await?;
@@ -476,18 +534,6 @@ async fn unless_left<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Re
     .await
 }
 
-/// Reads once; the buffer begins with `pending`. Owns no buffer while it waits.
-async fn read_after(pending: &[u8], stream: &mut TcpStream) -> io::Result<Buffer> {
-    std::future::poll_fn(|cx| {
-        let mut buffer = Buffer::take();
-        buffer.fill_from(pending);
-        let bytes_max = if pending.is_empty() { FIRST_READ_BYTES } else { HEAD_BYTES_MAX };
-        std::task::ready!(buffer.poll_fill(cx, stream, bytes_max))?;
-        Poll::Ready(Ok(buffer))
-    })
-    .await
-}
-
 /// Clients may send empty lines before a request (RFC 9112, 2.2).
 fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
     while let Some(rest) = bytes.strip_prefix(b"\r\n") {
@@ -539,7 +585,7 @@ fn wake_header(place: &Place, held: Duration) -> String {
 
 /// Ends our side and waits shortly for the caller's end, so that our last answer is not lost to a
 /// reset because of bytes that we did not read.
-async fn linger(mut stream: TcpStream) {
+async fn linger(stream: &mut TcpStream) {
     const LINGER: Duration = Duration::from_secs(1);
     const BYTES_MAX: usize = 256 * 1024;
     if stream.shutdown().await.is_err() {
@@ -547,7 +593,7 @@ async fn linger(mut stream: TcpStream) {
     }
     let drain = async {
         let mut left = BYTES_MAX;
-        while let Ok(buffer) = crate::buffer::read_some(&mut stream, left).await {
+        while let Ok(buffer) = crate::buffer::read_some(stream, left).await {
             left = left.saturating_sub(buffer.len());
             if buffer.is_empty() || left == 0 {
                 return;

@@ -7,6 +7,7 @@ use super::head::{
     After, HEAD_BYTES_MAX, HEADERS_MAX, Method, Request, Version, has_token, parse_length,
     write_field,
 };
+use crate::ending::Ending;
 
 /// The Machine's answer is no HTTP, or its framing is ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +23,8 @@ pub(crate) struct Signature<'a> {
     pub(crate) request_id: &'a str,
     /// Value of `Perch-Wake`, for a request that waited for a wake.
     pub(crate) wake: Option<&'a str>,
+    /// Whether it must be the connection's last.
+    pub(crate) ending: &'a Ending,
 }
 
 /// A response as the exchange needs to know it; its head is written already.
@@ -67,7 +70,10 @@ pub(crate) fn rewrite(
         return Err(BadResponse);
     };
     let fields = Fields::collect(parsed.headers)?;
-    let response = fields.response(status, minor, request, head_len)?;
+    let mut response = fields.response(status, minor, request, head_len)?;
+    if signature.ending.has_begun() {
+        response.caller_after = After::Close;
+    }
     write_status(out, status, parsed.reason.unwrap_or(""));
     write_fields(parsed.headers, &fields, &response, out);
     if response.is_interim() {
@@ -236,10 +242,13 @@ fn write_connection(request: &Request, response: &Response, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
+    static ENDING: Ending = Ending::new();
+
     const SIGNATURE: Signature<'_> = Signature {
         fixed: "Server: perch/1\r\nVia: 1.1 perch\r\n",
         request_id: "01ARZ-lcl",
         wake: None,
+        ending: &ENDING,
     };
 
     fn request() -> Request {

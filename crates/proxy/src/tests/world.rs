@@ -16,7 +16,8 @@ use crate::control::{
     AddressKind, AddressView, AppView, Autostop, FromProxy, Link, Listeners, MachineView,
     NetworkView, PortView, ServiceView, Settings, StartOutcome, ToProxy, Unit,
 };
-use crate::{Endpoints, Options, server};
+use crate::server::{self, Running};
+use crate::{Endpoints, Options};
 
 pub(super) const APP: &str = "app";
 pub(super) const MACHINE: &str = "00000000000001";
@@ -37,6 +38,7 @@ pub(super) struct World {
     pub(super) dns_tcp: SocketAddr,
     pub(super) control: PathBuf,
     pub(super) link: Link,
+    pub(super) running: Running,
     _dir: TempDir,
 }
 
@@ -57,32 +59,13 @@ impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let control = dir.path().join("proxy.sock");
-        let tcp = |at| std::net::TcpListener::bind(at).expect("a port");
-        let udp = |at| std::net::UdpSocket::bind(at).expect("a port");
-        let (tcp6, tcp4) = (tcp("127.0.0.1:0"), tcp("127.0.0.1:0"));
-        let (dns_tcp, dns_udp) = (tcp("[::1]:0"), udp("[::1]:0"));
-        let at = |listener: &std::net::TcpListener| listener.local_addr().expect("it is bound");
-        let (http, raw, dns_tcp_at) = (at(&tcp6), at(&tcp4), at(&dns_tcp));
-        let dns_udp_at = dns_udp.local_addr().expect("it is bound");
-        let listeners = Listeners {
-            tcp6: fd(tcp6),
-            tcp4: fd(tcp4),
-            dns_udp: fd(dns_udp),
-            dns_tcp: fd(dns_tcp),
-            forward_v4: fd(udp("127.0.0.1:0")),
-            forward_v6: fd(udp("[::1]:0")),
-        };
-        let rewrite = move |kernel: Endpoints| Endpoints {
-            caller: SocketAddr::new(ip(CALLER), kernel.caller.port()),
-            dest: SocketAddr::new(ip(FLYCAST), if kernel.dest == http { 80 } else { 5432 }),
-        };
-        let options =
-            Options { version: "test".to_owned(), rewrite_endpoints: Some(Arc::new(rewrite)) };
+        let (listeners, [http, raw, dns_udp, dns_tcp]) = listeners();
         let listener = UnixListener::bind(&control).expect("the path is free");
-        server::start(listeners, listener, &options).expect("the sockets are good");
+        let running =
+            server::start(listeners, listener, &options(http)).expect("the sockets are good");
         let (mut link, _listeners) = Link::connect(&control).await.expect("the proxy listens");
         link.send(&ToProxy::Settings(settings())).await.expect("the proxy reads");
-        Self { http, raw, dns_udp: dns_udp_at, dns_tcp: dns_tcp_at, control, link, _dir: dir }
+        Self { http, raw, dns_udp, dns_tcp, control, link, running, _dir: dir }
     }
 
     pub(super) async fn send(&mut self, message: ToProxy) {
@@ -97,27 +80,12 @@ impl World {
 
     /// The next message that is not a log line.
     pub(super) async fn heard(&mut self) -> FromProxy {
-        loop {
-            match self.link.recv().await.expect("the proxy lives") {
-                FromProxy::Log { .. } => {}
-                other => return other,
-            }
-        }
+        heard(&mut self.link).await
     }
 
     /// Waits for a start and reports it done, with the app's new view.
-    pub(super) async fn start(&mut self, mut app: AppView, index: usize) {
-        let FromProxy::Start { machine, attempt, .. } = self.heard().await else {
-            panic!("a start was expected");
-        };
-        assert_eq!(machine, app.machines[index].id);
-        app.machines[index].run += 1;
-        app.machines[index].state = "started".to_owned();
-        app.revision += 1;
-        let run = app.machines[index].run;
-        let outcome = StartOutcome::Started { run };
-        self.send(ToProxy::StartDone { machine, attempt, outcome }).await;
-        self.send(ToProxy::App(app)).await;
+    pub(super) async fn start(&mut self, app: AppView, index: usize) {
+        start(&mut self.link, app, index).await;
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
@@ -130,6 +98,59 @@ impl World {
         stream.write_all(request.as_bytes()).await.expect("the proxy reads");
         read_all(&mut stream).await
     }
+}
+
+async fn heard(link: &mut Link) -> FromProxy {
+    loop {
+        match link.recv().await.expect("the proxy lives") {
+            FromProxy::Log { .. } => {}
+            other => return other,
+        }
+    }
+}
+
+pub(super) async fn start(link: &mut Link, mut app: AppView, index: usize) {
+    let FromProxy::Start { machine, attempt, .. } = heard(link).await else {
+        panic!("a start was expected");
+    };
+    assert_eq!(machine, app.machines[index].id);
+    app.machines[index].run += 1;
+    app.machines[index].state = "started".to_owned();
+    app.revision += 1;
+    let run = app.machines[index].run;
+    let outcome = StartOutcome::Started { run };
+    let done = ToProxy::StartDone { machine, attempt, outcome };
+    link.send(&done).await.expect("the proxy reads");
+    link.send(&ToProxy::App(app)).await.expect("the proxy reads");
+}
+
+/// Sockets for a proxy, and where HTTP, raw TCP, DNS over UDP and over TCP are.
+pub(super) fn listeners() -> (Listeners, [SocketAddr; 4]) {
+    let tcp = |at| std::net::TcpListener::bind(at).expect("a port");
+    let udp = |at| std::net::UdpSocket::bind(at).expect("a port");
+    let (tcp6, tcp4) = (tcp("127.0.0.1:0"), tcp("127.0.0.1:0"));
+    let (dns_tcp, dns_udp) = (tcp("[::1]:0"), udp("[::1]:0"));
+    let at = |listener: &std::net::TcpListener| listener.local_addr().expect("it is bound");
+    let dns_udp_at = dns_udp.local_addr().expect("it is bound");
+    let addresses = [at(&tcp6), at(&tcp4), dns_udp_at, at(&dns_tcp)];
+    let listeners = Listeners {
+        tcp6: fd(tcp6),
+        tcp4: fd(tcp4),
+        dns_udp: fd(dns_udp),
+        dns_tcp: fd(dns_tcp),
+        forward_v4: fd(udp("127.0.0.1:0")),
+        forward_v6: fd(udp("[::1]:0")),
+    };
+    (listeners, addresses)
+}
+
+/// Loopback in place of transparent sockets: what comes in at `http` is for port 80.
+pub(super) fn options(http: SocketAddr) -> Options {
+    let rewrite = move |kernel: Endpoints| Endpoints {
+        caller: SocketAddr::new(ip(CALLER), kernel.caller.port()),
+        dest: SocketAddr::new(ip(FLYCAST), if kernel.dest == http { 80 } else { 5432 }),
+    };
+    Options { version: "test".to_owned(), rewrite_endpoints: Some(Arc::new(rewrite)) }
 }
 
 pub(super) fn ip(text: &str) -> IpAddr {
