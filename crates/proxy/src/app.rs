@@ -152,6 +152,8 @@ struct Waiter {
 pub(crate) struct App {
     pub(crate) name: String,
     balancer: RefCell<Balancer>,
+    /// Balancers that panicked while requests were in flight, which only they have counted.
+    former: RefCell<Vec<Balancer>>,
     /// The run of each Machine whose wake was recorded.
     woken: RefCell<BTreeMap<MachineId, u64>>,
     /// As of the last change, for a balancer that must begin anew.
@@ -185,6 +187,7 @@ impl App {
         let app = Rc::new(Self {
             name: name.to_owned(),
             balancer: RefCell::new(Balancer::new(settings)),
+            former: RefCell::default(),
             woken: RefCell::default(),
             machines: RefCell::default(),
             events: RefCell::default(),
@@ -320,7 +323,11 @@ impl App {
                     self.drain_effects();
                 }
                 while let Some(event) = self.next_event() {
-                    self.balancer.borrow_mut().handle_event(event, clock::now());
+                    let mut balancer = self.balancer.borrow_mut();
+                    #[cfg(test)]
+                    planted::panic_if_planted();
+                    balancer.handle_event(event, clock::now());
+                    drop(balancer);
                     self.drain_effects();
                 }
             };
@@ -340,7 +347,9 @@ impl App {
             region: self.balancer.borrow().region(),
             first_attempt: clock::now().as_micros(),
         };
-        *self.balancer.borrow_mut() = Balancer::new(settings);
+        let former = self.balancer.replace(Balancer::new(settings));
+        self.former.borrow_mut().push(former);
+        self.forget_former();
         let mut events = self.events.borrow_mut();
         events.clear();
         events.push_back(Event::PoolChanged(self.machines.borrow().clone()));
@@ -350,6 +359,26 @@ impl App {
         for (port, queue) in self.queues.borrow().iter() {
             events.push_back(Event::Demand { port: *port, waiting: queue.len() });
         }
+    }
+
+    /// Drops those former balancers that count nobody any more.
+    fn forget_former(&self) {
+        let machines = self.machines.borrow();
+        self.former.borrow_mut().retain(|former| {
+            let beliefs = machines.iter().filter_map(|m| former.belief(m.id));
+            beliefs.map(|belief| belief.in_flight).sum::<u64>() != 0
+        });
+    }
+
+    /// Requests in flight that the balancer does not know of: it has begun anew since they came.
+    fn uncounted(&self, machine: MachineId, run: u64) -> u64 {
+        if self.former.borrow().is_empty() {
+            return 0;
+        }
+        self.forget_former();
+        let former = self.former.borrow();
+        let beliefs = former.iter().filter_map(|former| former.belief(machine));
+        beliefs.filter(|belief| belief.run == run).map(|belief| belief.in_flight).sum()
     }
 
     fn next_event(&self) -> Option<Event> {
@@ -368,6 +397,11 @@ impl App {
         match effect {
             Effect::Start { machine, attempt, port } => {
                 self.server.ask_start(machine, attempt, self.cause(port));
+            }
+            Effect::Stop { machine, run, attempt, .. } if self.uncounted(machine, run) != 0 => {
+                let reason = "requests are in flight".to_owned();
+                let outcome = StopOutcome::Refused { reason };
+                self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
             Effect::Stop { machine, run, attempt, reason } => {
                 self.upstreams.close(machine);
@@ -485,6 +519,32 @@ async fn run_timer(app: Weak<App>, timer: Rc<Timer>) {
         let Some(app) = app.upgrade() else { return };
         if due && timer.at.get().is_some_and(|at| at <= clock::now()) {
             app.handle_timeout();
+        }
+    }
+}
+
+/// A bug for tests: the balancer itself has none that we could use.
+#[cfg(test)]
+pub(crate) mod planted {
+    use std::cell::Cell;
+
+    thread_local! {
+        static PANICS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// The balancers of this thread panic at their next events.
+    pub(crate) fn plant_panics(count: u32) {
+        PANICS.set(count);
+    }
+
+    pub(crate) fn planted_panics() -> u32 {
+        PANICS.get()
+    }
+
+    pub(super) fn panic_if_planted() {
+        if let Some(left) = PANICS.get().checked_sub(1) {
+            PANICS.set(left);
+            panic!("a planted bug");
         }
     }
 }

@@ -5,5 +5,6 @@ mod control;
 mod dns;
 mod end;
 mod http;
+mod panic;
 mod raw;
 mod world;
