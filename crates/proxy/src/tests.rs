@@ -6,5 +6,6 @@ mod dns;
 mod end;
 mod http;
 mod panic;
+mod parser;
 mod raw;
 mod world;

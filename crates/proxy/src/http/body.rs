@@ -103,6 +103,8 @@ pub(crate) struct Chunked {
 enum State {
     #[default]
     Size,
+    /// After blanks behind the size, which some senders leave there.
+    SizeBlank,
     Extension,
     SizeEnd,
     Data,
@@ -110,6 +112,7 @@ enum State {
     DataEnd,
     /// At the start of a trailer line.
     Trailer,
+    TrailerName,
     TrailerLine,
     TrailerLineEnd,
     End,
@@ -144,10 +147,14 @@ impl Chunked {
     fn next(&mut self, byte: u8) -> Result<State, BadChunk> {
         match (self.state, byte) {
             (State::Size, b'\r') if 0 < self.digits => Ok(State::SizeEnd),
-            (State::Size, b';' | b' ' | b'\t') if 0 < self.digits => self.extension(),
+            (State::Size, b' ' | b'\t') if 0 < self.digits => self.extension(State::SizeBlank),
+            (State::Size, b';') if 0 < self.digits => self.extension(State::Extension),
             (State::Size, _) => self.digit(byte),
+            (State::SizeBlank, b' ' | b'\t') => self.extension(State::SizeBlank),
+            (State::SizeBlank, b';') => self.extension(State::Extension),
+            (State::SizeBlank, b'\r') => Ok(State::SizeEnd),
             (State::Extension, b'\r') => Ok(State::SizeEnd),
-            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension(),
+            (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extension(State::Extension),
             (State::SizeEnd, b'\n') => Ok(self.after_size()),
             (State::DataCr, b'\r') => Ok(State::DataEnd),
             (State::DataEnd, b'\n') => {
@@ -155,8 +162,11 @@ impl Chunked {
                 Ok(State::Size)
             }
             (State::Trailer, b'\r') => Ok(State::End),
-            (State::Trailer, b'!'..=b'~') | (State::TrailerLine, b'\t' | b' '..=b'~' | 0x80..) => {
-                self.trailer()
+            (State::Trailer | State::TrailerName, _) if is_token_byte(byte) => {
+                self.trailer(State::TrailerName)
+            }
+            (State::TrailerName, b':') | (State::TrailerLine, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.trailer(State::TrailerLine)
             }
             (State::TrailerLine, b'\r') => Ok(State::TrailerLineEnd),
             (State::TrailerLineEnd, b'\n') => Ok(State::Trailer),
@@ -175,20 +185,25 @@ impl Chunked {
         Ok(State::Size)
     }
 
-    fn extension(&mut self) -> Result<State, BadChunk> {
+    fn extension(&mut self, next: State) -> Result<State, BadChunk> {
         self.extra += 1;
-        if EXTENSION_BYTES_MAX < self.extra { Err(BadChunk) } else { Ok(State::Extension) }
+        if EXTENSION_BYTES_MAX < self.extra { Err(BadChunk) } else { Ok(next) }
     }
 
-    fn trailer(&mut self) -> Result<State, BadChunk> {
+    fn trailer(&mut self, next: State) -> Result<State, BadChunk> {
         self.extra += 1;
-        if TRAILER_BYTES_MAX < self.extra { Err(BadChunk) } else { Ok(State::TrailerLine) }
+        if TRAILER_BYTES_MAX < self.extra { Err(BadChunk) } else { Ok(next) }
     }
 
     fn after_size(&mut self) -> State {
         self.extra = 0;
         if self.size == 0 { State::Trailer } else { State::Data }
     }
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -233,6 +248,9 @@ mod tests {
         check_refused(b"1;a\rb\r\nx\r\n");
         check_refused(b"0\r\n\n");
         check_refused(b"0\r\n folded\r\n\r\n");
+        check_refused(b"0\r\nno colon\r\n\r\n");
+        check_refused(b"0\r\nspace : x\r\n\r\n");
+        check_refused(b"1 2\r\nx\r\n0\r\n\r\n");
         check_refused(b"0000000000000001\r\nx\r\n0\r\n\r\n");
         check_refused(b"fffffffffffffffff\r\n");
     }

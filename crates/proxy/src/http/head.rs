@@ -108,13 +108,14 @@ pub(crate) fn rewrite(
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let head_len = match parsed.parse_with_uninit_headers(input, &mut space) {
-        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Complete(length)) if length <= HEAD_BYTES_MAX => length,
         Ok(httparse::Status::Partial) if input.len() < HEAD_BYTES_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            return Err(BadRequest::TooLarge);
-        }
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::TooLarge),
         Err(_) => return Err(BadRequest::Malformed),
     };
+    if has_bare_lf(&input[..head_len]) {
+        return Err(BadRequest::Malformed);
+    }
     let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
         return Err(BadRequest::Malformed);
@@ -126,6 +127,13 @@ pub(crate) fn rewrite(
     let after = fields.after(version);
     let method = method_of(method);
     Ok(Some(Request { version, method, framing: fields.framing, after, head_len }))
+}
+
+/// Lines end in CR LF; `httparse` takes LF alone too, and others may not.
+fn has_bare_lf(head: &[u8]) -> bool {
+    let first = head.first() == Some(&b'\n');
+    // Without an early end this is a few vector instructions.
+    head.windows(2).fold(first, |found, w| found | ((w[0] != b'\r') & (w[1] == b'\n')))
 }
 
 fn method_of(method: &str) -> Method {
@@ -145,8 +153,11 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn parse(method: &str, target: &'a str) -> Result<Self, BadRequest> {
-        if method == "CONNECT" {
+        if method == "CONNECT" || !method.bytes().all(is_method_byte) {
             return Err(BadRequest::Method);
+        }
+        if !target.bytes().all(is_target_byte) {
+            return Err(BadRequest::Malformed);
         }
         if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
             return Ok(Self { path: target, authority: None });
@@ -311,12 +322,41 @@ pub(crate) fn has_token(value: &[u8], token: &str) -> bool {
         .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
+/// Of all registered methods, and no more: not every parser takes every token.
+fn is_method_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
+/// A fragment never belongs in a target, and the others some parsers refuse.
+fn is_target_byte(byte: u8) -> bool {
+    !matches!(byte, 0..=b' ' | b'"' | b'#' | b'<' | b'>' | b'`' | b'\\' | b'^' | 0x7f..)
+}
+
 /// A host and port as they may appear in a Host field; empty is allowed by the RFC.
 fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|byte| {
-        byte.is_ascii_alphanumeric()
-            || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']' | b'%')
-    })
+    let (name_ok, port) = match value.strip_prefix(b"[") {
+        Some(rest) => {
+            let end = rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len());
+            let ip = std::str::from_utf8(&rest[..end]).ok();
+            let is_ip = ip.is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok());
+            (is_ip && end < rest.len(), rest.get(end + 1..).unwrap_or_default())
+        }
+        None => {
+            let end = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+            let (name, port) = value.split_at(end);
+            (name.iter().all(|b| is_name_byte(*b)) && (!name.is_empty() || port.is_empty()), port)
+        }
+    };
+    name_ok && (port.is_empty() || port.strip_prefix(b":").is_some_and(is_port))
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_')
+}
+
+fn is_port(text: &[u8]) -> bool {
+    std::str::from_utf8(text)
+        .is_ok_and(|text| !text.starts_with('+') && text.parse::<u16>().is_ok())
 }
 
 /// What we do with a field.
