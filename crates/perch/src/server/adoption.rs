@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use perch_api::wire::{Autostop, MachineState};
+use perch_api::wire::Autostop;
 use perch_core::lifecycle::{AfterLoss, Event, Found, Lease, Lifecycle, Stored};
 use perch_machine::{ExitCause, Machine};
 
@@ -18,18 +18,34 @@ use super::records::{MachineRecord, Wish};
 use super::world::World;
 use super::{clock, images};
 
+/// What was found of one Machine.
+struct Finding {
+    record: MachineRecord,
+    found: Found,
+    running: Option<Machine>,
+    /// The last run that the Machine's directory knows of.
+    last_run: u64,
+}
+
 /// Starts a task for each stored Machine, and clears what belongs to none.
+///
+/// Everything is looked at, and dead links are taken down, before the first task begins: a task may start its
+/// Machine at once, and what it makes must not be taken for a leftover.
 ///
 /// # Errors
 /// When the host cannot be looked at.
 pub(crate) async fn adopt_all(world: &Arc<World>) -> anyhow::Result<()> {
     let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
     let kept_up = kept_up(&records);
+    let mut findings = Vec::new();
     for record in &records {
-        adopt(world, record, kept_up.contains(&record.id.as_str())).await?;
+        findings.push(find(world, record, kept_up.contains(&record.id.as_str())).await?);
     }
     remove_strangers(world, &records).await?;
-    disconnect_strangers(world).await;
+    disconnect_dead(world, &findings).await;
+    for finding in findings {
+        begin(world, finding);
+    }
     let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
     for app in apps {
         world.publish(&app).await;
@@ -38,31 +54,35 @@ pub(crate) async fn adopt_all(world: &Arc<World>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn adopt(world: &Arc<World>, record: &MachineRecord, kept_up: bool) -> anyhow::Result<()> {
+async fn find(
+    world: &Arc<World>,
+    record: &MachineRecord,
+    kept_up: bool,
+) -> anyhow::Result<Finding> {
     let dir = world.paths.machine(&record.id);
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    let found = perch_machine::adopt(&dir).await;
-    let seen = found.unwrap_or_else(|error| {
-        tracing::warn!(
-            machine = record.id,
-            error = images::chain(&error),
-            "unreadable; taken as lost"
-        );
+    let seen = perch_machine::adopt(&dir).await.unwrap_or_else(|error| {
+        let error = images::chain(&error);
+        tracing::warn!(machine = record.id, error, "unreadable; taken as lost");
         None
     });
     let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
     let last_run = seen.as_ref().map_or(0, Machine::run);
     let (found, running) = look(record, seen, after_loss).await;
-    let policy = launching::policy(record);
-    let mut life = Lifecycle::restore(stored(record, last_run), policy, found, clock::now());
+    Ok(Finding { record: record.clone(), found, running, last_run })
+}
+
+fn begin(world: &Arc<World>, finding: Finding) {
+    let Finding { record, found, running, last_run } = finding;
+    let policy = launching::policy(&record);
+    let mut life = Lifecycle::restore(stored(&record, last_run), policy, found, clock::now());
     if super::api::is_leased(world, &record.id) {
         // A lease never makes sense of an event that could be refused.
         life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
     }
-    let history = History::read(&dir);
+    let history = History::read(&world.paths.machine(&record.id));
     let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);
-    world.add_handle(record.id.clone(), handle);
-    Ok(())
+    world.add_handle(record.id, handle);
 }
 
 async fn look(
@@ -157,14 +177,11 @@ async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyh
     Ok(())
 }
 
-async fn disconnect_strangers(world: &Arc<World>) {
-    let attached = world.plane.attached();
-    for name in attached {
-        let state = world.handle(&name).map(|handle| handle.status().state);
-        if !matches!(
-            state,
-            Some(MachineState::Started | MachineState::Stopping | MachineState::Replacing)
-        ) {
+/// Takes down the links of Machines that do not run.
+async fn disconnect_dead(world: &Arc<World>, findings: &[Finding]) {
+    let runs = |name: &str| findings.iter().any(|it| it.record.id == name && it.running.is_some());
+    for name in world.plane.attached() {
+        if !runs(&name) {
             world.detach(&name).await;
         }
     }
