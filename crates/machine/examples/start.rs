@@ -103,7 +103,7 @@ fn prepare_bundle(
 ) -> Result<(), Box<dyn Error>> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).ok_or("no shim")?;
-    let text = fs::read(format!("/proc/{shim}/root/run/perch-stage/bundle/config.json"))?;
+    let text = fs::read(format!("/proc/{shim}/root/sys/bus/bundle/config.json"))?;
     let mut config: serde_json::Value = serde_json::from_slice(&text)?;
     let root = bundle.join("rootfs");
     fs::create_dir_all(root.join(".perch"))?;

@@ -118,13 +118,18 @@ impl Leaf {
     /// Runs `act` while a container runtime sees the v2 tree alone, and a plain file where it would move processes into
     /// this leaf: they are in it already. The caller has a mount namespace of its own.
     pub(crate) fn shown_alone<T>(&self, sink: &Path, act: impl FnOnce() -> T) -> io::Result<T> {
-        File::create(sink)?;
-        rustix::mount::mount_bind(sink, self.dir.join("cgroup.procs"))?;
+        let procs = self.dir.join("cgroup.procs");
+        File::create(sink).map_err(named("make", sink))?;
+        rustix::mount::mount_bind(sink, &procs).map_err(named("cover", &procs))?;
         // With what is mounted below, the plain file.
-        rustix::mount::mount_bind_recursive(&self.root, ROOT)?;
+        let root = Path::new(ROOT);
+        rustix::mount::mount_bind_recursive(&self.root, root).map_err(named("cover", root))?;
         let done = act();
-        rustix::mount::unmount(ROOT, UnmountFlags::DETACH)?;
-        rustix::mount::unmount(self.dir.join("cgroup.procs"), UnmountFlags::DETACH)?;
+        let uncover = |path: &Path| {
+            rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(named("uncover", path))
+        };
+        uncover(root)?;
+        uncover(&procs)?;
         Ok(done)
     }
 }
@@ -249,6 +254,14 @@ impl Cgroups {
             remove_dir(dir)?;
         }
         Ok(())
+    }
+}
+
+/// Names the step that failed. The error's kind stays.
+fn named<E: Into<io::Error>>(doing: &str, object: &Path) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        let error = error.into();
+        io::Error::new(error.kind(), format!("could not {doing} {}: {error}", object.display()))
     }
 }
 

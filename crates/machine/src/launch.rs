@@ -480,8 +480,8 @@ pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine,
             discard_former_files(spec);
             return Machine::new(spec.clone(), state);
         }
-        Ok(Ok(Answer::Failed(reason))) => reason,
-        Ok(Err(error)) => format!("{error}{}", last_words(spec)),
+        Ok(Ok(Answer::Failed(reason))) => reason + &last_words(spec),
+        Ok(Err(error)) => error.to_string() + &last_words(spec),
         Err(_) => format!("no answer within {} s", START_TIMEOUT.as_secs()),
     };
     end(spec).await?;
@@ -595,7 +595,7 @@ fn reap(mut shim: Child) -> io::Result<()> {
     Ok(())
 }
 
-/// What a shim that crashed left on its standard error.
+/// What a shim that failed left on its standard error: the container runtime's complaints too.
 fn last_words(spec: &LaunchSpec) -> String {
     let text = fs::read_to_string(spec.dir.join(SHIM_LOG)).unwrap_or_default();
     let last: Vec<_> = text.lines().rev().take(3).collect();

@@ -21,6 +21,7 @@ pub mod unpack;
 
 mod bundle;
 mod cgroup;
+mod complaints;
 mod stage;
 mod sys;
 mod user;

@@ -31,7 +31,7 @@ use crate::stage::{self, StageError};
 use crate::user::{self, BadUser};
 
 /// The descriptor that init reports on.
-const REPORT_FD: i32 = 3;
+pub(crate) const REPORT_FD: i32 = 3;
 /// Longest packet from init.
 const REPORT_BYTES_MAX: usize = 4096;
 /// How much is read from a pipe at once: a pipe's usual capacity.
@@ -165,6 +165,9 @@ fn start(dir: &Path, answer: &Outlet) -> Result<Keeper, ShimError> {
     if let Err(error) = rustix::process::setsid() {
         eprintln!("could not begin a session: {error}");
     }
+    if let Err(error) = crate::complaints::to_stderr() {
+        eprintln!("could not watch the container runtime: {error}");
+    }
     create(spec, netns, report, init_report, lock)
 }
 
@@ -276,17 +279,22 @@ fn run_born_in(
         i32::from(File::from(answer_end).write_all(text.as_bytes()).is_err())
     };
     let forked = leaf.shown_alone(Path::new("cgroup.procs"), || {
-        let child = crate::sys::fork_into(leaf.as_fd(), work)?;
-        rustix::process::waitpid(Some(child), WaitOptions::empty()).map_err(io::Error::from)
+        let child =
+            crate::sys::fork_into(leaf.as_fd(), work).map_err(doing("be born in the cgroup"))?;
+        let waited = rustix::process::waitpid(Some(child), WaitOptions::empty());
+        waited.map_err(doing("wait for the container runtime"))
     });
-    forked.and_then(|waited| waited).map_err(doing("run the container"))?;
+    let ended = forked.map_err(doing("show the container runtime its cgroup"))??;
     let mut text = String::new();
     // The container may still hold the other end: no end of file, but all that was written is there.
     match File::from(answer).read_to_string(&mut text) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-            return Err(doing("run the container")(error));
+            return Err(doing("read the container runtime's answer")(error));
         }
         Ok(_) | Err(_) => {}
+    }
+    if text.is_empty() {
+        text = format!("the container runtime ended without an answer: {ended:?}");
     }
     let pid = text.strip_prefix("pid ").and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
     pid.ok_or(ShimError::Program(text))

@@ -5,7 +5,7 @@
 //! directory, because the container sets up its root with its own ids, which may not enter a directory of mode 0700.
 //!
 //! ```text
-//!  /run/perch-stage        tmpfs, seen by this shim only
+//!  /sys/bus                tmpfs, seen by this shim only
 //!    l/0 … l/n             layers, lowest first, then the init layer
 //!    fs/{upper,work}       the run's own files, id-mapped like the layers
 //!    root                  the overlay: what the Machine sees as /
@@ -28,8 +28,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::launch::{LaunchSpec, RootFile};
 use crate::sys;
 
-/// Mount point of every shim's private tmpfs. On the host it stays an empty directory.
-pub(crate) const STAGE: &str = "/run/perch-stage";
+/// Mount point of every shim's private tmpfs: a directory of sysfs that nobody here looks into, because nobody can remove
+/// it. Who removes a directory detaches what others have mounted on it, in whatever namespace: with one below `/run`, the
+/// end of one server broke the starts of another.
+pub(crate) const STAGE: &str = "/sys/bus";
 
 /// Largest `/etc/passwd` or `/etc/group` that is read.
 const USER_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -92,8 +94,6 @@ pub(crate) fn enter() -> Result<(), StageError> {
     // Downstream, not private: what the host unmounts must not stay busy here.
     let propagation = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", propagation).map_err(step("separate the mounts of", "/"))?;
-    let made = fs::DirBuilder::new().mode(0o755).recursive(true).create(STAGE);
-    made.map_err(step("make", STAGE))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("perch", STAGE, "tmpfs", flags, c"mode=0755,size=16m")
         .map_err(step("mount a tmpfs on", STAGE))?;
@@ -267,4 +267,17 @@ fn mount_sys(target: &OwnedFd) -> Result<(), StageError> {
         .map_err(failed())?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&mount, "", target, "", flags).map_err(failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stage_is_where_no_directory_can_be_removed() -> io::Result<()> {
+        const SYSFS_MAGIC: u64 = 0x6265_6572;
+        let found = rustix::fs::statfs(STAGE)?;
+        assert_eq!(u64::try_from(found.f_type).ok(), Some(SYSFS_MAGIC));
+        Ok(())
+    }
 }
