@@ -5,8 +5,8 @@
 //! are refused all the same. What comes out is a layer in overlayfs form: a deleted name is a character device 0/0. That
 //! a directory hides all below needs a right that this process no longer has, so the parent marks those.
 //!
-//! Left out: device files (a Machine's `/dev` is its own) and extended attributes (file capabilities have no effect under
-//! no_new_privs).
+//! Device files and named pipes are refused too, wherever they are: a Machine's `/dev` is its own, and files that are none
+//! have no place in an image. Left out are extended attributes (file capabilities have no effect under no_new_privs).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -73,6 +73,10 @@ enum UnpackError {
     },
     #[error("{name:?} is refused: {reason}")]
     Refused { name: PathBuf, reason: &'static str },
+    #[error(
+        "{name:?} is refused: it is {kind}; build the image without it: a Machine has its own /dev"
+    )]
+    Special { name: PathBuf, kind: &'static str },
     #[error("layer has more than {limit} {what}")]
     TooLarge { what: &'static str, limit: u64 },
 }
@@ -303,11 +307,11 @@ impl Target {
                 make_room(&dir, file).map_err(failed)?;
                 self.hard_link(&dir, file, &clean(&link)?).map_err(failed)
             }
-            EntryType::Fifo => {
-                make_room(&dir, file).map_err(failed)?;
-                make_fifo(&dir, file, &meta).map_err(failed)
+            EntryType::Char | EntryType::Block => {
+                Err(UnpackError::Special { name, kind: "a device" })
             }
-            // Devices, and headers of formats that carry nothing we use.
+            EntryType::Fifo => Err(UnpackError::Special { name, kind: "a named pipe" }),
+            // Headers of formats that carry nothing we use.
             _ => Ok(()),
         }
     }
@@ -495,12 +499,6 @@ fn make_symlink(dir: &OwnedFd, name: &Path, to: &[u8], meta: &Meta) -> io::Resul
     rustix::fs::symlinkat(to, dir, name)?;
     rustix::fs::chownat(dir, name, Some(meta.uid), Some(meta.gid), AtFlags::SYMLINK_NOFOLLOW)?;
     rustix::fs::utimensat(dir, name, &times(meta.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
-}
-
-fn make_fifo(dir: &OwnedFd, name: &Path, meta: &Meta) -> io::Result<()> {
-    rustix::fs::mknodat(dir, name, FileType::Fifo, meta.mode, 0)?;
-    rustix::fs::chownat(dir, name, Some(meta.uid), Some(meta.gid), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use perch_machine::{Digest, ImageLimits, ImageStore, Unpacked};
@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("upper_layers_delete_and_hide", upper_layers_delete_and_hide),
     ("owners_modes_and_links_are_kept", owners_modes_and_links_are_kept),
     ("hostile_names_are_refused", hostile_names_are_refused),
-    ("devices_are_left_out", devices_are_left_out),
+    ("devices_and_pipes_are_refused_by_name", devices_and_pipes_are_refused_by_name),
     ("a_layer_beyond_its_limits_leaves_nothing", a_layer_beyond_its_limits_leaves_nothing),
     ("a_layer_that_is_not_what_the_config_says_is_refused", a_false_layer_is_refused),
 ];
@@ -141,7 +141,6 @@ fn owners_modes_and_links_are_kept(fixture: &Fixture) -> Tested {
         .file("dir/file", b"text")
         .add("dir/hard", EntryType::Link, "./dir/file", b"")
         .add("dir/soft", EntryType::Symlink, "../../../etc/passwd", b"")
-        .add("dir/pipe", EntryType::Fifo, "", b"")
         .file("dir/file2", b"first")
         .file("dir/file2", b"second")
         .file("tree/x/y", b"")
@@ -154,7 +153,6 @@ fn owners_modes_and_links_are_kept(fixture: &Fixture) -> Tested {
     );
     assert_eq!((file.nlink(), file.ino()), (2, fs::metadata(dir.join("dir/hard"))?.ino()));
     assert_eq!(fs::read_link(dir.join("dir/soft"))?, Path::new("../../../etc/passwd"));
-    assert!(fs::symlink_metadata(dir.join("dir/pipe"))?.file_type().is_fifo());
     assert_eq!(fs::read_to_string(dir.join("dir/file2"))?, "second");
     assert_eq!(fs::read_to_string(dir.join("tree"))?, "a file now");
     assert_eq!(fs::metadata(dir.join("dir"))?.mtime(), 1_000_000_000);
@@ -194,11 +192,21 @@ fn hostile_names_are_refused(fixture: &Fixture) -> Tested {
     Ok(())
 }
 
-fn devices_are_left_out(fixture: &Fixture) -> Tested {
-    let layer = Layer::new().add("dev/disk", EntryType::Block, "", b"").file("dev/file", b"");
-    let dir = unpack(fixture, vec![layer])?.layers.remove(0);
-    let names: Vec<_> = fs::read_dir(dir.join("dev"))?.flatten().map(|e| e.file_name()).collect();
-    assert_eq!(names, ["file"]);
+fn devices_and_pipes_are_refused_by_name(fixture: &Fixture) -> Tested {
+    let cases = [
+        (EntryType::Char, "a device"),
+        (EntryType::Block, "a device"),
+        (EntryType::Fifo, "a named pipe"),
+    ];
+    for (kind, words) in cases {
+        let layer = Layer::new().file("dev/file", b"").add("dev/x", kind, "", b"");
+        let error = unpack(fixture, vec![layer]).err().map(|error| error.to_string());
+        let expected = format!("\"dev/x\" is refused: it is {words}; build the image without it");
+        assert!(error.as_ref().is_some_and(|error| error.contains(&expected)), "{error:?}");
+    }
+    // A mark that deletes a name is an ordinary file in the archive.
+    unpack(fixture, vec![Layer::new().file("dev/.wh.x", b"")])?;
+    assert_eq!(fs::read_dir(fixture.dir.join("images/scratch"))?.count(), 0);
     Ok(())
 }
 
