@@ -19,8 +19,6 @@ use crate::server::plane_config;
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a Machine may take to end after its signal, unless it says otherwise.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where shims put their Machines' roots (`perch_machine`).
-const STAGE: &str = "/run/perch-stage";
 /// How long cgroups may be busy after the last Machine ended.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a proxy may take to greet.
@@ -82,7 +80,6 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
     perch_net::Plane::remove_by_config(&plane_config(paths, &crate::config::Config::default()))
         .context("could not remove the network")?;
     remove_cgroups(&paths.cgroup_parent()).await;
-    remove_stage();
     println!("Stopped {stopped} Machines and removed the network");
     if data == Data::Purge {
         purge(paths)?;
@@ -153,16 +150,6 @@ async fn end_machine(dir: &Path) -> anyhow::Result<bool> {
         machine.wait().await?;
     }
     Ok(true)
-}
-
-/// The directory on which shims, each in a mount namespace of its own, put their Machines' roots.
-fn remove_stage() {
-    match std::fs::remove_dir(STAGE) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::debug!(%error, "another server's Machines use {STAGE}");
-        }
-        Ok(()) | Err(_) => {}
-    }
 }
 
 /// Removes the Machines' parent cgroup from every hierarchy. The kernel and the last shims take a moment

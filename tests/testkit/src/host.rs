@@ -315,8 +315,9 @@ impl Host {
         Ok(dir)
     }
 
-    /// What `perch down --purge` must leave as it was: links, routes, rules, firewall, mounts.
-    pub fn surroundings(&self) -> Result<String> {
+    /// What `perch down --purge` must leave as it was: links, routes, rules, firewall, mounts, and no cgroup of the
+    /// server with this data directory.
+    pub fn surroundings(&self, data_dir: &Path) -> Result<String> {
         let asked: [&[&str]; 6] = [
             &["ip", "-o", "link"],
             &["ip", "-4", "route", "show", "table", "all"],
@@ -329,7 +330,7 @@ impl Host {
         for line in asked {
             text += &self.run(line[0], &line[1..])?.ok()?;
         }
-        text += &leftovers::cgroups();
+        text += &leftovers::cgroups(data_dir);
         Ok(text)
     }
 }

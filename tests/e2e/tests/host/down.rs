@@ -10,12 +10,12 @@ fn down_with_purge_leaves_the_host_as_it_was() {
     on(
         || Host::bare(Network::Open),
         |host| {
-            let before = host.surroundings()?;
+            let before = host.surroundings(&host.data_dir())?;
             host.start_server()?;
             private_app(host, "web", AWAKE)?;
             let data = host.data_dir().to_string_lossy().into_owned();
             host.perch(&["down", "--data-dir", &data, "--purge"])?.ok()?;
-            let after = host.surroundings()?;
+            let after = host.surroundings(&host.data_dir())?;
             ensure!(before == after, "before:\n{before}\nafter:\n{after}");
             ensure!(!host.data_dir().exists(), "the data are still there");
             check_no_processes(host)

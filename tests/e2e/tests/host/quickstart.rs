@@ -10,11 +10,12 @@ fn quickstart_shows_the_whole_way_and_leaves_nothing() {
     on(
         || Host::bare(Network::Open),
         |host| {
-            let before = host.surroundings()?;
-            let output = host.perch(&["quickstart", "--once"])?;
+            let dir = host.dir().join("quick");
+            let before = host.surroundings(&dir.join("data"))?;
+            let output = host.perch(&["quickstart", "--once", "--dir", &dir.to_string_lossy()])?;
             output.says(&["fly launch", "--flycast", ".flycast", "ms"])?;
             output.ok()?;
-            let after = host.surroundings()?;
+            let after = host.surroundings(&dir.join("data"))?;
             ensure!(before == after, "before:\n{before}\nafter:\n{after}");
             ensure!(host.processes().is_empty(), "left behind: {:?}", host.processes());
             Ok(())

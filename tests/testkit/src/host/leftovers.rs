@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::wait_until;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -17,17 +19,25 @@ pub(super) fn machine_ids(data_dir: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// All groups below one whose name begins with `perch`, one path a line.
-pub(super) fn cgroups() -> String {
+/// The groups of the server with this data directory, one path a line. Other servers on the machine, those of other
+/// tests among them, come and go as they like.
+pub(super) fn cgroups(data_dir: &Path) -> String {
+    let parent = parent_group(data_dir);
     let mut found = Vec::new();
     walk(Path::new(CGROUPS), 0, &mut |dir| {
-        let is_ours = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("perch");
-        if dir.components().any(|part| is_ours(part.as_os_str())) {
+        if dir.components().any(|part| part.as_os_str() == parent.as_str()) {
             found.push(format!("{}\n", dir.display()));
         }
     });
     found.sort();
     found.concat()
+}
+
+/// The name that a server derives from its data directory.
+fn parent_group(data_dir: &Path) -> String {
+    let hash = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    let tag: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("perch-{tag}")
 }
 
 /// Removes the groups of these Machines; they are empty, or soon will be.
