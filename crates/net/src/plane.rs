@@ -294,11 +294,12 @@ impl Plane {
             Some(spare) => spare,
             None => namespace::create(fixed::prepare_machine)?,
         };
-        self.make_link(&attach.name, netns.as_fd())?;
+        // Held to the end: a detach of the same name comes before all of this or after it.
         let inner = &mut *self.lock();
-        let attached = inner.configure_machine(&self.config, attach, &mut far);
+        let link = self.make_link(inner, &attach.name, netns.as_fd())?;
+        let attached = inner.configure_machine(&self.config, attach, link, &mut far);
         if attached.is_err() {
-            self.sweep(&attach.name)?;
+            self.sweep(link)?;
         }
         attached.map(|()| netns)
     }
@@ -316,34 +317,50 @@ impl Plane {
         Ok(())
     }
 
-    /// Makes a Machine's link in place of a former one.
-    fn make_link(&self, name: &str, netns: BorrowedFd<'_>) -> Result<(), NetError> {
-        let inner = &mut *self.lock();
+    /// Makes a Machine's link in place of a former one, and returns its index.
+    fn make_link(
+        &self,
+        inner: &mut Inner,
+        name: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<u32, NetError> {
         inner.forget_machine(name)?;
         let make = || vec![route::add_veth(name, fixed::MACHINE_LINK, netns)];
         match inner.route.apply(make(), &[]) {
             Err(error) if error.is_errno(libc::EEXIST) => {
-                self.sweep(name)?;
-                inner.route.apply(make(), &[])
+                self.sweep_found(inner.machine_link(name)?)?;
+                inner.route.apply(make(), &[])?;
             }
-            made => made,
+            made => made?,
         }
+        route::index_of(&mut inner.route, name)
     }
 
     /// Disconnects a Machine. Idempotent. Its addresses are closed at once; then the call waits
-    /// for the kernel to take the link down (tens of milliseconds), in nobody's way.
+    /// for the kernel to take the link down (tens of milliseconds), in nobody's way: whoever
+    /// attaches under the same name meanwhile keeps the new link.
     ///
     /// # Errors
     /// [`NetError::BadName`] or the kernel's.
     pub fn detach(&self, name: &str) -> Result<(), NetError> {
         check_name(name)?;
-        self.lock().forget_machine(name)?;
-        self.sweep(name)
+        let link = {
+            let inner = &mut *self.lock();
+            inner.forget_machine(name)?;
+            inner.machine_link(name)?
+        };
+        self.sweep_found(link)
     }
 
-    fn sweep(&self, name: &str) -> Result<(), NetError> {
+    fn sweep_found(&self, link: Option<u32>) -> Result<(), NetError> {
+        link.map_or(Ok(()), |link| self.sweep(link))
+    }
+
+    /// Deletes the very link that is meant. By its name it could be the next one of that name, and
+    /// the kernel gives no index twice until two thousand million links were made.
+    fn sweep(&self, link: u32) -> Result<(), NetError> {
         let mut sweeper = self.sweeper.lock().unwrap_or_else(PoisonError::into_inner);
-        sweeper.apply(vec![route::delete_link(name)], &[libc::ENODEV])
+        sweeper.apply(vec![route::delete_link_at(link)], &[libc::ENODEV])
     }
 
     /// Renews what depends on the host: its nft table, which somebody may have flushed, and the
@@ -431,12 +448,13 @@ impl Inner {
         &mut self,
         config: &PlaneConfig,
         attach: &Attach,
+        link: u32,
         far: &mut Socket,
     ) -> Result<(), NetError> {
         self.route.apply(route::bring_up(&attach.name), &[])?;
         fixed::bring_up_machine(far)?;
         self.route.apply(vec![route::activate(&attach.name)], &[])?;
-        self.configure_near_end(attach)?;
+        self.configure_near_end(attach, link)?;
         fixed::configure_machine(far, config, attach)?;
         let machine = Machine { private_ip: attach.private_ip, link: attach.link.1 };
         let mut batch = Batch::on(TABLE);
@@ -446,9 +464,8 @@ impl Inner {
         Ok(())
     }
 
-    fn configure_near_end(&mut self, attach: &Attach) -> Result<(), NetError> {
+    fn configure_near_end(&mut self, attach: &Attach, link: u32) -> Result<(), NetError> {
         let (plane_end, machine_end) = attach.link;
-        let link = route::index_of(&mut self.route, &attach.name)?;
         let private_ip = attach.private_ip.into();
         let messages = vec![
             route::add_address(link, (GATEWAY.into(), 64)),
@@ -458,6 +475,14 @@ impl Inner {
             route::add_route(only(private_ip), Via::Link(link)),
         ];
         self.route.apply(messages, &[])
+    }
+
+    /// Finds a Machine's link; it may be gone with the Machine's namespace.
+    fn machine_link(&mut self, name: &str) -> Result<Option<u32>, NetError> {
+        match route::index_of(&mut self.route, name) {
+            Err(error) if error.is_errno(libc::ENODEV) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Closes a Machine's sources: nothing that it sends gets further.

@@ -170,6 +170,14 @@ pub(crate) fn delete_link(name: &str) -> Message {
     Message::new(what, RTM_DELLINK, NLM_F_ACK, &[0; IFINFO_LEN], &attrs)
 }
 
+/// Deletes the link of that index.
+pub(crate) fn delete_link_at(index: u32) -> Message {
+    let mut fixed = [0; IFINFO_LEN];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    let what = format!("delete link number {index}");
+    Message::new(what, RTM_DELLINK, NLM_F_ACK, &fixed, &Attrs::new())
+}
+
 /// Lists the links of the socket's namespace.
 pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, NetError> {
     let fixed = [0; IFINFO_LEN];

@@ -8,6 +8,7 @@ mod lab;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lab::{Lab, MachineLab, accept, dial, echo, ip, listen_in, prefix, receive, say, v4, v6};
 use perch_net::{Attach, NetError, Plane, Prefix48, Visible, doctor};
@@ -438,6 +439,50 @@ fn a_machine_that_starts_again_takes_the_place_of_its_former_run() {
     assert!(matches!(no_network, Err(NetError::ForeignAddress { .. })));
     let foreign = lab.plane.publish(v6("fdaa:0:9:0:1::2").into(), &[], Visible::Everyone);
     assert!(matches!(foreign, Err(NetError::ForeignAddress { .. })));
+}
+
+#[test]
+fn a_detach_beside_an_attachment_comes_before_all_of_it_or_after() {
+    let Some(lab) = Lab::start("beside") else { return };
+    lab.network("fdaa:0:1::");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let detaching = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                lab.plane.detach("m1").expect("detach");
+            }
+        });
+        // In the midst of an attachment a detach would make it fail: "no such device".
+        let machines = scope.spawn(|| {
+            (0..200).for_each(|_| drop(lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0)));
+        });
+        let attached = machines.join();
+        done.store(true, Ordering::Relaxed);
+        detaching.join().expect("no panic");
+        attached.expect("every attachment succeeds");
+    });
+    let last = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    assert!(echo(last.netns.as_fd(), v6("fdaa::3").into()), "nothing lingers");
+}
+
+#[test]
+fn a_link_whose_namespace_is_dying_makes_way_for_the_next_of_its_name() {
+    let Some(lab) = Lab::start("dying") else { return };
+    lab.network("fdaa:0:1::");
+    // Every thread's Machines die and come back at once, while the kernel is busy with the others'.
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let lab = &lab;
+            scope.spawn(move || {
+                let (name, addr) = (format!("m{thread}"), format!("fdaa:0:1:a7b:1:0:{thread}:2"));
+                for run in 0..100 {
+                    let machine = lab.machine(&name, &addr, 2 * thread);
+                    let reached = echo(machine.netns.as_fd(), v6("fdaa::3").into());
+                    assert!(reached, "run {run} of {name} is not connected");
+                }
+            });
+        }
+    });
 }
 
 #[test]
