@@ -5,6 +5,7 @@
 //!  manifests/<hex>    media type of the blob of that name, which is a manifest
 //!  tags/<app>/<tag>   digest of a manifest
 //!  layers/<diff id>/  unpacked; appears by rename when complete
+//!  shifted/<first id>/<diff id>/   copies of layers for one app, where the kernel cannot map ids; appear likewise
 //!  scratch/           pushes and unpackings under way; emptied when the store opens
 //! ```
 //!
@@ -25,7 +26,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::unpack;
+use crate::{shift, unpack};
 
 /// An upload that nobody touched for so long makes room for others.
 const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(3600);
@@ -365,7 +366,7 @@ impl ImageStore {
             }
             Ok(()) | Err(_) => {}
         }
-        for name in ["blobs", "manifests", "tags", "layers", "scratch"] {
+        for name in ["blobs", "manifests", "tags", "layers", "shifted", "scratch"] {
             let path = dir.join(name);
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(io_error("make", &path))?;
@@ -653,20 +654,83 @@ impl ImageStore {
         if path.exists() {
             return Ok(path);
         }
+        self.make_tree(&path, |draft| self.unpack_layer(blob, diff_id, draft))?;
+        Ok(path)
+    }
+
+    /// Makes the directory `path` by `fill`, whole or not at all.
+    fn make_tree(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&Path) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
         let name = random_id().map_err(io_error("name a file in", &self.dir))?;
         let draft = self.dir.join("scratch").join(name);
         let made = fs::DirBuilder::new().mode(0o755).create(&draft);
         made.map_err(io_error("make", &draft))?;
-        let kept = self.unpack_layer(blob, diff_id, &draft).and_then(|()| {
+        let kept = fill(&draft).and_then(|()| {
             sync_tree(&draft).map_err(io_error("sync", &draft))?;
-            fs::rename(&draft, &path).map_err(io_error("make", &path))
+            fs::rename(&draft, path).map_err(io_error("make", path))
         });
         if kept.is_err()
             && let Err(error) = fs::remove_dir_all(&draft)
         {
             tracing::warn!(%error, path = %draft.display(), "could not remove a failed unpacking");
         }
-        kept.map(|()| path)
+        kept
+    }
+
+    /// The same image with layers whose files belong to the host's ids from `uid_base` on (see `Ids::Shifted`): copies,
+    /// made once per layer and range. Blocks until done; callers at the same time share the work.
+    pub fn shift(&self, unpacked: &Unpacked, uid_base: u32) -> Result<Unpacked, ImageError> {
+        let range = self.shifted_path(uid_base);
+        let copy_of = |layer: &PathBuf| range.join(layer.file_name().unwrap_or_default());
+        let layers: Vec<PathBuf> = unpacked.layers.iter().map(copy_of).collect();
+        // A start of what is there must not wait for somebody else's copying.
+        if !layers.iter().all(|copy| copy.exists()) {
+            let _one_at_a_time = held(&self.unpacking);
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&range);
+            made.map_err(io_error("make", &range))?;
+            let missing = unpacked.layers.iter().zip(&layers).filter(|(_, copy)| !copy.exists());
+            for (layer, copy) in missing {
+                self.make_tree(copy, |draft| {
+                    let copied = shift::copy(layer, draft, uid_base).map_err(io::Error::other);
+                    copied.map_err(io_error("shift the owners of", layer))
+                })?;
+            }
+        }
+        Ok(Unpacked { layers, ..unpacked.clone() })
+    }
+
+    fn shifted_path(&self, uid_base: u32) -> PathBuf {
+        self.dir.join("shifted").join(uid_base.to_string())
+    }
+
+    /// Removes the copies made for one range. No Machine of that app may live.
+    pub fn remove_shifted(&self, uid_base: u32) -> Result<(), ImageError> {
+        let _one_at_a_time = held(&self.unpacking);
+        remove_tree(&self.shifted_path(uid_base))
+    }
+
+    /// Removes copies that nobody can use any more: those for ranges that are not among `uid_bases`, and those whose
+    /// layer is gone. No Machine of such an app, or on such a layer, may live.
+    pub fn retain_shifted(&self, uid_bases: &[u32]) -> Result<(), ImageError> {
+        let _one_at_a_time = held(&self.unpacking);
+        for range in entries(&self.dir.join("shifted"))? {
+            let kept = uid_bases.iter().any(|base| range.ends_with(base.to_string()));
+            if !kept {
+                remove_tree(&range)?;
+                continue;
+            }
+            let gone = |copy: &PathBuf| {
+                let layer = copy.file_name().map(|name| self.dir.join("layers").join(name));
+                layer.is_some_and(|layer| !layer.exists())
+            };
+            for copy in entries(&range)?.into_iter().filter(gone) {
+                remove_tree(&copy)?;
+            }
+        }
+        Ok(())
     }
 
     fn unpack_layer(
@@ -714,13 +778,24 @@ impl ImageStore {
             return Err(ImageError::BadReference(app.to_owned()));
         }
         let dir = self.dir.join("tags").join(app);
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_error("remove", &dir)(error))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        remove_tree(&dir)
     }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", dir)(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let listed = fs::read_dir(dir).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+    });
+    listed.map_err(io_error("list", dir))
 }
 
 fn remove_quietly(path: &Path) {
@@ -729,7 +804,7 @@ fn remove_quietly(path: &Path) {
     }
 }
 
-fn random_id() -> io::Result<String> {
+pub(crate) fn random_id() -> io::Result<String> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -782,8 +857,7 @@ fn mark_opaque(root: &Path, dir: &Path) -> io::Result<()> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let dir = rustix::fs::openat2(&root, dir, flags, Mode::empty(), resolve)?;
-    rustix::fs::fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(Into::into)
+    rustix::fs::fsetxattr(&dir, shift::OPAQUE, b"y", XattrFlags::empty()).map_err(Into::into)
 }
 
 #[cfg(test)]

@@ -29,10 +29,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
 use crate::cgroup::{Allowance, Cgroups};
+use crate::ids::Ids;
 use crate::process::{self, Process};
 use crate::sys;
 
-const SPEC_FILE: &str = "spec.json";
+pub(crate) const SPEC_FILE: &str = "spec.json";
 pub(crate) const SHIM_FILE: &str = "shim.json";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 const LOCK_FILE: &str = "lock";
@@ -95,6 +96,9 @@ pub struct LaunchSpec {
     pub files: Vec<RootFile>,
     /// First of the 65,536 user and group ids of the host that this Machine's ids map to.
     pub uid_base: u32,
+    /// How the layers' files come to belong to those ids; [`Ids::Shifted`] wants layers of `ImageStore::shift`.
+    #[serde(default)]
+    pub ids: Ids,
     /// Memory limit in bytes; `None` sets none.
     pub memory_bytes: Option<u64>,
     /// Share of CPU in thousandths of one CPU (`1000` = one CPU); `None` sets none.
@@ -713,6 +717,7 @@ pub(crate) fn test_spec() -> LaunchSpec {
         private_ip: None,
         files: Vec::new(),
         uid_base: 100_000,
+        ids: Ids::Mapped,
         memory_bytes: None,
         cpu_millis: None,
         pids_max: None,

@@ -12,6 +12,7 @@
 //! This crate does no routing, knows no addresses but those it is given, and decides nothing: restart policies,
 //! stop timeouts and states are decided elsewhere.
 
+pub mod ids;
 pub mod images;
 pub mod launch;
 pub mod logs;
@@ -22,10 +23,12 @@ pub mod unpack;
 mod bundle;
 mod cgroup;
 mod complaints;
+mod shift;
 mod stage;
 mod sys;
 mod user;
 
+pub use ids::{Ids, Probed, probe};
 pub use images::{Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Unpacked};
 pub use launch::{
     ExitCause, ExitRecord, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,

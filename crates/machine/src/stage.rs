@@ -1,4 +1,4 @@
-//! Builds a run's root directory: id-mapped layers under an overlay, `/sys`, the platform's files.
+//! Builds a run's root directory: layers with the Machine's ids under an overlay, `/sys`, the platform's files.
 //!
 //! All mounts live in the shim's own mount namespace below [`STAGE`], so they end with the shim and slow no other start
 //! (500 overlays in one namespace raise each create from 7 to 25 ms). The stage is world-readable and outside the data
@@ -7,7 +7,7 @@
 //! ```text
 //!  /sys/bus                tmpfs, seen by this shim only
 //!    l/0 … l/n             layers, lowest first, then the init layer
-//!    fs/{upper,work}       the run's own files, id-mapped like the layers
+//!    fs/{upper,work}       the run's own files, with ids like the layers
 //!    root                  the overlay: what the Machine sees as /
 //!    bundle, state         for libcontainer
 //! ```
@@ -25,6 +25,7 @@ use rustix::mount::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::ids::Ids;
 use crate::launch::{LaunchSpec, RootFile};
 use crate::sys;
 
@@ -116,7 +117,7 @@ fn mount_layers(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<Str
     let mut names = Vec::new();
     for (number, layer) in spec.layers.iter().enumerate() {
         names.push(format!("l/{number}"));
-        mount_mapped(layer, &format!("l/{number}"), user_namespace)?;
+        mount_own(spec.ids, layer, &format!("l/{number}"), user_namespace)?;
     }
     let init = format!("l/{}", spec.layers.len());
     // Not id-mapped: to the Machine its files belong to nobody, so it cannot write to them.
@@ -129,7 +130,7 @@ fn mount_layers(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<Str
 
 /// Every run has a fresh directory; the launcher removes those of former runs while the program runs already.
 fn mount_upper(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<(), StageError> {
-    let dir = upper_dir(spec);
+    let (dir, owner) = (upper_dir(spec), Some(spec.uid_base));
     if let Err(error) = fs::remove_dir_all(&dir)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -138,8 +139,12 @@ fn mount_upper(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<(), 
     for name in ["upper", "work"] {
         let made = fs::DirBuilder::new().mode(0o755).recursive(true).create(dir.join(name));
         made.map_err(step("make", dir.join(name).display()))?;
+        if spec.ids == Ids::Shifted {
+            let given = std::os::unix::fs::chown(dir.join(name), owner, owner);
+            given.map_err(step("give away", dir.join(name).display()))?;
+        }
     }
-    mount_mapped(&dir, "fs", user_namespace)
+    mount_own(spec.ids, &dir, "fs", user_namespace)
 }
 
 /// Where this run's own files are on disk.
@@ -166,13 +171,17 @@ fn attach(tree: &OwnedFd, target: &str) -> Result<(), StageError> {
         .map_err(step("mount on", target))
 }
 
-fn mount_mapped(
+/// Mounts a directory so that its files belong to the Machine.
+fn mount_own(
+    ids: Ids,
     source: &Path,
     target: &str,
     user_namespace: BorrowedFd<'_>,
 ) -> Result<(), StageError> {
     let tree = clone_tree(source)?;
-    sys::map_ids(&tree, user_namespace).map_err(step("map the ids of", source.display()))?;
+    if ids == Ids::Mapped {
+        sys::map_ids(&tree, user_namespace).map_err(step("map the ids of", source.display()))?;
+    }
     attach(&tree, target)
 }
 

@@ -1,11 +1,15 @@
 //! Real Machines on this host: needs root, user namespaces, `busybox-static`, `ip` and `rustc`.
 //!
 //! One binary without the usual harness, because a launch executes this very program again as `shim DIR` and an
-//! unpacking as `unpack DIR`. Tests run one after the other; each gets a directory, a network namespace and cgroups of
+//! unpacking as `unpack DIR`, a probe as
+//! `probe DIR`. All run a second time as on a kernel that cannot map ids: with copies of the layers ("by copies" follows
+//! their names). Tests run one after the other; each gets a directory, a network namespace and cgroups of
 //! its own, which are removed also after a failure. An argument selects tests whose name contains it.
 
 #[path = "root/fixture.rs"]
 mod fixture;
+#[path = "root/ids.rs"]
+mod ids;
 #[path = "root/image.rs"]
 mod image;
 #[path = "root/machine.rs"]
@@ -15,6 +19,7 @@ use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use fixture::{Fixture, Tested};
+use perch_machine::Ids;
 
 type Test = (&'static str, fn(&Fixture) -> Tested);
 
@@ -23,28 +28,33 @@ fn main() -> ExitCode {
     match (args.get(1).and_then(|word| word.to_str()), args.get(2)) {
         (Some("shim"), Some(dir)) => perch_machine::shim::main(dir.as_ref()),
         (Some("unpack"), Some(dir)) => perch_machine::unpack::main(dir.as_ref()),
+        (Some("probe"), Some(dir)) => perch_machine::ids::main(dir.as_ref()),
         (Some("--list"), _) => ExitCode::SUCCESS,
         (filter, _) => run(filter.filter(|word| !word.starts_with('-')).unwrap_or_default()),
     }
 }
 
 fn run(filter: &str) -> ExitCode {
-    let tests: Vec<Test> = [machine::TESTS, image::TESTS].concat();
-    let chosen: Vec<_> = tests.into_iter().filter(|(name, _)| name.contains(filter)).collect();
+    let tests: Vec<Test> = [machine::TESTS, image::TESTS, ids::TESTS].concat();
+    let both = [(Ids::Mapped, ""), (Ids::Shifted, " by copies")];
+    let all = both.iter().flat_map(|(ids, words)| {
+        tests.iter().map(move |(name, test)| (format!("{name}{words}"), *ids, *test))
+    });
+    let chosen: Vec<_> = all.filter(|(name, ..)| name.contains(filter)).collect();
     if let Some(reason) = fixture::missing() {
         println!("skipped {} tests: {reason}", chosen.len());
         let required = std::env::var("E2E_REQUIRED").is_ok_and(|value| value == "1");
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     println!("\nrunning {} tests", chosen.len());
-    let failed = chosen.iter().filter(|(name, test)| !run_one(name, *test)).count();
+    let failed = chosen.iter().filter(|(name, ids, test)| !run_one(name, *ids, *test)).count();
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {} passed; {failed} failed; 0 ignored", chosen.len() - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_one(name: &str, test: fn(&Fixture) -> Tested) -> bool {
-    let fixture = match Fixture::new() {
+fn run_one(name: &str, ids: Ids, test: fn(&Fixture) -> Tested) -> bool {
+    let fixture = match Fixture::new(ids) {
         Ok(fixture) => fixture,
         Err(error) => {
             println!("test {name} ... FAILED\n  no fixture: {error}");

@@ -1,6 +1,7 @@
 //! `perch doctor`: what this machine offers, and how to mend what is missing.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use perch_net::Check;
@@ -10,7 +11,8 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     if !args.is_empty() {
         return crate::usage("error: perch doctor takes no arguments\n");
     }
-    let checks = perch_net::doctor();
+    let mut checks = perch_net::doctor();
+    checks.push(files(Path::new(crate::paths::DATA_DIR)));
     for check in &checks {
         println!("{}", line(check));
     }
@@ -35,6 +37,22 @@ pub(crate) fn require() -> anyhow::Result<()> {
         .collect();
     anyhow::ensure!(failed.is_empty(), "this machine cannot run Perch yet: {}", failed.join("; "));
     Ok(())
+}
+
+/// How Machines get their files, on the file system where the data directory is or would be.
+fn files(data: &Path) -> Check {
+    let dir = data.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let name = "owners of files";
+    match crate::ids::choose(dir) {
+        Ok(found) => {
+            let detail = crate::ids::in_words(&found);
+            Check { name, ok: true, detail, remedy: String::new() }
+        }
+        Err(error) => {
+            let remedy = format!("put {} on a file system that overlayfs takes", data.display());
+            Check { name, ok: false, detail: error.to_string(), remedy }
+        }
+    }
 }
 
 fn line(check: &Check) -> String {

@@ -1,13 +1,14 @@
 //! One file, every role: server, proxy, shim, unpacker, quickstart and the `fly` client.
 //!
 //! This crate wires the others together and decides nothing. `perch` is the operator's program;
-//! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`
-//! and `unpack` are started by the server only, from the same file.
+//! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`,
+//! `unpack` and `probe` are started by the server only, from the same file.
 
 mod config;
 mod doctor;
 mod down;
 mod embedded;
+mod ids;
 mod notify;
 mod paths;
 mod proxy;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
         "unpack" => unpack(&rest),
+        "probe" => probe(&rest),
         "quickstart" => quickstart::main(&rest),
         "doctor" => doctor::main(&rest),
         "down" => down::main(&rest),
@@ -80,6 +82,13 @@ fn unpack(args: &[OsString]) -> ExitCode {
     match args {
         [dir] => perch_machine::unpack::main(Path::new(dir)),
         _ => usage("error: perch unpack is started by the server only\n"),
+    }
+}
+
+fn probe(args: &[OsString]) -> ExitCode {
+    match args {
+        [dir] => perch_machine::ids::main(Path::new(dir)),
+        _ => usage("error: perch probe is started by the server only\n"),
     }
 }
 

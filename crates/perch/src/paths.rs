@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 /// Used when `--data-dir` is not given.
-const DATA_DIR: &str = "/var/lib/perch";
+pub(crate) const DATA_DIR: &str = "/var/lib/perch";
 /// Sockets and the namespace's pin of the default server; a reboot empties it.
 const RUN_DIR: &str = "/run/perch";
 /// `sockaddr_un` holds 108 bytes with the final zero.

@@ -214,13 +214,23 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let keeper = Keeper::load(store)?;
     let plane =
         Plane::ensure(&plane_config(&paths, &config)).context("could not set the network up")?;
-    let images = ImageStore::open(&paths.images(), ImageLimits::standard())?;
+    let images = open_images(&paths, &keeper)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
     ensure_default_networks(&keeper, &config)?;
-    let images = images::Images::new(images);
     let events = history::Writer::start().context("could not start a thread")?;
     Ok(World::new(Parts { paths, config, keeper, images, plane, init_layer, proxy, events }))
+}
+
+/// Opens the image store and finds out how Machines get their files.
+fn open_images(paths: &Paths, keeper: &Keeper) -> anyhow::Result<images::Images> {
+    let store = ImageStore::open(&paths.images(), ImageLimits::standard())?;
+    let bases: Vec<u32> = keeper.read().apps.values().map(launching::uid_base).collect();
+    // What a crash left of apps that are gone; of others nothing, since their Machines may run on it.
+    store.retain_shifted(&bases)?;
+    let found = crate::ids::choose(&paths.images()).context("no Machine's files can be mounted")?;
+    tracing::info!(owners = crate::ids::in_words(&found), "Machines' files");
+    Ok(images::Images::new(store, found.ids))
 }
 
 /// Every organization has a default network (PN-01).

@@ -1,5 +1,6 @@
 //! What each test gets: a directory, a network namespace, an image of busybox, and a runtime.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +12,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use perch_machine::{ExitRecord, LaunchError, LaunchSpec, Machine};
+use perch_machine::{
+    ExitRecord, Ids, ImageConfig, ImageError, ImageLimits, ImageStore, LaunchError, LaunchSpec,
+    Machine, Unpacked,
+};
 
 pub(crate) type Tested = Result<(), Box<dyn Error>>;
 
@@ -64,10 +68,12 @@ pub(crate) struct Fixture {
     name: String,
     runtime: tokio::runtime::Runtime,
     init_layer: PathBuf,
+    ids: Ids,
+    launches: Cell<u32>,
 }
 
 impl Fixture {
-    pub(crate) fn new() -> io::Result<Self> {
+    pub(crate) fn new(ids: Ids) -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("machine-{}-{number}", std::process::id());
@@ -76,7 +82,8 @@ impl Fixture {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
         let init_layer = perch_machine::install_init(&dir.join("init"), &program("init")?)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let fixture = Self { dir, name, runtime, init_layer };
+        let launches = Cell::new(0);
+        let fixture = Self { dir, name, runtime, init_layer, ids, launches };
         fixture.ip(&["netns", "add", &fixture.name])?;
         fixture.ip(&["-n", &fixture.name, "link", "set", "lo", "up"])?;
         fixture.make_layer("base")?;
@@ -121,6 +128,7 @@ impl Fixture {
             private_ip: None,
             files: Vec::new(),
             uid_base: 3_000_000,
+            ids: self.ids,
             memory_bytes: None,
             cpu_millis: None,
             pids_max: None,
@@ -140,7 +148,24 @@ impl Fixture {
             path: path.into(),
             source,
         })?;
-        self.runtime.block_on(perch_machine::launch(spec, netns.as_fd()))
+        let spec = LaunchSpec { layers: self.own_layers(spec), ..spec.clone() };
+        self.runtime.block_on(perch_machine::launch(&spec, netns.as_fd()))
+    }
+
+    /// Layers as this fixture's kernel would need them. Tests change layers between launches, so nothing is kept.
+    fn own_layers(&self, spec: &LaunchSpec) -> Vec<PathBuf> {
+        if spec.ids == Ids::Mapped {
+            return spec.layers.clone();
+        }
+        self.launches.set(self.launches.get() + 1);
+        let dir = self.dir.join(format!("copies-{}", self.launches.get()));
+        let shifted = || -> Result<Unpacked, ImageError> {
+            let store = ImageStore::open(&dir, ImageLimits::standard())?;
+            let manifest = format!("sha256:{}", "0".repeat(64)).parse()?;
+            let (layers, config) = (spec.layers.clone(), ImageConfig::default());
+            store.shift(&Unpacked { layers, config, manifest }, spec.uid_base)
+        };
+        shifted().expect("an ordinary layer can be copied").layers
     }
 
     pub(crate) fn wait(&self, machine: &Machine) -> Result<ExitRecord, Box<dyn Error>> {

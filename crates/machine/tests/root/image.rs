@@ -21,15 +21,15 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_layer_that_is_not_what_the_config_says_is_refused", a_false_layer_is_refused),
 ];
 
-struct Layer(Builder<Vec<u8>>);
+pub(crate) struct Layer(Builder<Vec<u8>>);
 
 impl Layer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Builder::new(Vec::new()))
     }
 
     /// Adds an entry without the checks that the library makes on names.
-    fn add(mut self, name: &str, kind: EntryType, link: &str, content: &[u8]) -> Self {
+    pub(crate) fn add(mut self, name: &str, kind: EntryType, link: &str, content: &[u8]) -> Self {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(if kind == EntryType::Directory { 0o755 } else { 0o6755 });
@@ -45,7 +45,7 @@ impl Layer {
         self
     }
 
-    fn file(self, name: &str, content: &[u8]) -> Self {
+    pub(crate) fn file(self, name: &str, content: &[u8]) -> Self {
         self.add(name, EntryType::Regular, "", content)
     }
 
@@ -66,7 +66,7 @@ fn push(store: &ImageStore, bytes: &[u8]) -> Result<Digest, Box<dyn Error>> {
     digest(bytes)
 }
 
-fn store(fixture: &Fixture, limits: ImageLimits) -> Result<ImageStore, Box<dyn Error>> {
+pub(crate) fn store(fixture: &Fixture, limits: ImageLimits) -> Result<ImageStore, Box<dyn Error>> {
     Ok(ImageStore::open(&fixture.dir.join("images"), limits)?)
 }
 
@@ -96,7 +96,7 @@ fn image(
     Ok(store.unpack(&info.digest)?)
 }
 
-fn unpack(fixture: &Fixture, layers: Vec<Layer>) -> Result<Unpacked, Box<dyn Error>> {
+pub(crate) fn unpack(fixture: &Fixture, layers: Vec<Layer>) -> Result<Unpacked, Box<dyn Error>> {
     let layers: Vec<_> = layers.into_iter().map(Layer::bytes).collect();
     image(&store(fixture, ImageLimits::standard())?, &layers, digest)
 }

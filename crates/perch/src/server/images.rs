@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use perch_api::server::BodyStream;
 use perch_api::wire::{ApiError, Descriptor, ImageInfo, ImageRef, ManifestInfo, UploadState};
-use perch_machine::{Digest, ImageConfig, ImageError, ImageStore, Unpacked};
+use perch_machine::{Digest, Ids, ImageConfig, ImageError, ImageStore, Unpacked};
 
 use super::world::lock;
 
@@ -71,11 +71,26 @@ pub(crate) struct Images {
     store: Arc<ImageStore>,
     /// What is known to be unpacked, by digest: a start must not wait for somebody else's unpacking.
     unpacked: Arc<Mutex<BTreeMap<String, Unpacked>>>,
+    ids: Ids,
 }
 
 impl Images {
-    pub(crate) fn new(store: ImageStore) -> Self {
-        Self { store: Arc::new(store), unpacked: Arc::default() }
+    pub(crate) fn new(store: ImageStore, ids: Ids) -> Self {
+        Self { store: Arc::new(store), unpacked: Arc::default(), ids }
+    }
+
+    /// How layers come to belong to a Machine's ids.
+    pub(crate) fn ids(&self) -> Ids {
+        self.ids
+    }
+
+    /// Layers for Machines whose ids begin at `uid_base`; blocks, unless they were made before.
+    pub(crate) fn own(&self, digest: &str, uid_base: u32) -> Result<Unpacked, ImageError> {
+        let unpacked = self.unpacked(digest)?;
+        match self.ids {
+            Ids::Mapped => Ok(unpacked),
+            Ids::Shifted => self.store.shift(&unpacked, uid_base),
+        }
     }
 
     /// Unpacked layers and config of an image; blocks, unless it was unpacked before.
@@ -88,12 +103,17 @@ impl Images {
         Ok(unpacked)
     }
 
-    /// Finds what `reference` means for `app`, unpacks it, and reads how it runs.
-    pub(crate) async fn prepare(&self, app: &str, reference: &str) -> Result<Ready, ApiError> {
+    /// Finds what `reference` means for `app`, makes layers for ids from `uid_base` on, and reads how it runs.
+    pub(crate) async fn prepare(
+        &self,
+        app: &str,
+        reference: &str,
+        uid_base: u32,
+    ) -> Result<Ready, ApiError> {
         let (app, reference, images) = (app.to_owned(), reference.to_owned(), self.clone());
         self.blocking(move |store| {
             let info = resolve(store, &app, &reference)?;
-            let unpacked = images.unpacked(&info.digest.to_string()).map_err(api_error)?;
+            let unpacked = images.own(&info.digest.to_string(), uid_base).map_err(api_error)?;
             Ok(Ready { digest: info.digest.to_string(), config: unpacked.config })
         })
         .await
@@ -212,6 +232,11 @@ impl Images {
             Ok(ManifestInfo { digest: info.digest.to_string(), media_type: info.media_type, bytes })
         })
         .await
+    }
+
+    /// Removes the layers that were copied for one app. None of its Machines may live, and its ids must still be taken.
+    pub(crate) async fn remove_own(&self, uid_base: u32) -> Result<(), ApiError> {
+        self.blocking(move |store| store.remove_shifted(uid_base).map_err(api_error)).await
     }
 
     pub(crate) async fn remove_app(&self, app: String) -> Result<(), ApiError> {

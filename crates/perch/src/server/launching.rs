@@ -27,6 +27,11 @@ pub(crate) fn prefix(network_id: u32) -> Ipv6Addr {
     address::prefix(NetworkId::new(network_id).unwrap_or(NetworkId::new(1).expect("1 is not 0")))
 }
 
+/// First of the host's ids that an app's Machines use.
+pub(crate) fn uid_base(app: &AppRecord) -> u32 {
+    UID_FIRST + app.uid_slot * UIDS
+}
+
 /// Everything the shim needs for one run.
 ///
 /// # Errors
@@ -53,7 +58,8 @@ pub(crate) fn spec(
         hostname: record.id.clone(),
         private_ip: Some(record.private_ip),
         files: files(record),
-        uid_base: UID_FIRST + app.uid_slot * UIDS,
+        uid_base: uid_base(app),
+        ids: world.images.ids(),
         memory_bytes: None,
         cpu_millis: None,
         pids_max: None,

@@ -232,7 +232,7 @@ impl World {
             record.config_version >= config_version,
             "config {config_version} of Machine {id} is not stored"
         );
-        let unpacked = self.images.unpacked(&record.image)?;
+        let unpacked = self.images.own(&record.image, launching::uid_base(&app))?;
         let spec = launching::spec(self, &record, &app, run, unpacked)?;
         Ok((spec, self.namespace(&record)?))
     }

@@ -163,6 +163,7 @@ pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiErr
         world.unpublish(ip.ip).await;
     }
     destroy_machines(&world, &name).await;
+    world.images.remove_own(crate::server::launching::uid_base(&app)).await?;
     let gone = name.clone();
     world.keeper.write(move |catalog| Ok((removal(catalog, &gone)?, ()))).await?;
     world.images.remove_app(name.clone()).await?;

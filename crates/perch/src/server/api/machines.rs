@@ -34,8 +34,8 @@ pub(crate) async fn create(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     check_region(&world, &input.region)?;
-    world.keeper.read().app(&app)?;
-    let ready = world.images.prepare(&app, &input.config.view().image).await?;
+    let uid_base = launching::uid_base(world.keeper.read().app(&app)?);
+    let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     let random = (clock::random(), clock::random());
     let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
     let record = world
@@ -203,7 +203,8 @@ pub(crate) async fn update(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     leases::check(&world, &target)?;
-    let ready = world.images.prepare(&target.app, &input.config.view().image).await?;
+    let uid_base = launching::uid_base(world.keeper.read().app(&target.app)?);
+    let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
     let handle = handle(&world, &target)?;
     let skip_launch = input.skip_launch;
     let wanted = target.clone();
