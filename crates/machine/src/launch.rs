@@ -259,23 +259,23 @@ pub struct Machine {
     spec: LaunchSpec,
     pid: i32,
     cgroups: Cgroups,
-    /// `None` for a run that had ended when it was found.
+    /// `None` for a run whose shim had ended when it was found.
     alive: Option<Alive>,
 }
 
 #[derive(Debug)]
 struct Alive {
     shim: AsyncFd<OwnedFd>,
-    init: AsyncFd<OwnedFd>,
+    /// `None` when PID 1 had ended already; its shim is about to write down how.
+    init: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Alive {
-    /// Needs a tokio runtime. `None` when shim or init are gone.
+    /// Needs a tokio runtime. `None` when the shim is gone: then its record is there, or never will be.
     fn open(state: ShimState) -> io::Result<Option<Self>> {
-        let (Some(shim), Some(init)) = (state.shim.open()?, state.init.open()?) else {
-            return Ok(None);
-        };
-        Ok(Some(Self { shim: sys::watch(shim)?, init: sys::watch(init)? }))
+        let Some(shim) = state.shim.open()? else { return Ok(None) };
+        let init = state.init.open()?.map(sys::watch).transpose()?;
+        Ok(Some(Self { shim: sys::watch(shim)?, init }))
     }
 }
 
@@ -322,7 +322,9 @@ impl Machine {
     async fn bury(&self) -> Result<ExitRecord, LaunchError> {
         if let Some(alive) = &self.alive {
             self.cgroups.kill().map_err(io_error("kill", &self.spec.dir))?;
-            readable(&alive.init).await.map_err(io_error("wait for", &self.spec.dir))?;
+            if let Some(init) = &alive.init {
+                readable(init).await.map_err(io_error("wait for", &self.spec.dir))?;
+            }
         }
         clean(&self.spec, &self.cgroups).await?;
         let record = ExitRecord {
@@ -343,10 +345,10 @@ impl Machine {
         let gone = || SignalError::NotRunning(self.spec.machine.clone());
         let failed =
             |source| SignalError::Send { machine: self.spec.machine.clone(), signal, source };
-        let alive = self.alive.as_ref().ok_or_else(gone)?;
+        let init = self.alive.as_ref().and_then(|alive| alive.init.as_ref()).ok_or_else(gone)?;
         let known = Signal::from_named_raw(signal);
         let known = known.ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
-        match rustix::process::pidfd_send_signal(alive.init.get_ref(), known) {
+        match rustix::process::pidfd_send_signal(init.get_ref(), known) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::SRCH) => Err(gone()),
             Err(error) => Err(failed(error.into())),

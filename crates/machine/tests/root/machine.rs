@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_user_without_root_holds_nothing", a_user_without_root_holds_nothing),
     ("forbidden_calls_are_refused", forbidden_calls_are_refused),
     ("exit_code_and_output_are_kept", exit_code_and_output_are_kept),
+    ("a_program_that_ends_at_once_is_told_from_a_lost_shim", an_end_at_once_is_recorded),
     ("a_program_killed_by_a_signal_says_so", a_program_killed_by_a_signal_says_so),
     ("a_program_that_cannot_run_fails_the_start", a_program_that_cannot_run_fails_the_start),
     ("a_signal_reaches_the_program", a_signal_reaches_the_program),
@@ -85,6 +86,17 @@ fn exit_code_and_output_are_kept(fixture: &Fixture) -> Tested {
     lines.sort();
     assert_eq!(lines, ["b c from /srv/app", "cut", "no end"]);
     assert!(fixture.cgroups()?.is_empty());
+    Ok(())
+}
+
+/// The launcher may find PID 1 gone and the shim still writing down how: it must wait for the shim.
+fn an_end_at_once_is_recorded(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("kill -9 $$");
+    for run in 1..=30 {
+        spec.run = run;
+        let record = fixture.run(&spec)?.0;
+        assert_eq!((record.signal, record.cause), (Some(9), ExitCause::Exited), "run {run}");
+    }
     Ok(())
 }
 
