@@ -41,7 +41,9 @@ fn main() -> ExitCode {
 fn confine() -> io::Result<()> {
     sys::die_with_parent()?;
     sys::close_report_on_exec()?;
+    sys::hide()?;
     sys::limit_open_files(OPEN_FILES_MAX)?;
+    sys::leave_no_cores()?;
     sys::forbid_new_privileges()?;
     sys::install_filter(&filter::program())
 }

@@ -15,11 +15,13 @@ pub(crate) const SIGCHLD: c_int = 17;
 const SIGKILL: c_ulong = 9;
 
 const PR_SET_PDEATHSIG: c_int = 1;
+const PR_SET_DUMPABLE: c_int = 4;
 const PR_SET_SECCOMP: c_int = 22;
 const PR_SET_NO_NEW_PRIVS: c_int = 38;
 const SECCOMP_MODE_FILTER: c_ulong = 2;
 const F_SETFD: c_int = 2;
 const FD_CLOEXEC: c_int = 1;
+const RLIMIT_CORE: c_int = 4;
 const RLIMIT_NOFILE: c_int = 7;
 const SIG_SETMASK: c_int = 2;
 const WNOHANG: c_int = 1;
@@ -133,6 +135,25 @@ pub(crate) fn reap_one() -> Option<(c_int, c_int)> {
     // SAFETY: the status pointer is valid.
     let pid = unsafe { waitpid(-1, &raw mut status, WNOHANG) };
     (pid > 0).then_some((pid, status))
+}
+
+/// Keeps the program, which has the same user, from reading this process's memory, from writing to it, and from taking
+/// its descriptors. An exec begins anew, so the program itself is as debuggable as ever.
+pub(crate) fn hide() -> io::Result<()> {
+    let none: c_ulong = 0;
+    // SAFETY: the option takes one integer and touches no memory.
+    check(unsafe { prctl(PR_SET_DUMPABLE, none) })
+}
+
+/// Lets a crash write no core file, unless the program raises the limit itself: a Machine that crashes again and again
+/// would fill the host's disk.
+pub(crate) fn leave_no_cores() -> io::Result<()> {
+    let mut limit = Rlimit { soft: 0, hard: 0 };
+    // SAFETY: the pointer is valid and has the C layout of `struct rlimit` on 64-bit Linux.
+    check(unsafe { getrlimit(RLIMIT_CORE, &raw mut limit) })?;
+    limit.soft = 0;
+    // SAFETY: as above; the kernel only reads.
+    check(unsafe { setrlimit(RLIMIT_CORE, &raw const limit) })
 }
 
 /// Sets soft and hard limit of open files to at most `max`.

@@ -34,6 +34,26 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SYS_CHROOT",
 ];
 
+/// What tells about the host, or lets one guess at its secrets: Docker's list. What a kernel lacks is passed over.
+const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What would change the host: Docker's list. `/sys` is read-only as a whole.
+const READ_ONLY: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 /// The content of `config.json`. `root` is the mounted root directory, `user_namespace` a path to the namespace;
 /// `resources` are the limits that the runtime is to set, if any.
 pub(crate) fn config(
@@ -43,11 +63,12 @@ pub(crate) fn config(
     user_namespace: &str,
     resources: Option<Value>,
 ) -> Value {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": root, "readonly": false },
         "hostname": spec.hostname,
-        "process": process(spec, user),
+        "process": process(spec, user, oom_score(&own)),
         "mounts": mounts(),
         "linux": {
             "namespaces": [
@@ -55,8 +76,8 @@ pub(crate) fn config(
                 { "type": "mount" }, { "type": "pid" }, { "type": "uts" }, { "type": "ipc" },
             ],
             "cgroupsPath": format!("/{}/{}", spec.cgroup_parent, spec.machine),
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/scsi", "/proc/timer_list"],
-            "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/sysrq-trigger"],
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
         },
     });
     if let Some(resources) = resources {
@@ -65,7 +86,13 @@ pub(crate) fn config(
     config
 }
 
-fn process(spec: &LaunchSpec, user: &User) -> Value {
+/// How eagerly the kernel kills the Machine for lack of memory: as eagerly as its keeper, but never less than usual. A
+/// server that is protected must not protect the Machines with itself.
+fn oom_score(own: &str) -> i32 {
+    own.trim().parse().unwrap_or(0).max(0)
+}
+
+fn process(spec: &LaunchSpec, user: &User, oom_score: i32) -> Value {
     let mut args = vec![INIT.to_owned()];
     args.extend_from_slice(&spec.argv);
     // A program that does not run as root gets capabilities by nobody's hand.
@@ -77,6 +104,7 @@ fn process(spec: &LaunchSpec, user: &User) -> Value {
         "env": environment(spec, user),
         "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
         "noNewPrivileges": true,
+        "oomScoreAdj": oom_score,
         "capabilities": {
             "bounding": CAPABILITIES, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
         },
@@ -156,6 +184,11 @@ mod tests {
         let user = User { uid: 1000, ..root_user() };
         let config = config(&test_spec(), &user, "/r", "/u", None);
         assert_eq!(config["process"]["capabilities"]["effective"], json!([]));
+    }
+
+    #[test]
+    fn a_machine_is_never_protected_from_lack_of_memory() {
+        assert_eq!((oom_score("-900\n"), oom_score("0\n"), oom_score("500\n")), (0, 0, 500));
     }
 
     #[test]

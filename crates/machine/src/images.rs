@@ -11,6 +11,8 @@
 //!
 //! All calls block on the disk; an async caller uses `spawn_blocking`. The store opens no path that a client names.
 
+mod prune;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{shift, unpack};
+pub use prune::Pruned;
 
 /// An upload that nobody touched for so long makes room for others.
 const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(3600);
@@ -76,6 +79,8 @@ pub struct Limits {
     pub layer_bytes_max: u64,
     /// Most files in one layer.
     pub layer_entries_max: u64,
+    /// Most memory that unpacking one layer takes, in bytes.
+    pub unpack_memory_bytes_max: u64,
     /// Most layers in one image.
     pub layers_max: usize,
     /// Most uploads under way at once.
@@ -91,6 +96,7 @@ impl Limits {
             manifest_bytes_max: 4 << 20,
             layer_bytes_max: 64 * GIB,
             layer_entries_max: 2_000_000,
+            unpack_memory_bytes_max: GIB,
             layers_max: 128,
             uploads_max: 64,
         }
@@ -349,6 +355,8 @@ pub struct ImageStore {
     uploads: Mutex<HashMap<String, Arc<Mutex<Upload>>>>,
     /// Held while unpacking, so that nobody unpacks the same twice.
     unpacking: Mutex<()>,
+    /// Held while a manifest is stored, and while it is decided what no manifest needs.
+    gate: Mutex<()>,
 }
 
 /// A panic in another thread leaves nothing half-done that a lock protects.
@@ -371,8 +379,8 @@ impl ImageStore {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(io_error("make", &path))?;
         }
-        let (uploads, unpacking) = (Mutex::default(), Mutex::default());
-        Ok(Self { dir: dir.to_owned(), limits, uploads, unpacking })
+        let (uploads, unpacking, gate) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { dir: dir.to_owned(), limits, uploads, unpacking, gate })
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -382,6 +390,14 @@ impl ImageStore {
     /// Size of a blob in bytes, if the store has it.
     pub fn blob_size(&self, digest: &Digest) -> Option<u64> {
         fs::metadata(self.blob_path(digest)).ok().map(|meta| meta.len())
+    }
+
+    /// Like [`ImageStore::blob_size`], for somebody who will rely on it: it counts as pushed now.
+    pub fn claim_blob(&self, digest: &Digest) -> Result<Option<u64>, ImageError> {
+        let _gate = held(&self.gate);
+        let path = self.blob_path(digest);
+        prune::touch(&path).map_err(io_error("claim", &path))?;
+        Ok(self.blob_size(digest))
     }
 
     /// Begins an upload and returns its id.
@@ -482,6 +498,7 @@ impl ImageStore {
     ) -> Result<ManifestInfo, ImageError> {
         let tag = self.tag_path(app, reference)?;
         let manifest = self.parse(bytes)?;
+        let _gate = held(&self.gate);
         self.check_parts(&manifest)?;
         let mut hash = Sha256::new();
         hash.update(bytes);
@@ -565,9 +582,10 @@ impl ImageStore {
         write().map_err(io_error("write", path))
     }
 
-    /// Finds a manifest by tag (as pushed to `app`) or digest.
+    /// Finds a manifest by tag (as pushed to `app`) or digest. It counts as pushed now: whoever asks is about to use it.
     pub fn resolve(&self, app: &str, reference: &str) -> Result<ManifestInfo, ImageError> {
         let unknown = || ImageError::ManifestUnknown(reference.to_owned());
+        let _gate = held(&self.gate);
         let digest: Digest = match self.tag_path(app, reference)? {
             None => reference.parse()?,
             Some(tag) => match fs::read_to_string(&tag) {
@@ -576,7 +594,9 @@ impl ImageStore {
                 Err(error) => return Err(io_error("read", &tag)(error)),
             },
         };
-        let media_type = fs::read_to_string(self.manifest_path(&digest)).map_err(|_| unknown())?;
+        let mark = self.manifest_path(&digest);
+        let media_type = fs::read_to_string(&mark).map_err(|_| unknown())?;
+        prune::touch(&mark).map_err(io_error("claim", &mark))?;
         let size = self.blob_size(&digest).ok_or_else(unknown)?;
         Ok(ManifestInfo { digest, media_type, size })
     }
@@ -762,6 +782,7 @@ impl ImageStore {
             .env_clear()
             .env(unpack::BYTES_VARIABLE, self.limits.layer_bytes_max.to_string())
             .env(unpack::ENTRIES_VARIABLE, self.limits.layer_entries_max.to_string())
+            .env(unpack::MEMORY_VARIABLE, self.limits.unpack_memory_bytes_max.to_string())
             .stdin(blob)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -864,7 +885,7 @@ fn mark_opaque(root: &Path, dir: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn store(name: &str) -> Result<(ImageStore, PathBuf), Box<dyn std::error::Error>> {
+    pub(super) fn store(name: &str) -> Result<(ImageStore, PathBuf), Box<dyn std::error::Error>> {
         let dir = crate::scratch_dir(name)?;
         Ok((
             ImageStore::open(
@@ -875,20 +896,20 @@ mod tests {
         ))
     }
 
-    fn digest_of(bytes: &[u8]) -> Digest {
+    pub(super) fn digest_of(bytes: &[u8]) -> Digest {
         let mut hash = Sha256::new();
         hash.update(bytes);
         Digest(format!("sha256:{}", hex(hash)))
     }
 
-    fn push(store: &ImageStore, bytes: &[u8]) -> Result<Digest, ImageError> {
+    pub(super) fn push(store: &ImageStore, bytes: &[u8]) -> Result<Digest, ImageError> {
         let id = store.begin_upload()?;
         store.append_upload(&id, Some(0), bytes)?;
         store.finish_upload(&id, &digest_of(bytes))?;
         Ok(digest_of(bytes))
     }
 
-    type Tested = Result<(), Box<dyn std::error::Error>>;
+    pub(super) type Tested = Result<(), Box<dyn std::error::Error>>;
 
     #[test]
     fn content_that_differs_from_its_digest_never_becomes_a_blob() -> Tested {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use serde::{Deserialize, Serialize};
@@ -30,9 +31,12 @@ use crate::shim::chain;
 /// Names of the variables that carry the limits.
 pub(crate) const BYTES_VARIABLE: &str = "PERCH_UNPACK_BYTES_MAX";
 pub(crate) const ENTRIES_VARIABLE: &str = "PERCH_UNPACK_ENTRIES_MAX";
+pub(crate) const MEMORY_VARIABLE: &str = "PERCH_UNPACK_MEMORY_MAX";
 
-/// Longest name; the kernel's own limit.
-const PATH_BYTES_MAX: usize = 4096;
+/// Longest name; the kernel's own limit, less its final zero.
+const PATH_BYTES_MAX: usize = 4095;
+/// Most that the names of hiding directories take in the answer, which the parent holds in memory. Images have a few.
+const OPAQUE_BYTES_MAX: u64 = 1 << 20;
 /// Ids that a Machine does not have become this one, "nobody".
 const NOBODY: u32 = 65_534;
 
@@ -110,10 +114,14 @@ fn confine(dir: &Path) -> Result<Limits, UnpackError> {
     let missing = || step("read the limits")(io::Error::from(io::ErrorKind::InvalidInput));
     let bytes = number(BYTES_VARIABLE).ok_or_else(missing)?;
     let entries = number(ENTRIES_VARIABLE).ok_or_else(missing)?;
+    let memory = number(MEMORY_VARIABLE).ok_or_else(missing)?;
     rustix::process::chroot(dir).map_err(step("change the root to the target"))?;
     rustix::process::chdir("/").map_err(step("enter the target"))?;
     rustix::process::umask(Mode::empty());
     drop_privileges().map_err(step("drop privileges"))?;
+    // Names and compression windows are as large as the layer says; what they take must not come from the Machines.
+    let memory = Rlimit { current: Some(memory), maximum: Some(memory) };
+    setrlimit(Resource::As, memory).map_err(step("limit its memory"))?;
     Ok(Limits { bytes, entries })
 }
 
@@ -137,14 +145,9 @@ fn drop_privileges() -> io::Result<()> {
 fn unpack(blob: impl Read + 'static, limits: Limits) -> Result<Answer, UnpackError> {
     let stream = decompress(blob).map_err(UnpackError::Archive)?;
     let mut archive = Archive::new(Hashed { stream, hash: Sha256::new(), left: limits.bytes });
-    let mut target = Target::open()?;
-    let mut entries = 0;
+    let mut target = Target::open(limits)?;
     for entry in archive.entries().map_err(|error| read_error(error, limits))? {
-        entries += 1;
-        if entries > limits.entries {
-            return Err(UnpackError::TooLarge { what: "files", limit: limits.entries });
-        }
-        target.add(&mut entry.map_err(|error| read_error(error, limits))?, limits)?;
+        target.add(&mut entry.map_err(|error| read_error(error, limits))?)?;
     }
     let opaque = target.finish()?;
     let mut rest = archive.into_inner();
@@ -247,11 +250,17 @@ impl<R: Read> Read for Hashed<R> {
 /// The directory that is filled.
 struct Target {
     root: OwnedFd,
+    limits: Limits,
+    /// Entries so far, and directories that no entry mentions: one name may imply two thousand.
+    entries: u64,
+    /// Bytes written so far: a sparse file writes what the archive does not hold.
+    written: u64,
     /// The directory of the last entry, which the next one usually shares.
     last: Option<(PathBuf, OwnedFd)>,
     /// Modification times of directories, which filling them would change.
     times: BTreeMap<PathBuf, u64>,
     opaque: Vec<PathBuf>,
+    opaque_bytes: u64,
 }
 
 /// What an entry's header says, checked.
@@ -263,17 +272,26 @@ struct Meta {
 }
 
 impl Target {
-    fn open() -> Result<Self, UnpackError> {
+    fn open(limits: Limits) -> Result<Self, UnpackError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty()).map_err(step("open the target"))?;
-        Ok(Self { root, last: None, times: BTreeMap::new(), opaque: Vec::new() })
+        let (times, opaque) = (BTreeMap::new(), Vec::new());
+        let (entries, written, opaque_bytes) = (0, 0, 0);
+        Ok(Self { root, limits, entries, written, last: None, times, opaque, opaque_bytes })
     }
 
-    fn add<R: Read>(
-        &mut self,
-        entry: &mut Entry<'_, R>,
-        limits: Limits,
-    ) -> Result<(), UnpackError> {
+    /// One more file or directory.
+    fn count(&mut self) -> Result<(), UnpackError> {
+        self.entries += 1;
+        let limit = self.limits.entries;
+        if limit < self.entries {
+            return Err(UnpackError::TooLarge { what: "files", limit });
+        }
+        Ok(())
+    }
+
+    fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<(), UnpackError> {
+        self.count()?;
         let name = clean(&entry.path_bytes())?;
         let meta = meta(entry).map_err(UnpackError::Archive)?;
         let Some(last) = name.file_name().map(|last| last.as_encoded_bytes().to_vec()) else {
@@ -283,14 +301,17 @@ impl Target {
         let parent = name.parent().unwrap_or(Path::new("")).to_owned();
         let dir = self.parent(&parent)?;
         let failed = |source: io::Error| UnpackError::Write { name: name.clone(), source };
+        if last == OPAQUE {
+            return self.hide_below(parent);
+        }
         if last.starts_with(WHITEOUT) {
-            return self.whiteout(&dir, parent, &last).map_err(failed);
+            return whiteout(&dir, &last).map_err(failed);
         }
         let file = Path::new(name.file_name().unwrap_or_default());
         match entry.header().entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 make_room(&dir, file).map_err(failed)?;
-                write_file(&dir, file, entry, &meta, limits, &name)
+                self.write_file(&dir, file, entry, &meta, &name)
             }
             EntryType::Directory => {
                 make_dir(&dir, file).map_err(failed)?;
@@ -329,6 +350,7 @@ impl Target {
             let name = Path::new(component.as_os_str());
             dir = match open_dir(&dir, name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.count()?;
                     make_dir(&dir, name).and_then(|()| open_dir(&dir, name)).map_err(failed)?
                 }
                 Err(error) if is_link_error(&error) => {
@@ -342,23 +364,45 @@ impl Target {
         Ok(dir)
     }
 
-    /// A mark that something of the lower layers is gone. It never concerns this layer's own files.
-    fn whiteout(&mut self, dir: &OwnedFd, parent: PathBuf, name: &[u8]) -> io::Result<()> {
-        if name == OPAQUE {
-            self.opaque.push(parent);
-            return Ok(());
+    /// A directory hides what the lower layers have in it.
+    fn hide_below(&mut self, dir: PathBuf) -> Result<(), UnpackError> {
+        self.opaque_bytes += dir.as_os_str().len() as u64 + 1;
+        if OPAQUE_BYTES_MAX < self.opaque_bytes {
+            let what = "bytes of names of directories that hide others";
+            return Err(UnpackError::TooLarge { what, limit: OPAQUE_BYTES_MAX });
         }
-        if name.starts_with(RESERVED) {
-            return Ok(());
+        self.opaque.push(dir);
+        Ok(())
+    }
+
+    fn write_file<R: Read>(
+        &mut self,
+        dir: &OwnedFd,
+        file: &Path,
+        entry: &mut Entry<'_, R>,
+        meta: &Meta,
+        name: &Path,
+    ) -> Result<(), UnpackError> {
+        let failed = |source: io::Error| UnpackError::Write { name: name.to_owned(), source };
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(dir, file, flags, Mode::from_raw_mode(0o600));
+        let mut out = File::from(made.map_err(|error| failed(error.into()))?);
+        let limit = self.limits.bytes;
+        if limit - self.written < entry.size() {
+            return Err(UnpackError::TooLarge { what: "bytes", limit });
         }
-        let hidden = &name[WHITEOUT.len()..];
-        if hidden.is_empty() || hidden == b"." || hidden == b".." {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "deletes no name"));
-        }
-        match rustix::fs::mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
-            Err(Errno::EXIST) => Ok(()),
-            made => made.map_err(Into::into),
-        }
+        let copied = io::copy(&mut entry.take(limit - self.written), &mut out);
+        self.written += copied.map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => read_error(error, self.limits),
+            _ => failed(error),
+        })?;
+        let set = || {
+            rustix::fs::fchown(out.as_fd(), Some(meta.uid), Some(meta.gid))?;
+            rustix::fs::fchmod(out.as_fd(), meta.mode)?;
+            rustix::fs::futimens(out.as_fd(), &times(meta.mtime))
+        };
+        set().map_err(|error| failed(error.into()))
     }
 
     fn hard_link(&self, dir: &OwnedFd, name: &Path, to: &Path) -> io::Result<()> {
@@ -382,6 +426,21 @@ impl Target {
             }
         }
         Ok(self.opaque)
+    }
+}
+
+/// A mark that something of the lower layers is gone. It never concerns this layer's own files.
+fn whiteout(dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    if name.starts_with(RESERVED) {
+        return Ok(());
+    }
+    let hidden = &name[WHITEOUT.len()..];
+    if hidden.is_empty() || hidden == b"." || hidden == b".." {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "deletes no name"));
+    }
+    match rustix::fs::mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
+        Err(Errno::EXIST) => Ok(()),
+        made => made.map_err(Into::into),
     }
 }
 
@@ -466,33 +525,6 @@ fn make_room(dir: &OwnedFd, name: &Path) -> io::Result<()> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn write_file<R: Read>(
-    dir: &OwnedFd,
-    file: &Path,
-    entry: &mut Entry<'_, R>,
-    meta: &Meta,
-    limits: Limits,
-    name: &Path,
-) -> Result<(), UnpackError> {
-    let failed = |source: io::Error| UnpackError::Write { name: name.to_owned(), source };
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = rustix::fs::openat(dir, file, flags, Mode::from_raw_mode(0o600));
-    let mut out = File::from(made.map_err(|error| failed(error.into()))?);
-    if entry.size() > limits.bytes {
-        return Err(UnpackError::TooLarge { what: "bytes", limit: limits.bytes });
-    }
-    io::copy(entry, &mut out).map_err(|error| match error.kind() {
-        io::ErrorKind::FileTooLarge => read_error(error, limits),
-        _ => failed(error),
-    })?;
-    let set = || {
-        rustix::fs::fchown(out.as_fd(), Some(meta.uid), Some(meta.gid))?;
-        rustix::fs::fchmod(out.as_fd(), meta.mode)?;
-        rustix::fs::futimens(out.as_fd(), &times(meta.mtime))
-    };
-    set().map_err(|error| failed(error.into()))
 }
 
 fn make_symlink(dir: &OwnedFd, name: &Path, to: &[u8], meta: &Meta) -> io::Result<()> {

@@ -6,6 +6,8 @@
 //! their names). Tests run one after the other; each gets a directory, a network namespace and cgroups of
 //! its own, which are removed also after a failure. An argument selects tests whose name contains it.
 
+#[path = "root/confinement.rs"]
+mod confinement;
 #[path = "root/fixture.rs"]
 mod fixture;
 #[path = "root/ids.rs"]
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn run(filter: &str) -> ExitCode {
-    let tests: Vec<Test> = [machine::TESTS, image::TESTS, ids::TESTS].concat();
+    let tests: Vec<Test> = [machine::TESTS, confinement::TESTS, image::TESTS, ids::TESTS].concat();
     let both = [(Ids::Mapped, ""), (Ids::Shifted, " by copies")];
     let all = both.iter().flat_map(|(ids, words)| {
         tests.iter().map(move |(name, test)| (format!("{name}{words}"), *ids, *test))

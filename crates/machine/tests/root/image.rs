@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("hostile_names_are_refused", hostile_names_are_refused),
     ("devices_and_pipes_are_refused_by_name", devices_and_pipes_are_refused_by_name),
     ("a_layer_beyond_its_limits_leaves_nothing", a_layer_beyond_its_limits_leaves_nothing),
+    ("bombs_are_refused", bombs_are_refused),
     ("a_layer_that_is_not_what_the_config_says_is_refused", a_false_layer_is_refused),
 ];
 
@@ -42,6 +43,26 @@ impl Layer {
         bytes[157..157 + link.len()].copy_from_slice(link.as_bytes());
         header.set_cksum();
         self.0.append(&header, content).expect("writing to memory cannot fail");
+        self
+    }
+
+    /// A file of so many bytes of which the archive holds none.
+    pub(crate) fn hole(mut self, name: &str, size: u64) -> Self {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        let size = format!("{size:011o}\0");
+        let gnu = header.as_gnu_mut().expect("it was made as such");
+        gnu.realsize.copy_from_slice(size.as_bytes());
+        gnu.sparse[0].offset.copy_from_slice(size.as_bytes());
+        gnu.sparse[0].numbytes.copy_from_slice(b"00000000000\0");
+        header.set_cksum();
+        self.0.append(&header, &b""[..]).expect("writing to memory cannot fail");
         self
     }
 
@@ -221,6 +242,42 @@ fn a_layer_beyond_its_limits_leaves_nothing(fixture: &Fixture) -> Tested {
         assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{words}: {error:?}");
     }
     assert_eq!(fs::read_dir(fixture.dir.join("images/layers"))?.count(), 0);
+    Ok(())
+}
+
+/// What the archive's own length does not tell: implied directories, holes, and names that are read into memory.
+fn bombs_are_refused(fixture: &Fixture) -> Tested {
+    let deep = "d/".repeat(45) + "file";
+    let few = ImageLimits { layer_entries_max: 40, ..ImageLimits::standard() };
+    refuse(fixture, few, Layer::new().file(&deep, b""), "more than 40 files")?;
+
+    let small = ImageLimits { layer_bytes_max: 1 << 20, ..ImageLimits::standard() };
+    let mut sparse = Layer::new();
+    for number in 0..3 {
+        sparse = sparse.hole(&format!("hole{number}"), 500 << 10);
+    }
+    refuse(fixture, small, sparse, "more than 1048576 bytes")?;
+
+    let lean = ImageLimits { unpack_memory_bytes_max: 48 << 20, ..ImageLimits::standard() };
+    let long = vec![b'x'; 32 << 20];
+    let name = Layer::new().add("././@LongLink", EntryType::GNULongName, "", &long).file("a", b"");
+    refuse(fixture, lean, name, "out of memory")?;
+    let name = Layer::new().add("././@LongLink", EntryType::GNULongName, "", &long).file("a", b"");
+    refuse(fixture, ImageLimits::standard(), name, "the name is too long")?;
+
+    let mut opaque = Layer::new();
+    for number in 0..13_000 {
+        opaque = opaque.file(&format!("{number:0>85}/.wh..wh..opq"), b"");
+    }
+    refuse(fixture, ImageLimits::standard(), opaque, "directories that hide others")
+}
+
+fn refuse(fixture: &Fixture, limits: ImageLimits, layer: Layer, words: &str) -> Tested {
+    let store = store(fixture, limits)?;
+    let error = image(&store, &[layer.bytes()], digest).err().map(|error| error.to_string());
+    assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{words}: {error:?}");
+    assert_eq!(fs::read_dir(fixture.dir.join("images/layers"))?.count(), 0);
+    assert_eq!(fs::read_dir(fixture.dir.join("images/scratch"))?.count(), 0);
     Ok(())
 }
 
