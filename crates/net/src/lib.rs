@@ -33,3 +33,4 @@ pub use error::NetError;
 pub use listeners::Listeners;
 pub use namespace::{new_namespace, run_in};
 pub use plane::{Attach, Plane, PlaneConfig, Visible};
+pub use sys::own_descriptor;

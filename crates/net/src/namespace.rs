@@ -71,6 +71,16 @@ pub(crate) fn on_thread<T: Send>(
     })
 }
 
+/// Whether two descriptors are of one namespace.
+pub(crate) fn same(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool, NetError> {
+    let identity = |fd| {
+        let stat = rustix::fs::fstat(fd)
+            .map_err(|source| NetError::kernel("look at a network namespace", source))?;
+        Ok((stat.st_dev, stat.st_ino))
+    };
+    Ok(identity(a)? == identity(b)?)
+}
+
 /// Returns the network namespace of the calling thread.
 pub(crate) fn current() -> Result<OwnedFd, NetError> {
     open(Path::new("/proc/thread-self/ns/net"))

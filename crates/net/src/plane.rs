@@ -16,6 +16,7 @@ use crate::namespace;
 use crate::netlink::Socket;
 use crate::nft::Batch;
 use crate::route::{self, GATEWAY, MAC_FAR, Via, all_of, only};
+use crate::sys;
 use state::{Machine, Published, State};
 
 /// What distinguishes one plane from another on the same host.
@@ -126,6 +127,16 @@ impl Plane {
     /// When a socket cannot be made, for example because a living proxy holds one.
     pub fn listeners(&self) -> Result<Listeners, NetError> {
         self.enter(|| listeners::open(self.config.dns))?
+    }
+
+    /// Whether a socket was made inside this plane, and not in one that is gone.
+    ///
+    /// # Errors
+    /// When the descriptor is no socket.
+    pub fn holds(&self, socket: BorrowedFd<'_>) -> Result<bool, NetError> {
+        let theirs = sys::namespace_of(socket)
+            .map_err(|source| NetError::kernel("find a socket's namespace", source))?;
+        namespace::same(theirs.as_fd(), self.netns.as_fd())
     }
 
     /// Opens a network: its Flycast addresses and resolver exist, its Machines may reach each

@@ -1,8 +1,11 @@
 //! The few calls that no safe wrapper offers.
-#![expect(unsafe_code, reason = "unshare and two socket options have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "unshare, socket options and born descriptors have no safe wrapper"
+)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::thread::UnshareFlags;
 
@@ -41,4 +44,32 @@ fn set_flag(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<()> {
     let answer =
         unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const on).cast(), len) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over a descriptor that this process was born with, so that it is closed when dropped.
+///
+/// To be called at most once for a number, before the process opens anything of its own there;
+/// answers [`None`] for the standard streams and for what is not open.
+pub fn own_descriptor(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: needed to ask about a mere number; `fcntl(F_GETFD)` touches no memory.
+    if number <= libc::STDERR_FILENO || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: needed because ownership of a number cannot be proved. It is open, and by this
+    // function's contract nothing else in this process owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The network namespace that a socket belongs to.
+pub(crate) fn namespace_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `SIOCGSKNS` of `linux/sockios.h`, which libc lacks.
+    const SIOCGSKNS: libc::Ioctl = 0x894C;
+    // SAFETY: needed because rustix has no such call. It takes no argument, and the borrowed
+    // descriptor is open.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: needed to own what the kernel just opened for us; nobody else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

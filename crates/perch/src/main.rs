@@ -9,11 +9,11 @@ mod doctor;
 mod down;
 mod embedded;
 mod ids;
-mod notify;
 mod paths;
 mod proxy;
 mod quickstart;
 mod server;
+mod service_manager;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -25,6 +25,7 @@ mod world;
 use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, check_region};
 use crate::paths::Paths;
+use crate::service_manager;
 use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::ProxyPort;
@@ -110,6 +112,7 @@ fn serve(options: Options) -> anyhow::Result<()> {
         config.region = region;
     }
     require_root()?;
+    let kept = service_manager::kept().context("could not take what the service manager kept")?;
     make_dirs(&paths)?;
     let _lock = DirLock::take(&paths.lock())?;
     crate::doctor::require()?;
@@ -119,7 +122,7 @@ fn serve(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the runtime")?;
-    runtime.block_on(run(paths, config))
+    runtime.block_on(run(paths, config, kept))
 }
 
 fn require_root() -> anyhow::Result<()> {
@@ -177,12 +180,14 @@ pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
     }
 }
 
-async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
+async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
     let (proxy, answers) = ProxyPort::new();
     let world = tokio::task::spawn_blocking(move || bring_up(paths, config, proxy))
         .await
         .context("the start was interrupted")??;
     open_networks(&world).await?;
+    let kept = service_manager::listeners(kept, &world.plane)
+        .context("the service manager kept what is not ours")?;
     let standing = proxy_link::find(&world).await;
     adoption::adopt_all(&world).await?;
     let api = bind_api(&world.paths)?;
@@ -196,7 +201,7 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
     });
     world.tracker.spawn(api::mark_interrupted(world.clone()));
     let mut serving_traffic = world.proxy.serving();
-    let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing));
+    let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
     let serving = tokio::spawn(perch_api::server::serve(
         api,
@@ -204,7 +209,7 @@ async fn run(paths: Paths, config: Config) -> anyhow::Result<()> {
         world.shutdown.clone().cancelled_owned(),
     ));
     eprintln!("ready {}", world.paths.api_socket().display());
-    crate::notify::ready().context("could not tell the service manager")?;
+    service_manager::ready().context("could not tell the service manager")?;
     await_signal().await?;
     end(&world, keeper, serving).await
 }

@@ -6,6 +6,7 @@
 //! name.
 
 mod leftovers;
+mod service_manager;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -21,6 +22,7 @@ use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
+use self::service_manager::ServiceManager;
 use crate::{Ip, Machine, Output, Process, Response, process, wait_until};
 
 /// A start that takes longer has failed; measured 0.2 s on an idle host.
@@ -46,6 +48,7 @@ pub struct Host {
     dir: TempDir,
     binary: PathBuf,
     config: String,
+    service_manager: Option<ServiceManager>,
 }
 
 impl Host {
@@ -70,12 +73,19 @@ impl Host {
         let (holder, init) = hold()?;
         let server = None;
         let binary = fs::canonicalize(binary).context("finding PERCH_BIN")?;
-        let host = Self { holder, init, server, dir, binary, config: String::new() };
+        let config = String::new();
+        let host = Self { holder, init, server, dir, binary, config, service_manager: None };
         host.run("ip", &["link", "set", "lo", "up"])?.ok()?;
         if network == Network::Firewalled {
             host.firewall()?;
         }
         Ok(host)
+    }
+
+    /// From now on servers are started by a service manager that keeps descriptors for them.
+    pub fn use_service_manager(&mut self) -> Result<()> {
+        self.service_manager = Some(ServiceManager::new(self.dir.path())?);
+        Ok(())
     }
 
     fn firewall(&self) -> Result<()> {
@@ -151,7 +161,14 @@ impl Host {
         let log = self.server_log();
         let seen = fs::read_to_string(&log).unwrap_or_default().len();
         let file = File::options().create(true).append(true).open(&log)?;
-        let mut child = self.server_command()?.stdout(Stdio::null()).stderr(file).spawn()?;
+        let mut command = self.server_command()?;
+        let mut copies = Vec::new();
+        if let Some(manager) = &self.service_manager {
+            (command, copies) = manager.equip(&command)?;
+            command.stdin(Stdio::null()).env("PERCH_SOCKET", self.socket());
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(file).spawn()?;
+        drop(copies);
         let ready = wait_until("the server to say ready", READY_MAX, || {
             let text = fs::read_to_string(&log)?;
             let ended = child.try_wait()?.map(|status| status.to_string());

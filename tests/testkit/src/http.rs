@@ -49,7 +49,7 @@ pub fn ask(address: SocketAddr, request: &[u8], limit: Duration) -> Result<Respo
 }
 
 /// Asks for a path on a connection that is made already.
-pub(crate) fn exchange(stream: &mut (impl Read + Write), path: &str) -> Result<Response> {
+pub fn exchange(stream: &mut (impl Read + Write), path: &str) -> Result<Response> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

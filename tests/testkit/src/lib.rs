@@ -16,7 +16,7 @@ mod wait;
 
 pub use archive::{Archive, Entry};
 pub use host::{Entrance, Host, Network};
-pub use http::{Response, ask, get};
+pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};
 pub use output::Output;

@@ -30,6 +30,7 @@ use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
 use super::views;
 use super::world::{World, lock};
+use crate::service_manager;
 
 /// Answers that wait for the proxy; they are few, because each answers a question of its own.
 const ANSWERS: usize = 4_096;
@@ -172,13 +173,14 @@ pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
 /// A connection whose session has not begun.
 pub(crate) type Standing = (Link, Listeners);
 
-/// Keeps a proxy connected until the server ends; begins with the one that was found, if any.
+/// Keeps a proxy connected until the server ends; begins with the one that was found, if any. Else the
+/// first proxy gets the listeners that outlived an earlier server and its proxy, if they did.
 pub(crate) async fn keep(
     world: Arc<World>,
     mut answers: mpsc::Receiver<ToProxy>,
     mut found: Option<Standing>,
+    mut listeners: Option<Listeners>,
 ) {
-    let mut listeners: Option<Listeners> = None;
     while !world.shutdown.is_cancelled() {
         let connected = match found.take() {
             Some(standing) => Ok(standing),
@@ -190,6 +192,7 @@ pub(crate) async fn keep(
         };
         match connected {
             Ok((link, theirs)) => {
+                entrust(&theirs);
                 listeners = Some(theirs);
                 let ended = session(&world, link, &mut answers).await;
                 world.proxy.connected.send_replace(false);
@@ -206,6 +209,13 @@ pub(crate) async fn keep(
                 respawn(&world, &mut listeners).await;
             }
         }
+    }
+}
+
+/// Lets the service manager keep the listeners too. Without it they are kept by us and the proxy alone.
+fn entrust(listeners: &Listeners) {
+    if let Err(error) = service_manager::keep(listeners) {
+        tracing::warn!(%error, "the service manager does not keep the listeners");
     }
 }
 
@@ -235,7 +245,10 @@ async fn respawn(world: &Arc<World>, listeners: &mut Option<Listeners>) {
 fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listeners> {
     let listeners = match own {
         Some(listeners) => listeners,
-        None => make_listeners(world)?,
+        None => {
+            service_manager::forget().context("could not tell the service manager")?;
+            make_listeners(world)?
+        }
     };
     let path = world.paths.proxy_socket();
     if path.exists() {
@@ -249,6 +262,7 @@ fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listener
     let mut command = Command::new("/proc/self/exe");
     command.arg("proxy").stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
     command.stdout(Stdio::null()).stderr(proxy_log(world)?);
+    service_manager::hide_from(&mut command);
     let spawned = world.plane.enter(|| command.spawn()).context("could not enter the plane")?;
     let mut child = spawned.context("could not start the proxy")?;
     drop(command);

@@ -38,6 +38,16 @@ pub struct Listeners {
 }
 
 impl Listeners {
+    /// What each of [`Listeners::as_fds`] is called in a service manager's descriptor store, in the same order.
+    pub const NAMES: [&str; LISTENER_COUNT] = [
+        "proxy-tcp6",
+        "proxy-tcp4",
+        "proxy-dns-udp",
+        "proxy-dns-tcp",
+        "proxy-forward4",
+        "proxy-forward6",
+    ];
+
     /// Duplicates all of them.
     ///
     /// # Errors
@@ -54,7 +64,8 @@ impl Listeners {
         })
     }
 
-    fn as_fds(&self) -> [BorrowedFd<'_>; LISTENER_COUNT] {
+    /// All of them, in the order of [`Listeners::NAMES`].
+    pub fn as_fds(&self) -> [BorrowedFd<'_>; LISTENER_COUNT] {
         [
             self.tcp6.as_fd(),
             self.tcp4.as_fd(),
@@ -65,7 +76,11 @@ impl Listeners {
         ]
     }
 
-    fn from_fds(fds: Vec<OwnedFd>) -> Result<Self, HandoverError> {
+    /// Takes them in the order of [`Listeners::NAMES`].
+    ///
+    /// # Errors
+    /// [`HandoverError::Count`] when there are fewer or more.
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Result<Self, HandoverError> {
         let got = fds.len();
         let Ok([tcp6, tcp4, dns_udp, dns_tcp, forward_v4, forward_v6]) =
             <[OwnedFd; LISTENER_COUNT]>::try_from(fds)

@@ -1,11 +1,11 @@
 //! The platform dies; the apps do not.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, get, wait_until};
+use perch_testkit::{Host, exchange, get, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::{
@@ -69,6 +69,39 @@ fn a_new_server_and_proxy_take_over_what_runs() {
         let lost = failures(&calls, killed);
         ensure!(lost.is_empty(), "lost after the kill: {lost:?}");
         check_nothing_started_twice(host, "web", before)
+    });
+}
+
+#[test]
+fn with_a_service_manager_connections_are_accepted_while_neither_server_nor_proxy_lives() {
+    on_host(|host| {
+        host.stop_server()?;
+        host.use_service_manager()?;
+        host.start_server()?;
+        let address = private_app(host, "web", AWAKE)?;
+        host.kill_server()?;
+        host.kill_proxy()?;
+        let target = SocketAddr::new(address.parse::<IpAddr>()?, 80);
+        // Nothing answers a SYN but a socket that somebody holds open.
+        let mut stream = host.inside(|| Ok(TcpStream::connect_timeout(&target, SOON)?))?;
+        host.start_server()?;
+        stream.set_read_timeout(Some(SOON))?;
+        check_answer(&exchange(&mut stream, "/")?, "")
+    });
+}
+
+#[test]
+fn listeners_of_a_plane_that_is_gone_are_not_used() {
+    on_host(|host| {
+        host.stop_server()?;
+        host.use_service_manager()?;
+        host.start_server()?;
+        host.stop_server()?;
+        let data = host.data_dir().to_string_lossy().into_owned();
+        host.perch(&["down", "--data-dir", &data])?.ok()?;
+        host.start_server()?;
+        let address = private_app(host, "web", AWAKE)?;
+        check_answer(&host.get(&address, 80, "/")?, "")
     });
 }
 
