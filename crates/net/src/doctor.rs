@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
+use crate::access::{self, HostAccess};
 use crate::address::Prefix;
 use crate::error::NetError;
 use crate::netlink::Socket;
@@ -137,10 +138,12 @@ fn check_firewall() -> Result<(), NetError> {
         public_v6: Prefix { addr: Ipv6Addr::from_bits(0x2001_0db8 << 96), len: 32 },
         shared_v4: Ipv4Addr::new(192, 0, 2, 10),
         dns: Ipv6Addr::from_bits(0xfdaa << 112 | 3),
+        host_access: HostAccess::Root,
     };
     let commit = || {
         let mut socket = Socket::open_netfilter()?;
         firewall::ensure_plane(&mut socket, &config, &[], &[])?;
+        access::ensure(&mut socket, &config.outside, &config.host_access)?;
         firewall::ensure_host(&mut socket, &config)
     };
     namespace::create(commit).map(drop)

@@ -78,7 +78,7 @@ const PRIORITY_DSTNAT: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SRCNAT: i32 = 100;
 /// Before the usual filters of the host's owner.
-const PRIORITY_EARLY: i32 = -10;
+pub(crate) const PRIORITY_EARLY: i32 = -10;
 
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;

@@ -15,6 +15,7 @@
 //!
 //! This crate does not know apps, chooses no address, and runs no program.
 
+mod access;
 mod address;
 mod doctor;
 mod error;
@@ -27,6 +28,7 @@ mod plane;
 mod route;
 mod sys;
 
+pub use access::HostAccess;
 pub use address::{Prefix, Prefix48};
 pub use doctor::{Check, doctor};
 pub use error::NetError;

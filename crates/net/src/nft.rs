@@ -46,6 +46,8 @@ pub(crate) const ICMPV6: u8 = 58;
 const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
+const META_SKUID: u32 = 10;
+const META_SKGID: u32 = 11;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -370,6 +372,21 @@ impl Rule {
 
     pub(crate) fn oif(self, op: Cmp, name: &str) -> Self {
         self.meta(META_OIFNAME, R1).cmp(op, &ifname(name))
+    }
+
+    /// Packets of a socket that this user made; one without a socket matches none.
+    pub(crate) fn sender_user(self, uid: u32) -> Self {
+        self.meta(META_SKUID, R1).cmp(Cmp::Eq, &uid.to_ne_bytes())
+    }
+
+    /// Packets of a socket that was made under this group.
+    pub(crate) fn sender_group(self, gid: u32) -> Self {
+        self.meta(META_SKGID, R1).cmp(Cmp::Eq, &gid.to_ne_bytes())
+    }
+
+    /// IPv6 destinations that begin with these bytes.
+    pub(crate) fn daddr6_begins(self, bytes: [u8; 2]) -> Self {
+        self.payload(BASE_NETWORK, 24, 2, R1).cmp(Cmp::Eq, &bytes)
     }
 
     /// Loads the incoming interface's name into `R1`.

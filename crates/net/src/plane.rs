@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::access::HostAccess;
 use crate::address::{Prefix, Prefix48};
 use crate::error::NetError;
 use crate::firewall::{self, INSIDE, TABLE};
@@ -38,6 +39,8 @@ pub struct PlaneConfig {
     pub shared_v4: Ipv4Addr,
     /// The resolver's address, `fdaa::3`.
     pub dns: Ipv6Addr,
+    /// Who on the host may call private networks of which the host is a member.
+    pub host_access: HostAccess,
 }
 
 /// Who may call a published address.

@@ -5,13 +5,16 @@
 #[path = "root/lab.rs"]
 mod lab;
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lab::{Lab, MachineLab, accept, dial, echo, ip, listen_in, prefix, receive, say, v4, v6};
-use perch_net::{Attach, NetError, Plane, Prefix48, Visible, doctor};
+use lab::{
+    Lab, MachineLab, accept, become_user, dial, dial_as, echo, ip, listen_in, prefix, receive, say,
+    v4, v6,
+};
+use perch_net::{Attach, HostAccess, NetError, Plane, Prefix48, Visible, doctor};
 
 /// The blueprint's port.
 const HTTP: u16 = 80;
@@ -558,4 +561,104 @@ fn a_network_is_named_by_any_of_its_addresses() {
         Prefix48::of(v6("fdaa:0:1:a7b:1:0:1:2")).first(),
         Ipv6Addr::from_bits(0xfdaa << 112 | 1 << 80)
     );
+}
+
+/// A user and group that nobody is, and another.
+const STRANGER: (u32, u32) = (54_321, 54_321);
+const MEMBER: (u32, u32) = (54_322, 54_400);
+const ROOT: (u32, u32) = (0, 0);
+
+/// Opens a network with the host in it and an app; returns the app's private and public address.
+fn host_and_app(lab: &Lab) -> (SocketAddr, SocketAddr) {
+    let network = prefix("fdaa:0:1::");
+    lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
+    let (app, public) = (v6("fdaa:0:1:0:1::2"), v6("2001:db8:5::2"));
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane.publish(public.into(), &[(HTTP, HTTP)], Visible::Everyone).expect("publish");
+    ((app, HTTP).into(), (public, HTTP).into())
+}
+
+fn check_callers(lab: &Lab, private: SocketAddr, allowed: &[(u32, u32)]) {
+    for caller in [ROOT, MEMBER, STRANGER] {
+        let called = dial_as(lab.host(), caller, private);
+        if allowed.contains(&caller) {
+            called.unwrap_or_else(|error| panic!("{caller:?} is refused: {error}"));
+        } else {
+            let error = called.expect_err("not allowed");
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "at once: {caller:?}");
+        }
+    }
+}
+
+#[test]
+fn only_those_on_the_host_who_may_reach_private_addresses() {
+    let Some(mut lab) = Lab::start("access") else { return };
+    let (private, public) = host_and_app(&lab);
+    let listeners = lab.plane.listeners().expect("listeners");
+    check_callers(&lab, private, &[ROOT, MEMBER, STRANGER]);
+    let by_user = HostAccess::Members { uids: vec![MEMBER.0], gids: vec![] };
+    let by_group = HostAccess::Members { uids: vec![], gids: vec![MEMBER.1] };
+    for (access, allowed) in [
+        (HostAccess::Root, &[ROOT][..]),
+        (by_user, &[ROOT, MEMBER]),
+        (by_group, &[ROOT, MEMBER]),
+        (HostAccess::None, &[]),
+    ] {
+        lab = lab.restart_with(access);
+        check_callers(&lab, private, allowed);
+        dial_as(lab.host(), STRANGER, public).expect("public addresses are everybody's");
+    }
+    lab = lab.restart_with(HostAccess::All);
+    check_callers(&lab, private, &[ROOT, MEMBER, STRANGER]);
+    assert!(!lab.host_sees("nft list tables").contains("access"), "no rule where none is needed");
+    drop(listeners);
+}
+
+#[test]
+fn a_restricted_host_comes_back_after_a_flush_and_leaves_nothing() {
+    let Some(lab) = Lab::start("flushed-access") else { return };
+    let lab = lab.restart_with(HostAccess::Root);
+    let (private, _) = host_and_app(&lab);
+    let _listeners = lab.plane.listeners().expect("listeners");
+    lab.nft("flush ruleset\n");
+    lab.plane.refresh_host().expect("refresh");
+    check_callers(&lab, private, &[ROOT]);
+    lab.in_host(|| Plane::remove_by_config(&lab.config)).expect("remove");
+    assert_eq!(lab.snapshot(), lab.before);
+}
+
+#[test]
+fn an_open_connection_of_a_user_who_may_is_not_cut_when_its_socket_is_gone() {
+    let Some(lab) = Lab::start("orphan") else { return };
+    let lab = lab.restart_with(HostAccess::Root);
+    let (private, _) = host_and_app(&lab);
+    let listeners = lab.plane.listeners().expect("listeners");
+    let mut client = dial_as(lab.host(), ROOT, private).expect("root may");
+    let (mut server, _, _) = accept(&listeners.tcp6);
+    client.set_nonblocking(true).expect("non-blocking");
+    let mut sent = 0;
+    while let Ok(len) = client.write(&[0; 65_536]) {
+        sent += len;
+    }
+    // What waits to be sent has no owner any more.
+    drop(client);
+    server.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("a timeout");
+    let received = std::io::copy(&mut server, &mut std::io::sink()).expect("to its end");
+    assert_eq!(received, sent as u64);
+}
+
+#[test]
+fn datagrams_of_a_user_who_may_not_are_refused() {
+    let Some(lab) = Lab::start("datagrams") else { return };
+    let lab = lab.restart_with(HostAccess::Root);
+    let (private, _) = host_and_app(&lab);
+    let send = |(uid, gid): (u32, u32)| {
+        let sent = lab.in_host(|| {
+            become_user(uid, gid)?;
+            UdpSocket::bind("[::]:0")?.send_to(b"x", private)
+        });
+        sent.is_ok()
+    };
+    assert!(send(ROOT));
+    assert!(!send(STRANGER));
 }

@@ -168,6 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn who_on_the_host_may_call_is_one_of_four_words() {
+        use HostAccess::{All, Group, None, Root};
+        for (word, access) in [("none", None), ("root", Root), ("group", Group), ("all", All)] {
+            let config = read(&format!("host_access = \"{word}\"\n")).expect("valid");
+            assert_eq!(config.host_access, access);
+        }
+    }
+
+    #[test]
     fn nameservers_of_the_host_are_found_among_other_lines() {
         let text = "# x\nsearch a\nnameserver 10.0.0.1\n nameserver fe80::1%eth0\nnameserver ::1\n";
         assert_eq!(nameservers(text).len(), 2);

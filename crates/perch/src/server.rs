@@ -16,6 +16,7 @@ mod keeper;
 mod launching;
 pub(crate) mod lock;
 mod machine;
+mod members;
 mod platform_log;
 mod proxy_link;
 mod records;
@@ -177,6 +178,7 @@ pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
         public_v6: Prefix { addr: config.public_v6, len: 48 },
         shared_v4: config.shared_v4,
         dns: perch_core::address::RESOLVER,
+        host_access: perch_net::HostAccess::All,
     }
 }
 
@@ -217,8 +219,9 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
     let store = Store::open(&paths.store())?;
     let keeper = Keeper::load(store)?;
-    let plane =
-        Plane::ensure(&plane_config(&paths, &config)).context("could not set the network up")?;
+    let host_access = members::host_access(config.host_access)?;
+    let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
+    let plane = Plane::ensure(&plane).context("could not set the network up")?;
     let images = open_images(&paths, &keeper)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
@@ -268,20 +271,13 @@ fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
-    let group = group_id("perch");
+    let group = members::group_id();
     let mode = if group.is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(&path, fs::Permissions::from_mode(mode))
         .with_context(|| format!("could not set the mode of {}", path.display()))?;
     std::os::unix::fs::chown(&path, None, group)
         .with_context(|| format!("could not give {} to the group perch", path.display()))?;
     Ok(listener)
-}
-
-/// Look-ups by the C library do not work reliably in a static program; the file is enough here.
-fn group_id(name: &str) -> Option<u32> {
-    let text = fs::read_to_string("/etc/group").ok()?;
-    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2)?.parse().ok()
 }
 
 async fn await_signal() -> anyhow::Result<()> {

@@ -182,7 +182,8 @@ impl State {
         let path: Vec<_> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("GET", ["perch", "v1", "info"]) => {
-                ok(json!({"version": "0", "region": "lcl", "default_org": "personal"}))
+                ok(json!({"version": "0", "region": "lcl", "default_org": "personal",
+                    "host_addresses": ["fdaa::2"]}))
             }
             ("GET", ["v1", "platform", "regions"]) => {
                 ok(json!({"Regions": [{"code": "lcl"}], "Nearest": "lcl"}))

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::state::State;
 use super::{Attach, Inner, PlaneConfig, check_name};
+use crate::access;
 use crate::error::NetError;
 use crate::firewall::{self, HOST4, INSIDE, TABLE};
 use crate::listeners::BACKLOG_MAX;
@@ -54,6 +55,7 @@ pub(super) fn refresh_host(
     // The first time there is no such set yet.
     let stale = nft::elements(nft, TABLE, HOST4).unwrap_or_default();
     firewall::ensure_plane(nft, config, &addresses, &stale)?;
+    access::ensure(host_nft, &config.outside, &config.host_access)?;
     firewall::ensure_host(host_nft, config)
 }
 
@@ -228,6 +230,7 @@ pub(super) fn remove(config: &PlaneConfig) -> Result<(), NetError> {
         host_route.apply(vec![route::delete_link(&config.outside)], &[libc::ENODEV])?;
     }
     let mut host_nft = Socket::open_netfilter()?;
+    access::remove(&mut host_nft, &config.outside)?;
     firewall::remove_table(&mut host_nft, &firewall::host_table(&config.outside))
 }
 

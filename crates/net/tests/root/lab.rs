@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use std::{env, fs, process};
 
-use perch_net::{Attach, Plane, PlaneConfig, Prefix, Prefix48, run_in};
+use perch_net::{Attach, HostAccess, Plane, PlaneConfig, Prefix, Prefix48, run_in};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, ipproto};
 
@@ -50,6 +50,12 @@ impl Lab {
     pub(crate) fn restart(mut self) -> Self {
         self.plane = ensure(&self.host, &self.config);
         self
+    }
+
+    /// As if a server with another configuration took over.
+    pub(crate) fn restart_with(mut self, host_access: HostAccess) -> Self {
+        self.config.host_access = host_access;
+        self.restart()
     }
 
     pub(crate) fn host(&self) -> BorrowedFd<'_> {
@@ -189,6 +195,7 @@ fn config(test: &str, index: u8) -> PlaneConfig {
         },
         shared_v4: Ipv4Addr::new(192, 0, 2, 10 + index),
         dns: v6("fdaa::3"),
+        host_access: HostAccess::All,
     }
 }
 
@@ -247,6 +254,27 @@ pub(crate) fn dial(
     let addr = SocketAddr::new(addr.into(), port);
     let dialled = run_in(netns, || TcpStream::connect_timeout(&addr, DIAL_TIMEOUT));
     dialled.expect("enter the namespace")
+}
+
+/// Connects from inside a namespace as another user and group.
+pub(crate) fn dial_as(
+    netns: BorrowedFd<'_>,
+    (uid, gid): (u32, u32),
+    addr: SocketAddr,
+) -> io::Result<TcpStream> {
+    // Of this thread only, which ends.
+    let dialled = run_in(netns, || {
+        become_user(uid, gid)?;
+        TcpStream::connect_timeout(&addr, DIAL_TIMEOUT)
+    });
+    dialled.expect("enter the namespace")
+}
+
+/// Makes the calling thread another user's.
+pub(crate) fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_gid(rustix::process::Gid::from_raw(gid))?;
+    Ok(rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(uid))?)
 }
 
 /// Takes the next connection of a listener: stream, own address, peer.

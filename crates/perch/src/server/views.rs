@@ -14,6 +14,7 @@ use super::keeper::Catalog;
 use super::launching;
 use super::records::{AppRecord, IpRecord, MachineRecord};
 use super::world::World;
+use crate::config::HostAccess;
 
 /// Facts about this host.
 pub(crate) fn settings(world: &World) -> Settings {
@@ -36,6 +37,9 @@ pub(crate) fn settings(world: &World) -> Settings {
 
 /// Addresses with which the host itself calls (DESIGN 6: the default organization's default network).
 pub(crate) fn host_peers(world: &World, catalog: &Catalog) -> Vec<IpAddr> {
+    if world.config.host_access == HostAccess::None {
+        return Vec::new();
+    }
     let key = (world.config.default_org().to_owned(), "default".to_owned());
     let network = catalog.networks.get(&key);
     network.map(|network| IpAddr::V6(host_peer(network.id))).into_iter().collect()
@@ -45,6 +49,12 @@ pub(crate) fn host_peers(world: &World, catalog: &Catalog) -> Vec<IpAddr> {
 pub(crate) fn host_peer(network_id: u32) -> std::net::Ipv6Addr {
     let [first, high, low, ..] = launching::prefix(network_id).segments();
     std::net::Ipv6Addr::new(first, high, low, 0xa7b, 1, 0, 0xa, 2)
+}
+
+/// The platform's own address in a network, `<prefix>::3` (PN-06); with it `fly proxy` calls.
+pub(crate) fn platform_peer(network_id: u32) -> std::net::Ipv6Addr {
+    let [first, high, low, ..] = launching::prefix(network_id).segments();
+    std::net::Ipv6Addr::new(first, high, low, 0, 0, 0, 0, 3)
 }
 
 /// One app as it is now; `None` when it is gone.
@@ -164,11 +174,18 @@ fn millis(length: std::time::Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn is_platform(caller: IpAddr) -> bool {
+    let IpAddr::V6(caller) = caller else { return false };
+    let network = perch_core::address::network_of(caller);
+    network.is_some_and(|network| platform_peer(network.as_u32()) == caller)
+}
+
 /// Who caused a wake, in words for the Machine's events.
 pub(crate) fn cause_text(cause: &Cause) -> String {
     let who = match &cause.source {
         Source::Machine { app, machine } => format!("app {app}, Machine {machine}"),
         Source::Host => "the host".to_owned(),
+        Source::Unknown if is_platform(cause.caller) => "`fly proxy`".to_owned(),
         Source::Unknown => "somebody unknown".to_owned(),
     };
     let what = cause.request.as_deref().unwrap_or("a connection");

@@ -26,7 +26,7 @@ pub(super) async fn print(context: &Context<'_>, job: &Job) -> Outcome {
                 print_public(context, job, ip, port).await;
             }
             if let Some(ip) = private {
-                print_private(context, job, ip, port);
+                print_private(context, job, ip, port).await;
             }
         }
     }
@@ -57,15 +57,28 @@ fn note_autostop(context: &Context<'_>, job: &Job) {
     }
 }
 
-fn print_private(context: &Context<'_>, job: &Job, ip: IpAddr, port: u16) {
+async fn print_private(context: &Context<'_>, job: &Job, ip: IpAddr, port: u16) {
     let (app, console) = (&job.app.name, context.console);
     let suffix = suffix(port);
     console.line(format!(
         "Your newly deployed app is available in the organization's private network under \
          http://{app}.flycast{suffix}"
     ));
-    console.line(format!("From this host: curl http://[{ip}]{suffix}/"));
+    if is_neighbour(context, ip).await {
+        console.line(format!("From this host: curl http://[{ip}]{suffix}/"));
+    }
     console.line(format!("From elsewhere: fly proxy {PROXY_PORT}:{port} -a {app}"));
+}
+
+/// Whether the server's host is a member of the address's network.
+async fn is_neighbour(context: &Context<'_>, ip: IpAddr) -> bool {
+    // The /48 of an IPv6 address is its network (PN-02).
+    let network = |ip: IpAddr| match ip {
+        IpAddr::V6(ip) => ip.segments().first_chunk::<3>().copied(),
+        IpAddr::V4(_) => None,
+    };
+    let info = context.client.info().await.unwrap_or_default();
+    info.host_addresses.into_iter().any(|host| network(host) == network(ip))
 }
 
 async fn print_public(context: &Context<'_>, job: &Job, ip: IpAddr, port: u16) {

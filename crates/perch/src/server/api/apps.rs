@@ -8,6 +8,7 @@ use perch_core::address;
 use perch_core::ids::{AppName, NetworkId, NetworkName};
 use perch_core::lifecycle::Event;
 
+use crate::config::HostAccess;
 use crate::server::clock;
 use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
@@ -105,7 +106,9 @@ pub(crate) async fn open_network(
     world: &Arc<World>,
     network: &NetworkRecord,
 ) -> Result<(), ApiError> {
-    let is_hosts = network.org == world.config.default_org() && network.name == "default";
+    let is_hosts = network.org == world.config.default_org()
+        && network.name == "default"
+        && world.config.host_access != HostAccess::None;
     let host_peer = is_hosts.then(|| views::host_peer(network.id));
     let prefix = perch_net::Prefix48::of(crate::server::launching::prefix(network.id));
     let plane = world.plane.clone();
