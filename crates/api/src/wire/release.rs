@@ -67,12 +67,16 @@ pub struct CreateRelease {
     /// `ROLLING`, `IMMEDIATE` …
     #[serde(deserialize_with = "null_default")]
     pub strategy: String,
+    /// Seconds that the release counts as in progress after each word of its deploy (a `PATCH`, or a
+    /// lease on one of the app's Machines), at most 3600; 0 means 13. No other release can begin
+    /// meanwhile. Extension.
+    pub lease_ttl: u64,
 }
 
 /// Body of `PATCH /api/v1/releases/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UpdateRelease {
-    /// New status.
+    /// New status. Naming `running` again says only that the deploy lives.
     pub status: ReleaseStatus,
     /// Kept with the release.
     #[serde(default)]

@@ -1,15 +1,17 @@
 //! `deploy`: from a configuration file and an image to Machines that run it.
 //!
 //! ```text
-//! verify config ─► find or build image ─► push ─► addresses ─► leases ─► release ─► rollout ─► ending
+//! verify config ─► find or build image ─► push ─► release ─► leases ─► addresses ─► rollout ─► ending
 //! ```
 //!
 //! Everything that can be wrong on the caller's side is found before the server changes anything. The
-//! order of changes is `core`'s plan; [`rollout`] carries it out. A deploy that dies leaves leases that
-//! end by themselves and a release that the server marks interrupted.
+//! order of changes is `core`'s plan; [`rollout`] carries it out. The release is what only one deploy of an
+//! app can have; what is planned is looked at after it. A deploy that dies leaves leases that end by
+//! themselves and a release that the server marks interrupted.
 
 mod addresses;
 mod ending;
+mod guard;
 mod image;
 mod leases;
 mod machine_config;

@@ -156,8 +156,36 @@ fn a_second_deploy_is_told_who_holds_the_lease_and_changes_nothing() {
     assert_eq!(run.code, 1);
     assert!(run.err.contains("lease currently held by alice"), "{}", run.err);
     assert!(run.err.contains("alice with `fly deploy of web`"), "{}", run.err);
-    assert_eq!(fixture.server().release_statuses("web"), ["complete"]);
+    assert_eq!(fixture.server().release_statuses("web"), ["complete", "failed"]);
     assert_eq!(fixture.server().leases(), 1);
+}
+
+#[test]
+fn a_deploy_of_an_app_that_somebody_else_deploys_makes_nothing_and_says_who_since_when() {
+    let fixture = Fixture::deployed();
+    let before = fixture.server().machines("web");
+    fixture.server().refuse_releases("lease on app web currently held by uid 7 (pid 8)");
+    let run = fixture.fly(&["deploy"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("currently held by uid 7 (pid 8)"), "{}", run.err);
+    assert!(run.err.contains("(since 00:00:00 UTC) is changing this app"), "{}", run.err);
+    assert_eq!(fixture.server().machines("web"), before);
+    assert_eq!((fixture.server().release_statuses("web").len(), fixture.server().leases()), (1, 0));
+}
+
+#[test]
+fn a_deploy_whose_place_another_one_took_makes_nothing_more() {
+    let fixture = Fixture::new();
+    oci_layout(&fixture.path("img"));
+    let launch = ["launch", "--name", "web", "--image", "oci:img", "--no-deploy", "-y"];
+    assert_eq!(fixture.fly(&launch).code, 0);
+    fixture.server().take_over_after_a_machine("release 2 has taken its place");
+    let run = fixture.fly(&["deploy"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("this deploy may not go on"), "{}", run.err);
+    assert!(run.err.contains("release 2 has taken its place"), "{}", run.err);
+    assert!(!run.err.contains("could not record"), "it is said once: {}", run.err);
+    assert_eq!(fixture.server().machines("web").len(), 1, "the second is not made");
 }
 
 #[test]

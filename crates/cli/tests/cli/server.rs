@@ -20,6 +20,8 @@ struct State {
     blobs: BTreeSet<String>,
     image_error: Option<String>,
     machine_error: Option<String>,
+    release_error: Option<String>,
+    taken_over_by: Option<String>,
     crash: Option<String>,
     listen: Option<String>,
     clock_ms: i64,
@@ -106,6 +108,16 @@ impl Server {
 
     pub(crate) fn refuse_machines(&self, why: &str) {
         self.state().machine_error = Some(why.to_owned());
+    }
+
+    /// As if somebody else deploys every app.
+    pub(crate) fn refuse_releases(&self, why: &str) {
+        self.state().release_error = Some(why.to_owned());
+    }
+
+    /// As if another deploy has begun as soon as a Machine was made.
+    pub(crate) fn take_over_after_a_machine(&self, why: &str) {
+        self.state().taken_over_by = Some(why.to_owned());
     }
 
     pub(crate) fn crash_from_now_on(&self, last_line: &str) {
@@ -372,6 +384,14 @@ impl State {
 
     fn answer_releases(&mut self, request: &Request, path: &[&str]) -> Answer {
         match (request.method.as_str(), path) {
+            ("POST", ["releases"]) if self.release_error.is_some() => {
+                error(409, self.release_error.as_deref().unwrap_or_default())
+            }
+            ("PATCH", ["releases", _])
+                if self.taken_over_by.is_some() && !self.machines.is_empty() =>
+            {
+                error(409, self.taken_over_by.as_deref().unwrap_or_default())
+            }
             ("POST", ["releases"]) => {
                 let version = self.releases.len() + 1;
                 let mut release: Map<_, _> = request.body.as_object().cloned().unwrap_or_default();

@@ -133,7 +133,8 @@ impl Keeper {
 }
 
 impl Catalog {
-    fn apply(&mut self, change: Change) {
+    /// Makes one change in memory.
+    pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::PutNetwork(it) => {
                 self.networks.insert((it.org.clone(), it.name.clone()), it);

@@ -117,6 +117,26 @@ pub(crate) struct ReleaseRecord {
     pub(crate) created_at: String,
     pub(crate) image: String,
     pub(crate) definition: Value,
+    /// Who leads it; absent in records of servers that knew no such leases.
+    #[serde(default)]
+    pub(crate) lease: Option<ReleaseLease>,
+    /// Whether it ever ran: one that was given up before has changed nothing.
+    #[serde(default = "yes")]
+    pub(crate) begun: bool,
+}
+
+/// The right to deploy an app, for as long as its holder is heard of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReleaseLease {
+    pub(crate) owner: String,
+    /// Seconds that it is good for after each word of its holder.
+    pub(crate) ttl: u64,
+    /// Seconds since 1970.
+    pub(crate) expires_at: i64,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A lease on a Machine.
@@ -135,5 +155,62 @@ impl MachineRecord {
     pub(crate) fn group(&self) -> &str {
         let metadata = &self.config.view().metadata;
         metadata.get("fly_process_group").map_or("", String::as_str)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An app in network 1 without addresses.
+    pub(crate) fn app(name: &str) -> AppRecord {
+        AppRecord {
+            name: name.to_owned(),
+            number: 1,
+            org: "personal".to_owned(),
+            network: "default".to_owned(),
+            network_id: 1,
+            intent: AddressIntent::default(),
+            created_at: String::new(),
+            ips: Vec::new(),
+            uid_slot: 0,
+        }
+    }
+
+    /// A release that is complete.
+    pub(crate) fn release(app: &str, version: u64, image: &str) -> ReleaseRecord {
+        ReleaseRecord {
+            id: format!("{app}-{version}"),
+            app: app.to_owned(),
+            version,
+            status: ReleaseStatus::Complete,
+            strategy: String::new(),
+            user: String::new(),
+            created_at: String::new(),
+            image: image.to_owned(),
+            definition: Value::Null,
+            lease: None,
+            begun: true,
+        }
+    }
+
+    /// A Machine of the app `web` that was never started.
+    pub(crate) fn machine(id: &str) -> MachineRecord {
+        MachineRecord {
+            id: id.to_owned(),
+            app: "web".to_owned(),
+            name: String::new(),
+            region: "lcl".to_owned(),
+            config: serde_json::from_str(r#"{"image":"x"}"#).expect("a config"),
+            config_version: 1,
+            instance_id: String::new(),
+            image: String::new(),
+            private_ip: Ipv6Addr::LOCALHOST,
+            link_ip: Ipv4Addr::LOCALHOST,
+            cordoned: false,
+            life: LifeRecord { state: "created".to_owned(), run: 0, wish: Wish::Down },
+            created_at: String::new(),
+            updated_at: String::new(),
+        }
     }
 }

@@ -10,6 +10,11 @@ use std::time::Duration;
 /// Leases are refreshed this many times within their length (MA-63).
 const REFRESHES_PER_LEASE: u32 = 3;
 
+/// Between two refreshes of a lease of this length.
+pub(super) fn refresh_pause(length: Duration) -> Duration {
+    length.saturating_sub(Duration::from_secs(1)) / REFRESHES_PER_LEASE
+}
+
 /// Nonces by Machine. One deploy runs on one thread, so a cell is enough.
 #[derive(Debug)]
 pub(super) struct Leases {
@@ -63,7 +68,7 @@ impl Leases {
         context: &Context<'_>,
         app: &str,
     ) -> std::convert::Infallible {
-        let pause = (self.length - Duration::from_secs(1)) / REFRESHES_PER_LEASE;
+        let pause = refresh_pause(self.length);
         loop {
             tokio::time::sleep(pause).await;
             let held: Vec<_> = self.nonces.borrow().clone().into_iter().collect();
@@ -108,9 +113,12 @@ async fn refused(
     }
     let held = context.client.get_lease(app, id).await.map(|lease| holder(&lease.data));
     let who = held.unwrap_or_else(|_| "somebody else".to_owned());
-    failure.hint(format!(
-        "{who} is changing this app; nothing was deployed. Try again when it is done"
-    ))
+    failure.hint(changing(&who))
+}
+
+/// What to do when somebody else is at work.
+pub(super) fn changing(who: &str) -> String {
+    format!("{who} is changing this app; nothing was deployed. Try again when it is done")
 }
 
 fn holder(lease: &LeaseData) -> String {

@@ -1,19 +1,17 @@
-//! Carries out `core`'s plan: leases, release, then each step with its waiting.
+//! Makes `core`'s plan and carries it out: release, leases, then each step with its waiting.
 //!
 //! The plan was made from what was seen; each Machine is looked at again before it is changed, because a
 //! request may have woken it meanwhile.
 
 use super::super::Context;
 use super::super::machine::{is_managed, process_group};
+use super::guard::Guard;
 use super::leases::Leases;
 use super::progress::{Line, Mark};
 use super::watch::{Check, Watch};
 use super::{Job, addresses, machine_config};
 use crate::failure::{Failure, Outcome};
-use crate::flytoml;
-use perch_api::wire::{
-    CreateRelease, LaunchInput, Machine, MachineFilter, Release, ReleaseStatus, UpdateRelease,
-};
+use perch_api::wire::{LaunchInput, Machine, MachineFilter};
 use perch_core::deploy::{
     Activity, AfterUpdate, Batch, NewMachines, ObservedMachine, Plan, Step, Strategy, WantedGroup,
     after_update, plan,
@@ -28,31 +26,26 @@ use std::task::Poll;
 struct Rollout<'a> {
     context: &'a Context<'a>,
     job: &'a Job,
+    guard: &'a Guard,
     leases: &'a Leases,
-    release: Release,
     /// Groups whose listening was looked at: once for each and deploy (DE-41).
     looked_at: RefCell<BTreeSet<String>>,
     total: usize,
     begun: Cell<usize>,
 }
 
-/// Deploys: plans, takes leases, changes, and closes the release whatever happened.
+/// Deploys: takes the right to, plans, takes leases, changes, and closes the release whatever happened.
 pub(super) async fn run(context: &Context<'_>, job: &Job) -> Outcome {
     let app = &job.app.name;
-    let machines = context.client.list_machines(app, &MachineFilter::default()).await?;
-    let managed: Vec<_> = machines.into_iter().filter(is_managed).collect();
-    let plan = make_plan(job, &managed);
-    let first = managed.is_empty() && job.app.latest_deploy.is_none();
-    let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
+    let guard = Guard::begin(context, job).await?;
     let leases = Leases::new(job.options.lease, app);
-    leases.acquire(context, app, &plan.leased()).await?;
-    let release = RefCell::new(None);
     let result = tokio::select! {
-        result = change(context, job, &plan, &leases, &release, occasion) => result,
+        result = change(context, job, &guard, &leases) => result,
+        lost = guard.until_lost(context) => Err(lost),
         never = leases.keep_alive(context, app) => match never {},
         _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
     };
-    close(context, release.into_inner(), &result).await;
+    guard.close(context, &result).await;
     leases.release_all(context, app).await;
     result
 }
@@ -72,33 +65,25 @@ fn wanted(job: &Job, name: String) -> WantedGroup {
     WantedGroup { name, has_services, has_mounts: !job.config.mounts.is_empty() }
 }
 
-async fn change(
-    context: &Context<'_>,
-    job: &Job,
-    plan: &Plan,
-    leases: &Leases,
-    made: &RefCell<Option<Release>>,
-    occasion: addresses::Occasion,
-) -> Outcome {
+async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases) -> Outcome {
+    let app = &job.app.name;
+    let machines = context.client.list_machines(app, &MachineFilter::default()).await?;
+    let managed: Vec<_> = machines.into_iter().filter(is_managed).collect();
+    let plan = make_plan(job, &managed);
+    let first = managed.is_empty() && job.app.latest_deploy.is_none();
+    let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
+    leases.acquire(context, app, &plan.leased()).await?;
     context.console.line("");
-    context.console.line(format!("Watch your deployment with: fly logs -a {}", job.app.name));
+    context.console.line(format!("Watch your deployment with: fly logs -a {app}"));
     context.console.line("");
+    guard.run(context).await?;
     addresses::ensure(context, job, occasion).await?;
-    announce(context, plan);
-    let release = begin_release(context, job).await?;
-    made.replace(Some(release.clone()));
+    announce(context, &plan);
     let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
     let looked_at = RefCell::default();
     let begun = Cell::new(0);
-    let rollout = Rollout { context, job, leases, release, looked_at, total, begun };
-    rollout.destroy(&plan.destroy).await?;
-    for new in &plan.create {
-        rollout.create(new).await?;
-    }
-    if !plan.create.is_empty() {
-        context.console.note("Finished launching new machines");
-    }
-    rollout.update(&plan.update).await
+    let rollout = Rollout { context, job, guard, leases, looked_at, total, begun };
+    rollout.carry_out(&plan).await
 }
 
 fn announce(context: &Context<'_>, plan: &Plan) {
@@ -124,47 +109,21 @@ fn announce(context: &Context<'_>, plan: &Plan) {
     console.line("");
 }
 
-async fn begin_release(context: &Context<'_>, job: &Job) -> Outcome<Release> {
-    let strategy = match job.options.settings.strategy {
-        Strategy::Rolling => "ROLLING",
-        Strategy::Immediate => "IMMEDIATE",
-    };
-    let input = CreateRelease {
-        app_name: job.app.name.clone(),
-        definition: serde_json::Value::Object(flytoml::to_json(&job.config)),
-        image: job.image.reference.clone(),
-        strategy: strategy.to_owned(),
-    };
-    let release = context.client.create_release(&input).await?;
-    set_status(context, &release, ReleaseStatus::Running).await?;
-    Ok(release)
-}
-
-async fn set_status(context: &Context<'_>, release: &Release, status: ReleaseStatus) -> Outcome {
-    let update = UpdateRelease { status, metadata: serde_json::Value::Null };
-    context.client.update_release(&release.id, &update).await?;
-    Ok(())
-}
-
-/// Says how the release ended; if that fails the deploy's own result still stands.
-async fn close(context: &Context<'_>, release: Option<Release>, result: &Outcome) {
-    let Some(release) = release else { return };
-    let status = match result {
-        Ok(()) => ReleaseStatus::Complete,
-        Err(failure) if failure.is_interrupted() => ReleaseStatus::Interrupted,
-        Err(_) => ReleaseStatus::Failed,
-    };
-    if let Err(failure) = set_status(context, &release, status).await {
-        let text = failure.message();
-        context
-            .console
-            .note(format!("could not record the end of release {}: {text}", release.version));
-    }
-}
-
 impl Rollout<'_> {
+    async fn carry_out(&self, plan: &Plan) -> Outcome {
+        self.destroy(&plan.destroy).await?;
+        for new in &plan.create {
+            self.create(new).await?;
+        }
+        if !plan.create.is_empty() {
+            self.context.console.note("Finished launching new machines");
+        }
+        self.update(&plan.update).await
+    }
+
     async fn destroy(&self, steps: &[Step]) -> Outcome {
         for Step { group, machine } in steps {
+            self.guard.check(self.context).await?;
             let nonce = self.leases.nonce(machine);
             let app = &self.job.app.name;
             self.context.client.kill_and_delete_machine(app, machine, nonce.as_deref()).await?;
@@ -192,11 +151,12 @@ impl Rollout<'_> {
 
     async fn create_one(&self, group: &str) -> Outcome {
         let line = Line { index: 0, total: 1 };
-        let config = machine_config::of_new(self.job, group, &self.release)?;
+        let config = machine_config::of_new(self.job, group, &self.guard.release)?;
         let region = self.job.config.primary_region.clone().unwrap_or_default();
         let input =
             LaunchInput { region, lease_ttl: self.leases.input().ttl, ..LaunchInput::new(config) };
         let app = &self.job.app.name;
+        self.guard.check(self.context).await?;
         let machine = self.context.client.create_machine(app, &input).await?;
         if let Some(nonce) = &machine.nonce {
             self.leases.insert(&machine.id, nonce.clone());
@@ -256,12 +216,13 @@ impl Rollout<'_> {
             return Err(Failure::new(format!("machine {id} was destroyed meanwhile")));
         };
         let after = after_update(activity);
-        let config = machine_config::of_existing(self.job, &before, &self.release)?;
+        let config = machine_config::of_existing(self.job, &before, &self.guard.release)?;
         let input = LaunchInput {
             skip_launch: after == AfterUpdate::StayAsleep,
             ..LaunchInput::new(config)
         };
         let nonce = self.leases.nonce(id);
+        self.guard.check(self.context).await?;
         let machine = self.context.client.update_machine(app, id, &input, nonce.as_deref()).await?;
         match after {
             AfterUpdate::StayAsleep => Ok(()),

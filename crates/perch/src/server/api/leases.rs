@@ -61,7 +61,8 @@ fn held_by(lease: &LeaseRecord) -> ApiError {
     ))
 }
 
-fn owner(peer: Peer) -> String {
+/// Who calls, as lease holders are named.
+pub(super) fn owner(peer: Peer) -> String {
     match peer.pid {
         Some(pid) => format!("uid {} (pid {pid})", peer.uid),
         None => format!("uid {}", peer.uid),
