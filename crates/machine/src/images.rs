@@ -476,6 +476,7 @@ impl ImageStore {
     fn keep_blob(&self, upload: &Upload, digest: &Digest) -> Result<(), ImageError> {
         upload.file.sync_all().map_err(io_error("sync", &upload.path))?;
         let path = self.blob_path(digest);
+        let _gate = held(&self.gate);
         fs::rename(&upload.path, &path).map_err(io_error("make", &path))
     }
 

@@ -27,6 +27,24 @@ pub(crate) struct Config {
     pub(crate) resolvers: Vec<IpAddr>,
     /// Starts of Machines under way at once (DESIGN 4).
     pub(crate) starts_max: u32,
+    /// Who on this host may call the default organization's default network (DESIGN 6).
+    pub(crate) host_access: HostAccess,
+    /// How long an image that nothing refers to is kept after it was pushed.
+    pub(crate) image_grace: Length,
+}
+
+/// Whose processes on this host are the peer `host`. The word `group` means the group of the API's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HostAccess {
+    /// Nobody's: the host is no peer.
+    None,
+    /// Root's.
+    Root,
+    /// Root's and those of the members of the group `perch`.
+    Group,
+    /// Everybody's.
+    All,
 }
 
 impl Default for Config {
@@ -40,6 +58,8 @@ impl Default for Config {
             shared_v4: Ipv4Addr::new(192, 0, 2, 10),
             resolvers: Vec::new(),
             starts_max: 8,
+            host_access: HostAccess::All,
+            image_grace: Length(Duration::from_secs(3600)),
         }
     }
 }
@@ -83,6 +103,11 @@ impl Config {
         anyhow::ensure!(
             range.contains(&self.auto_stop_after.0),
             "auto_stop_after must be between 100ms and 720h"
+        );
+        let grace = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
+        anyhow::ensure!(
+            grace.contains(&self.image_grace.0),
+            "image_grace must be between 1s and 8760h; it has to be longer than a push takes"
         );
         anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
         Ok(())
@@ -159,6 +184,11 @@ mod tests {
         check_refused("auto_stop_after = \"5 minutes\"\n", &[":1:19", "300ms"]);
         check_refused("auto_stop_after = \"1ms\"\n", &["100ms"]);
         check_refused("organizations = []\n", &["at least one"]);
+        check_refused("image_grace = \"0s\"\n", &["image_grace", "1s"]);
+        check_refused("image_grace = 60\n", &[":1:15", "string"]);
+        let words = &[":2:15", "wheel", "`none`", "`root`", "`group`", "`all`"];
+        check_refused("\nhost_access = \"wheel\"\n", words);
+        check_refused("host_access = true\n", &[":1:15"]);
         check_refused("= 1\n", &[":1:1"]);
     }
 

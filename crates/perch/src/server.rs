@@ -19,6 +19,7 @@ mod machine;
 mod members;
 mod platform_log;
 mod proxy_link;
+mod pruning;
 mod records;
 mod views;
 mod world;
@@ -202,6 +203,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
         async move { world.refresh_host().await }
     });
     world.tracker.spawn(api::mark_interrupted(world.clone()));
+    world.tracker.spawn(pruning::prune(world.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;

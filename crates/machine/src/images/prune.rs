@@ -57,7 +57,10 @@ impl ImageStore {
         let doomed = self.doomed(used, unused_since)?;
         let pruned = doomed.pruned();
         let mut aside = Vec::new();
-        let moved = doomed.steps().try_for_each(|path| Ok(aside.push(self.set_aside(path)?)));
+        let moved = doomed.steps().try_for_each(|path| {
+            aside.push(self.set_aside(path)?);
+            Ok(())
+        });
         drop((gate, unpacking));
         aside.iter().for_each(|path| delete(path));
         moved.map(|()| pruned)
@@ -253,7 +256,7 @@ mod tests {
         let (store, dir) = store("prune")?;
         let (kept, gone) = (image(&store, "web", "one")?, image(&store, "old", "two")?);
         let pruned = store.prune(&used(&[&kept]), later())?;
-        assert_eq!(pruned.manifests, [gone.clone()]);
+        assert_eq!(pruned.manifests, std::slice::from_ref(&gone));
         assert!(0 < pruned.blob_bytes);
         assert!(is_whole(&store, &kept));
         assert!(store.resolve("old", "latest").is_err() && store.manifest(&gone).is_err());

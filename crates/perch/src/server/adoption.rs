@@ -80,6 +80,9 @@ fn begin(world: &Arc<World>, finding: Finding) {
         // A lease never makes sense of an event that could be refused.
         life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
     }
+    if let Some(running) = &running {
+        world.note_image(&record.id, running.spec().image.clone());
+    }
     let history = History::read(&world.paths.machine(&record.id));
     let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);
     world.add_handle(record.id, handle);

@@ -3,12 +3,13 @@
 //! A reference in a Machine's config is `[HOST/]NAME[:TAG][@sha256:…]`. Only what was pushed to this
 //! server exists; registries are not asked.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::SystemTime;
 
 use perch_api::server::BodyStream;
 use perch_api::wire::{ApiError, Descriptor, ImageInfo, ImageRef, ManifestInfo, UploadState};
-use perch_machine::{Digest, Ids, ImageConfig, ImageError, ImageStore, Unpacked};
+use perch_machine::{Digest, Ids, ImageConfig, ImageError, ImageStore, Pruned, Unpacked};
 
 use super::world::lock;
 
@@ -63,6 +64,8 @@ impl Reference {
 pub(crate) struct Ready {
     pub(crate) digest: String,
     pub(crate) config: ImageConfig,
+    /// While a copy lives, the image is not removed. To be dropped when a record names the image.
+    pub(crate) claim: Arc<str>,
 }
 
 /// The image store with the API's errors, off the async threads.
@@ -71,12 +74,14 @@ pub(crate) struct Images {
     store: Arc<ImageStore>,
     /// What is known to be unpacked, by digest: a start must not wait for somebody else's unpacking.
     unpacked: Arc<Mutex<BTreeMap<String, Unpacked>>>,
+    /// Images that are about to be somebody's.
+    claims: Arc<Mutex<Vec<Weak<str>>>>,
     ids: Ids,
 }
 
 impl Images {
     pub(crate) fn new(store: ImageStore, ids: Ids) -> Self {
-        Self { store: Arc::new(store), unpacked: Arc::default(), ids }
+        Self { store: Arc::new(store), unpacked: Arc::default(), claims: Arc::default(), ids }
     }
 
     /// How layers come to belong to a Machine's ids.
@@ -103,6 +108,38 @@ impl Images {
         Ok(unpacked)
     }
 
+    /// Keeps an image as long as the answer lives.
+    fn claim(&self, digest: &str) -> Arc<str> {
+        let claim: Arc<str> = digest.into();
+        let mut claims = lock(&self.claims);
+        claims.retain(|claim| 0 < claim.strong_count());
+        claims.push(Arc::downgrade(&claim));
+        claim
+    }
+
+    /// Images that are kept because somebody is about to refer to them.
+    pub(crate) fn claimed(&self) -> BTreeSet<String> {
+        let claims = lock(&self.claims);
+        claims.iter().filter_map(Weak::upgrade).map(|claim| claim.to_string()).collect()
+    }
+
+    /// Removes what is neither used nor was pushed or asked for since then.
+    pub(crate) async fn prune(
+        &self,
+        used: BTreeSet<Digest>,
+        unused_since: SystemTime,
+    ) -> Result<Pruned, ImageError> {
+        let images = self.clone();
+        let pruned = tokio::task::spawn_blocking(move || {
+            let pruned = images.store.prune(&used, unused_since)?;
+            let mut unpacked = lock(&images.unpacked);
+            pruned.manifests.iter().for_each(|gone| drop(unpacked.remove(&gone.to_string())));
+            Ok(pruned)
+        });
+        // A thread that panicked has removed what it has; the next time does the rest.
+        pruned.await.unwrap_or_else(|_| Ok(Pruned::default()))
+    }
+
     /// Finds what `reference` means for `app`, makes layers for ids from `uid_base` on, and reads how it runs.
     pub(crate) async fn prepare(
         &self,
@@ -113,8 +150,10 @@ impl Images {
         let (app, reference, images) = (app.to_owned(), reference.to_owned(), self.clone());
         self.blocking(move |store| {
             let info = resolve(store, &app, &reference)?;
-            let unpacked = images.own(&info.digest.to_string(), uid_base).map_err(api_error)?;
-            Ok(Ready { digest: info.digest.to_string(), config: unpacked.config })
+            let digest = info.digest.to_string();
+            let claim = images.claim(&digest);
+            let unpacked = images.own(&digest, uid_base).map_err(api_error)?;
+            Ok(Ready { digest, config: unpacked.config, claim })
         })
         .await
     }
@@ -143,7 +182,7 @@ impl Images {
     pub(crate) async fn head_blob(&self, digest: String) -> Result<Descriptor, ApiError> {
         self.blocking(move |store| {
             let parsed: Digest = digest.parse().map_err(api_error)?;
-            let size = store.blob_size(&parsed);
+            let size = store.claim_blob(&parsed).map_err(api_error)?;
             let size =
                 size.ok_or_else(|| ApiError::not_found(format!("blob {digest} is unknown")))?;
             Ok(Descriptor { digest, size })

@@ -59,6 +59,8 @@ pub(crate) struct World {
     /// Namespaces of Machines, kept while they sleep: the next start needs no new link. A namespace
     /// and its link cost about 0.4 MB, hence [`NAMESPACES_MAX`].
     namespaces: Mutex<BTreeMap<String, Arc<OwnedFd>>>,
+    /// Images of the runs that live or begin, by Machine; a Machine's record may name another one already.
+    running_images: Mutex<BTreeMap<String, String>>,
     /// What is published at each address, so that unchanged ones are left alone.
     published: Mutex<BTreeMap<IpAddr, Vec<(u16, u16)>>>,
 }
@@ -99,6 +101,7 @@ impl World {
             saving: Notify::new(),
             launches,
             namespaces: Mutex::default(),
+            running_images: Mutex::default(),
             published: Mutex::default(),
         })
     }
@@ -251,6 +254,7 @@ impl World {
 
     /// A run ended: its namespace is kept for the next one, unless too many are.
     pub(crate) async fn rest(&self, id: &str) {
+        lock(&self.running_images).remove(id);
         let keep = {
             let kept = lock(&self.namespaces);
             kept.contains_key(id) && kept.len() <= NAMESPACES_MAX
@@ -260,11 +264,23 @@ impl World {
         }
     }
 
+    /// What a run is made of. Its image is noted before anybody can change the record.
     fn records(&self, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
         let catalog = self.keeper.read();
         let record = catalog.machines.get(id).cloned().context("the Machine is gone")?;
         let app = catalog.apps.get(&record.app).cloned().context("the app is gone")?;
+        self.note_image(id, record.image.clone());
         Ok((record, app))
+    }
+
+    /// Notes with which image a Machine runs.
+    pub(crate) fn note_image(&self, id: &str, image: String) {
+        lock(&self.running_images).insert(id.to_owned(), image);
+    }
+
+    /// Images of all runs that live or begin.
+    pub(crate) fn running_images(&self) -> BTreeSet<String> {
+        lock(&self.running_images).values().cloned().collect()
     }
 
     /// Disconnects a Machine that has ended.
@@ -293,6 +309,7 @@ impl World {
         if let Err(error) = self.keeper.write(move |_| Ok((changes, ()))).await {
             tracing::error!(machine = id, %error, "the record of a destroyed Machine remains");
         }
+        lock(&self.running_images).remove(id);
         lock(&self.lives).remove(id);
         self.remove_handle(id);
         if let Some(app) = app {

@@ -36,6 +36,7 @@ pub(crate) async fn create(
     check_region(&world, &input.region)?;
     let uid_base = launching::uid_base(world.keeper.read().app(&app)?);
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
+    let _until_recorded = ready.claim.clone();
     let random = (clock::random(), clock::random());
     let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
     let record = world
@@ -205,6 +206,7 @@ pub(crate) async fn update(
     leases::check(&world, &target)?;
     let uid_base = launching::uid_base(world.keeper.read().app(&target.app)?);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
+    let _until_recorded = ready.claim.clone();
     let handle = handle(&world, &target)?;
     let skip_launch = input.skip_launch;
     let wanted = target.clone();
