@@ -57,7 +57,7 @@
 //!
 //! **Crashes.** *The server's* connection ends: [`Event::ServerLost`]. Routes and words stay: what
 //! runs is served on; what was about to stop stays closed, because the stop may have been done.
-//! A new server sends everything; after `SnapshotEnd` feed [`Event::ServerReady`]: attempts that were
+//! A new server sends everything; at `SnapshotEnd` remove the apps that it did not name, then feed [`Event::ServerReady`]: attempts that were
 //! never answered are forgotten and asked again where they are still needed. A view with a run that
 //! the balancer knows changes neither counts nor idle clocks: adoption is no start. *The proxy*
 //! dies: its successor makes new balancers ([`Settings::first_attempt`] larger than any before) and
@@ -663,6 +663,10 @@ impl Balancer {
     fn hopeless(&self, port: u16, now: Timestamp) -> Option<FailReason> {
         let serving = || self.machines.values().filter(|m| m.may_serve(port));
         if serving().next().is_none() {
+            let forgotten = self.mutant == Mutant::CallersOfDestroyedAppForgotten;
+            if forgotten && !self.machines.values().any(Machine::is_there) {
+                return None;
+            }
             return Some(FailReason::NothingToWake);
         }
         let tries_max = match self.mutant {

@@ -615,6 +615,9 @@ impl Lifecycle {
         match &mut self.phase {
             Phase::Draining { after, .. } | Phase::Stopping { after, .. } => match *after {
                 After::Sleep => *after = After::Wake,
+                After::Destroy if self.mutant == Mutant::DestroyedMachineStarted => {
+                    *after = After::Wake;
+                }
                 After::Wake | After::Replace => {}
                 After::Destroy => return self.refuse_start(by),
             },

@@ -39,11 +39,19 @@ pub enum Mutant {
     OtherRegionsLoadCounted,
     /// The timer is not renewed when load ends.
     TimerLost,
+    /// Starts of several apps exceed the host's limit.
+    HostLimitIgnored,
+    /// The slot of an answered start is not free again.
+    StartSlotLeaked,
+    /// A Machine that is on its way to its end is woken by a caller.
+    DestroyedMachineStarted,
+    /// Who waits for an app that is destroyed waits on.
+    CallersOfDestroyedAppForgotten,
 }
 
 impl Mutant {
-    /// All planted bugs, in the order of the issue that asks for them.
-    pub const ALL: [Self; 16] = [
+    /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
+    pub const ALL: [Self; 20] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -60,5 +68,9 @@ impl Mutant {
         Self::AdoptionCountsAsStart,
         Self::OtherRegionsLoadCounted,
         Self::TimerLost,
+        Self::HostLimitIgnored,
+        Self::StartSlotLeaked,
+        Self::DestroyedMachineStarted,
+        Self::CallersOfDestroyedAppForgotten,
     ];
 }

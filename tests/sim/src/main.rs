@@ -7,11 +7,12 @@
 //! perch-sim --seed S --mutant NAME
 //! ```
 //!
-//! The real balancer, admission words and lifecycles run here; clock, link, store, programs and
-//! callers are simulated. A world is chaos (bursts, callers who leave, crashes of server, proxy and
-//! programs, deploys, stops, leases), then healing, then rest under constant load, then one last
-//! request. Safety is checked at each decision against the shell's own books, liveness at rest:
-//! belief equals the world, who may sleep sleeps, who asks is answered.
+//! The real balancers, admission words, start slots and lifecycles run here; clock, link, store,
+//! programs and callers are simulated. A world has one to four apps, which share the host's limit of
+//! starts in flight. It is chaos (bursts, callers who leave, failing starts, crashes of server, proxy
+//! and programs, deploys, stops, leases, ends of Machines and of apps), then healing, then rest
+//! under constant load, then one last request. Safety is checked at each decision against the shell's own books, liveness at rest:
+//! belief equals the world, who may sleep sleeps, who asks is answered, what was destroyed is gone.
 
 mod choices;
 mod plan;

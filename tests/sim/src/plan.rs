@@ -1,6 +1,7 @@
-//! What one world looks like before anything happens: the app, its Machines, and how bad things are.
+//! What one world looks like before anything happens: the apps, their Machines, and how bad things are.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::time::Duration;
 
 use perch_core::balancer::MachineView;
@@ -15,12 +16,15 @@ pub(crate) const PORTS: [u16; 2] = [80, 5432];
 /// How long a caller waits, as the shell's own timer has it.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// DESIGN 4: starts in flight per host.
+const STARTS_MAX: usize = 8;
+
 /// The constants of a world.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) machines: Vec<Region>,
-    pub(crate) services: Vec<ServiceSpec>,
-    pub(crate) policy: Policy,
+    pub(crate) apps: Vec<AppPlan>,
+    /// Starts in flight at once, over all apps.
+    pub(crate) starts_max: usize,
     /// In percent.
     pub(crate) launch_fails: usize,
     /// In percent, of signals that a program ignores.
@@ -32,39 +36,29 @@ pub(crate) struct Plan {
     pub(crate) chaos: Duration,
 }
 
-impl Plan {
-    pub(crate) fn draw(choices: &mut Choices) -> Self {
+/// The constants of one app.
+#[derive(Debug)]
+pub(crate) struct AppPlan {
+    /// Its Machines among those of the world.
+    pub(crate) machines: Range<usize>,
+    regions: Vec<Region>,
+    pub(crate) services: Vec<ServiceSpec>,
+    pub(crate) policy: Policy,
+}
+
+impl AppPlan {
+    /// `first` is the first of its Machines.
+    fn draw(choices: &mut Choices, first: usize) -> Self {
         let count = 1 + choices.below(5);
         let two_regions = choices.chance(40);
-        let machines = (0..count).map(|_| region(two_regions && choices.chance(50))).collect();
+        let regions = (0..count).map(|_| region(two_regions && choices.chance(50))).collect();
         let services = 1 + usize::from(choices.chance(25));
         let service = service(choices);
         Self {
-            machines,
+            machines: first..first + count,
+            regions,
             services: PORTS[..services].iter().map(|p| on_port(&service, *p)).collect(),
             policy: policy(choices),
-            launch_fails: [0, 0, 10, 50][choices.below(4)],
-            deaf: [0, 0, 30][choices.below(3)],
-            coalesced: choices.chance(50),
-            link_ms_max: [8, 8, 300][choices.below(3)],
-            chaos: choices.millis(20_000, 65_000),
-        }
-    }
-
-    /// What the server says of a Machine that was just made.
-    pub(crate) fn view(&self, index: usize) -> MachineView {
-        MachineView {
-            id: id(index),
-            run: 0,
-            state: MachineState::Created,
-            region: self.machines[index],
-            group: "app".parse().expect("`app` is a process group"),
-            link_ip: Ipv4Addr::new(172, 16, 0, 2 * index as u8 + 3),
-            config_version: 1,
-            cordoned: false,
-            leased: false,
-            primary: self.machines[index] == Region::LOCAL,
-            services: self.services.clone(),
         }
     }
 
@@ -82,6 +76,61 @@ impl Plan {
 
     pub(crate) fn floor(&self) -> usize {
         self.services[0].min_machines_running as usize
+    }
+}
+
+impl Plan {
+    pub(crate) fn draw(choices: &mut Choices) -> Self {
+        let mut apps: Vec<AppPlan> = Vec::new();
+        for _ in 0..[1, 1, 2, 4][choices.below(4)] {
+            let first = apps.last().map_or(0, |app| app.machines.end);
+            apps.push(AppPlan::draw(choices, first));
+        }
+        Self {
+            apps,
+            starts_max: [1, 2, STARTS_MAX, STARTS_MAX][choices.below(4)],
+            launch_fails: [0, 0, 10, 50][choices.below(4)],
+            deaf: [0, 0, 30][choices.below(3)],
+            coalesced: choices.chance(50),
+            link_ms_max: [8, 8, 300][choices.below(3)],
+            chaos: choices.millis(20_000, 65_000),
+        }
+    }
+
+    /// What the server says of a Machine that was just made.
+    pub(crate) fn view(&self, index: usize) -> MachineView {
+        MachineView {
+            id: id(index),
+            run: 0,
+            state: MachineState::Created,
+            region: self.region(index),
+            group: "app".parse().expect("`app` is a process group"),
+            link_ip: Ipv4Addr::new(172, 16, 0, 2 * index as u8 + 3),
+            config_version: 1,
+            cordoned: false,
+            leased: false,
+            primary: self.region(index) == Region::LOCAL,
+            services: self.app_of(index).services.clone(),
+        }
+    }
+
+    /// Number of Machines, over all apps.
+    pub(crate) fn machines(&self) -> usize {
+        self.apps.last().map_or(0, |app| app.machines.end)
+    }
+
+    /// The number of the app that a Machine belongs to.
+    pub(crate) fn owner(&self, machine: usize) -> usize {
+        self.apps.partition_point(|app| app.machines.end <= machine)
+    }
+
+    pub(crate) fn app_of(&self, machine: usize) -> &AppPlan {
+        &self.apps[self.owner(machine)]
+    }
+
+    pub(crate) fn region(&self, machine: usize) -> Region {
+        let app = self.app_of(machine);
+        app.regions[machine - app.machines.start]
     }
 }
 

@@ -1,36 +1,69 @@
-//! The simulated proxy: the shell of the balancer as its head describes it, with queues and callers,
-//! and its own books, against which every decision is checked.
+//! The simulated proxy: the shell of the balancers as their head describes it, with queues, callers and
+//! the host's limit of starts, and its own books, against which every decision is checked.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use perch_core::admission::Origin;
 use perch_core::balancer::{
-    Admission, Balancer, Choice, Claim, Edge, Effect, Event, FailReason, MachineView, Settings,
-    StartOutcome, StopReason,
+    Admission, Balancer, Belief, Choice, Claim, Edge, Effect, Event, FailReason, MachineView,
+    Settings, StartOutcome, StartSlots, StopReason,
 };
 use perch_core::ids::Region;
 use perch_core::lifecycle::MachineState;
 use perch_core::time::Timestamp;
 
 use crate::plan::{START_TIMEOUT, id, index};
+use crate::server::{AppTruth, End};
 use crate::world::{Ev, ToProxy, ToServer, World};
 
 /// One life of the proxy.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    pub(crate) balancer: Balancer,
-    pub(crate) queues: BTreeMap<u16, VecDeque<u64>>,
+    /// `None`: the app is destroyed.
+    pub(crate) apps: Vec<Option<App>>,
+    /// Machine and attempt.
+    slots: StartSlots<(usize, u64)>,
+    /// Apps that this server has spoken of.
+    pub(crate) named: BTreeSet<usize>,
+    /// What was sent and not answered, counted without the slots.
+    pub(crate) sent: BTreeSet<(usize, u64)>,
     pub(crate) serving: BTreeMap<u64, Claim>,
     pub(crate) books: Vec<Book>,
     server_ready: bool,
+}
+
+/// One app, as the proxy holds it.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) balancer: Balancer,
+    pub(crate) queues: BTreeMap<u16, VecDeque<u64>>,
+}
+
+impl Proxy {
+    pub(crate) fn balancer(&self, app: usize) -> Option<&Balancer> {
+        self.apps[app].as_ref().map(|app| &app.balancer)
+    }
+
+    fn queue(&mut self, app: usize, port: u16) -> Option<&mut VecDeque<u64>> {
+        self.apps[app].as_mut().and_then(|app| app.queues.get_mut(&port))
+    }
+
+    fn waiting(&self, app: usize, port: u16) -> usize {
+        let queue = self.apps[app].as_ref().and_then(|app| app.queues.get(&port));
+        queue.map_or(0, VecDeque::len)
+    }
 }
 
 /// What the proxy's shell itself knows of a Machine, without the balancer.
 #[derive(Debug, Clone)]
 pub(crate) struct Book {
     pub(crate) view: MachineView,
+    /// The server speaks of it.
+    there: bool,
     start: Option<u64>,
+    /// The run that the server wants drained, and the token.
+    drain: Option<(u64, u64)>,
     /// The run that is being stopped, and the attempt.
     stop: Option<(u64, u64)>,
     /// When a request that counts last ended, or the run came up.
@@ -41,6 +74,7 @@ pub(crate) struct Book {
 /// Somebody with a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
+    pub(crate) app: usize,
     pub(crate) port: u16,
     pub(crate) origin: Origin,
     /// How long the Machine works for it.
@@ -62,19 +96,27 @@ impl World {
         let settings = Settings { region: Region::LOCAL, first_attempt };
         let book = |index| Book {
             view: self.plan.view(index),
+            there: false,
             start: None,
+            drain: None,
             stop: None,
             used_at: Timestamp::ZERO,
             failures: 0,
         };
+        let app = |gone: &AppTruth| {
+            let balancer = Balancer::with_mutant(settings, self.mutant);
+            (*gone != AppTruth::Gone).then(|| App { balancer, queues: BTreeMap::new() })
+        };
         self.proxy = Some(Proxy {
-            balancer: Balancer::with_mutant(settings, self.mutant),
-            queues: BTreeMap::new(),
+            apps: self.apps.iter().map(app).collect(),
+            slots: StartSlots::with_mutant(self.plan.starts_max, self.mutant),
+            named: BTreeSet::new(),
+            sent: BTreeSet::new(),
             serving: BTreeMap::new(),
             books: (0..self.truths.len()).map(book).collect(),
             server_ready: false,
         });
-        self.balancer_event(Event::ServerLost);
+        self.tell_all(&Event::ServerLost);
         for caller in std::mem::take(&mut self.backlog) {
             self.route(caller);
         }
@@ -83,7 +125,8 @@ impl World {
     pub(crate) fn kill_proxy(&mut self) {
         let Some(proxy) = self.proxy.take() else { return };
         self.note("proxy dies");
-        let queued = proxy.queues.into_values().flatten();
+        let queues = proxy.apps.into_iter().flatten().flat_map(|app| app.queues.into_values());
+        let queued = queues.flatten();
         for caller in queued.chain(proxy.serving.into_keys()) {
             self.callers.remove(&caller);
         }
@@ -99,10 +142,12 @@ impl World {
     pub(crate) fn proxy_lost_server(&mut self) {
         if let Some(proxy) = &mut self.proxy {
             proxy.server_ready = false;
+            proxy.slots.clear();
+            proxy.sent.clear();
             for book in &mut proxy.books {
                 (book.start, book.stop) = (None, None);
             }
-            self.balancer_event(Event::ServerLost);
+            self.tell_all(&Event::ServerLost);
         }
     }
 
@@ -110,39 +155,104 @@ impl World {
         if self.proxy.is_none() {
             return;
         }
-        let event = match message {
-            ToProxy::App(views) => {
-                self.write_views(&views);
-                Event::PoolChanged(views)
+        let (index, event) = match message {
+            ToProxy::App { app, views } => {
+                if let Some(proxy) = &mut self.proxy {
+                    proxy.named.insert(app);
+                }
+                self.write_views(app, &views);
+                self.balancer_event(app, Event::PoolChanged(views));
+                return;
             }
+            ToProxy::RemoveApp(app) => return self.remove_app(app),
             ToProxy::SnapshotEnd => {
+                self.remove_unnamed_apps();
                 if let Some(proxy) = &mut self.proxy {
                     proxy.server_ready = true;
                 }
-                Event::ServerReady
+                return self.tell_all(&Event::ServerReady);
             }
             ToProxy::StartDone { index, attempt, outcome } => {
                 self.write_start_done(index, attempt, &outcome);
-                Event::StartDone { machine: id(index), attempt, outcome }
+                self.free_slot(index, attempt);
+                (index, Event::StartDone { machine: id(index), attempt, outcome })
             }
             ToProxy::StopDone { index, attempt, outcome } => {
                 self.write_stop_done(index, attempt);
-                Event::StopDone { machine: id(index), attempt, outcome }
+                (index, Event::StopDone { machine: id(index), attempt, outcome })
             }
             ToProxy::Drain { index, run, token, timeout } => {
-                Event::Drain { machine: id(index), run, token, timeout }
+                if let Some(proxy) = &mut self.proxy {
+                    proxy.books[index].drain = Some((run, token));
+                }
+                (index, Event::Drain { machine: id(index), run, token, timeout })
             }
-            ToProxy::Undrain { index, run } => Event::Undrain { machine: id(index), run },
+            ToProxy::Undrain { index, run } => (index, Event::Undrain { machine: id(index), run }),
         };
-        self.balancer_event(event);
+        self.balancer_event(self.plan.owner(index), event);
+    }
+
+    fn tell_all(&mut self, event: &Event) {
+        for app in 0..self.plan.apps.len() {
+            self.balancer_event(app, event.clone());
+        }
+    }
+
+    /// The balancer hears that it has no Machine, answers who waits, and goes.
+    fn remove_app(&mut self, app: usize) {
+        self.write_views(app, &[]);
+        self.balancer_event(app, Event::PoolChanged(Vec::new()));
+        let Some(proxy) = &mut self.proxy else { return };
+        let gone = proxy.apps[app].take();
+        if gone.is_some_and(|gone| gone.queues.values().any(|queue| !queue.is_empty())) {
+            self.fail(&format!("app {app} is destroyed, but callers of it wait on"));
+        }
+    }
+
+    /// A server that died may have removed an app without a word.
+    fn remove_unnamed_apps(&mut self) {
+        for app in 0..self.plan.apps.len() {
+            if self.proxy.as_ref().is_some_and(|proxy| !proxy.named.contains(&app)) {
+                self.remove_app(app);
+            }
+        }
+    }
+
+    // ---- the host's limit of starts -----------------------------------------------------------
+
+    fn send_starts(&mut self) {
+        while let Some((index, attempt)) = self.proxy.as_mut().and_then(|p| p.slots.poll()) {
+            let Some(proxy) = &mut self.proxy else { return };
+            proxy.sent.insert((index, attempt));
+            let (sent, most) = (proxy.sent.len(), self.plan.starts_max);
+            if most < sent {
+                self.fail(&format!("{sent} starts are in flight, {most} are allowed"));
+            }
+            self.send_to_server(ToServer::Start { index, attempt });
+        }
+    }
+
+    fn free_slot(&mut self, index: usize, attempt: u64) {
+        if let Some(proxy) = &mut self.proxy {
+            proxy.sent.remove(&(index, attempt));
+            proxy.slots.finish(&(index, attempt));
+            self.send_starts();
+        }
     }
 
     // ---- books --------------------------------------------------------------------------------
 
-    fn write_views(&mut self, views: &[MachineView]) {
+    fn write_views(&mut self, app: usize, views: &[MachineView]) {
+        let machines = self.plan.apps[app].machines.clone();
+        let gone = machines.filter(|index| views.iter().all(|view| view.id != id(*index)));
+        for index in gone {
+            self.forget_machine(index);
+        }
         let now = self.now;
         let Some(proxy) = &mut self.proxy else { return };
-        for (book, view) in proxy.books.iter_mut().zip(views) {
+        for view in views {
+            let book = &mut proxy.books[index(view.id)];
+            book.there = true;
             let moved = (book.view.state, book.view.run) != (view.state, view.run);
             if moved && view.state == MachineState::Started {
                 book.used_at = now;
@@ -157,6 +267,17 @@ impl World {
                 book.failures = 0;
             }
             book.view = view.clone();
+        }
+    }
+
+    /// Nobody will answer for it any more.
+    fn forget_machine(&mut self, index: usize) {
+        let Some(proxy) = &mut self.proxy else { return };
+        let book = &mut proxy.books[index];
+        (book.there, book.stop) = (false, None);
+        let asked = book.start.take();
+        if let Some(attempt) = asked {
+            self.free_slot(index, attempt);
         }
     }
 
@@ -211,7 +332,12 @@ impl World {
         let random = self.choices.any();
         let before = self.loads();
         let Some(proxy) = &self.proxy else { return };
-        match proxy.balancer.choose(caller.port, caller.origin, random) {
+        let Some(balancer) = proxy.balancer(caller.app) else {
+            // Nothing is routed to its addresses any more.
+            self.callers.remove(&name);
+            return;
+        };
+        match balancer.choose(caller.port, caller.origin, random) {
             Choice::Admitted(Admission { claim, edge }) => {
                 self.check_admission(&claim, &before);
                 self.serve(name, claim);
@@ -222,31 +348,32 @@ impl World {
             }
             Choice::Hold(_) => self.enqueue(name, caller),
             Choice::Refuse => {
-                self.refused += u32::from(self.healed_at.is_some());
+                let empty = self.is_empty(caller.app);
+                self.refused += u32::from(self.healed_at.is_some() && !empty);
                 self.callers.remove(&name);
             }
         }
     }
 
     fn enqueue(&mut self, name: u64, caller: Caller) {
-        let Some(proxy) = &mut self.proxy else { return };
-        proxy.queues.entry(caller.port).or_default().push_back(name);
+        let app = self.proxy.as_mut().and_then(|p| p.apps[caller.app].as_mut());
+        let Some(app) = app else { return };
+        app.queues.entry(caller.port).or_default().push_back(name);
         let wait = caller.patience.min(START_TIMEOUT);
         self.later(wait, Ev::LeaveQueue(name));
-        self.demand(caller.port);
+        self.demand(caller.app, caller.port);
     }
 
-    fn demand(&mut self, port: u16) {
+    fn demand(&mut self, app: usize, port: u16) {
         let Some(proxy) = &self.proxy else { return };
-        let waiting = proxy.queues.get(&port).map_or(0, VecDeque::len);
-        self.balancer_event(Event::Demand { port, waiting });
+        let waiting = proxy.waiting(app, port);
+        self.balancer_event(app, Event::Demand { port, waiting });
     }
 
     pub(crate) fn leave_queue(&mut self, name: u64) {
         let Some(caller) = self.callers.get(&name).copied() else { return };
-        let Some(queue) = self.proxy.as_mut().and_then(|p| p.queues.get_mut(&caller.port)) else {
-            return;
-        };
+        let queue = self.proxy.as_mut().and_then(|p| p.queue(caller.app, caller.port));
+        let Some(queue) = queue else { return };
         let Some(place) = queue.iter().position(|n| *n == name) else { return };
         queue.remove(place);
         self.callers.remove(&name);
@@ -254,7 +381,7 @@ impl World {
         {
             self.fail("a caller waited in vain though nothing is broken");
         }
-        self.demand(caller.port);
+        self.demand(caller.app, caller.port);
     }
 
     fn serve(&mut self, name: u64, claim: Claim) {
@@ -272,7 +399,7 @@ impl World {
         if self.truths[machine].process.is_running(run) {
             let work = self.callers.get(&name).map_or(Duration::ZERO, |c| c.work);
             self.later(work, Ev::Finish(name));
-        } else if proxy.balancer.is_current(claim) {
+        } else if proxy.balancer(self.plan.owner(machine)).is_some_and(|b| b.is_current(claim)) {
             self.later(Duration::from_millis(20), Ev::Connect(name));
         } else {
             self.release(name);
@@ -316,35 +443,40 @@ impl World {
 
     fn edge(&mut self, edge: Option<Edge>) {
         if let Some(edge) = edge {
-            self.balancer_event(Event::Edge(edge));
+            self.balancer_event(self.plan.owner(index(edge.machine)), Event::Edge(edge));
         }
     }
 
-    pub(crate) fn balancer_event(&mut self, event: Event) {
+    fn balancer_mut(&mut self, app: usize) -> Option<&mut Balancer> {
+        let app = self.proxy.as_mut().and_then(|proxy| proxy.apps[app].as_mut());
+        app.map(|app| &mut app.balancer)
+    }
+
+    pub(crate) fn balancer_event(&mut self, app: usize, event: Event) {
         if self.is_noting() {
-            self.note(&format!("balancer hears {}", brief(&event)));
+            self.note(&format!("balancer {app} hears {}", brief(&event)));
         }
         let now = self.now;
-        if let Some(proxy) = &mut self.proxy {
-            proxy.balancer.handle_event(event, now);
-            self.do_balancer_effects();
+        if let Some(balancer) = self.balancer_mut(app) {
+            balancer.handle_event(event, now);
+            self.do_balancer_effects(app);
         }
     }
 
-    pub(crate) fn balancer_timeout(&mut self) {
+    pub(crate) fn balancer_timeout(&mut self, app: usize) {
         let now = self.now;
-        if let Some(proxy) = &mut self.proxy {
-            proxy.balancer.handle_timeout(now);
-            if proxy.balancer.poll_timeout().is_some_and(|(at, _)| at <= now) {
+        if let Some(balancer) = self.balancer_mut(app) {
+            balancer.handle_timeout(now);
+            if balancer.poll_timeout().is_some_and(|(at, _)| at <= now) {
                 self.fail("the balancer asks for a timer that is already over");
             }
-            self.do_balancer_effects();
+            self.do_balancer_effects(app);
         }
     }
 
-    fn do_balancer_effects(&mut self) {
-        while let Some(effect) = self.proxy.as_mut().and_then(|p| p.balancer.poll_effect()) {
-            self.note(&format!("balancer wants {effect:?}"));
+    fn do_balancer_effects(&mut self, app: usize) {
+        while let Some(effect) = self.balancer_mut(app).and_then(Balancer::poll_effect) {
+            self.note(&format!("balancer {app} wants {effect:?}"));
             match effect {
                 Effect::Start { machine, attempt, port } => {
                     self.ask_start(index(machine), attempt, port);
@@ -352,8 +484,10 @@ impl World {
                 Effect::Stop { machine, run, attempt, reason } => {
                     self.ask_stop(index(machine), run, attempt, reason);
                 }
-                Effect::Admit { port, claim } => self.admit(port, claim),
-                Effect::Fail { port, waiters, reason } => self.send_away(port, waiters, &reason),
+                Effect::Admit { port, claim } => self.admit(app, port, claim),
+                Effect::Fail { port, waiters, reason } => {
+                    self.send_away(app, port, waiters, &reason);
+                }
                 Effect::Drained { machine, token, in_flight } => {
                     self.answer_drain(index(machine), token, in_flight);
                 }
@@ -365,8 +499,9 @@ impl World {
         self.check_start(machine, port);
         if let Some(proxy) = &mut self.proxy {
             proxy.books[machine].start = Some(attempt);
+            proxy.slots.ask((machine, attempt));
         }
-        self.send_to_server(ToServer::Start { index: machine, attempt });
+        self.send_starts();
     }
 
     fn ask_stop(&mut self, machine: usize, run: u64, attempt: u64, reason: StopReason) {
@@ -377,8 +512,8 @@ impl World {
         self.send_to_server(ToServer::Stop { index: machine, run, attempt });
     }
 
-    fn admit(&mut self, port: u16, claim: Claim) {
-        let queue = self.proxy.as_mut().and_then(|p| p.queues.get_mut(&port));
+    fn admit(&mut self, app: usize, port: u16, claim: Claim) {
+        let queue = self.proxy.as_mut().and_then(|p| p.queue(app, port));
         let Some(name) = queue.and_then(VecDeque::pop_front) else {
             self.fail("somebody is let in, but nobody waits");
             return;
@@ -388,9 +523,10 @@ impl World {
         self.serve(name, claim);
     }
 
-    fn send_away(&mut self, port: u16, waiters: usize, reason: &FailReason) {
-        self.check_hopeless(port, reason);
-        let Some(queue) = self.proxy.as_mut().and_then(|p| p.queues.get_mut(&port)) else { return };
+    fn send_away(&mut self, app: usize, port: u16, waiters: usize, reason: &FailReason) {
+        self.check_hopeless(app, port, reason);
+        let queue = self.proxy.as_mut().and_then(|p| p.queue(app, port));
+        let Some(queue) = queue else { return };
         let away: Vec<u64> = queue.drain(..waiters.min(queue.len())).collect();
         for name in away {
             self.callers.remove(&name);
@@ -398,9 +534,12 @@ impl World {
     }
 
     fn answer_drain(&mut self, machine: usize, token: u64, in_flight: u64) {
-        let run = self.proxy.as_ref().map_or(0, |p| p.books[machine].view.run);
+        let drain = self.proxy.as_ref().and_then(|p| p.books[machine].drain);
+        let run = drain.filter(|(_, t)| *t == token).map_or(0, |(run, _)| run);
         let inside = u64::from(self.inside(machine, run, None));
-        if inside != in_flight {
+        // Of a Machine that is gone there is nothing to wait for.
+        let there = self.proxy.as_ref().is_some_and(|p| p.books[machine].there);
+        if there && inside != in_flight {
             self.fail(&format!("a drain is answered with {in_flight}, but {inside} are inside"));
         }
         self.send_to_server(ToServer::Drained { index: machine, token });
@@ -412,11 +551,23 @@ impl World {
     fn loads(&self) -> Vec<(bool, Vec<u32>)> {
         let Some(proxy) = &self.proxy else { return Vec::new() };
         let load = |(index, book): (usize, &Book)| {
-            let open = proxy.balancer.belief(id(index)).is_some_and(|b| b.open);
-            let services = 0..self.plan.services.len();
+            let open = self.belief(index).is_some_and(|b| b.open);
+            let services = 0..self.plan.app_of(index).services.len();
             (open, services.map(|s| self.inside(index, book.view.run, Some(s))).collect())
         };
         proxy.books.iter().enumerate().map(load).collect()
+    }
+
+    /// What the proxy believes of a Machine.
+    pub(crate) fn belief(&self, machine: usize) -> Option<Belief> {
+        let balancer = self.proxy.as_ref()?.balancer(self.plan.owner(machine))?;
+        balancer.belief(id(machine))
+    }
+
+    /// Nothing of the app is left that could answer.
+    pub(crate) fn is_empty(&self, app: usize) -> bool {
+        let mut machines = self.plan.apps[app].machines.clone();
+        machines.all(|index| self.truths[index].end != End::None)
     }
 
     /// Never over `hard_limit`, never into a Machine that is being stopped or is not up.
@@ -424,13 +575,15 @@ impl World {
         let endpoint = claim.endpoint();
         let (machine, run, service) = (index(endpoint.machine), endpoint.run, endpoint.service);
         let others = self.inside(machine, run, Some(service));
-        if self.plan.hard() <= others {
+        if self.plan.app_of(machine).hard() <= others {
             self.fail(&format!("{} gets one more than hard_limit", id(machine)));
         }
         let Some(proxy) = &self.proxy else { return };
         let book = &proxy.books[machine];
         if book.stop.is_some_and(|(stopping, _)| stopping == run) {
             self.fail(&format!("{} gets a request while it is being stopped", id(machine)));
+        } else if !book.there || is_destroyed(book.view.state) {
+            self.fail(&format!("{} gets a request though it is destroyed", id(machine)));
         } else if book.view.cordoned {
             self.fail(&format!("{} gets a request though it is cordoned", id(machine)));
         }
@@ -439,16 +592,17 @@ impl World {
     /// PX-61, PX-62: over soft only if all others of the region are; least loaded within the band.
     fn check_admission(&mut self, claim: &Claim, before: &[(bool, Vec<u32>)]) {
         self.check_limits(claim);
-        let (soft, hard) = (self.plan.soft(), self.plan.hard());
         let (machine, service) = (index(claim.endpoint().machine), claim.endpoint().service);
-        let region = self.plan.machines[machine];
+        let (app, region) = (self.plan.app_of(machine), self.plan.region(machine));
+        let (soft, hard) = (app.soft(), app.hard());
         let cost = |index: usize, load: u32| {
-            (self.plan.machines[index] != Region::LOCAL, soft <= load, load)
+            (self.plan.region(index) != Region::LOCAL, soft <= load, load)
         };
         let chosen = before.get(machine).map(|(_, loads)| cost(machine, loads[service]));
         let usable =
             |(_, (open, loads)): &(usize, &(bool, Vec<u32>))| *open && loads[service] < hard;
-        let best = before.iter().enumerate().filter(usable);
+        let own = before.iter().enumerate().filter(|(index, _)| app.machines.contains(index));
+        let best = own.filter(usable);
         let best = best.map(|(index, (_, loads))| cost(index, loads[service]));
         if chosen > best.min() {
             self.fail(&format!("{} of {region} is not the best choice", id(machine)));
@@ -458,6 +612,10 @@ impl World {
     /// One start at a time per Machine, and no more than the demand needs.
     fn check_start(&mut self, machine: usize, port: Option<u16>) {
         let Some(proxy) = &self.proxy else { return };
+        if !proxy.books[machine].there || is_destroyed(proxy.books[machine].view.state) {
+            self.fail(&format!("{} is to be started though it is destroyed", id(machine)));
+            return;
+        }
         if proxy.books[machine].start.is_some() {
             self.fail(&format!("{} is started a second time at once", id(machine)));
             return;
@@ -465,35 +623,38 @@ impl World {
         if !proxy.server_ready {
             self.fail("a start is asked for without a server");
         } else if let Some(port) = port {
-            self.check_start_is_needed(port);
-        } else if self.has_room_at_home() {
+            self.check_start_is_needed(self.plan.owner(machine), port);
+        } else if self.has_room_at_home(self.plan.owner(machine)) {
             self.fail("a start because of load though one has room");
         }
     }
 
     /// PX-62: other regions are no relief.
-    fn has_room_at_home(&self) -> bool {
-        let loads = self.loads();
-        let mut here = loads.iter().zip(&self.plan.machines).filter(|(_, r)| **r == Region::LOCAL);
-        here.any(|((open, loads), _)| *open && loads.iter().all(|l| *l < self.plan.soft()))
+    fn has_room_at_home(&self, app: usize) -> bool {
+        let (loads, app) = (self.loads(), &self.plan.apps[app]);
+        let mut here = app.machines.clone().filter(|m| self.plan.region(*m) == Region::LOCAL);
+        here.any(|m| loads[m].0 && loads[m].1.iter().all(|l| *l < app.soft()))
     }
 
-    fn check_start_is_needed(&mut self, port: u16) {
+    fn check_start_is_needed(&mut self, app: usize, port: u16) {
         let Some(proxy) = &self.proxy else { return };
-        let service = self.plan.services.iter().position(|s| s.publishes(port)).unwrap_or(0);
-        let waiting = proxy.queues.get(&port).map_or(0, VecDeque::len) as u32;
+        let waiting = proxy.waiting(app, port) as u32;
+        let app = &self.plan.apps[app];
+        let service = app.services.iter().position(|s| s.publishes(port)).unwrap_or(0);
         let loads = self.loads();
-        let open = || loads.iter().filter(|(open, _)| *open);
+        let open = || app.machines.clone().map(|m| &loads[m]).filter(|(open, _)| *open);
         let demand = waiting + open().map(|(_, loads)| loads[service]).sum::<u32>();
-        let starting = proxy.books.iter().enumerate().filter(|(index, book)| {
+        let books = app.machines.clone().map(|m| (m, &proxy.books[m]));
+        let starting = books.filter(|(index, book)| {
             // A start behind a stop may take long; then another one is welcome.
             let behind = is_going(book.view.state) || book.view.state == MachineState::Replacing;
             let asked = book.start.is_some() && !behind;
             let coming = asked || book.view.state == MachineState::Starting;
-            coming && !loads[*index].0 && !book.view.cordoned
+            let ends = !book.there || is_destroyed(book.view.state);
+            coming && !ends && !loads[*index].0 && !book.view.cordoned
         });
         let there = open().count() + starting.count();
-        if demand.div_ceil(self.plan.soft()) as usize <= there {
+        if demand.div_ceil(app.soft()) as usize <= there {
             self.fail(&format!("a start for {demand} requests though {there} are there"));
         }
     }
@@ -509,7 +670,7 @@ impl World {
             Some("though it is leased or cordoned")
         } else if !proxy.server_ready {
             Some("without a server")
-        } else if reason != StopReason::ExcessDrained && quiet < self.plan.after() {
+        } else if reason != StopReason::ExcessDrained && quiet < self.plan.app_of(machine).after() {
             Some("too early")
         } else {
             self.wrong_in_region(machine)
@@ -520,11 +681,11 @@ impl World {
     }
 
     fn wrong_in_region(&self, machine: usize) -> Option<&'static str> {
-        let region = self.plan.machines[machine];
-        let (others, over) = self.census(region, Some(machine));
+        let (app, region) = (self.plan.owner(machine), self.plan.region(machine));
+        let (others, over) = self.census(app, region, Some(machine));
         let running = others + 1;
         let primary = region == Region::LOCAL;
-        if primary && others < self.plan.floor() {
+        if primary && others < self.plan.apps[app].floor() {
             return Some("below the floor");
         }
         let excess = running as i64 - (over as i64 + 1);
@@ -532,30 +693,36 @@ impl World {
     }
 
     /// Counted Machines of a region without `except`, and those of them at or over soft.
-    pub(crate) fn census(&self, region: Region, except: Option<usize>) -> (usize, usize) {
+    pub(crate) fn census(
+        &self,
+        app: usize,
+        region: Region,
+        except: Option<usize>,
+    ) -> (usize, usize) {
         let Some(proxy) = &self.proxy else { return (0, 0) };
-        let loads = self.loads();
+        let (loads, app) = (self.loads(), &self.plan.apps[app]);
         let counted = |index: &usize| {
-            let here = self.plan.machines[*index] == region && Some(*index) != except;
+            let here = self.plan.region(*index) == region && Some(*index) != except;
             here && loads[*index].0 && !proxy.books[*index].view.leased
         };
-        let counted: Vec<usize> = (0..loads.len()).filter(counted).collect();
-        let is_over = |index: &&usize| loads[**index].1.iter().any(|l| self.plan.soft() <= *l);
+        let counted: Vec<usize> = app.machines.clone().filter(counted).collect();
+        let is_over = |index: &&usize| loads[**index].1.iter().any(|l| app.soft() <= *l);
         (counted.len(), counted.iter().filter(is_over).count())
     }
 
     /// Callers are sent away only when every Machine has failed again and again.
-    fn check_hopeless(&mut self, port: u16, reason: &FailReason) {
+    fn check_hopeless(&mut self, app: usize, port: u16, reason: &FailReason) {
         let Some(proxy) = &self.proxy else { return };
+        let books = || self.plan.apps[app].machines.clone().map(|m| &proxy.books[m]);
+        let usable = |b: &&Book| b.there && !b.view.cordoned && !is_destroyed(b.view.state);
         match reason {
             FailReason::NothingToWake => {
-                if proxy.books.iter().any(|b| !b.view.cordoned) {
+                if books().any(|b| usable(&b)) {
                     self.fail(&format!("callers of {port} are sent away: {reason:?}"));
                 }
             }
             FailReason::StartsFailed { .. } => {
-                let candidates = || proxy.books.iter().filter(|b| !b.view.cordoned);
-                if candidates().any(|b| b.failures < 3) {
+                if books().filter(usable).any(|b| b.failures < 3) {
                     self.fail(&format!("callers of {port} are sent away too early: {reason:?}"));
                 }
             }
@@ -566,7 +733,7 @@ impl World {
     pub(crate) fn check_counts(&mut self) {
         let Some(proxy) = &self.proxy else { return };
         for (index, book) in proxy.books.iter().enumerate() {
-            let Some(belief) = proxy.balancer.belief(id(index)) else { continue };
+            let Some(belief) = self.belief(index) else { continue };
             let inside = u64::from(self.inside(index, belief.run, None));
             if belief.run == book.view.run && belief.in_flight != inside {
                 let text = format!("{}: {} counted, {inside} inside", id(index), belief.in_flight);
@@ -582,6 +749,10 @@ impl World {
             self.fail(&format!("{} is ended with requests inside", id(machine)));
         }
     }
+}
+
+fn is_destroyed(state: MachineState) -> bool {
+    matches!(state, MachineState::Destroying | MachineState::Destroyed)
 }
 
 fn is_going(state: MachineState) -> bool {

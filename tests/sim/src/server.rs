@@ -1,6 +1,7 @@
 //! The simulated server and the Machines' programs: lifecycles, a store that is written behind, and
 //! the truth about processes, which survives the server.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perch_core::balancer::MachineView;
@@ -18,7 +19,29 @@ const CLEAN: Exit = Exit { code: 0, signal: None, oom_killed: false };
 /// One life of the server.
 #[derive(Debug)]
 pub(crate) struct Server {
-    pub(crate) lives: Vec<Lifecycle>,
+    pub(crate) lives: BTreeMap<usize, Lifecycle>,
+    /// All that was stored has been taken up.
+    pub(crate) complete: bool,
+}
+
+/// What is stored of an app itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AppTruth {
+    Exists,
+    /// Somebody with the API waits until its Machines are gone; that is not stored.
+    BeingDestroyed,
+    Gone,
+}
+
+/// How far the end of a Machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nobody asked for it.
+    None,
+    /// Somebody was told that it is destroyed.
+    Asked,
+    /// Nothing of it is stored any more.
+    Removed,
 }
 
 /// The truth about one Machine, and what is stored about it.
@@ -30,6 +53,7 @@ pub(crate) struct Truth {
     pub(crate) config_version: u64,
     pub(crate) leased: bool,
     pub(crate) cordoned: bool,
+    pub(crate) end: End,
     /// The current run is being stopped because the proxy asked for it.
     stopped_by_proxy: bool,
 }
@@ -59,6 +83,7 @@ impl Truth {
             config_version: 1,
             leased: false,
             cordoned: false,
+            end: End::None,
             stopped_by_proxy: false,
         }
     }
@@ -81,38 +106,41 @@ impl World {
             return;
         }
         self.note("server starts");
-        self.server = Some(Server { lives: Vec::new() });
+        self.server = Some(Server { lives: BTreeMap::new(), complete: false });
         self.connect();
         for index in 0..self.truths.len() {
             let truth = &self.truths[index];
+            if truth.end == End::Removed {
+                continue;
+            }
+            let policy = self.plan.app_of(index).policy;
             let (mut stored, found) = (truth.stored, truth.found());
             // The Machine's directory knows it.
             stored.run = stored.run.max(truth.runs_launched);
             let life = match (stored.state, stored.run, &found) {
                 (MachineState::Created, 0, Found::Nothing { .. }) => {
-                    let mut life = Lifecycle::new(stored.config_version, self.plan.policy);
+                    let mut life = Lifecycle::new(stored.config_version, policy);
                     life.set_mutant(self.mutant);
                     life
                 }
-                _ => Lifecycle::restore_mutant(
-                    stored,
-                    self.plan.policy,
-                    found,
-                    self.now,
-                    self.mutant,
-                ),
+                _ => Lifecycle::restore_mutant(stored, policy, found, self.now, self.mutant),
             };
             let lease = if truth.leased { Lease::Held } else { Lease::Free };
             if let Some(server) = &mut self.server {
-                server.lives.push(life);
+                server.lives.insert(index, life);
             }
             self.life_event(index, Event::Lease(lease));
+        }
+        if let Some(server) = &mut self.server {
+            server.complete = true;
         }
         self.send_snapshot();
     }
 
     pub(crate) fn send_snapshot(&mut self) {
-        self.send_app(None);
+        for app in 0..self.plan.apps.len() {
+            self.send_app(app, None);
+        }
         self.send_to_proxy(ToProxy::SnapshotEnd);
     }
 
@@ -121,6 +149,11 @@ impl World {
             return;
         }
         self.note("server dies");
+        for app in &mut self.apps {
+            if *app == AppTruth::BeingDestroyed {
+                *app = AppTruth::Exists;
+            }
+        }
         // What it had sent can still be read, up to some point.
         for message in self.cut_link_to_proxy() {
             self.on_message_to_proxy(message);
@@ -131,14 +164,13 @@ impl World {
     }
 
     pub(crate) fn server_timeouts(&mut self) {
-        let count = self.server.as_ref().map_or(0, |s| s.lives.len());
-        for index in 0..count {
+        for index in 0..self.truths.len() {
             if let Some(life) = self.life(index)
                 && life.poll_timeout().is_some_and(|(at, _)| at <= self.now)
             {
                 let now = self.now;
-                if let Some(server) = &mut self.server {
-                    server.lives[index].handle_timeout(now);
+                if let Some(life) = self.life_mut(index) {
+                    life.handle_timeout(now);
                 }
                 self.do_life_effects(index, Durable::Behind);
             }
@@ -146,19 +178,23 @@ impl World {
     }
 
     pub(crate) fn life(&self, index: usize) -> Option<&Lifecycle> {
-        self.server.as_ref().and_then(|s| s.lives.get(index))
+        self.server.as_ref().and_then(|s| s.lives.get(&index))
+    }
+
+    fn life_mut(&mut self, index: usize) -> Option<&mut Lifecycle> {
+        self.server.as_mut().and_then(|s| s.lives.get_mut(&index))
     }
 
     // ---- what people do -----------------------------------------------------------------------
 
     pub(crate) fn user_update(&mut self, index: usize) {
-        if self.server.is_none() {
+        if self.server.is_none() || self.truths[index].end != End::None {
             return;
         }
         let config_version = self.truths[index].config_version + 1;
         self.truths[index].config_version = config_version;
         self.note(&format!("machine {index}: update to config {config_version}"));
-        let (policy, asleep) = (self.plan.policy, Asleep::Stays);
+        let (policy, asleep) = (self.plan.app_of(index).policy, Asleep::Stays);
         self.user_event(index, Event::Update { config_version, policy, asleep });
     }
 
@@ -167,19 +203,76 @@ impl World {
     }
 
     pub(crate) fn set_lease(&mut self, index: usize, leased: bool) {
-        if self.server.is_some() {
+        if self.server.is_some() && self.truths[index].end != End::Removed {
             self.truths[index].leased = leased;
             let lease = if leased { Lease::Held } else { Lease::Free };
             self.user_event(index, Event::Lease(lease));
-            self.send_app(None);
+            self.send_app(self.plan.owner(index), None);
         }
     }
 
     pub(crate) fn set_cordon(&mut self, index: usize, cordoned: bool) {
         if self.server.is_some() {
             self.truths[index].cordoned = cordoned;
-            self.send_app(None);
+            self.send_app(self.plan.owner(index), None);
         }
+    }
+
+    /// Somebody is told that the Machine is destroyed; what is left to do goes on without them.
+    pub(crate) fn destroy_machine(&mut self, index: usize) {
+        if self.life(index).is_some() {
+            self.note(&format!("machine {index}: destroy"));
+            self.truths[index].end = End::Asked;
+            self.user_event(index, Event::Destroy);
+        }
+    }
+
+    /// As the API does it: all Machines are destroyed, and when the last is gone, so is the app.
+    pub(crate) fn destroy_app(&mut self, app: usize) {
+        if self.server.is_none() || self.apps[app] != AppTruth::Exists {
+            return;
+        }
+        self.note(&format!("app {app}: destroy"));
+        self.apps[app] = AppTruth::BeingDestroyed;
+        for index in self.plan.apps[app].machines.clone() {
+            self.destroy_machine(index);
+        }
+        self.remove_app_when_empty(app);
+    }
+
+    fn remove_app_when_empty(&mut self, app: usize) {
+        let mut machines = self.plan.apps[app].machines.clone();
+        let empty = machines.all(|index| self.truths[index].end == End::Removed);
+        if empty && self.apps[app] == AppTruth::BeingDestroyed {
+            self.note(&format!("app {app}: gone"));
+            self.apps[app] = AppTruth::Gone;
+            self.send_to_proxy(ToProxy::RemoveApp(app));
+        }
+    }
+
+    /// Everything of a Machine is gone from the disk; it leaves the store and the API.
+    pub(crate) fn on_removed(&mut self, index: usize) {
+        if self.life(index).is_none() {
+            return;
+        }
+        if self.truths[index].end == End::None {
+            self.fail(&format!("{} is removed, but nobody destroyed it", id(index)));
+        }
+        self.life_event(index, Event::Removed);
+        if self.life(index).is_none_or(|life| life.state() != MachineState::Destroyed) {
+            return;
+        }
+        let process = self.truths[index].process;
+        if matches!(process, Process::Launching { .. } | Process::Running { .. }) {
+            self.fail(&format!("{} is removed, but {process:?}", id(index)));
+        }
+        self.truths[index].end = End::Removed;
+        if let Some(server) = &mut self.server {
+            server.lives.remove(&index);
+        }
+        let app = self.plan.owner(index);
+        self.send_app(app, None);
+        self.remove_app_when_empty(app);
     }
 
     // ---- what the proxy asks ------------------------------------------------------------------
@@ -212,7 +305,7 @@ impl World {
 
     fn handle_life_event(&mut self, index: usize, event: Event, durable: Durable) {
         let now = self.now;
-        let Some(life) = self.server.as_mut().and_then(|s| s.lives.get_mut(index)) else { return };
+        let Some(life) = self.life_mut(index) else { return };
         // A refusal (412) is an answer, too.
         let refused = life.handle_event(event, now).is_err();
         if refused {
@@ -230,9 +323,7 @@ impl World {
             let behind = self.choices.millis(0, 500);
             self.later(behind, Ev::Store(index));
         }
-        let next = |w: &mut Self| {
-            w.server.as_mut().and_then(|s| s.lives.get_mut(index)).and_then(Lifecycle::poll_effect)
-        };
+        let next = |w: &mut Self| w.life_mut(index).and_then(Lifecycle::poll_effect);
         while let Some(effect) = next(self) {
             self.do_life_effect(index, effect);
         }
@@ -244,14 +335,17 @@ impl World {
             Effect::Announce { state, run, happened } => {
                 self.check_announced(index, state, run, &happened);
                 let exact = (!self.plan.coalesced).then_some((index, state, run));
-                self.send_app(exact);
+                self.send_app(self.plan.owner(index), exact);
             }
             Effect::Drain { run, token, timeout } => self.ask_drain(index, run, token, timeout),
             Effect::Undrain { run } => self.send_to_proxy(ToProxy::Undrain { index, run }),
             Effect::Launch { run, config_version } => self.launch(index, run, config_version),
             Effect::Signal { run, .. } => self.signal(index, run),
             Effect::Kill { run } => self.kill(index, run),
-            Effect::Remove => self.fail("a Machine is removed that nobody destroyed"),
+            Effect::Remove => {
+                let length = self.choices.millis(1, 300);
+                self.later(length, Ev::Removed(index));
+            }
             Effect::StartDone { attempt, outcome } => {
                 self.send_to_proxy(ToProxy::StartDone { index, attempt, outcome });
             }
@@ -275,14 +369,14 @@ impl World {
         }
     }
 
-    /// Sends all views; the Machine of `exact` as it was announced, not as it is by now.
-    fn send_app(&mut self, exact: Option<(usize, MachineState, u64)>) {
+    /// Sends all views of an app; the Machine of `exact` as it was announced, not as it is by now.
+    fn send_app(&mut self, app: usize, exact: Option<(usize, MachineState, u64)>) {
         let Some(server) = &self.server else { return };
-        if server.lives.len() < self.truths.len() {
+        if !server.complete || self.apps[app] == AppTruth::Gone {
             return;
         }
-        let view = |index: usize| {
-            let (life, truth) = (&server.lives[index], &self.truths[index]);
+        let view = |(index, life): (&usize, &Lifecycle)| {
+            let (index, truth) = (*index, &self.truths[*index]);
             let now = (index, life.state(), life.run());
             let (_, state, run) = exact.filter(|(i, ..)| *i == index).unwrap_or(now);
             MachineView {
@@ -294,8 +388,9 @@ impl World {
                 ..self.plan.view(index)
             }
         };
-        let views = (0..self.truths.len()).map(view).collect();
-        self.send_to_proxy(ToProxy::App(views));
+        let machines = self.plan.apps[app].machines.clone();
+        let views = server.lives.range(machines).map(view).collect();
+        self.send_to_proxy(ToProxy::App { app, views });
     }
 
     // ---- programs -----------------------------------------------------------------------------
@@ -366,6 +461,9 @@ impl World {
     // ---- what must always hold ----------------------------------------------------------------
 
     fn check_launch(&mut self, index: usize, run: u64, config_version: u64) {
+        if self.truths[index].end != End::None {
+            self.fail(&format!("{} is launched though it is destroyed", id(index)));
+        }
         let truth = &self.truths[index];
         let (newest, last) = (truth.config_version, truth.runs_launched);
         let alive = matches!(truth.process, Process::Launching { .. } | Process::Running { .. });

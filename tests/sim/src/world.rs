@@ -12,9 +12,9 @@ use perch_core::mutant::Mutant;
 use perch_core::time::Timestamp;
 
 use crate::choices::Choices;
-use crate::plan::{PORTS, Plan, START_TIMEOUT, id};
+use crate::plan::{AppPlan, PORTS, Plan, START_TIMEOUT, id};
 use crate::proxy::{Caller, Proxy};
-use crate::server::{Process, Server, Truth};
+use crate::server::{AppTruth, End, Process, Server, Truth};
 
 /// More steps than any world needs: beyond, something turns in circles.
 const STEPS_MAX: u32 = 200_000;
@@ -22,6 +22,8 @@ const STEPS_MAX: u32 = 200_000;
 const HEALING: Duration = Duration::from_secs(150);
 /// Some of the long requests end then.
 const LONG_ENDS: Duration = Duration::from_secs(20);
+/// A deploy's lease on a Machine ends by itself after this (MA-63).
+const LEASE: Duration = Duration::from_secs(13);
 /// A request that finds nothing broken is answered within this: a stop under way takes up to 5 s,
 /// the launch after it below 1 s, and each message up to 0.3 s.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(8);
@@ -32,18 +34,39 @@ pub(crate) enum Ev {
     Chaos,
     Heal,
     Load,
-    OwnCall,
+    OwnCall(usize),
     Rest,
     LastRequest,
     End,
-    ToProxy { link: u64, message: ToProxy },
-    ToServer { link: u64, message: ToServer },
+    ToProxy {
+        link: u64,
+        message: ToProxy,
+    },
+    ToServer {
+        link: u64,
+        message: ToServer,
+    },
     StartServer,
     StartProxy,
     Store(usize),
-    Drained { index: usize, token: u64 },
-    LaunchEnds { index: usize, run: u64, fails: bool },
-    ProcessEnds { index: usize, run: u64, exit: Exit },
+    Removed(usize),
+    /// A deploy has this Machine's lease and has updated it.
+    Deployed(usize),
+    LeaseEnds(usize),
+    Drained {
+        index: usize,
+        token: u64,
+    },
+    LaunchEnds {
+        index: usize,
+        run: u64,
+        fails: bool,
+    },
+    ProcessEnds {
+        index: usize,
+        run: u64,
+        exit: Exit,
+    },
     Connect(u64),
     Finish(u64),
     LeaveQueue(u64),
@@ -52,7 +75,8 @@ pub(crate) enum Ev {
 /// Server to proxy.
 #[derive(Debug, Clone)]
 pub(crate) enum ToProxy {
-    App(Vec<MachineView>),
+    App { app: usize, views: Vec<MachineView> },
+    RemoveApp(usize),
     SnapshotEnd,
     StartDone { index: usize, attempt: u64, outcome: StartOutcome },
     StopDone { index: usize, attempt: u64, outcome: StopOutcome },
@@ -93,6 +117,7 @@ pub(crate) struct World {
     pub(crate) server: Option<Server>,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) truths: Vec<Truth>,
+    pub(crate) apps: Vec<AppTruth>,
     pub(crate) link: Link,
     pub(crate) callers: BTreeMap<u64, Caller>,
     pub(crate) next_caller: u64,
@@ -155,7 +180,8 @@ impl World {
             now,
             server: None,
             proxy: None,
-            truths: plan.machines.iter().map(|_| Truth::new()).collect(),
+            truths: (0..plan.machines()).map(|_| Truth::new()).collect(),
+            apps: plan.apps.iter().map(|_| AppTruth::Exists).collect(),
             link: Link::default(),
             callers: BTreeMap::new(),
             next_caller: 0,
@@ -203,16 +229,21 @@ impl World {
     }
 
     fn next_timer(&self) -> Option<Timestamp> {
-        let proxy = self.proxy.as_ref().and_then(|p| p.balancer.poll_timeout());
-        let server = self.server.iter().flat_map(|s| &s.lives).filter_map(|l| l.poll_timeout());
+        let proxy = self.proxy.iter().flat_map(|p| p.apps.iter().flatten());
+        let proxy = proxy.filter_map(|app| app.balancer.poll_timeout());
+        let server = self.server.iter().flat_map(|s| s.lives.values());
+        let server = server.filter_map(|life| life.poll_timeout());
         server.chain(proxy).map(|(at, _)| at).min()
     }
 
     fn fire_timers(&mut self) {
         let now = self.now;
-        let due = self.proxy.as_ref().and_then(|p| p.balancer.poll_timeout());
-        if due.is_some_and(|(at, _)| at <= now) {
-            self.balancer_timeout();
+        for app in 0..self.plan.apps.len() {
+            let balancer = self.proxy.as_ref().and_then(|p| p.balancer(app));
+            let due = balancer.and_then(|balancer| balancer.poll_timeout());
+            if due.is_some_and(|(at, _)| at <= now) {
+                self.balancer_timeout(app);
+            }
         }
         self.server_timeouts();
     }
@@ -222,7 +253,7 @@ impl World {
             Ev::Chaos => self.chaos(),
             Ev::Heal => self.heal(),
             Ev::Load => self.load(),
-            Ev::OwnCall => self.own_call(),
+            Ev::OwnCall(app) => self.own_call(app),
             Ev::Rest => self.rest(),
             Ev::LastRequest => self.last_request(),
             Ev::End => {}
@@ -236,6 +267,9 @@ impl World {
             Ev::StartServer => self.start_server(),
             Ev::StartProxy => self.spawn_proxy(),
             Ev::Store(index) => self.store(index),
+            Ev::Removed(index) => self.on_removed(index),
+            Ev::Deployed(index) => self.on_deployed(index),
+            Ev::LeaseEnds(index) => self.set_lease(index, false),
             Ev::Drained { index, token } => self.life_event(index, Event::Drained { token }),
             Ev::LaunchEnds { index, run, fails } => self.on_launch_ends(index, run, fails),
             Ev::ProcessEnds { index, run, exit } => self.end_process(index, run, exit),
@@ -250,8 +284,11 @@ impl World {
     /// Joins server and proxy, if both are there; the server then tells all that it knows.
     pub(crate) fn connect(&mut self) {
         if self.server.is_some() && self.proxy.is_some() && !self.link.is_up {
+            if let Some(proxy) = &mut self.proxy {
+                proxy.named.clear();
+            }
             self.link = Link { is_up: true, number: self.link.number + 1, ..Link::default() };
-            let known = self.server.as_ref().is_some_and(|s| s.lives.len() == self.truths.len());
+            let known = self.server.as_ref().is_some_and(|s| s.complete);
             if known {
                 self.send_snapshot();
             }
@@ -340,8 +377,14 @@ impl World {
         }
         let index = self.choices.below(self.truths.len());
         match self.choices.below(100) {
-            0..45 => self.burst(),
-            45..55 => self.call_from(Origin::SamePool, 0),
+            0..42 => self.burst(),
+            42..50 => {
+                let app = self.choices.below(self.plan.apps.len());
+                self.call_from(Origin::SamePool, app, 0);
+            }
+            50..52 => self.deploy(self.plan.owner(index)),
+            52..54 => self.destroy_machine(index),
+            54..55 => self.destroy_app(self.plan.owner(index)),
             55..60 => {
                 self.user_event(index, Event::Stop(StopBy::User { signal: None, timeout: None }))
             }
@@ -372,14 +415,41 @@ impl World {
         self.set_cordon(index, !cordoned);
     }
 
-    fn burst(&mut self) {
-        let service = self.choices.below(self.plan.services.len());
-        for _ in 0..=self.choices.below(8) {
-            self.call_from(Origin::Caller, service);
+    /// Machine after Machine: lease, update, wait, give the lease back.
+    fn deploy(&mut self, app: usize) {
+        if self.apps[app] == AppTruth::Exists {
+            self.deploy_to(self.plan.apps[app].machines.start);
         }
     }
 
-    fn call_from(&mut self, origin: Origin, service: usize) {
+    fn deploy_to(&mut self, index: usize) {
+        self.set_lease(index, true);
+        self.user_update(index);
+        let length = self.choices.millis(100, 3_000);
+        self.later(length, Ev::Deployed(index));
+    }
+
+    fn on_deployed(&mut self, index: usize) {
+        if self.server.is_none() {
+            // The deploy fails; its lease ends by itself (DESIGN 3).
+            return self.later(LEASE, Ev::LeaseEnds(index));
+        }
+        self.set_lease(index, false);
+        let next = index + 1;
+        if self.is_chaos() && self.plan.app_of(index).machines.contains(&next) {
+            self.deploy_to(next);
+        }
+    }
+
+    fn burst(&mut self) {
+        let app = self.choices.below(self.plan.apps.len());
+        let service = self.choices.below(self.plan.apps[app].services.len());
+        for _ in 0..=self.choices.below(8) {
+            self.call_from(Origin::Caller, app, service);
+        }
+    }
+
+    fn call_from(&mut self, origin: Origin, app: usize, service: usize) {
         let patience =
             if self.choices.chance(20) { self.choices.millis(1, 800) } else { START_TIMEOUT };
         let work = if self.choices.chance(15) {
@@ -388,7 +458,7 @@ impl World {
             self.choices.millis(1, 200)
         };
         let (port, came_at) = (PORTS[service], self.now);
-        self.arrive(Caller { port, origin, work, patience, came_at });
+        self.arrive(Caller { app, port, origin, work, patience, came_at });
     }
 
     // ---- after chaos --------------------------------------------------------------------------
@@ -410,27 +480,33 @@ impl World {
     fn load(&mut self) {
         self.note("load that stays");
         self.healed_at = Some(self.now);
-        for _ in 0..self.choices.below(2 * self.truths.len() + 2) {
+        for app in 0..self.plan.apps.len() {
+            self.load_app(app);
+            self.own_call(app);
+        }
+        let after = self.plan.apps.iter().map(AppPlan::after).max().unwrap_or_default();
+        self.later(LONG_ENDS + START_TIMEOUT + 4 * after, Ev::Rest);
+    }
+
+    fn load_app(&mut self, app: usize) {
+        for _ in 0..self.choices.below(2 * self.plan.apps[app].machines.len() + 2) {
             let ends = self.choices.chance(50);
             let work = if ends { LONG_ENDS } else { Duration::from_secs(100_000) };
             let (port, came_at) = (PORTS[0], self.now);
             let (origin, patience) = (Origin::Caller, Duration::from_secs(50));
-            self.arrive(Caller { port, origin, work, patience, came_at });
+            self.arrive(Caller { app, port, origin, work, patience, came_at });
             if !ends {
                 self.long.push(self.next_caller);
             }
         }
-        self.own_call();
-        let after = self.plan.after();
-        self.later(LONG_ENDS + START_TIMEOUT + 4 * after, Ev::Rest);
     }
 
     /// The app calls itself more often than it may sleep (AS-23).
-    fn own_call(&mut self) {
+    fn own_call(&mut self, app: usize) {
         let (port, came_at) = (PORTS[0], self.now);
         let (origin, work) = (Origin::SamePool, Duration::from_millis(1));
-        self.arrive(Caller { port, origin, work, patience: work, came_at });
-        self.later(self.plan.after() / 3, Ev::OwnCall);
+        self.arrive(Caller { app, port, origin, work, patience: work, came_at });
+        self.later(self.plan.apps[app].after() / 3, Ev::OwnCall(app));
     }
 
     /// Load has been the same for long: belief must equal the world, and who may sleep must sleep.
@@ -439,9 +515,12 @@ impl World {
         for index in 0..self.truths.len() {
             self.check_belief(index);
         }
-        for region in ["lcl", "ams"] {
-            self.check_asleep(region.parse().expect("three letters"));
+        for app in 0..self.plan.apps.len() {
+            for region in ["lcl", "ams"] {
+                self.check_asleep(app, region.parse().expect("three letters"));
+            }
         }
+        self.check_slots();
         for name in std::mem::take(&mut self.long) {
             self.finish(name);
         }
@@ -449,19 +528,30 @@ impl World {
     }
 
     fn last_request(&mut self) {
-        for port in PORTS.into_iter().take(self.plan.services.len()) {
-            let came_at = self.now;
-            let (origin, work) = (Origin::Caller, Duration::from_millis(10));
-            self.arrive(Caller { port, origin, work, patience: START_TIMEOUT, came_at });
-            self.last.push(self.next_caller);
+        let mut starts = 0;
+        for app in 0..self.plan.apps.len() {
+            let services = self.plan.apps[app].services.len();
+            starts += services;
+            for port in PORTS.into_iter().take(services) {
+                let came_at = self.now;
+                let (origin, work) = (Origin::Caller, Duration::from_millis(10));
+                let patience = START_TIMEOUT;
+                self.arrive(Caller { app, port, origin, work, patience, came_at });
+                self.last.push(self.next_caller);
+            }
         }
-        self.later(ANSWERED_WITHIN, Ev::End);
+        // Starts beyond the host's limit come one after the other.
+        let rounds = starts.div_ceil(self.plan.starts_max) as u32;
+        self.later(rounds * ANSWERED_WITHIN, Ev::End);
     }
 
     // ---- what must hold at rest ---------------------------------------------------------------
 
     fn check_belief(&mut self, index: usize) {
-        let (Some(life), Some(proxy)) = (self.life(index), &self.proxy) else {
+        if self.truths[index].end != End::None {
+            return self.check_destroyed(index);
+        }
+        let (Some(life), Some(_)) = (self.life(index), &self.proxy) else {
             self.fail("server or proxy did not come back");
             return;
         };
@@ -474,7 +564,7 @@ impl World {
             self.fail(&text);
             return;
         }
-        let Some(belief) = proxy.balancer.belief(id(index)) else {
+        let Some(belief) = self.belief(index) else {
             self.fail("the balancer lost a Machine");
             return;
         };
@@ -485,17 +575,37 @@ impl World {
         }
     }
 
+    /// Who was told that it is destroyed was told the truth, whatever crashed meanwhile.
+    fn check_destroyed(&mut self, index: usize) {
+        let truth = &self.truths[index];
+        let alive = matches!(truth.process, Process::Launching { .. } | Process::Running { .. });
+        if truth.end != End::Removed || alive {
+            let text =
+                format!("{} was destroyed, but {:?}, {:?}", id(index), truth.end, truth.process);
+            self.fail(&text);
+        } else if self.belief(index).is_some() {
+            self.fail(&format!("{} was destroyed, but the balancer knows it", id(index)));
+        }
+    }
+
+    /// A start that nobody answers would take room from all apps for ever.
+    fn check_slots(&mut self) {
+        let sent = self.proxy.as_ref().map_or(0, |proxy| proxy.sent.len());
+        if 0 < sent {
+            self.fail(&format!("{sent} starts are in flight at rest"));
+        }
+    }
+
     /// DESIGN 4: nobody is awake who may sleep.
-    fn check_asleep(&mut self, region: Region) {
-        let (running, over) = self.census(region, None);
-        let Some(proxy) = &self.proxy else { return };
+    fn check_asleep(&mut self, app: usize, region: Region) {
+        let (running, over) = self.census(app, region, None);
+        let plan = &self.plan.apps[app];
         let idle = |index: &usize| {
-            let belief = proxy.balancer.belief(id(*index));
-            let here = self.plan.machines[*index] == region;
-            here && belief.is_some_and(|b| b.open && b.in_flight == 0)
+            let here = self.plan.region(*index) == region;
+            here && self.belief(*index).is_some_and(|b| b.open && b.in_flight == 0)
         };
-        let idle = (0..self.truths.len()).filter(idle).count();
-        let spare = region != Region::LOCAL || self.plan.floor() < running;
+        let idle = plan.machines.clone().filter(idle).count();
+        let spare = region != Region::LOCAL || plan.floor() < running;
         let excess = running as i64 - (over as i64 + 1);
         if idle > 0 && spare && (running == 1 || 1 <= excess) {
             let text = format!("{region}: {idle} of {running} are idle and awake ({over} over)");
@@ -510,7 +620,8 @@ impl World {
         } else if self.refused > 0 {
             self.fail("a request was refused though nothing is broken");
         }
-        let queued = self.proxy.as_ref().map_or(0, |p| p.queues.values().map(|q| q.len()).sum());
+        let queues = self.proxy.iter().flat_map(|p| p.apps.iter().flatten());
+        let queued: usize = queues.flat_map(|app| app.queues.values()).map(|q| q.len()).sum();
         if queued > 0 {
             self.fail("callers wait at the end");
         }

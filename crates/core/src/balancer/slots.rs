@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::mutant::Mutant;
+
 /// Lets at most so many starts be in flight; more wait in the order they came.
 ///
 /// `K` names one start: app, Machine and attempt.
@@ -10,13 +12,20 @@ pub struct StartSlots<K> {
     starts_max: usize,
     in_flight: BTreeSet<K>,
     waiting: VecDeque<K>,
+    mutant: Mutant,
 }
 
 impl<K: Ord + Clone> StartSlots<K> {
     /// Slots for `starts_max` starts, at least one.
     pub fn new(starts_max: usize) -> Self {
+        Self::with_mutant(starts_max, Mutant::None)
+    }
+
+    /// Slots with a planted bug, for the simulation.
+    #[doc(hidden)]
+    pub fn with_mutant(starts_max: usize, mutant: Mutant) -> Self {
         let starts_max = starts_max.max(1);
-        Self { starts_max, in_flight: BTreeSet::new(), waiting: VecDeque::new() }
+        Self { starts_max, in_flight: BTreeSet::new(), waiting: VecDeque::new(), mutant }
     }
 
     /// Changes the limit; more room is used at the next [`Self::poll`].
@@ -33,7 +42,9 @@ impl<K: Ord + Clone> StartSlots<K> {
 
     /// The start was answered, or nobody wants it any more.
     pub fn finish(&mut self, start: &K) {
-        self.in_flight.remove(start);
+        if self.mutant != Mutant::StartSlotLeaked {
+            self.in_flight.remove(start);
+        }
         self.waiting.retain(|k| k != start);
     }
 
@@ -45,7 +56,8 @@ impl<K: Ord + Clone> StartSlots<K> {
 
     /// The next start to send now.
     pub fn poll(&mut self) -> Option<K> {
-        if self.starts_max <= self.in_flight.len() {
+        let full = self.starts_max <= self.in_flight.len();
+        if full && self.mutant != Mutant::HostLimitIgnored {
             return None;
         }
         let next = self.waiting.pop_front()?;
