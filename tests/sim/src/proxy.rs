@@ -260,6 +260,12 @@ impl World {
             if moved && book.view.state == MachineState::Started {
                 book.failures += 1;
             }
+            // A launch that the server began by itself; one that was asked for is answered.
+            let failed =
+                view.state == MachineState::Failed && book.view.state == MachineState::Starting;
+            if moved && failed && book.start.is_none() {
+                book.failures += 1;
+            }
             if book.stop.is_some_and(|(run, _)| run != view.run || !is_going(view.state)) {
                 book.stop = None;
             }
