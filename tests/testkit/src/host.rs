@@ -65,6 +65,11 @@ impl Host {
         Ok(host)
     }
 
+    /// Gives the next server that starts another configuration file.
+    pub fn configure(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
+    }
+
     /// Makes a host in which nothing runs yet.
     pub fn bare(network: Network) -> Result<Self> {
         let binary = std::env::var_os("PERCH_BIN")

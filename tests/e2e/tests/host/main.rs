@@ -4,6 +4,7 @@
 //! what they print and what really happens. They need root and are run one after the other by
 //! `cargo x test host`, which sets `PERCH_BIN`.
 
+mod access;
 mod bad_image;
 mod bad_input;
 mod blueprint;
@@ -15,7 +16,10 @@ mod down;
 mod firewall;
 mod listen;
 mod networks;
+mod one_deploy;
 mod persistence;
+mod proxy;
+mod prune;
 mod quickstart;
 mod stage;
 mod table;
