@@ -29,7 +29,9 @@ mod sys;
 mod user;
 
 pub use ids::{Ids, Probed, probe};
-pub use images::{Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked};
+pub use images::{
+    Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,
+};
 pub use launch::{
     ExitCause, ExitRecord, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
     install_init, launch, remove,

@@ -44,7 +44,9 @@ pub(crate) fn ensure(
     batch.add_filter("output", Hook::Output, PRIORITY_EARLY);
     batch.add_chain("callers");
     batch.delete_rules();
-    batch.add_rule(Rule::on("output").v6().oif(Cmp::Eq, outside).daddr6_begins(PRIVATE).jump("callers"));
+    batch.add_rule(
+        Rule::on("output").v6().oif(Cmp::Eq, outside).daddr6_begins(PRIVATE).jump("callers"),
+    );
     for rule in rules(access) {
         batch.add_rule(rule);
     }
