@@ -2,77 +2,99 @@
 //!
 //! `cargo run -p perch-cli --example fly-toml-corpus -- DIR` where DIR holds the files and
 //! `EXPECTED.jsonl`. Prints each difference and a count; exits with 1 when there is any.
+//! With `-` instead of DIR, prints our own line for each path on standard input.
 
-use perch_cli::flytoml;
-use serde_json::Value;
+use perch_cli::flytoml::{self, LoadError, Verdict};
+use serde_json::{Value, json};
+use std::io::BufRead;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// What is compared; the words of a reason and the order of keys are ours.
+const COMPARED: [&str; 6] = ["verdict", "app", "config", "machines", "strict_unknown", "ip_type"];
 
 fn main() -> ExitCode {
     let Some(dir) = std::env::args_os().nth(1) else {
         eprintln!("usage: fly-toml-corpus DIR");
         return ExitCode::from(2);
     };
-    let dir = Path::new(&dir);
-    let expected = match std::fs::read_to_string(dir.join("EXPECTED.jsonl")) {
-        Ok(expected) => expected,
+    if dir == "-" {
+        for path in std::io::stdin().lock().lines().map_while(Result::ok) {
+            println!("{}", described(Path::new(&path)));
+        }
+        return ExitCode::SUCCESS;
+    }
+    match compare_all(Path::new(&dir)) {
+        Ok((same, 0)) => {
+            println!("{same} the same, 0 different");
+            ExitCode::SUCCESS
+        }
+        Ok((same, other)) => {
+            println!("{same} the same, {other} different");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("could not read EXPECTED.jsonl: {error}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
+    }
+}
+
+fn compare_all(dir: &Path) -> std::io::Result<(usize, usize)> {
+    let expected = std::fs::read_to_string(dir.join("EXPECTED.jsonl"))?;
     let (mut same, mut other) = (0, 0);
     for line in expected.lines() {
-        let Ok(case) = serde_json::from_str::<Value>(line) else { continue };
-        let differences = compare(dir, &case);
-        match differences.is_empty() {
-            true => same += 1,
-            false => other += 1,
+        let Ok(theirs) = serde_json::from_str::<Value>(line) else { continue };
+        let file = theirs["file"].as_str().unwrap_or_default();
+        let ours = described(&dir.join(file));
+        let mut equal = true;
+        for key in COMPARED {
+            let (mut ours, mut theirs) = (comparable(&ours[key]), comparable(&theirs[key]));
+            if key == "strict_unknown" {
+                (ours, theirs) = (sorted(ours), sorted(theirs));
+            }
+            if ours != theirs {
+                equal = false;
+                println!("{file}: {key}\n  ours   {ours}\n  theirs {theirs}");
+            }
         }
-        for difference in differences {
-            println!("{}: {difference}", case["file"].as_str().unwrap_or_default());
-        }
+        if equal { same += 1 } else { other += 1 }
     }
-    println!("{same} the same, {other} different");
-    if other == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok((same, other))
 }
 
-fn compare(dir: &Path, case: &Value) -> Vec<String> {
-    let path = dir.join(case["file"].as_str().unwrap_or_default());
-    let loaded = match flytoml::load(&path) {
-        Ok(loaded) => loaded,
-        Err(error) => return vec![error.to_string()],
-    };
-    let mut differences = Vec::new();
-    let accepted = case["verdict"].as_str().is_some_and(|verdict| verdict.starts_with("accept"));
-    let late = case["verdict"] == "accept-then-deploy-fails";
-    if loaded.has_errors() == (accepted && !late) {
-        differences.push(format!("verdict {}: {:?}", case["verdict"], loaded.problems));
+fn described(path: &Path) -> Value {
+    match flytoml::load(path) {
+        Ok(loaded) => flytoml::described(&loaded),
+        Err(error) => json!({
+            "file": path.file_name().map(|name| name.to_string_lossy()),
+            "app": "", "config": null, "ip_type": "", "machines": {}, "strict_unknown": [],
+            "verdict": match error {
+                LoadError::Syntax { .. } => Verdict::RejectParse.to_string(),
+                _ => "unreadable".to_owned(),
+            },
+            "why": error.to_string(),
+        }),
     }
-    let unknown = Value::from(loaded.strict_unknown());
-    if sorted(&case["strict_unknown"]) != sorted(&unknown) {
-        differences.push(format!("unknown: {unknown} instead of {}", case["strict_unknown"]));
-    }
-    let config = Value::Object(flytoml::to_json(&loaded.config));
-    if case["config"].is_object() && config != case["config"] {
-        differences.push(format!("config\n  ours   {config}\n  theirs {}", case["config"]));
-    }
-    for (group, theirs) in case["machines"].as_object().into_iter().flatten() {
-        match loaded.config.machine_config(group) {
-            Ok(ours) if Value::Object(ours.clone()) == *theirs => {}
-            Ok(ours) => differences.push(format!(
-                "machine {group}\n  ours   {}\n  theirs {theirs}",
-                Value::Object(ours)
-            )),
-            Err(error) => differences.push(error.to_string()),
-        }
-    }
-    differences
 }
 
-fn sorted(list: &Value) -> Vec<String> {
-    let items = list.as_array().into_iter().flatten();
-    let mut items: Vec<_> = items.map(ToString::to_string).collect();
-    items.sort();
-    items
+/// The order of check headers means nothing.
+fn comparable(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let pairs = map.iter().map(|(key, value)| {
+                let value = comparable(value);
+                (key.clone(), if key == "headers" { sorted(value) } else { value })
+            });
+            Value::Object(pairs.collect())
+        }
+        Value::Array(items) => items.iter().map(comparable).collect(),
+        other => other.clone(),
+    }
+}
+
+fn sorted(value: Value) -> Value {
+    let Value::Array(mut items) = value else { return value };
+    items.sort_by_key(ToString::to_string);
+    Value::Array(items)
 }

@@ -445,6 +445,9 @@ pub(crate) enum Config {
         /// Refuse sections and keys that are not known
         #[arg(short, long)]
         strict: bool,
+        /// Print verdict, problems and hints as JSON
+        #[arg(short, long)]
+        json: bool,
     },
     /// Show the app's configuration
     #[command(visible_alias = "display")]
@@ -457,6 +460,9 @@ pub(crate) enum Config {
         /// Show TOML
         #[arg(long)]
         toml: bool,
+        /// Add what each process group's Machines would be, as JSON
+        #[arg(long, conflicts_with = "toml")]
+        machines: bool,
     },
 }
 

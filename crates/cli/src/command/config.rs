@@ -3,25 +3,43 @@
 use super::Context;
 use crate::args::{AppArgs, Config as Command};
 use crate::failure::{Failure, Outcome};
-use crate::flytoml::{self, Level, Loaded};
+use crate::flytoml::{self, Level, LoadError, Loaded, Problem, Verdict};
+use perch_api::wire::AddressIntent;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::time::Duration;
+
+/// A file is judged without a server; one that answers at once may add what it knows of the app.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
     match command {
-        Command::Validate { app, strict } => validate(context, &app, strict),
-        Command::Show { app, local, toml } => show(context, &app, local, toml).await,
+        Command::Validate { app, strict, json: false } => validate(context, &app, strict).await,
+        Command::Validate { app, strict, json: true } => validate_json(context, &app, strict).await,
+        Command::Show { app, local, toml: _, machines: true } => {
+            machines(context, &app, local).await
+        }
+        Command::Show { app, local, toml, machines: false } => {
+            show(context, &app, local, toml).await
+        }
     }
 }
 
-fn validate(context: &Context<'_>, args: &AppArgs, strict: bool) -> Outcome {
+async fn validate(context: &Context<'_>, args: &AppArgs, strict: bool) -> Outcome {
     let loaded = context.config_file(args)?.ok_or_else(missing)?;
-    report(context, &loaded)?;
+    let judged = judge(context, &loaded, Use::Validate);
+    for problem in hints_of_server(context, args, &loaded).await {
+        hint(context, &loaded.path, problem);
+    }
+    judged?;
     context.console.line("");
-    let unknown = loaded.strict_unknown();
-    if !strict || unknown.is_empty() {
+    if !strict || loaded.strict_unknown.is_empty() {
         return Ok(());
     }
     context.console.line("Strict validation found unrecognised sections or keys:");
-    unknown.iter().for_each(|key| context.console.line(format!("  - {key}")));
+    for (key, _) in &loaded.strict_unknown {
+        context.console.line(format!("  - {key}"));
+    }
     Err(Failure::new("strict validation failed"))
 }
 
@@ -29,39 +47,162 @@ fn missing() -> Failure {
     Failure::new("no fly.toml here").hint("Run `fly launch` to write one, or name it with -c PATH")
 }
 
-/// Prints what is wrong with a file, and fails when something stops a deploy.
+/// What a file is judged for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// As flyctl judges it.
+    Validate,
+    /// What cannot run here is wrong too.
+    Deploy,
+}
+
+/// Prints what is wrong with a file that is to be deployed, and fails when something stops that.
 pub(super) fn report(context: &Context<'_>, loaded: &Loaded) -> Outcome {
+    judge(context, loaded, Use::Deploy)
+}
+
+fn judge(context: &Context<'_>, loaded: &Loaded, wanted: Use) -> Outcome {
     let path = loaded.path.display();
     context.console.line(format!("Validating {path}"));
+    let mut valid = true;
     for problem in &loaded.problems {
-        let mark = match problem.level {
-            Level::Error => "   ✘",
-            Level::Warning => "   WARN ",
-        };
-        context.console.line(format!("{mark}{path}:{problem}"));
+        let stops =
+            problem.is_error() || (wanted == Use::Deploy && problem.level == Level::Refused);
+        match (stops, problem.level) {
+            (true, _) => context.console.line(format!("   ✘{path}:{problem}")),
+            (false, Level::Warning) => context.console.line(format!("   WARN {path}:{problem}")),
+            (false, _) => hint(context, &loaded.path, problem),
+        }
+        valid &= !stops;
     }
-    if loaded.has_errors() {
+    if !valid {
         return Err(Failure::new("App configuration is not valid"));
     }
     context.console.line("✓ Configuration is valid");
     Ok(())
 }
 
+fn hint(context: &Context<'_>, path: &Path, problem: &Problem) {
+    context.console.note(format!("hint: {}:{problem}", path.display()));
+}
+
+/// What only the app's addresses tell: asked of the server if there is one, and nobody waits for it.
+async fn hints_of_server<'l>(
+    context: &Context<'_>,
+    args: &AppArgs,
+    loaded: &'l Loaded,
+) -> &'l [Problem] {
+    let name = context.given_app(args).or(loaded.config.app.clone());
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return &[] };
+    if loaded.when_private.is_empty() {
+        return &[];
+    }
+    let app = tokio::time::timeout(SERVER_TIMEOUT, context.client.get_app(&name)).await;
+    match app {
+        Ok(Ok(app)) if app.address_intent == AddressIntent::Private => &loaded.when_private,
+        _ => &[],
+    }
+}
+
+/// The judgement as one object, also of a file that cannot be parsed.
+async fn validate_json(context: &Context<'_>, args: &AppArgs, strict: bool) -> Outcome {
+    let path = flytoml::find(&context.env.dir, args.config.as_deref())?.ok_or_else(missing)?;
+    let (object, valid) = match flytoml::load(&path) {
+        Ok(loaded) => {
+            let hints = hints_of_server(context, args, &loaded).await;
+            let strict_fails = strict && !loaded.strict_unknown.is_empty();
+            (judgement(&loaded, hints), !loaded.has_errors() && !strict_fails)
+        }
+        Err(LoadError::Syntax { path, line, column, message, .. }) => {
+            (syntax_judgement(&path, (line, column), &message), false)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    context.console.line(serde_json::to_string_pretty(&object)?);
+    match valid {
+        true => Ok(()),
+        false => Err(Failure::new("App configuration is not valid")),
+    }
+}
+
+fn judgement(loaded: &Loaded, hints_of_server: &[Problem]) -> Value {
+    let list = |wanted: &[Level]| -> Vec<Value> {
+        let problems = loaded.problems.iter().filter(|problem| wanted.contains(&problem.level));
+        problems.map(|problem| entry(&loaded.path, problem)).collect()
+    };
+    let mut hints = list(&[Level::Hint, Level::Refused]);
+    hints.extend(hints_of_server.iter().map(|problem| entry(&loaded.path, problem)));
+    let unknown = loaded.strict_unknown.iter().map(|(key, at)| place(&loaded.path, key, *at));
+    json!({
+        "verdict": loaded.verdict().to_string(),
+        "errors": list(&[Level::Shape, Level::Invalid, Level::Conversion]),
+        "warnings": list(&[Level::Warning]),
+        "hints": hints,
+        "strict_unknown": unknown.map(Value::Object).collect::<Vec<_>>(),
+    })
+}
+
+fn syntax_judgement(path: &Path, at: (usize, usize), message: &str) -> Value {
+    let mut error = place(path, "", Some(at));
+    error.insert("message".to_owned(), message.into());
+    json!({
+        "verdict": Verdict::RejectParse.to_string(),
+        "errors": [error],
+        "warnings": [],
+        "hints": [],
+        "strict_unknown": [],
+    })
+}
+
+fn entry(path: &Path, problem: &Problem) -> Value {
+    let mut entry = place(path, &problem.key, problem.at);
+    entry.insert("message".to_owned(), problem.text.as_str().into());
+    if let Some(remedy) = &problem.remedy {
+        entry.insert("remedy".to_owned(), remedy.as_str().into());
+    }
+    if problem.level == Level::Refused {
+        entry.insert("deploy_refuses".to_owned(), true.into());
+    }
+    Value::Object(entry)
+}
+
+fn place(path: &Path, key: &str, at: Option<(usize, usize)>) -> Map<String, Value> {
+    let (line, column) = at.unzip();
+    let file = path.display().to_string();
+    let place = [("file", Value::from(file)), ("line", line.into()), ("column", column.into())];
+    let place = place.into_iter().chain([("key", Value::from(key))]);
+    place.map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
 /// The deployed configuration, which the newest release keeps, or the local file.
 async fn show(context: &Context<'_>, args: &AppArgs, local: bool, toml: bool) -> Outcome {
-    let loaded = match local {
-        true => context.config_file(args)?.ok_or_else(missing)?,
-        false => deployed(context, args).await?,
-    };
-    if let Some(problem) = loaded.problems.iter().find(|problem| problem.level == Level::Error) {
-        let path = loaded.path.display();
-        return Err(Failure::new(format!("{path}:{problem}")));
+    let loaded = shown_file(context, args, local).await?;
+    if let Some(problem) = loaded.problems.iter().find(|problem| problem.is_error()) {
+        // A file that is only invalid has a normal form all the same.
+        if problem.level == Level::Shape {
+            return Err(Failure::new(format!("{}:{problem}", loaded.path.display())));
+        }
     }
     if toml {
         context.console.text(&flytoml::to_toml(&loaded.config));
         return Ok(());
     }
     let json = serde_json::to_string_pretty(&flytoml::to_json(&loaded.config))?;
+    context.console.line(spaced(&json));
+    Ok(())
+}
+
+async fn shown_file(context: &Context<'_>, args: &AppArgs, local: bool) -> Outcome<Loaded> {
+    match local {
+        true => context.config_file(args)?.ok_or_else(missing),
+        false => deployed(context, args).await,
+    }
+}
+
+/// The configuration, its Machines and the verdict in one object.
+async fn machines(context: &Context<'_>, args: &AppArgs, local: bool) -> Outcome {
+    let loaded = shown_file(context, args, local).await?;
+    let json = serde_json::to_string_pretty(&flytoml::described(&loaded))?;
     context.console.line(spaced(&json));
     Ok(())
 }

@@ -227,7 +227,7 @@ impl Options {
         Ok(Self {
             settings,
             wait_timeout: duration(&rollout.wait_timeout)?
-                .or(deploy.wait_timeout)
+                .or(deploy.wait_timeout.and_then(flytoml::GoDuration::length))
                 .unwrap_or(WAIT_TIMEOUT_DEFAULT),
             lease: duration(&rollout.lease_timeout)?
                 .unwrap_or(LEASE_DEFAULT)

@@ -4,9 +4,10 @@
 //! Keys that Perch does not act on yet are here all the same, so that nothing is lost when the file
 //! is shown or written.
 
+use super::duration::GoDuration;
 use super::section::{Bare, Section};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// A whole configuration file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,7 +19,7 @@ pub struct Config {
     /// Signal that stops a Machine's program.
     pub kill_signal: Option<String>,
     /// Time from the signal to SIGKILL.
-    pub kill_timeout: Option<Duration>,
+    pub kill_timeout: Option<GoDuration>,
     /// Swap in MB.
     pub swap_size_mb: Option<i64>,
     /// Command of `fly console`.
@@ -59,6 +60,8 @@ pub struct Config {
     pub statics: Vec<Static>,
     /// `[[metrics]]`.
     pub metrics: Vec<Metrics>,
+    /// Directory in which other files that this one names are looked for.
+    pub dir: std::path::PathBuf,
 }
 
 /// `[experimental]`.
@@ -71,7 +74,7 @@ pub struct Experimental {
     /// Replaces both.
     pub exec: Vec<String>,
     /// The keys that are kept and not acted on.
-    pub rest: BTreeMap<String, serde_json::Value>,
+    pub rest: BTreeMap<String, Value>,
 }
 
 /// `[build]`.
@@ -88,7 +91,7 @@ pub struct Build {
     /// Build arguments.
     pub args: BTreeMap<String, String>,
     /// The keys that are kept and not acted on.
-    pub rest: BTreeMap<String, serde_json::Value>,
+    pub rest: BTreeMap<String, Value>,
 }
 
 /// `[deploy]`.
@@ -99,11 +102,11 @@ pub struct Deploy {
     /// Count (1 or more) or share (below 1) of Machines that may be away at a time.
     pub max_unavailable: Option<f64>,
     /// How long to wait for each Machine.
-    pub wait_timeout: Option<Duration>,
+    pub wait_timeout: Option<GoDuration>,
     /// Command to run before anything changes.
     pub release_command: Option<String>,
     /// How long that may take.
-    pub release_command_timeout: Option<Duration>,
+    pub release_command_timeout: Option<GoDuration>,
     /// Size of the Machine that runs it.
     pub release_command_vm: Option<Vm>,
     /// Command to run once after it.
@@ -124,9 +127,9 @@ pub struct Service {
     /// Machines that stay running in the primary region.
     pub min_machines_running: Option<i64>,
     /// Idle time before autostop; an extension of Perch.
-    pub auto_stop_after: Option<Duration>,
+    pub auto_stop_after: Option<GoDuration>,
     /// How long a caller waits for a start; an extension of Perch.
-    pub start_timeout: Option<Duration>,
+    pub start_timeout: Option<GoDuration>,
     /// Redirects to https; only in `[http_service]`.
     pub force_https: bool,
     /// External ports; `[http_service]` has 80 and 443.
@@ -140,9 +143,9 @@ pub struct Service {
     /// Checks by throwaway Machines.
     pub machine_checks: Vec<MachineCheck>,
     /// TLS options; only in `[http_service]`.
-    pub tls_options: Option<serde_json::Value>,
+    pub tls_options: Option<Value>,
     /// HTTP options; only in `[http_service]`.
-    pub http_options: Option<serde_json::Value>,
+    pub http_options: Option<Value>,
     /// Groups that publish it.
     pub processes: Vec<String>,
 }
@@ -172,11 +175,11 @@ pub struct Port {
     /// Redirects to https.
     pub force_https: bool,
     /// TLS options.
-    pub tls_options: Option<serde_json::Value>,
+    pub tls_options: Option<Value>,
     /// HTTP options.
-    pub http_options: Option<serde_json::Value>,
+    pub http_options: Option<Value>,
     /// PROXY protocol options.
-    pub proxy_proto_options: Option<serde_json::Value>,
+    pub proxy_proto_options: Option<Value>,
 }
 
 /// `concurrency`.
@@ -198,11 +201,11 @@ pub struct Check {
     /// Port; only in `[checks]`.
     pub port: Option<i64>,
     /// Time between checks.
-    pub interval: Option<Duration>,
+    pub interval: Option<GoDuration>,
     /// Time for one.
-    pub timeout: Option<Duration>,
+    pub timeout: Option<GoDuration>,
     /// Time before the first.
-    pub grace_period: Option<Duration>,
+    pub grace_period: Option<GoDuration>,
     /// HTTP method.
     pub method: Option<String>,
     /// HTTP path.
@@ -231,7 +234,7 @@ pub struct MachineCheck {
     /// Signal.
     pub kill_signal: Option<String>,
     /// Time to SIGKILL.
-    pub kill_timeout: Option<Duration>,
+    pub kill_timeout: Option<GoDuration>,
 }
 
 /// `[[mounts]]`.
@@ -271,7 +274,7 @@ pub struct Vm {
     /// Memory in MB; wins over `memory`.
     pub memory_mb: Option<i64>,
     /// The keys that are passed on as they are: gpus, gpu_kind, kernel_args …
-    pub rest: BTreeMap<String, serde_json::Value>,
+    pub rest: BTreeMap<String, Value>,
     /// Groups; none means all.
     pub processes: Vec<String>,
 }
@@ -328,26 +331,12 @@ pub struct Metrics {
     pub processes: Vec<String>,
 }
 
-/// The keys of `[[vm]]` that are passed on without a look.
-const VM_REST: [&str; 6] =
-    ["max_memory_mb", "gpus", "gpu_kind", "kernel_args", "host_dedication_id", "persist_rootfs"];
-const BUILD_REST: [&str; 7] =
-    ["builder", "buildpacks", "builtin", "settings", "compose", "compression", "compression_level"];
-const EXPERIMENTAL_REST: [&str; 6] = [
-    "auto_rollback",
-    "enable_consul",
-    "enable_etcd",
-    "lazy_load_images",
-    "attached",
-    "machine_config",
-];
-
 impl Config {
     /// Reads the whole file.
     pub(crate) fn read(mut root: Section<'_, '_>) -> Self {
         let named = root.named_sections("checks").into_iter();
         let config = Self {
-            checks: named.map(|(name, section)| (name, Check::read(section))).collect(),
+            checks: named.map(|(name, section)| (name, Check::read_top_level(section))).collect(),
             app: root.text("app"),
             primary_region: root.text("primary_region"),
             kill_signal: root.text("kill_signal"),
@@ -371,14 +360,10 @@ impl Config {
             vm: each(&mut root, "vm", Vm::read),
             statics: each(&mut root, "statics", Static::read),
             metrics: each(&mut root, "metrics", Metrics::read),
+            dir: std::path::PathBuf::new(),
         };
         root.finish();
         config
-    }
-
-    /// Reads the app's name and nothing else: what is left when the rest is wrong (T-05).
-    pub(crate) fn read_name(mut root: Section<'_, '_>) -> Self {
-        Self { app: root.text("app"), ..Self::default() }
     }
 }
 
@@ -386,8 +371,83 @@ fn each<T>(section: &mut Section<'_, '_>, key: &str, read: fn(Section<'_, '_>) -
     section.sections(key).into_iter().map(read).collect()
 }
 
-fn rest(s: &mut Section<'_, '_>, keys: &[&str]) -> BTreeMap<String, serde_json::Value> {
-    keys.iter().filter_map(|key| Some(((*key).to_owned(), s.json(key)?))).collect()
+/// Keys that are kept as JSON and not acted on; what is empty is not kept, as flyctl does not write it.
+#[derive(Default)]
+struct Rest(Vec<(String, Value)>);
+
+impl Rest {
+    fn some(mut self, key: &str, value: Option<impl Into<Value>>) -> Self {
+        self.0.extend(value.map(|value| (key.to_owned(), value.into())));
+        self
+    }
+
+    fn text(self, key: &str, s: &mut Section<'_, '_>) -> Self {
+        self.some(key, s.text(key).filter(|text| !text.is_empty()))
+    }
+
+    fn texts(self, key: &str, s: &mut Section<'_, '_>) -> Self {
+        let texts = s.texts(key);
+        self.some(key, (!texts.is_empty()).then_some(texts))
+    }
+
+    fn integer(self, key: &str, s: &mut Section<'_, '_>) -> Self {
+        self.some(key, s.integer(key).filter(|number| *number != 0))
+    }
+
+    fn flag(self, key: &str, s: &mut Section<'_, '_>) -> Self {
+        self.some(key, s.boolean(key).filter(|flag| *flag))
+    }
+
+    fn build<T: FromIterator<(String, Value)>>(self) -> T {
+        self.0.into_iter().collect()
+    }
+}
+
+/// `tls_options`.
+fn tls_options(mut s: Section<'_, '_>) -> Value {
+    let rest = Rest::default().texts("alpn", &mut s).texts("versions", &mut s);
+    let rest = rest.some("default_self_signed", s.boolean("default_self_signed"));
+    s.finish();
+    Value::Object(rest.build())
+}
+
+/// `http_options`.
+fn http_options(mut s: Section<'_, '_>) -> Value {
+    let response = s.section("response").map(|mut s| {
+        let rest = Rest::default()
+            .some("headers", s.free_table("headers"))
+            .some("pristine", s.boolean("pristine"));
+        s.finish();
+        Value::Object(rest.build())
+    });
+    let caches: Vec<Value> = s.sections("replay_cache").into_iter().map(replay_cache).collect();
+    let rest = Rest::default()
+        .some("compress", s.boolean("compress"))
+        .some("response", response)
+        .some("h2_backend", s.boolean("h2_backend"))
+        .some("idle_timeout", s.unsigned("idle_timeout"))
+        .some("headers_read_timeout", s.unsigned("headers_read_timeout"))
+        .some("replay_cache", (!caches.is_empty()).then_some(caches));
+    s.finish();
+    Value::Object(rest.build())
+}
+
+/// All keys but the last are always written.
+fn replay_cache(mut s: Section<'_, '_>) -> Value {
+    let rest = Rest::default()
+        .some("path_prefix", Some(s.text("path_prefix").unwrap_or_default()))
+        .some("ttl_seconds", Some(s.integer("ttl_seconds").unwrap_or_default()))
+        .some("type", Some(s.text("type").unwrap_or_default()))
+        .some("name", Some(s.text("name").unwrap_or_default()))
+        .flag("allow_bypass", &mut s);
+    s.finish();
+    Value::Object(rest.build())
+}
+
+fn proxy_proto_options(mut s: Section<'_, '_>) -> Value {
+    let rest = Rest::default().text("version", &mut s);
+    s.finish();
+    Value::Object(rest.build())
 }
 
 impl Experimental {
@@ -396,23 +456,57 @@ impl Experimental {
             cmd: s.texts("cmd"),
             entrypoint: s.texts("entrypoint"),
             exec: s.texts("exec"),
-            rest: rest(&mut s, &EXPERIMENTAL_REST),
+            rest: Rest::default()
+                .flag("auto_rollback", &mut s)
+                .flag("enable_consul", &mut s)
+                .flag("enable_etcd", &mut s)
+                .flag("lazy_load_images", &mut s)
+                .some("attached", s.section("attached").map(attached))
+                .text("machine_config", &mut s)
+                .build(),
         };
-        // Moved to their new places by the patches; known all the same, but not to strict mode.
         s.finish();
         experimental
     }
 }
 
+fn attached(mut s: Section<'_, '_>) -> Value {
+    let export = s.section("secrets").map(|mut s| {
+        let export = s.text_map("export");
+        s.finish();
+        export
+    });
+    s.finish();
+    let export = export.unwrap_or_default().into_iter();
+    let export: Map<String, Value> = export.map(|(key, text)| (key, text.into())).collect();
+    match export.is_empty() {
+        true => serde_json::json!({"secrets": {}}),
+        false => serde_json::json!({"secrets": {"export": export}}),
+    }
+}
+
 impl Build {
     fn read(mut s: Section<'_, '_>) -> Self {
+        let compose = s.section("compose").map(|mut s| {
+            let rest = Rest::default().text("file", &mut s);
+            s.finish();
+            Value::Object(rest.build())
+        });
         let build = Self {
             image: s.text("image"),
             dockerfile: s.text("dockerfile"),
             ignorefile: s.text("ignorefile"),
             build_target: s.text("build-target"),
             args: s.text_map("args"),
-            rest: rest(&mut s, &BUILD_REST),
+            rest: Rest::default()
+                .text("builder", &mut s)
+                .texts("buildpacks", &mut s)
+                .some("settings", s.free_table("settings"))
+                .text("builtin", &mut s)
+                .some("compose", compose)
+                .text("compression", &mut s)
+                .some("compression_level", s.integer("compression_level"))
+                .build(),
         };
         s.finish();
         build
@@ -424,10 +518,9 @@ impl Deploy {
         let deploy = Self {
             strategy: s.text("strategy"),
             max_unavailable: s.number("max_unavailable"),
-            wait_timeout: s.duration("wait_timeout", Bare::SecondsWithWarning),
+            wait_timeout: s.duration("wait_timeout", Bare::Useless),
             release_command: s.text("release_command"),
-            release_command_timeout: s
-                .duration("release_command_timeout", Bare::SecondsWithWarning),
+            release_command_timeout: s.duration("release_command_timeout", Bare::Useless),
             release_command_vm: s.section("release_command_vm").map(Vm::read),
             seed_command: s.text("seed_command"),
         };
@@ -440,9 +533,9 @@ impl Service {
     fn read_http(mut s: Section<'_, '_>) -> Self {
         let service = Self {
             force_https: s.boolean("force_https").unwrap_or(false),
-            http_checks: each(&mut s, "checks", Check::read),
-            tls_options: s.json("tls_options"),
-            http_options: s.json("http_options"),
+            http_checks: each(&mut s, "checks", Check::read_http),
+            tls_options: s.section("tls_options").map(tls_options),
+            http_options: s.section("http_options").map(http_options),
             ..Self::read_common(&mut s)
         };
         s.finish();
@@ -453,8 +546,8 @@ impl Service {
         let service = Self {
             protocol: s.text("protocol"),
             ports: each(&mut s, "ports", Port::read),
-            tcp_checks: each(&mut s, "tcp_checks", Check::read),
-            http_checks: each(&mut s, "http_checks", Check::read),
+            tcp_checks: each(&mut s, "tcp_checks", Check::read_tcp),
+            http_checks: each(&mut s, "http_checks", Check::read_http),
             ..Self::read_common(&mut s)
         };
         s.finish();
@@ -467,8 +560,8 @@ impl Service {
             auto_stop_machines: AutoStop::read(s),
             auto_start_machines: s.boolean("auto_start_machines"),
             min_machines_running: s.integer("min_machines_running"),
-            auto_stop_after: s.duration("auto_stop_after", Bare::SecondsWithWarning),
-            start_timeout: s.duration("start_timeout", Bare::SecondsWithWarning),
+            auto_stop_after: s.duration("auto_stop_after", Bare::Seconds),
+            start_timeout: s.duration("start_timeout", Bare::Seconds),
             concurrency: s.section("concurrency").map(Concurrency::read),
             machine_checks: each(s, "machine_checks", MachineCheck::read),
             processes: s.texts("processes"),
@@ -479,25 +572,17 @@ impl Service {
 
 impl AutoStop {
     fn read(s: &mut Section<'_, '_>) -> Option<Self> {
-        const KEY: &str = "auto_stop_machines";
-        let path = s.path(KEY);
-        let word = match s.json(KEY)? {
-            serde_json::Value::Bool(false) => return Some(Self::Off),
-            serde_json::Value::Bool(true) => return Some(Self::Stop),
-            serde_json::Value::String(word) => word,
-            other => other.to_string(),
-        };
-        match word.as_str() {
-            "off" => Some(Self::Off),
-            "stop" => Some(Self::Stop),
-            "suspend" => Some(Self::Suspend),
-            _ => {
-                let text = format!("'{word}' is not a way to stop Machines");
-                let remedy = Some(format!("write {KEY} = \"off\", \"stop\" or \"suspend\""));
-                s.notes.error(&path, text, remedy);
-                None
-            }
-        }
+        let form = "\"off\", \"stop\" or \"suspend\"";
+        s.word("auto_stop_machines", form, |written| match written {
+            Value::Bool(false) => Some(Self::Off),
+            Value::Bool(true) => Some(Self::Stop),
+            written => match written.as_str()? {
+                "off" => Some(Self::Off),
+                "stop" => Some(Self::Stop),
+                "suspend" => Some(Self::Suspend),
+                _ => None,
+            },
+        })
     }
 
     /// The word in files.
@@ -518,9 +603,9 @@ impl Port {
             end_port: s.integer("end_port"),
             handlers: s.texts("handlers"),
             force_https: s.boolean("force_https").unwrap_or(false),
-            tls_options: s.json("tls_options"),
-            http_options: s.json("http_options"),
-            proxy_proto_options: s.json("proxy_proto_options"),
+            tls_options: s.section("tls_options").map(tls_options),
+            http_options: s.section("http_options").map(http_options),
+            proxy_proto_options: s.section("proxy_proto_options").map(proxy_proto_options),
         };
         s.finish();
         port
@@ -540,27 +625,49 @@ impl Concurrency {
 }
 
 impl Check {
-    fn read(mut s: Section<'_, '_>) -> Self {
-        let top_level = s.own_path().starts_with("checks.");
-        let mut check = Self {
-            interval: s.duration("interval", Bare::Nanoseconds),
-            timeout: s.duration("timeout", Bare::Nanoseconds),
-            grace_period: s.duration("grace_period", Bare::Nanoseconds),
+    /// One of `[checks.NAME]`.
+    fn read_top_level(mut s: Section<'_, '_>) -> Self {
+        let check = Self {
+            kind: s.text("type"),
+            port: s.integer("port"),
+            processes: s.texts("processes"),
+            ..Self::read_http_keys(&mut s)
+        };
+        s.finish();
+        check
+    }
+
+    fn read_http(mut s: Section<'_, '_>) -> Self {
+        let check = Self::read_http_keys(&mut s);
+        s.finish();
+        check
+    }
+
+    fn read_tcp(mut s: Section<'_, '_>) -> Self {
+        let check = Self::read_times(&mut s);
+        s.finish();
+        check
+    }
+
+    fn read_http_keys(s: &mut Section<'_, '_>) -> Self {
+        Self {
             method: s.text("method"),
             path: s.text("path"),
             protocol: s.text("protocol"),
             tls_skip_verify: s.boolean("tls_skip_verify"),
             tls_server_name: s.text("tls_server_name"),
             headers: s.text_map("headers"),
-            ..Self::default()
-        };
-        if top_level {
-            check.kind = s.text("type");
-            check.port = s.integer("port");
-            check.processes = s.texts("processes");
+            ..Self::read_times(s)
         }
-        s.finish();
-        check
+    }
+
+    fn read_times(s: &mut Section<'_, '_>) -> Self {
+        Self {
+            interval: s.duration("interval", Bare::Nanoseconds),
+            timeout: s.duration("timeout", Bare::Nanoseconds),
+            grace_period: s.duration("grace_period", Bare::Nanoseconds),
+            ..Self::default()
+        }
     }
 }
 
@@ -571,7 +678,7 @@ impl MachineCheck {
             image: s.text("image"),
             entrypoint: s.texts("entrypoint"),
             kill_signal: s.text("kill_signal"),
-            kill_timeout: s.duration("kill_timeout", Bare::SecondsWithWarning),
+            kill_timeout: s.duration("kill_timeout", Bare::Nanoseconds),
         };
         s.finish();
         check
@@ -604,12 +711,38 @@ impl Vm {
             cpus: s.integer("cpus"),
             cpu_kind: s.text("cpu_kind"),
             memory_mb: s.integer("memory_mb"),
-            rest: rest(&mut s, &VM_REST),
+            rest: Rest::default()
+                .integer("max_memory_mb", &mut s)
+                .integer("gpus", &mut s)
+                .text("gpu_kind", &mut s)
+                .text("host_dedication_id", &mut s)
+                .some("persist_rootfs", persist_rootfs(&mut s))
+                .texts("kernel_args", &mut s)
+                .build(),
             processes: s.texts("processes"),
         };
         s.finish();
         vm
     }
+}
+
+/// A word, or its number in the wire's enumeration.
+fn persist_rootfs(s: &mut Section<'_, '_>) -> Option<&'static str> {
+    let form = "\"never\", \"restart\" or \"always\"";
+    let word = s.word("persist_rootfs", form, |written| {
+        match written.as_str().map_or_else(|| written.to_string(), str::to_owned).as_str() {
+            "" | "none" => Some(""),
+            "never" => Some("never"),
+            "restart" => Some("restart"),
+            "always" => Some("always"),
+            number if written.is_number() => {
+                let words = ["", "never", "restart", "always"];
+                number.parse().ok().and_then(|index: usize| words.get(index)).copied()
+            }
+            _ => None,
+        }
+    });
+    word.filter(|word| !word.is_empty())
 }
 
 impl Restart {
@@ -653,8 +786,10 @@ impl Static {
 
 impl Metrics {
     fn read(mut s: Section<'_, '_>) -> Self {
+        // A key that says nothing makes metrics all the same.
+        let mentioned = s.mentions(&["port", "path", "https"]);
         let metrics = Self {
-            port: s.integer("port"),
+            port: s.integer("port").or(mentioned.then_some(0)),
             path: s.text("path"),
             https: s.boolean("https"),
             processes: s.texts("processes"),

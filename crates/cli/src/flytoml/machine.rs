@@ -7,13 +7,35 @@
 use super::config::{Check, Config, Metrics, Mount, Port, Restart, Service, Static, Vm};
 use super::shown::{Object, auto_stop_json, concurrency_json, port_json};
 use super::size;
+use super::words;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// The group of an app that names none (T-82).
 pub(crate) const DEFAULT_GROUP: &str = "app";
 const SIZE_DEFAULT: &str = "shared-cpu-1x";
 const SIZE_DEFAULT_GPU: &str = "performance-8x";
+/// Names of compose files, first wins.
+const COMPOSE_FILES: [&str; 4] =
+    ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+/// What a file leaves as the Machine config that it starts from has it.
+const BASE_KEYS: [&str; 14] = [
+    "image",
+    "schedule",
+    "auto_destroy",
+    "dns",
+    "processes",
+    "standbys",
+    "containers",
+    "volumes",
+    "rootfs",
+    "cache_drive",
+    "spot",
+    "guest",
+    "size",
+    "disable_machine_autostart",
+];
 
 /// Why a file that is valid cannot become Machines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +64,18 @@ pub enum ConvertError {
     /// Quotes are not closed.
     #[error("can not split the command of group '{0}' into words: a quote is not closed")]
     Command(String),
+    /// Validation refuses it too: a top-level check is neither http nor tcp.
+    #[error("the type of check '{0}' is neither http nor tcp")]
+    CheckType(String),
+    /// Validation refuses it too: no such policy.
+    #[error("'{0}' is not a restart policy")]
+    RestartPolicy(String),
+    /// The compose file that the build names is not there.
+    #[error("the compose file {0} is not there")]
+    Compose(PathBuf),
+    /// The Machine config that the file starts from can not be had.
+    #[error("can not use the machine_config: {0}")]
+    Base(String),
 }
 
 impl ConvertError {
@@ -57,6 +91,13 @@ impl ConvertError {
             }
             Self::Memory(text) => format!("{}.memory", vm(&|vm| vm.memory.as_ref() == Some(text))),
             Self::Command(group) => format!("processes.{group}"),
+            Self::CheckType(check) => format!("checks.{check}.type"),
+            Self::RestartPolicy(_) => "restart".to_owned(),
+            Self::Compose(_) => "build.compose.file".to_owned(),
+            Self::Base(_) if config.base_of_experimental().is_some() => {
+                "experimental.machine_config".to_owned()
+            }
+            Self::Base(_) => "machine_config".to_owned(),
         }
     }
 }
@@ -77,6 +118,13 @@ impl Config {
         app.or(groups.first()).cloned().unwrap_or_default()
     }
 
+    /// All services as written, with the paths of their keys.
+    pub(crate) fn services_with_paths(&self) -> impl Iterator<Item = (&Service, String)> {
+        let http = self.http_service.iter().map(|service| (service, "http_service".to_owned()));
+        let listed = self.services.iter().enumerate();
+        http.chain(listed.map(|(index, service)| (service, format!("services[{index}]"))))
+    }
+
     /// All services of a group as the Machine has them: `[http_service]` first (T-41).
     pub fn services_of(&self, group: &str) -> Vec<Service> {
         let http = self.http_service.iter().map(expand_http);
@@ -84,10 +132,12 @@ impl Config {
         all.filter(|service| self.belongs(&service.processes, group)).collect()
     }
 
-    fn belongs(&self, filter: &[String], group: &str) -> bool {
+    pub(crate) fn belongs(&self, filter: &[String], group: &str) -> bool {
         match filter.is_empty() {
             true => group == self.default_group(),
-            false => filter.iter().any(|name| name == group),
+            false => filter
+                .iter()
+                .any(|name| name == group || (name.is_empty() && group == self.default_group())),
         }
     }
 
@@ -96,14 +146,15 @@ impl Config {
         let in_group = |filter: &[String]| self.belongs(filter, group);
         let mounts: Vec<_> =
             self.mounts.iter().filter(|m| in_group(&m.processes)).map(mount_json).collect();
-        let metrics = self.metrics.iter().find(|m| in_group(&m.processes)).map(metrics_json);
-        let restart = self.restart.iter().rfind(|r| in_group(&r.processes)).map(restart_json);
+        let metrics = self.metrics.iter().find(|m| in_group(&m.processes)).and_then(metrics_json);
+        let restarts = self.restart.iter().filter(|r| in_group(&r.processes)).map(restart_json);
+        let restart = restarts.collect::<Result<Vec<_>, _>>()?.pop();
         let services: Vec<_> = self.services_of(group).iter().map(service_json).collect();
-        let default = group == self.default_group();
-        let statics: Vec<_> = self.statics.iter().filter(|_| default).map(static_json).collect();
+        let statics: Vec<_> = self.statics.iter().map(static_json).collect();
+        let base = self.base()?;
         let object = Object::default()
             .put("env", self.env_of(group))
-            .put("init", self.init_of(group)?)
+            .put("init", self.init_of(group, base.get("init"))?)
             .some("guest", self.guest_of(group)?)
             .list("services", services)
             .object("checks", self.checks_of(group)?)
@@ -112,7 +163,45 @@ impl Config {
             .list("statics", statics)
             .some("restart", restart)
             .object("stop_config", self.stop_config());
-        Ok(object.into_map())
+        let mut machine = object.into_map();
+        for (key, value) in base {
+            if BASE_KEYS.contains(&key.as_str()) && !machine.contains_key(&key) {
+                machine.insert(key, value);
+            }
+        }
+        Ok(machine)
+    }
+
+    /// The Machine config that the file starts from: JSON, or the name of a file with it.
+    fn base(&self) -> Result<Map<String, Value>, ConvertError> {
+        if let Some(compose) = self.compose_file() {
+            let there = compose.is_file().then(Map::new);
+            return there.ok_or(ConvertError::Compose(compose));
+        }
+        let source = self.base_of_experimental().or(self.machine_config.as_deref());
+        let json = match source.unwrap_or_default() {
+            "" => return Ok(Map::new()),
+            inline if inline.starts_with('{') => inline.to_owned(),
+            file if file.ends_with(".json") => std::fs::read_to_string(file)
+                .map_err(|error| ConvertError::Base(format!("{file}: {error}")))?,
+            other => {
+                return Err(ConvertError::Base(format!("'{other}' is neither JSON nor a file")));
+            }
+        };
+        serde_json::from_str(&json).map_err(|error| ConvertError::Base(error.to_string()))
+    }
+
+    /// The compose file that `[build.compose]` names, or the first of the usual ones that is there.
+    pub(crate) fn compose_file(&self) -> Option<PathBuf> {
+        let compose = self.build.as_ref()?.rest.get("compose")?;
+        match compose.get("file").and_then(Value::as_str).filter(|file| !file.is_empty()) {
+            Some(file) => Some(self.dir.join(file)),
+            None => COMPOSE_FILES.iter().map(|n| self.dir.join(n)).find(|path| path.is_file()),
+        }
+    }
+
+    fn base_of_experimental(&self) -> Option<&str> {
+        self.experimental.as_ref()?.rest.get("machine_config")?.as_str()
     }
 
     /// Variables of the file, and the two that the platform adds over them.
@@ -126,12 +215,18 @@ impl Config {
     }
 
     /// A group's command replaces `experimental.cmd`; entrypoint and exec stay.
-    fn init_of(&self, group: &str) -> Result<Value, ConvertError> {
+    fn init_of(&self, group: &str, base: Option<&Value>) -> Result<Value, ConvertError> {
         let experimental = self.experimental.clone().unwrap_or_default();
-        let command = self.processes.get(group).map(String::as_str).unwrap_or_default();
-        let words = split_words(command).ok_or_else(|| ConvertError::Command(group.to_owned()))?;
-        let cmd = if words.is_empty() { experimental.cmd } else { words };
+        let cmd = match self.processes.get(group).filter(|command| !command.is_empty()) {
+            Some(command) => {
+                words::split(command).ok_or_else(|| ConvertError::Command(group.to_owned()))?
+            }
+            None => experimental.cmd,
+        };
+        let base = |key: &str| base.and_then(|init| init.get(key)).cloned();
         let init = Object::default()
+            .some("tty", base("tty"))
+            .some("kernel_args", base("kernel_args"))
             .texts("exec", &experimental.exec)
             .texts("entrypoint", &experimental.entrypoint)
             .texts("cmd", &cmd)
@@ -139,17 +234,20 @@ impl Config {
         Ok(init.into_value())
     }
 
-    /// The size of a group: a section that names the group wins over those for all.
+    /// The size of a group: the last section that names it wins over the first one for all.
     fn guest_of(&self, group: &str) -> Result<Option<Value>, ConvertError> {
-        let named = self.vm.iter().find(|vm| vm.processes.iter().any(|name| name == group));
-        let general = || self.vm.iter().find(|vm| vm.processes.is_empty());
-        let Some(vm) = named.or_else(general) else { return Ok(None) };
+        let named = self.vm.iter().rfind(|vm| vm.processes.iter().any(|name| name == group));
+        let fits = |vm: &&Vm| vm.processes.is_empty() || self.belongs(&vm.processes, group);
+        let Some(vm) = named.or_else(|| self.vm.iter().find(fits)) else { return Ok(None) };
         guest_json(vm, self.host_dedication_id.as_ref()).map(Some)
     }
 
     fn checks_of(&self, group: &str) -> Result<Map<String, Value>, ConvertError> {
         let mut checks = Map::new();
         for (name, check) in self.checks.iter().filter(|(_, c)| self.belongs(&c.processes, group)) {
+            if !matches!(check.kind.as_deref(), Some("http" | "tcp")) {
+                return Err(ConvertError::CheckType(name.clone()));
+            }
             let http = self.http_service.as_ref().filter(|s| self.belongs(&s.processes, group));
             let port = check.port.or(http.map(|service| service.internal_port));
             let Some(port) = port else {
@@ -166,7 +264,7 @@ impl Config {
     fn stop_config(&self) -> Map<String, Value> {
         let object = Object::default()
             .duration("timeout", self.kill_timeout)
-            .text("signal", self.kill_signal.as_ref());
+            .some("signal", self.kill_signal.clone());
         object.into_map()
     }
 
@@ -229,7 +327,7 @@ fn service_check_json(check: &Check, kind: &str) -> Value {
 fn top_level_check_json(check: &Check, port: i64) -> Value {
     let object = Object::default()
         .put("port", port)
-        .text("type", check.kind.as_ref())
+        .some("type", check.kind.clone())
         .duration("interval", check.interval)
         .duration("timeout", check.timeout)
         .duration("grace_period", check.grace_period);
@@ -237,20 +335,22 @@ fn top_level_check_json(check: &Check, port: i64) -> Value {
 }
 
 fn http_check(object: Object, check: &Check, method: Option<String>) -> Object {
-    let header =
-        |(name, value): (&String, &String)| serde_json::json!({ "name": name, "values": [value] });
+    let header = |(name, value): (&String, &String)| {
+        let object =
+            Object::default().some("name", Some(name).filter(|name| !name.is_empty()).cloned());
+        object.put("values", vec![value.clone()]).into_value()
+    };
     object
-        .text("method", method.as_ref())
-        .text("path", check.path.as_ref())
-        .text("protocol", check.protocol.as_ref())
+        .some("method", method)
+        .some("path", check.path.clone())
+        .some("protocol", check.protocol.clone())
         .some("tls_skip_verify", check.tls_skip_verify)
-        .text("tls_server_name", check.tls_server_name.as_ref())
+        .some("tls_server_name", check.tls_server_name.clone())
         .list("headers", check.headers.iter().map(header).collect())
 }
 
 fn mount_json(mount: &Mount) -> Value {
-    let gb =
-        |size: &Option<String>| size.as_ref().and_then(|size| size::volume_gb(size)).map(i64::from);
+    let gb = |size: &Option<String>| size.as_ref().and_then(|size| size::volume_gb(size));
     Object::default()
         .text("path", mount.destination.as_ref())
         .text("name", mount.source.as_ref())
@@ -271,18 +371,25 @@ fn static_json(entry: &Static) -> Value {
         .into_value()
 }
 
-fn metrics_json(metrics: &Metrics) -> Value {
-    Object::default()
-        .some("port", metrics.port)
-        .text("path", metrics.path.as_ref())
-        .flag("https", metrics.https.unwrap_or(false))
-        .into_value()
+/// A section that names groups and nothing else is none.
+fn metrics_json(metrics: &Metrics) -> Option<Value> {
+    let Metrics { port, path, https, .. } = metrics;
+    let something = port.is_some() || path.is_some() || https.is_some();
+    let object = Object::default()
+        .nonzero("port", *port)
+        .text("path", path.as_ref())
+        .flag("https", https.unwrap_or(false));
+    something.then(|| object.into_value())
 }
 
 /// `never` is `no` on the wire, `retries` is `max_retries`.
-fn restart_json(restart: &Restart) -> Value {
-    let policy = restart.policy.as_deref().map(|word| if word == "never" { "no" } else { word });
-    Object::default().some("policy", policy).nonzero("max_retries", restart.retries).into_value()
+fn restart_json(restart: &Restart) -> Result<Value, ConvertError> {
+    let policy = match restart.policy.as_deref().unwrap_or_default() {
+        "never" => "no",
+        word @ ("always" | "on-failure") => word,
+        other => return Err(ConvertError::RestartPolicy(other.to_owned())),
+    };
+    Ok(Object::default().put("policy", policy).nonzero("max_retries", restart.retries).into_value())
 }
 
 /// Preset, then `memory`, then the numbers that are not zero.
@@ -294,66 +401,18 @@ fn guest_json(vm: &Vm, dedication: Option<&String>) -> Result<Value, ConvertErro
         size::preset(size).map_err(|known| ConvertError::Size { size: size.to_owned(), known })?;
     let memory = match vm.memory.as_deref().filter(|memory| !memory.is_empty()) {
         Some(text) => size::memory_mb(text).ok_or_else(|| ConvertError::Memory(text.to_owned()))?,
-        None => preset.memory_mb,
+        None => i64::from(preset.memory_mb),
     };
-    let given = |number: Option<i64>, default: u32| {
-        number.filter(|number| *number != 0).unwrap_or(i64::from(default))
-    };
+    let given =
+        |number: Option<i64>, default: i64| number.filter(|number| *number != 0).unwrap_or(default);
     let kind = vm.cpu_kind.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(preset.cpu_kind);
     let guest = Object::default()
         .put("cpu_kind", kind)
-        .put("cpus", given(vm.cpus, preset.cpus))
+        .put("cpus", given(vm.cpus, i64::from(preset.cpus)))
         .put("memory_mb", given(vm.memory_mb, memory))
         .some("gpu_kind", preset.gpu_kind)
         .some("gpus", preset.gpu_kind.map(|_| 1))
         .text("host_dedication_id", dedication)
         .rest(&vm.rest);
     Ok(guest.into_value())
-}
-
-/// Splits a command as a shell would, without expansions; `None` when a quote is not closed.
-pub(crate) fn split_words(command: &str) -> Option<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quote: Option<char> = None;
-    let mut chars = command.chars();
-    while let Some(c) = chars.next() {
-        match (quote, c) {
-            (Some(open), c) if c == open => quote = None,
-            (Some('\''), c) => word.get_or_insert_default().push(c),
-            (Some(_), '\\') => {
-                let next = chars.next()?;
-                if !matches!(next, '"' | '\\' | '$' | '`') {
-                    word.get_or_insert_default().push('\\');
-                }
-                word.get_or_insert_default().push(next);
-            }
-            (None, '\\') => word.get_or_insert_default().push(chars.next()?),
-            (None, '\'' | '"') => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            (None, c) if c.is_whitespace() => words.extend(word.take()),
-            (_, c) => word.get_or_insert_default().push(c),
-        }
-    }
-    words.extend(word);
-    quote.is_none().then_some(words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_are_split_as_a_shell_would() {
-        let split = |text: &str| split_words(text);
-        assert_eq!(split("a 'b"), None);
-        assert_eq!(split("a \"b\\"), None);
-        assert_eq!(split(""), Some(vec![]));
-        assert_eq!(
-            split(r#"sh -c "echo \"x y\"" '' a\ b"#),
-            Some(["sh", "-c", "echo \"x y\"", "", "a b"].map(String::from).to_vec())
-        );
-    }
 }

@@ -4,10 +4,13 @@
 use super::tree::Span;
 use std::fmt;
 
+/// A file with more problems than this is not read to the end by anybody.
+const PROBLEMS_MAX: usize = 1_000;
+
 /// A problem found in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Whether it stops a deploy.
+    /// What it stops.
     pub level: Level,
     /// Line and column, both from 1, where the text tells; columns count characters.
     pub at: Option<(usize, usize)>,
@@ -19,13 +22,21 @@ pub struct Problem {
     pub remedy: Option<String>,
 }
 
-/// How bad a problem is.
+/// What a problem stops. The first four are flyctl's, the other two ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Stops validation and deploy.
-    Error,
-    /// Is told and nothing more.
+    /// The file can not be understood: a value of the wrong type (compat section 6).
+    Shape,
+    /// A rule of validation is broken (compat section 7).
+    Invalid,
+    /// The file is valid and can not become Machines (compat section 8).
+    Conversion,
+    /// Is told by validation and stops nothing.
     Warning,
+    /// flyctl leaves it to its server to refuse; here `deploy` does.
+    Refused,
+    /// Passes everywhere and hardly does what was meant.
+    Hint,
 }
 
 /// Collects problems with the places they are at.
@@ -35,30 +46,42 @@ pub(crate) struct Problems<'a> {
     list: Vec<Problem>,
 }
 
+impl Problem {
+    /// Whether `config validate` fails because of it.
+    pub fn is_error(&self) -> bool {
+        matches!(self.level, Level::Shape | Level::Invalid | Level::Conversion)
+    }
+}
+
 impl<'a> Problems<'a> {
     pub(crate) fn new(source: &'a str) -> Self {
         Self { source, list: Vec::new() }
     }
 
-    pub(crate) fn error(&mut self, key: &str, span: &Span, text: String, remedy: Option<String>) {
-        self.add(Level::Error, key, span, text, remedy);
+    pub(crate) fn shape(&mut self, key: &str, span: &Span, text: String, remedy: Option<String>) {
+        self.add(Level::Shape, key, span, text, remedy);
     }
 
-    pub(crate) fn warning(&mut self, key: &str, span: &Span, text: String, remedy: Option<String>) {
-        self.add(Level::Warning, key, span, text, remedy);
-    }
-
-    pub(crate) fn has_errors(&self) -> bool {
-        self.list.iter().any(|problem| problem.level == Level::Error)
+    pub(crate) fn has(&self, level: Level) -> bool {
+        self.list.iter().any(|problem| problem.level == level)
     }
 
     pub(crate) fn into_list(self) -> Vec<Problem> {
         self.list
     }
 
-    fn add(&mut self, level: Level, key: &str, span: &Span, text: String, remedy: Option<String>) {
-        let at = span.as_ref().map(|span| position(self.source, span.start));
-        self.list.push(Problem { level, at, key: key.to_owned(), text, remedy });
+    pub(crate) fn add(
+        &mut self,
+        level: Level,
+        key: &str,
+        span: &Span,
+        text: String,
+        remedy: Option<String>,
+    ) {
+        if self.list.len() < PROBLEMS_MAX {
+            let at = span.as_ref().map(|span| position(self.source, span.start));
+            self.list.push(Problem { level, at, key: key.to_owned(), text, remedy });
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use super::config::{
     AutoStop, Build, Check, Concurrency, Config, Deploy, Experimental, File, MachineCheck, Metrics,
     Mount, Port, Restart, Service, Static, Vm,
 };
-use super::duration;
+use super::duration::GoDuration;
+use super::section::json_float;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// A JSON object under construction; each method leaves out what is empty.
 #[derive(Debug, Default)]
@@ -42,8 +42,8 @@ impl Object {
         self.some(key, value.then_some(true))
     }
 
-    pub(crate) fn duration(self, key: &str, value: Option<Duration>) -> Self {
-        self.some(key, value.map(duration::format))
+    pub(crate) fn duration(self, key: &str, value: Option<GoDuration>) -> Self {
+        self.some(key, value.map(|duration| duration.to_string()))
     }
 
     pub(crate) fn texts(self, key: &str, value: &[String]) -> Self {
@@ -86,7 +86,7 @@ pub fn to_json(config: &Config) -> Map<String, Value> {
     Object::default()
         .text("app", config.app.as_ref())
         .text("primary_region", config.primary_region.as_ref())
-        .text("kill_signal", config.kill_signal.as_ref())
+        .some("kill_signal", config.kill_signal.clone())
         .duration("kill_timeout", config.kill_timeout)
         .some("swap_size_mb", config.swap_size_mb)
         .text("console_command", config.console_command.as_ref())
@@ -124,15 +124,33 @@ fn experimental_json(experimental: &Experimental) -> Value {
     Value::Object(map)
 }
 
+/// flyctl's order of `[build]`.
+const BUILD_KEYS: [&str; 12] = [
+    "builder",
+    "args",
+    "buildpacks",
+    "image",
+    "settings",
+    "builtin",
+    "dockerfile",
+    "ignorefile",
+    "build-target",
+    "compose",
+    "compression",
+    "compression_level",
+];
+
 fn build_json(build: &Build) -> Value {
-    Object::default()
+    let object = Object::default()
         .rest(&build.rest)
         .text_map("args", &build.args)
         .text("image", build.image.as_ref())
         .text("dockerfile", build.dockerfile.as_ref())
         .text("ignorefile", build.ignorefile.as_ref())
-        .text("build-target", build.build_target.as_ref())
-        .into_value()
+        .text("build-target", build.build_target.as_ref());
+    let mut map = object.into_map();
+    let ordered = BUILD_KEYS.iter().filter_map(|key| map.remove_entry(*key));
+    Value::Object(ordered.collect())
 }
 
 fn deploy_json(deploy: &Deploy) -> Value {
@@ -141,18 +159,10 @@ fn deploy_json(deploy: &Deploy) -> Value {
         .duration("release_command_timeout", deploy.release_command_timeout)
         .some("release_command_vm", deploy.release_command_vm.as_ref().map(vm_json))
         .text("strategy", deploy.strategy.as_ref())
-        .some("max_unavailable", deploy.max_unavailable.map(whole_number))
+        .some("max_unavailable", deploy.max_unavailable.map(json_float))
         .duration("wait_timeout", deploy.wait_timeout)
         .text("seed_command", deploy.seed_command.as_ref())
         .into_value()
-}
-
-/// Go writes a float without a fraction as an integer.
-fn whole_number(number: f64) -> Value {
-    match number.fract() == 0.0 && number.abs() < 1e15 {
-        true => Value::from(number as i64),
-        false => Value::from(number),
-    }
 }
 
 fn mount_json(mount: &Mount) -> Value {
@@ -234,15 +244,15 @@ pub(crate) fn concurrency_json(concurrency: &Concurrency) -> Value {
 fn check_json(check: &Check) -> Value {
     Object::default()
         .some("port", check.port)
-        .text("type", check.kind.as_ref())
+        .some("type", check.kind.clone())
         .duration("interval", check.interval)
         .duration("timeout", check.timeout)
         .duration("grace_period", check.grace_period)
-        .text("method", check.method.as_ref())
-        .text("path", check.path.as_ref())
-        .text("protocol", check.protocol.as_ref())
+        .some("method", check.method.clone())
+        .some("path", check.path.clone())
+        .some("protocol", check.protocol.clone())
         .some("tls_skip_verify", check.tls_skip_verify)
-        .text("tls_server_name", check.tls_server_name.as_ref())
+        .some("tls_server_name", check.tls_server_name.clone())
         .text_map("headers", &check.headers)
         .texts("processes", &check.processes)
         .into_value()
@@ -253,7 +263,7 @@ fn machine_check_json(check: &MachineCheck) -> Value {
         .texts("command", &check.command)
         .text("image", check.image.as_ref())
         .texts("entrypoint", &check.entrypoint)
-        .text("kill_signal", check.kill_signal.as_ref())
+        .some("kill_signal", check.kill_signal.clone())
         .duration("kill_timeout", check.kill_timeout)
         .into_value()
 }
@@ -299,7 +309,7 @@ fn static_json(entry: &Static) -> Value {
 
 fn metrics_json(metrics: &Metrics) -> Value {
     Object::default()
-        .some("port", metrics.port)
+        .nonzero("port", metrics.port)
         .text("path", metrics.path.as_ref())
         .flag("https", metrics.https.unwrap_or(false))
         .texts("processes", &metrics.processes)

@@ -1,5 +1,7 @@
 //! Sizes as flyctl reads them: memory in binary units, volumes in decimal ones, and the presets.
 
+use super::duration::go_integer;
+
 /// CPUs, memory and kind of CPU of a named size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Preset {
@@ -56,39 +58,43 @@ fn known_sizes(name: &str) -> String {
     format!("{}, {}", shared.join(", "), performance.join(", "))
 }
 
-/// Memory in MB: a bare number is MB, else binary units of any case (T-24). Zero is refused.
-pub(crate) fn memory_mb(text: &str) -> Option<u32> {
-    let (number, unit) = split_unit(text)?;
-    let mb = match unit.as_str() {
-        "" | "m" | "mb" | "mib" => number,
-        "b" => number / (1024.0 * 1024.0),
-        "k" | "kb" | "kib" => number / 1024.0,
-        "g" | "gb" | "gib" => number * 1024.0,
-        "t" | "tb" | "tib" => number * 1024.0 * 1024.0,
-        _ => return None,
-    };
-    (mb >= 1.0 && mb <= f64::from(u32::MAX)).then_some(mb as u32)
+/// Memory in MB: a bare integer is MB, else binary units of any case (T-24). Zero is no memory.
+pub(crate) fn memory_mb(text: &str) -> Option<i64> {
+    size(text, 1024, 1 << 20).filter(|mb| *mb != 0)
 }
 
-/// A volume's size in whole GB: a bare number is GB, else decimal units, cut off (T-23).
-pub(crate) fn volume_gb(text: &str) -> Option<u32> {
-    let (number, unit) = split_unit(text)?;
-    let gb = match unit.as_str() {
-        "" | "g" | "gb" | "gib" => number,
-        "b" => number / 1e9,
-        "k" | "kb" | "kib" => number / 1e6,
-        "m" | "mb" | "mib" => number / 1e3,
-        "t" | "tb" | "tib" => number * 1e3,
-        _ => return None,
-    };
-    (gb >= 0.0 && gb <= f64::from(u32::MAX)).then_some(gb as u32)
+/// A volume's size in whole GB: a bare integer is GB, else decimal units, cut off (T-23).
+pub(crate) fn volume_gb(text: &str) -> Option<i64> {
+    size(text, 1000, 1_000_000_000)
 }
 
-fn split_unit(text: &str) -> Option<(f64, String)> {
-    let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    Some((number.parse().ok()?, unit.trim().to_ascii_lowercase()))
+fn size(text: &str, step: u64, quotient: i64) -> Option<i64> {
+    let bare = text.parse().ok();
+    bare.or_else(|| Some(bytes(text, step)? / quotient))
+}
+
+/// A number, at most one space, and a unit: `b`, or one of kmgtp with `b` or `ib` behind it.
+fn bytes(text: &str, step: u64) -> Option<i64> {
+    let last = text.rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')?;
+    let (head, suffix) = text.split_at(last + 1);
+    let number: f64 = head.strip_suffix(' ').unwrap_or(head).parse().ok()?;
+    let factor = factor(&suffix.to_ascii_lowercase(), step)?;
+    let fine = number >= 0.0 || number.is_nan();
+    fine.then(|| go_integer(number * factor))
+}
+
+fn factor(suffix: &str, step: u64) -> Option<f64> {
+    let (unit, rest) = suffix.split_at_checked(1).unwrap_or(("", ""));
+    let power = match (unit, rest) {
+        ("" | "b", "") => return Some(1.0),
+        ("k", _) => 1,
+        ("m", _) => 2,
+        ("g", _) => 3,
+        ("t", _) => 4,
+        ("p", _) => 5,
+        _ => return None,
+    };
+    matches!(rest, "" | "b" | "ib").then_some((step as f64).powi(power))
 }
 
 #[cfg(test)]
@@ -97,18 +103,38 @@ mod tests {
 
     #[test]
     fn memory_that_is_nothing_or_not_a_size_is_refused() {
-        for text in ["", "0", "gb", "1 xb", "-1", "0.1kb"] {
+        for text in ["", "0", "gb", "1 xb", "-1gb", "0.1kb", "1  gb", "1gib ", "1bb", "true"] {
             assert_eq!(memory_mb(text), None, "{text}");
         }
     }
 
+    /// Compat section 5, sizes.
     #[test]
     fn memory_is_binary_and_volumes_are_decimal() {
-        let memory = [("512", 512), ("512MiB", 512), ("2G", 2048), ("1.5gb", 1536), ("1 GB", 1024)];
+        let memory = [
+            ("512", 512),
+            ("512MiB", 512),
+            ("512mb", 512),
+            ("2G", 2048),
+            ("1.5gb", 1536),
+            ("1 GB", 1024),
+            ("1048576", 1048576),
+            ("1048576b", 1),
+            ("1048576.", 1),
+            ("-5", -5),
+        ];
         for (text, mb) in memory {
             assert_eq!(memory_mb(text), Some(mb), "{text}");
         }
-        for (text, gb) in [("1g", 1), ("10GiB", 10), ("1.5gb", 1), ("15Mb", 0), ("200", 200)] {
+        for (text, gb) in [
+            ("1g", 1),
+            ("10GiB", 10),
+            ("1.5gb", 1),
+            ("15Mb", 0),
+            ("200", 200),
+            ("1 GB", 1),
+            ("1pb", 1_000_000),
+        ] {
             assert_eq!(volume_gb(text), Some(gb), "{text}");
         }
     }

@@ -103,11 +103,11 @@ fn the_blueprints_snippet_becomes_one_service_on_80_and_443() {
 }
 
 #[test]
-fn unknown_keys_are_kept_apart_and_are_no_problem() {
+fn unknown_keys_are_kept_apart_and_change_no_verdict() {
     let loaded =
         loaded("app = \"x\"\n[http_service]\ninternal_port = 1\nmax_machines = 3\n[cron]\n");
     assert_eq!(loaded.unknown, ["http_service.max_machines", "cron"]);
-    assert_eq!(loaded.problems, []);
+    assert_eq!(loaded.verdict(), Verdict::Accept);
 }
 
 #[test]

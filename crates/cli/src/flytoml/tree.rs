@@ -1,12 +1,14 @@
 //! The untyped form of a configuration file: values that remember where they stood in the text.
 //!
-//! TOML and JSON both become this tree; the legacy spellings are patched on it, then it is decoded.
+//! TOML, JSON and YAML all become this tree; the legacy spellings are patched on it, then it is decoded.
 //! A value moved by a patch keeps its place, so an error about it still names the right line.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use toml_edit::{Document, Item, TableLike, Value as TomlValue};
+use toml_edit::{Datetime, Document, Formatted, InlineTable, Item, Key, Offset, TableLike};
+use toml_edit::{RawString, Value as TomlValue};
 
-/// Byte range in the file's text; none for values that a patch made up or that came from JSON.
+/// Byte range in the file's text; none for values that a patch made up.
 pub(crate) type Span = Option<Range<usize>>;
 
 /// A value and its place.
@@ -22,15 +24,33 @@ pub(crate) enum Node {
     Null,
     Bool(bool),
     Integer(i64),
+    /// An integer of YAML beyond 63 bits.
+    Unsigned(u64),
     Float(f64),
     Text(String),
-    /// A TOML date or time, as written.
-    Time(String),
+    Time(Time),
     List(Vec<Tree>),
     Table(Map),
 }
 
-/// A table: entries in the order of the file. Keys are few, so lookups scan.
+/// A date or time, in the two forms that Go gives it.
+#[derive(Debug, Clone)]
+pub(crate) struct Time {
+    /// As JSON text.
+    pub(crate) json: String,
+    /// As `fmt` prints it.
+    pub(crate) go: String,
+}
+
+/// The language of a file; numbers in durations depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Toml,
+    Json,
+    Yaml,
+}
+
+/// A table: entries in the order of the file. Known keys are few, so lookups scan.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Map(pub(crate) Vec<Entry>);
 
@@ -42,7 +62,14 @@ pub(crate) struct Entry {
     pub(crate) value: Tree,
 }
 
-/// Why a text is not TOML or JSON: the message and the byte where it happened.
+/// A table under construction, which finds keys again without a scan: files may have many of them.
+#[derive(Debug, Default)]
+pub(crate) struct MapBuilder {
+    entries: Vec<Entry>,
+    index: HashMap<String, usize>,
+}
+
+/// Why a text can not be read: the message and where it happened.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) message: String,
@@ -54,6 +81,12 @@ pub(crate) struct SyntaxError {
 pub(crate) enum Place {
     Byte(usize),
     Line(usize, usize),
+}
+
+impl SyntaxError {
+    pub(crate) fn at_byte(message: impl Into<String>, byte: usize) -> Self {
+        Self { message: message.into(), at: Place::Byte(byte) }
+    }
 }
 
 impl Map {
@@ -79,6 +112,27 @@ impl Map {
     }
 }
 
+impl MapBuilder {
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.index.contains_key(key)
+    }
+
+    /// Puts a value; an existing one is replaced at its place in the order.
+    pub(crate) fn put(&mut self, entry: Entry) {
+        match self.index.get(&entry.key) {
+            Some(&index) => self.entries[index] = entry,
+            None => {
+                self.index.insert(entry.key.clone(), self.entries.len());
+                self.entries.push(entry);
+            }
+        }
+    }
+
+    pub(crate) fn build(self) -> Map {
+        Map(self.entries)
+    }
+}
+
 impl Tree {
     pub(crate) fn text(text: impl Into<String>, span: Span) -> Self {
         Self { node: Node::Text(text.into()), span }
@@ -96,12 +150,26 @@ impl Tree {
         Self { node: Node::Table(map), span }
     }
 
+    pub(crate) fn as_table(&self) -> Option<&Map> {
+        match &self.node {
+            Node::Table(map) => Some(map),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn into_table(self) -> Option<Map> {
+        match self.node {
+            Node::Table(map) => Some(map),
+            _ => None,
+        }
+    }
+
     /// What the value is, in the words of an error message.
     pub(crate) fn kind(&self) -> &'static str {
         match &self.node {
-            Node::Null => "null",
+            Node::Null => "nothing",
             Node::Bool(_) => "a boolean",
-            Node::Integer(_) | Node::Float(_) => "a number",
+            Node::Integer(_) | Node::Unsigned(_) | Node::Float(_) => "a number",
             Node::Text(_) => "a string",
             Node::Time(_) => "a date",
             Node::List(_) => "a list",
@@ -110,77 +178,156 @@ impl Tree {
     }
 }
 
-/// Parses TOML.
+/// Parses TOML 1.0; what 1.1 added and flyctl refuses is refused (compat section 3).
 pub(crate) fn parse_toml(text: &str) -> Result<Map, SyntaxError> {
-    let document = Document::parse(text).map_err(|error| SyntaxError {
-        message: error.message().to_owned(),
-        at: Place::Byte(error.span().map_or(0, |span| span.start)),
+    if text.starts_with('\u{feff}') {
+        return Err(SyntaxError::at_byte("a byte order mark is not allowed here; remove it", 0));
+    }
+    let document = Document::parse(text).map_err(|error| {
+        SyntaxError::at_byte(error.message(), error.span().map_or(0, |span| span.start))
     })?;
-    Ok(table_like(document.as_table()))
+    let mut newer = None;
+    let map = Toml { text, newer: &mut newer }.table(document.as_table());
+    newer.map_or(Ok(map), Err)
 }
 
-/// Parses JSON; values carry no places.
-pub(crate) fn parse_json(text: &str) -> Result<Map, SyntaxError> {
-    let error = |error: serde_json::Error| SyntaxError {
-        message: error.to_string(),
-        at: Place::Line(error.line(), error.column()),
+/// Walks a document of TOML; the first thing that only TOML 1.1 allows is remembered.
+struct Toml<'t, 'n> {
+    text: &'t str,
+    newer: &'n mut Option<SyntaxError>,
+}
+
+impl Toml<'_, '_> {
+    fn table(&mut self, table: &dyn TableLike) -> Map {
+        let mut entries = Vec::with_capacity(table.len());
+        for (key, item) in table.iter() {
+            let key_span = table.key(key).and_then(Key::span);
+            entries.push(Entry { key: key.to_owned(), key_span, value: self.item(item) });
+        }
+        Map(entries)
+    }
+
+    fn item(&mut self, item: &Item) -> Tree {
+        let node = match item {
+            Item::None => Node::Null,
+            Item::Value(value) => return self.value(value),
+            Item::Table(table) => Node::Table(self.table(table)),
+            Item::ArrayOfTables(tables) => Node::List(
+                tables.iter().map(|table| Tree::table(self.table(table), table.span())).collect(),
+            ),
+        };
+        Tree { node, span: item.span() }
+    }
+
+    fn value(&mut self, value: &TomlValue) -> Tree {
+        let node = match value {
+            TomlValue::String(text) => {
+                self.refuse_hex_escape(text);
+                Node::Text(text.value().clone())
+            }
+            TomlValue::Integer(number) => Node::Integer(*number.value()),
+            TomlValue::Float(number) => Node::Float(*number.value()),
+            TomlValue::Boolean(flag) => Node::Bool(*flag.value()),
+            TomlValue::Datetime(time) => self.time(time),
+            TomlValue::Array(items) => {
+                Node::List(items.iter().map(|item| self.value(item)).collect())
+            }
+            TomlValue::InlineTable(table) => {
+                self.refuse_newlines(table);
+                Node::Table(self.table(table))
+            }
+        };
+        Tree { node, span: value.span() }
+    }
+
+    fn time(&mut self, time: &Formatted<Datetime>) -> Node {
+        let span = time.span().unwrap_or_default();
+        let written = self.text.get(span.clone()).unwrap_or_default();
+        if time.value().time.is_some_and(|time| time.second.is_none()) {
+            self.refuse("seconds are missing", span.start);
+        }
+        let Some(offset) = time.value().offset else { return Node::Time(local_time(written)) };
+        Node::Time(instant(time.value(), offset))
+    }
+
+    /// An inline table is one line, without a comma at its end.
+    fn refuse_newlines(&mut self, table: &InlineTable) {
+        let start = table.span().map_or(0, |span| span.start);
+        let mut parts = vec![table.trailing().clone()];
+        for (path, value) in table.get_values() {
+            let decors = path.iter().flat_map(|key| [key.leaf_decor(), key.dotted_decor()]);
+            let decors = decors.chain(std::iter::once(value.decor()));
+            parts.extend(decors.flat_map(|d| [d.prefix(), d.suffix()]).flatten().cloned());
+        }
+        if parts.iter().any(|part| self.raw(part).contains('\n')) {
+            self.refuse("an inline table must stand on one line", start);
+        } else if table.trailing_comma() {
+            self.refuse("an inline table must not end with a comma", start);
+        }
+    }
+
+    fn raw<'a>(&'a self, part: &'a RawString) -> &'a str {
+        let by_span = || self.text.get(part.span()?);
+        part.as_str().or_else(by_span).unwrap_or_default()
+    }
+
+    fn refuse_hex_escape(&mut self, text: &Formatted<String>) {
+        let Some(span) = text.span() else { return };
+        let written = self.text.get(span.clone()).unwrap_or_default();
+        if !written.starts_with('"') {
+            return;
+        }
+        let mut chars = written.char_indices();
+        while let Some((_, c)) = chars.next() {
+            if c == '\\'
+                && let Some((at, 'x')) = chars.next()
+            {
+                self.refuse("unknown escape \\x", span.start + at - 1);
+            }
+        }
+    }
+
+    fn refuse(&mut self, message: &str, byte: usize) {
+        self.newer.get_or_insert_with(|| SyntaxError::at_byte(message, byte));
+    }
+}
+
+/// A local date or time is kept as written, with the `T` that the specification wants.
+fn local_time(written: &str) -> Time {
+    let text: String =
+        written.chars().map(|c| if c == ' ' || c == 't' { 'T' } else { c }).collect();
+    Time { json: text.clone(), go: text }
+}
+
+/// A moment of TOML.
+fn instant(time: &Datetime, offset: Offset) -> Time {
+    let date = time.date.map(|date| date.to_string()).unwrap_or_default();
+    let clock = time.time.map_or_else(String::new, |time| {
+        let second = time.second.unwrap_or(0);
+        clock_text(time.hour, time.minute, second, time.nanosecond.unwrap_or(0))
+    });
+    let minutes = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => minutes,
     };
-    let map: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(text).map_err(error)?;
-    Ok(json_map(map))
+    moment(&date, &clock, minutes)
 }
 
-fn table_like(table: &dyn TableLike) -> Map {
-    let entry = |(key, item): (&str, &Item)| Entry {
-        key: key.to_owned(),
-        key_span: table.key(key).and_then(toml_edit::Key::span),
-        value: item_tree(item),
-    };
-    Map(table.iter().map(entry).collect())
+/// Hours, minutes, seconds, and as many decimals as needed.
+pub(crate) fn clock_text(hour: u8, minute: u8, second: u8, nanosecond: u32) -> String {
+    let fraction = format!(".{nanosecond:09}");
+    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
+    format!("{hour:02}:{minute:02}:{second:02}{fraction}")
 }
 
-fn item_tree(item: &Item) -> Tree {
-    let node = match item {
-        Item::None => Node::Null,
-        Item::Value(value) => return value_tree(value),
-        Item::Table(table) => Node::Table(table_like(table)),
-        Item::ArrayOfTables(tables) => Node::List(
-            tables.iter().map(|table| Tree::table(table_like(table), table.span())).collect(),
-        ),
-    };
-    Tree { node, span: item.span() }
-}
-
-fn value_tree(value: &TomlValue) -> Tree {
-    let node = match value {
-        TomlValue::String(text) => Node::Text(text.value().clone()),
-        TomlValue::Integer(number) => Node::Integer(*number.value()),
-        TomlValue::Float(number) => Node::Float(*number.value()),
-        TomlValue::Boolean(flag) => Node::Bool(*flag.value()),
-        TomlValue::Datetime(time) => Node::Time(time.value().to_string()),
-        TomlValue::Array(items) => Node::List(items.iter().map(value_tree).collect()),
-        TomlValue::InlineTable(table) => Node::Table(table_like(table)),
-    };
-    Tree { node, span: value.span() }
-}
-
-fn json_map(map: serde_json::Map<String, serde_json::Value>) -> Map {
-    let entry = |(key, value)| Entry { key, key_span: None, value: json_tree(value) };
-    Map(map.into_iter().map(entry).collect())
-}
-
-fn json_tree(value: serde_json::Value) -> Tree {
-    use serde_json::Value as Json;
-    let node = match value {
-        Json::Null => Node::Null,
-        Json::Bool(flag) => Node::Bool(flag),
-        Json::Number(number) => match number.as_i64() {
-            Some(integer) => Node::Integer(integer),
-            None => Node::Float(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(text) => Node::Text(text),
-        Json::Array(items) => Node::List(items.into_iter().map(json_tree).collect()),
-        Json::Object(map) => Node::Table(json_map(map)),
-    };
-    Tree { node, span: None }
+/// A moment: RFC 3339 in JSON, Go's own form elsewhere.
+pub(crate) fn moment(date: &str, clock: &str, offset_minutes: i16) -> Time {
+    if offset_minutes == 0 {
+        return Time { json: format!("{date}T{clock}Z"), go: format!("{date} {clock} +0000 UTC") };
+    }
+    let sign = if offset_minutes < 0 { '-' } else { '+' };
+    let (hours, minutes) = (offset_minutes.abs() / 60, offset_minutes.abs() % 60);
+    let zone = format!("{sign}{hours:02}{minutes:02}");
+    let json = format!("{date}T{clock}{sign}{hours:02}:{minutes:02}");
+    Time { json, go: format!("{date} {clock} {zone} {zone}") }
 }

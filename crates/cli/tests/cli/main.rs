@@ -1,6 +1,7 @@
 //! The commands against a server of the test's own, which keeps state in memory and speaks the API's
 //! HTTP over a Unix socket. What real Machines do is the host tests' matter.
 
+mod config;
 mod fixture;
 mod server;
 
@@ -233,7 +234,7 @@ fn broken_toml_names_its_place_and_changes_nothing() {
     assert!(run.err.contains("fly.toml:1:7: "), "{}", run.err);
     let port = "app = 'web'\n[http_service]\n  internal_port = 70000\n";
     std::fs::write(fixture.path("fly.toml"), port).expect("it can be written");
-    let run = fixture.fly(&["config", "validate"]);
+    let run = fixture.fly(&["deploy"]);
     assert_eq!(run.code, 1);
     assert!(run.out.contains("fly.toml:3:19: http_service.internal_port: port 70000 is out of"));
     assert!(run.err.contains("Error: App configuration is not valid"), "{}", run.err);

@@ -182,7 +182,8 @@ fn window(config: &Config, ports: &BTreeSet<u16>, check: Check) -> Duration {
     }
     let services = config.http_service.iter().chain(&config.services);
     let checks = services.flat_map(|service| service.tcp_checks.iter().chain(&service.http_checks));
-    checks.filter_map(|check| check.grace_period).max().unwrap_or_default().max(LISTEN_WINDOW)
+    let grace = checks.filter_map(|check| check.grace_period?.length()).max();
+    grace.unwrap_or_default().max(LISTEN_WINDOW)
 }
 
 /// The internal ports of a group's TCP services (DE-41).
