@@ -50,6 +50,7 @@ fn run(filter: &str) -> ExitCode {
     }
     println!("\nrunning {} tests", chosen.len());
     let failed = chosen.iter().filter(|(name, ids, test)| !run_one(name, *ids, *test)).count();
+    fixture::discard_programs();
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {} passed; {failed} failed; 0 ignored", chosen.len() - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

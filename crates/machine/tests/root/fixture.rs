@@ -59,6 +59,16 @@ pub(crate) fn program(name: &'static str) -> io::Result<Vec<u8>> {
     fs::read(file)
 }
 
+/// Removes what [`program`] compiled.
+pub(crate) fn discard_programs() {
+    match fs::remove_dir_all(scratch("programs")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            println!("could not remove the programs: {error}");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
 fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("perch-machine-root-{}-{name}", std::process::id()))
 }
