@@ -3,16 +3,19 @@
 //! Inside the plane, table `perch`:
 //!
 //! ```text
-//! raw   every packet has its sender's own source, else it is dropped; only DNS and IPv4 egress
-//!       are tracked
+//! raw   every packet has its sender's own source, else it is dropped; tracked are only DNS, IPv4
+//!       egress, and what is not TCP between a Machine and the host
 //! fly   to a published address . port that the sender may see: to the transparent listener; a SYN
 //!       that finds none is dropped, since a retry may find the successor
 //! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
 //! forward within one /48; IPv4 from Machines to the world; the rest is refused
+//! egress  IPv4 leaves under the plane's address; nothing new but TCP goes to the host by IPv6
 //! ```
 //!
-//! On the host, table `perch_<outside>`: nothing new comes in from the plane, nothing new is
-//! forwarded into it, its IPv4 leaves under the host's address. Nothing private depends on it.
+//! On the host, two tables `perch_<outside>`: nothing new comes in from the plane, nothing new is
+//! forwarded into it, its IPv4 leaves under the host's address. The one for IPv6 does without
+//! connection tracking, which the kernel would do for every packet of the host: there it looks at
+//! TCP's flags only, and the plane holds back what is new and not TCP. Nothing private depends on them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -21,8 +24,8 @@ use crate::error::NetError;
 use crate::listeners::TRANSPARENT_PORT;
 use crate::netlink::Socket;
 use crate::nft::{
-    Batch, Cmp, Element, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1, R1_SECOND_WORD,
-    R2, Rule, Set, TCP, UDP, ifname, join,
+    Batch, Cmp, Element, Family, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1,
+    R1_SECOND_WORD, R2, Rule, Set, TCP, UDP, ifname, join,
 };
 use crate::plane::PlaneConfig;
 
@@ -82,6 +85,8 @@ pub(crate) const PRIORITY_EARLY: i32 = -10;
 
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
+/// Types of ICMPv6 by which neighbours and routers find each other, redirects included.
+const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
 /// Destinations that egress never reaches: this network, links, loopback, link-local with the
 /// clouds' metadata service, multicast and reserved ones.
@@ -139,6 +144,7 @@ fn add_chains(batch: &mut Batch<'_>) {
     batch.add_filter("raw", Hook::Prerouting, PRIORITY_RAW);
     batch.add_filter("raw_out", Hook::Output, PRIORITY_RAW);
     batch.add_filter("fly", Hook::Prerouting, PRIORITY_MANGLE);
+    batch.add_chain("ports4");
     batch.add_chain("ports6");
     batch.add_chain("catch6");
     batch.add_chain("catch4");
@@ -161,27 +167,35 @@ fn raw_rules(config: &PlaneConfig) -> Vec<Rule> {
         on().v4().load_iif().load_saddr4(R2).not_in_set(SOURCES4).count().drop(),
         on().v6().load_daddr6(R1).cmp(Cmp::Eq, &config.dns.octets()).accept(),
         on().v6().load_daddr6(R1).in_set(RESOLVERS).accept(),
-        on().v6().notrack(),
-        on().v4().daddr4_in(LINKS.0, LINKS.1).notrack(),
+        on().proto(TCP).v6().notrack().accept(),
+        on().v4().daddr4_in(LINKS.0, LINKS.1).notrack().accept(),
         on().v4().load_daddr4(R1).in_set(PUBLIC4).notrack(),
+        // To and from the host: what is new is told from answers, see `nat_rules`.
+        on().v6().iif(Cmp::Eq, INSIDE).accept(),
+        on().v6().load_ifname(INSIDE).load_daddr6(R2).in_set(SOURCES6).accept(),
+        on().v6().notrack(),
         out().v6().load_saddr6(R1).cmp(Cmp::Eq, &config.dns.octets()).accept(),
+        out().proto(TCP).notrack().accept(),
+        out().v6().oif(Cmp::Eq, INSIDE).accept(),
         out().notrack(),
     ]
 }
 
 fn fly_rules() -> Vec<Rule> {
     let tcp6 = || Rule::on("fly").v6().proto(TCP);
-    let tcp4 = || Rule::on("fly").v4().proto(TCP).load_daddr4(R1).load_dport(R1_SECOND_WORD);
+    let ports4 = || Rule::on("ports4").load_daddr4(R1).load_dport(R1_SECOND_WORD);
     let ports6 = || Rule::on("ports6").load_daddr6(R1).load_dport(R2);
     let here6 = Ipv6Addr::LOCALHOST.octets();
     let here4 = Ipv4Addr::LOCALHOST.octets();
     let catch6 = Rule::on("catch6").tproxy(NFPROTO_IPV6, &here6, TRANSPARENT_PORT);
     let catch4 = Rule::on("catch4").v4().tproxy(NFPROTO_IPV4, &here4, TRANSPARENT_PORT);
     vec![
-        tcp6().load_daddr6(R1).in_set(PUBLIC6).jump("ports6"),
         tcp6().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6).jump("ports6"),
-        tcp4().in_set(PORTS4).jump("catch4"),
-        tcp4().in_set(RANGES4).jump("catch4"),
+        tcp6().load_daddr6(R1).in_set(PUBLIC6).jump("ports6"),
+        // One look-up for what comes over links, instead of one for each set of ports.
+        Rule::on("fly").v4().proto(TCP).load_daddr4(R1).in_set(PUBLIC4).jump("ports4"),
+        ports4().in_set(PORTS4).jump("catch4"),
+        ports4().in_set(RANGES4).jump("catch4"),
         ports6().in_set(PORTS6).jump("catch6"),
         ports6().in_set(RANGES6).jump("catch6"),
         catch6.set_mark(MARK).accept(),
@@ -202,6 +216,8 @@ fn nat_rules(config: &PlaneConfig) -> Vec<Rule> {
         resolver().proto(UDP).dport(DNS_PORT).dnat6(&dns),
         resolver().proto(TCP).dport(DNS_PORT).dnat6(&dns),
         from_machines.cmp(Cmp::Neq, &config.host_link.1.octets()).masquerade(),
+        // Such a chain sees the first packet of a tracked connection only: answers pass.
+        Rule::on("egress").v6().oif(Cmp::Eq, INSIDE).count().drop(),
     ]
 }
 
@@ -211,12 +227,12 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
     let echo6 = || on().v6().icmp(ICMPV6, ECHO_REQUEST_V6, ECHO_REQUEST_V6);
     let echo4 = || on().v4().icmp(ICMP, ECHO_REQUEST, ECHO_REQUEST);
     vec![
-        on().iif(Cmp::Eq, "lo").accept(),
         on().mark(MARK).accept(),
-        on().established().accept(),
         // Untracked, so told by its flags: it cannot open a connection, and the kernel resets what
         // belongs to none.
         on().syn(Cmp::Neq).accept(),
+        on().iif(Cmp::Eq, "lo").accept(),
+        on().established().accept(),
         dns().proto(UDP).dport(DNS_PORT).accept(),
         dns().proto(TCP).dport(DNS_PORT).accept(),
         // Unreachable, too big, time exceeded, parameter problem.
@@ -252,49 +268,84 @@ fn forward_rules() -> Vec<Rule> {
     rules
 }
 
-/// Makes the host's table anew; one transaction.
+/// Makes the host's tables anew, each in one transaction.
 pub(crate) fn ensure_host(socket: &mut Socket, config: &PlaneConfig) -> Result<(), NetError> {
-    let (table, link) = (host_table(&config.outside), config.outside.as_str());
-    let mut batch = Batch::on(&table);
-    batch.add_table();
-    batch.add_filter("input", Hook::Input, PRIORITY_EARLY);
-    batch.add_filter("forward", Hook::Forward, PRIORITY_EARLY);
-    batch.add_nat("egress", Hook::Postrouting, PRIORITY_SRCNAT);
-    batch.delete_rules();
+    let table = host_table(&config.outside);
+    for (family, rules) in [(Family::V4, host_rules4(config)), (Family::V6, host_rules6(config))] {
+        let mut batch = Batch::on_family(family, &table);
+        batch.add_table();
+        batch.add_filter("input", Hook::Input, PRIORITY_EARLY);
+        batch.add_filter("forward", Hook::Forward, PRIORITY_EARLY);
+        if matches!(family, Family::V4) {
+            batch.add_nat("egress", Hook::Postrouting, PRIORITY_SRCNAT);
+        }
+        batch.delete_rules();
+        for rule in rules {
+            batch.add_rule(rule);
+        }
+        batch.commit(socket)?;
+    }
+    Ok(())
+}
+
+fn host_rules4(config: &PlaneConfig) -> Vec<Rule> {
+    let link = config.outside.as_str();
     let (input, forward) = (|| Rule::on("input"), || Rule::on("forward"));
-    let in_from = |rule: Rule| rule.iif(Cmp::Eq, link);
-    let out_to = |rule: Rule| rule.oif(Cmp::Eq, link);
     let plane_end = config.host_link.1.octets();
-    let rules = [
-        in_from(input()).established().accept(),
-        in_from(input()).count().drop(),
-        // Even where the host forwards IPv6 for somebody else.
-        in_from(forward()).v6().drop(),
-        out_to(forward()).established().accept(),
-        out_to(forward()).count().drop(),
-        in_from(forward()).v4().load_saddr4(R1).cmp(Cmp::Neq, &plane_end).drop(),
+    vec![
+        input().iif(Cmp::Eq, link).established().accept(),
+        input().iif(Cmp::Eq, link).count().drop(),
+        forward().oif(Cmp::Eq, link).established().accept(),
+        forward().oif(Cmp::Eq, link).count().drop(),
+        forward().iif(Cmp::Eq, link).load_saddr4(R1).cmp(Cmp::Neq, &plane_end).drop(),
         Rule::on("egress")
-            .v4()
             .oif(Cmp::Neq, link)
             .load_saddr4(R1)
             .cmp(Cmp::Eq, &plane_end)
             .masquerade(),
-    ];
-    for rule in rules {
-        batch.add_rule(rule);
-    }
-    batch.commit(socket)
+    ]
 }
 
-/// Removes a table, whether or not it exists.
+/// Nothing in here may ask for a connection's state: see the module's head.
+fn host_rules6(config: &PlaneConfig) -> Vec<Rule> {
+    let link = config.outside.as_str();
+    let (input, forward) = (|| Rule::on("input"), || Rule::on("forward"));
+    let (first, last) = NEIGHBOUR_DISCOVERY;
+    vec![
+        input().iif(Cmp::Eq, link).syn(Cmp::Eq).count().drop(),
+        // All neighbours on this link are told by us.
+        input().iif(Cmp::Eq, link).icmp(ICMPV6, first, last).count().drop(),
+        // Even where the host forwards IPv6 for somebody else.
+        forward().iif(Cmp::Eq, link).count().drop(),
+        forward().oif(Cmp::Eq, link).count().drop(),
+    ]
+}
+
+/// Removes a table of both families, whether or not it exists.
 pub(crate) fn remove_table(socket: &mut Socket, table: &str) -> Result<(), NetError> {
-    let mut batch = Batch::on(table);
+    remove(socket, Family::Both, table)
+}
+
+/// Removes the host's tables, whether or not they exist.
+pub(crate) fn remove_host(socket: &mut Socket, outside: &str) -> Result<(), NetError> {
+    remove(socket, Family::V4, &host_table(outside))?;
+    remove(socket, Family::V6, &host_table(outside))?;
+    remove_former_host(socket, outside)
+}
+
+/// Removes the one table for both families that was there before those two.
+pub(crate) fn remove_former_host(socket: &mut Socket, outside: &str) -> Result<(), NetError> {
+    remove_table(socket, &host_table(outside))
+}
+
+fn remove(socket: &mut Socket, family: Family, table: &str) -> Result<(), NetError> {
+    let mut batch = Batch::on_family(family, table);
     batch.add_table();
     batch.delete_table();
     batch.commit(socket)
 }
 
-/// The host's table of the plane whose link is called `outside`.
-pub(crate) fn host_table(outside: &str) -> String {
+/// The name of both tables on the host, for the plane whose link is called `outside`.
+fn host_table(outside: &str) -> String {
     format!("perch_{outside}")
 }

@@ -21,7 +21,6 @@ const NEWSETELEM: u16 = 12;
 const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
 
-const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;
 pub(crate) const NFPROTO_IPV6: u8 = 10;
 
@@ -60,6 +59,15 @@ const TCP_FLAGS_OFFSET: u32 = 13;
 const TCP_SYN: u8 = 0x02;
 /// FIN, SYN, RST, ACK.
 const TCP_FLAGS_THAT_TELL: u8 = 0x17;
+
+/// Whose packets a table sees. What a table asks of connection tracking, the kernel then does for
+/// every packet of its family in the whole namespace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Family {
+    Both = 1,
+    V4 = 2,
+    V6 = 10,
+}
 
 /// Where a base chain sits.
 #[derive(Debug, Clone, Copy)]
@@ -149,18 +157,24 @@ pub(crate) fn ifname(name: &str) -> [u8; 16] {
     key
 }
 
-/// One transaction on one table of the `inet` family.
+/// One transaction on one table.
 #[derive(Debug)]
 pub(crate) struct Batch<'a> {
+    family: Family,
     table: &'a str,
     messages: Vec<Message>,
 }
 
 impl<'a> Batch<'a> {
+    /// On a table of both families.
     pub(crate) fn on(table: &'a str) -> Self {
+        Self::on_family(Family::Both, table)
+    }
+
+    pub(crate) fn on_family(family: Family, table: &'a str) -> Self {
         let fixed = [0, 0, 0, SUBSYSTEM.to_be_bytes()[1]];
         let begin = Message::new("begin a batch".to_owned(), BATCH_BEGIN, 0, &fixed, &Attrs::new());
-        Self { table, messages: vec![begin] }
+        Self { family, table, messages: vec![begin] }
     }
 
     pub(crate) fn add_table(&mut self) {
@@ -263,7 +277,7 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, what: String, kind: u16, flags: u16, attrs: &Attrs) {
-        let fixed = [NFPROTO_INET, 0, 0, 0];
+        let fixed = [self.family as u8, 0, 0, 0];
         self.messages.push(Message::new(what, SUBSYSTEM << 8 | kind, flags, &fixed, attrs));
     }
 
@@ -293,7 +307,7 @@ pub(crate) fn elements(
     let attrs = Attrs::new().text(1, table).text(2, set.name);
     let what = format!("list elements of set {}", set.name);
     let kind = SUBSYSTEM << 8 | GETSETELEM;
-    let message = Message::new(what, kind, NLM_F_DUMP, &[NFPROTO_INET, 0, 0, 0], &attrs);
+    let message = Message::new(what, kind, NLM_F_DUMP, &[Family::Both as u8, 0, 0, 0], &attrs);
     let bodies = socket.query(message)?;
     let lists = bodies.iter().filter_map(|body| find_attr(body.get(NFGENMSG_LEN..)?, 3));
     Ok(lists.flat_map(parse_attrs).filter_map(|(_, element)| parse_element(element)).collect())
@@ -387,6 +401,11 @@ impl Rule {
     /// IPv6 destinations that begin with these bytes.
     pub(crate) fn daddr6_begins(self, bytes: [u8; 2]) -> Self {
         self.payload(BASE_NETWORK, 24, 2, R1).cmp(Cmp::Eq, &bytes)
+    }
+
+    /// Loads a fixed interface's name into `R1`.
+    pub(crate) fn load_ifname(self, name: &str) -> Self {
+        self.immediate(R1, &ifname(name))
     }
 
     /// Loads the incoming interface's name into `R1`.

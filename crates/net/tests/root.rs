@@ -314,6 +314,60 @@ fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
 }
 
 #[test]
+fn what_is_not_tcp_reaches_the_host_as_an_answer_only() {
+    let Some(lab) = Lab::start("answers") else { return };
+    let network = prefix("fdaa:0:1::");
+    let peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    lab.plane.ensure_network(network, Some(peer)).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let resolver = std::net::UdpSocket::from(lab.plane.listeners().expect("listeners").dns_udp);
+    let on_host = lab::udp_in(lab.host(), "[::]:0");
+    let host_port = on_host.local_addr().expect("a bound socket").port();
+    let in_machine = lab::udp_in(machine.netns.as_fd(), "[::]:0");
+    let machine_port = in_machine.local_addr().expect("a bound socket").port();
+    let from_plane = lab.plane.enter(|| std::net::UdpSocket::bind("[fdaa::3]:0")).expect("enter");
+
+    in_machine.send_to(b"new", (peer, host_port)).expect("sent");
+    let refused = from_plane.expect("bound").send_to(b"new", (peer, host_port));
+    assert_eq!(refused.expect_err("not even the proxy").kind(), ErrorKind::PermissionDenied);
+    assert!(!echo(machine.netns.as_fd(), peer.into()), "the host answers no pings either");
+    on_host.send_to(b"question", (machine.private_ip, machine_port)).expect("sent");
+    assert_eq!(receive(&in_machine).map(|(_, from)| from), Some(IpAddr::V6(peer)));
+    in_machine.send_to(b"answer", (peer, host_port)).expect("sent");
+
+    assert_eq!(receive(&on_host), Some(("answer".to_owned(), machine.private_ip.into())));
+    assert!(echo(lab.host(), machine.private_ip.into()), "and its own pings are answered");
+    let addr = v6("fdaa:0:1::3");
+    on_host.send_to(b"name", (addr, 53)).expect("sent");
+    lab::wait_readable(&resolver);
+    let (_, from) = resolver.recv_from(&mut [0; 64]).expect("the question");
+    resolver.send_to(b"address", from).expect("answered");
+    assert_eq!(receive(&on_host), Some(("address".to_owned(), addr.into())));
+}
+
+#[test]
+fn a_host_without_ipv4_rules_of_its_own_tracks_no_private_connection() {
+    let Some(lab) = Lab::start("untracked") else { return };
+    let network = prefix("fdaa:0:1::");
+    lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+
+    let client = dial(lab.host(), (app, HTTP)).expect("connect");
+    let (server, _, _) = accept(&listeners.tcp6);
+    say(client, server);
+
+    let rules = lab.host_sees("nft list table ip6 perch_perch0");
+    assert!(!rules.contains("ct state"), "one look at a state makes the kernel track all: {rules}");
+    for namespace in [lab.host(), lab.plane.netns_fd()] {
+        let read = || std::fs::read_to_string("/proc/net/nf_conntrack");
+        let Ok(tracked) = perch_net::run_in(namespace, read).expect("enter") else { continue };
+        assert!(!tracked.contains("dport=80 "), "{tracked}");
+    }
+}
+
+#[test]
 fn egress_reaches_the_world_but_neither_the_host_nor_metadata() {
     let Some(lab) = Lab::start("egress") else { return };
     lab.network("fdaa:0:1::");
@@ -381,7 +435,10 @@ fn drop_policies_and_a_flushed_ruleset_on_the_host_change_nothing_private() {
     all_works();
     assert_eq!(lab.host_sees("nft list tables"), "");
     lab.plane.refresh_host().expect("refresh");
-    assert!(lab.host_sees("nft list tables").contains("inet perch_perch0"));
+    let tables = lab.host_sees("nft list tables");
+    for table in ["ip perch_perch0", "ip6 perch_perch0"] {
+        assert!(tables.contains(table), "{tables}");
+    }
     all_works();
 }
 

@@ -36,6 +36,7 @@ pub(super) fn ensure(config: &PlaneConfig) -> Result<(OwnedFd, Inner), NetError>
     let inside = route::index_of(&mut route, INSIDE)?;
     // The rules are there before a packet can be.
     refresh_host(config, &mut host_route, &mut host_nft, &mut nft)?;
+    firewall::remove_former_host(&mut host_nft, &config.outside)?;
     bring_up_link(&mut host_route, &mut route, &config.outside)?;
     configure_inside(&mut route, config, inside)?;
     configure_outside(&mut host_route, config, outside)?;
@@ -231,7 +232,7 @@ pub(super) fn remove(config: &PlaneConfig) -> Result<(), NetError> {
     }
     let mut host_nft = Socket::open_netfilter()?;
     access::remove(&mut host_nft, &config.outside)?;
-    firewall::remove_table(&mut host_nft, &firewall::host_table(&config.outside))
+    firewall::remove_host(&mut host_nft, &config.outside)
 }
 
 /// Runs inside the plane: a process that stays there is left without links and rules.
