@@ -1,7 +1,11 @@
 //! `warm`: CPU per request of the proxy beside HAProxy, 64 bytes, 64 connections.
 //!
 //! Both have the same shape: client namespace, veth, proxy namespace, veth, upstream namespace;
-//! IPv6 in front, IPv4 behind. The proxy has core 0; `wrk` and the upstream share core 1.
+//! IPv6 in front, IPv4 behind. The proxy has core 0; `wrk` and the upstream share core 1. Each upstream
+//! has a session of its own, as a Machine has: by it the kernel shares a core between programs.
+//!
+//! CPU is what the kernel charges the proxy's process for, by one rule for both: its own code, and what
+//! its writes set going in the receiver's stack. Rules that only callers' packets meet are charged to `wrk`.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -140,7 +144,8 @@ impl Rival {
         let (front, back) = (spaces[0].id(), spaces[1].id());
         connect(host, front, back)?;
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
-        let upstream = enter(back, &["taskset", "-c", "1", &own, UPSTREAM, PORT]).spawn()?;
+        let upstream = ["setsid", "taskset", "-c", "1", &own, UPSTREAM, PORT];
+        let upstream = enter(back, &upstream).spawn()?;
         let config = host.dir().join("haproxy.cfg");
         std::fs::write(&config, HAPROXY)?;
         let haproxy = start_haproxy(front, &config)?;
