@@ -59,7 +59,7 @@ fn measure(args: &[String]) -> Result<(), Box<dyn Error>> {
         ends.push(begun.elapsed());
         theirs.push(runc(&bundle)?);
     }
-    runtime.block_on(perch_machine::remove(&spec.dir))?;
+    runtime.block_on(perch_machine::remove(&spec.dir, &spec.cgroup_parent))?;
     fs::remove_dir_all(&dir)?;
     report("launch", &mut ours);
     report("runc create+start", &mut theirs);

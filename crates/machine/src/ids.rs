@@ -78,7 +78,7 @@ fn prepare(dir: &Path, ids: Ids) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o755).create(&layer)?;
         std::os::unix::fs::chown(&layer, Some(owner), Some(owner))?;
     }
-    launch::write_whole(dir, launch::SPEC_FILE, &spec(dir, ids))
+    launch::write_spec(&spec(dir, ids))
 }
 
 fn spec(dir: &Path, ids: Ids) -> LaunchSpec {
@@ -139,7 +139,8 @@ pub fn main(dir: &Path) -> ExitCode {
 fn try_root(dir: &Path) -> Result<(), String> {
     let words = |error: io::Error| error.to_string();
     crate::sys::close_inherited().map_err(words)?;
-    let spec = launch::read_spec(dir).map_err(words)?.ok_or("spec.json is missing")?;
+    let spec =
+        launch::require_spec(dir).map_err(|error| format!("could not read spec.json: {error}"))?;
     let user_namespace = stage::user_namespace(&spec, || ()).map_err(|error| chain(&error))?;
     stage::enter().map_err(|error| chain(&error))?;
     let root = stage::build(&spec, user_namespace.file.as_fd()).map_err(|error| chain(&error))?;

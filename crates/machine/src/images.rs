@@ -28,6 +28,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::launch::{DISK_FULL, HOST_FAULT, is_disk_full};
 use crate::{shift, unpack};
 pub use prune::Pruned;
 
@@ -182,6 +183,17 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ImageError {
+    /// The reason for people who call a Machine of the image, not its host: it names no file of the host.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Io { source, .. } if is_disk_full(source) => DISK_FULL.to_owned(),
+            Self::Io { .. } => HOST_FAULT.to_owned(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// What a manifest in the store is.

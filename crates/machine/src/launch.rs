@@ -6,6 +6,7 @@
 //!  spec.json   what was asked for, written before the shim starts
 //!  shim.json   pids and start times of the shim and of the Machine's PID 1, written when the program runs
 //!  exit.json   how the run ended, written by rename as the shim's last act
+//!  lock        held by the living shim
 //!  log, log.1  what the program wrote (module `logs`)
 //!  fs/         upper and work directory of the overlay, emptied at every start
 //! ```
@@ -14,14 +15,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::unix::AsyncFd;
@@ -29,19 +29,18 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
 use crate::cgroup::{Allowance, Cgroups};
+use crate::files::{self, Content};
 use crate::ids::Ids;
 use crate::process::{self, Process};
 use crate::sys;
 
-pub(crate) const SPEC_FILE: &str = "spec.json";
+const SPEC_FILE: &str = "spec.json";
 pub(crate) const SHIM_FILE: &str = "shim.json";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 const LOCK_FILE: &str = "lock";
 /// What the shim itself has to say, for people.
 const SHIM_LOG: &str = "shim.log";
 
-/// Version of the files between server and shim. A server adopts shims of its own and older versions.
-const VERSION: u32 = 1;
 /// Longest answer of a shim.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// How long a start may take before it is given up. A start takes 10 to 30 ms, on a host in great need a second.
@@ -63,7 +62,8 @@ pub struct RootFile {
     pub mode: u32,
 }
 
-/// Everything a run of a Machine needs. Plain data, so that the shim reads the same from a file.
+/// Everything a run of a Machine needs. Plain data, so that the shim reads the same from a file. What a later server needs
+/// to adopt or end the run is always there; everything else has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchSpec {
     /// The Machine's id.
@@ -71,41 +71,57 @@ pub struct LaunchSpec {
     /// Number of this run, from 1.
     pub run: u64,
     /// Name of the app, for messages.
+    #[serde(default)]
     pub app: String,
     /// The Machine's own directory (absolute).
     pub dir: PathBuf,
     /// Digest of the image's manifest, for messages.
+    #[serde(default)]
     pub image: String,
     /// Unpacked layers of the image, lowest first (see `ImageStore::unpack`).
+    #[serde(default)]
     pub layers: Vec<PathBuf>,
     /// Directory made by [`install_init`].
+    #[serde(default)]
     pub init_layer: PathBuf,
     /// Program and arguments (see `ImageConfig::argv`).
+    #[serde(default)]
     pub argv: Vec<String>,
     /// Environment. `PATH` gets a default when absent; a later entry wins over an earlier one of the same name.
+    #[serde(default)]
     pub env: Vec<(String, String)>,
     /// Working directory; made when the image lacks it. Empty means `/`.
+    #[serde(default)]
     pub workdir: String,
     /// User as an image gives it: empty, `name`, `uid`, each with an optional `:group`.
+    #[serde(default)]
     pub user: String,
     /// Host name inside the Machine.
+    #[serde(default)]
     pub hostname: String,
     /// The Machine's 6PN address, for messages.
+    #[serde(default)]
     pub private_ip: Option<Ipv6Addr>,
     /// Files written into the root before the program starts (`/etc/hosts`, `/etc/resolv.conf`).
+    #[serde(default)]
     pub files: Vec<RootFile>,
     /// First of the 65,536 user and group ids of the host that this Machine's ids map to.
+    #[serde(default)]
     pub uid_base: u32,
     /// How the layers' files come to belong to those ids; [`Ids::Shifted`] wants layers of `ImageStore::shift`.
     #[serde(default)]
     pub ids: Ids,
     /// Memory limit in bytes; `None` sets none.
+    #[serde(default)]
     pub memory_bytes: Option<u64>,
     /// Share of CPU in thousandths of one CPU (`1000` = one CPU); `None` sets none.
+    #[serde(default)]
     pub cpu_millis: Option<u32>,
     /// Limit of processes and threads; `None` sets none.
+    #[serde(default)]
     pub pids_max: Option<u64>,
     /// Signal by which this Machine is asked to stop (number).
+    #[serde(default)]
     pub kill_signal: i32,
     /// Path below each cgroup hierarchy's root under which the Machine's own cgroup is made, normally `perch`.
     pub cgroup_parent: String,
@@ -166,6 +182,8 @@ pub enum LaunchError {
         machine: String,
         /// The shim's own words.
         reason: String,
+        /// What they are about.
+        fault: Fault,
     },
     /// A file or process operation failed.
     #[error("could not {doing} {}", path.display())]
@@ -178,6 +196,42 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What a start failed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The image or its configuration: the reason is for whoever made it, and names nothing of the host.
+    Image,
+    /// The disk of the host is full.
+    DiskFull,
+    /// Something else of the host.
+    Host,
+}
+
+/// Told instead of a reason that names the host's directories.
+pub(crate) const DISK_FULL: &str = "no space is left on the host's disk";
+pub(crate) const HOST_FAULT: &str = "the host could not start it; its events say why";
+
+impl LaunchError {
+    /// The reason for people who call the Machine, not its host: it names no file of the host.
+    pub fn told(&self) -> String {
+        match self {
+            Self::BadSpec { reason, .. } | Self::Failed { reason, fault: Fault::Image, .. } => {
+                reason.clone()
+            }
+            Self::AlreadyRunning { .. } => "an earlier run of it has not ended".to_owned(),
+            Self::Failed { fault: Fault::DiskFull, .. } => DISK_FULL.to_owned(),
+            Self::Io { source, .. } if is_disk_full(source) => DISK_FULL.to_owned(),
+            Self::Failed { fault: Fault::Host, .. } | Self::Io { .. } => HOST_FAULT.to_owned(),
+        }
+    }
+}
+
+/// Whether this is what a full disk answers.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Why a signal was not delivered.
@@ -202,7 +256,6 @@ pub enum SignalError {
 /// Where the living shim and the Machine's PID 1 are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShimState {
-    version: u32,
     run: u64,
     shim: ProcessId,
     init: ProcessId,
@@ -239,7 +292,7 @@ impl ShimState {
     /// Describes the calling shim.
     pub(crate) fn of_this_shim(run: u64, init: Pid) -> io::Result<Self> {
         let shim = ProcessId::of(rustix::process::getpid())?;
-        Ok(Self { version: VERSION, run, shim, init: ProcessId::of(init)? })
+        Ok(Self { run, shim, init: ProcessId::of(init)? })
     }
 }
 
@@ -250,7 +303,12 @@ pub(crate) enum Answer {
     /// The program is executing.
     Started(ShimState),
     /// There is no running program, for this reason.
-    Failed(String),
+    Failed {
+        /// In words.
+        reason: String,
+        /// What the words are about.
+        fault: Fault,
+    },
 }
 
 /// A run of a Machine, alive or ended. Dropping it changes nothing about the run.
@@ -281,13 +339,13 @@ impl Alive {
 
 impl Machine {
     fn new(spec: LaunchSpec, state: ShimState) -> Result<Self, LaunchError> {
-        let cgroups = find_cgroups(&spec)?;
+        let cgroups = Place::of(&spec).cgroups()?;
         let alive = Alive::open(state).map_err(io_error("watch", &spec.dir))?;
         Ok(Self { spec, pid: state.init.pid, cgroups, alive })
     }
 
     fn ended(spec: LaunchSpec) -> Result<Self, LaunchError> {
-        let cgroups = find_cgroups(&spec)?;
+        let cgroups = Place::of(&spec).cgroups()?;
         Ok(Self { spec, pid: 0, cgroups, alive: None })
     }
 
@@ -326,7 +384,7 @@ impl Machine {
                 readable(init).await.map_err(io_error("wait for", &self.spec.dir))?;
             }
         }
-        clean(&self.spec, &self.cgroups).await?;
+        clean(&Place::of(&self.spec), &self.cgroups).await?;
         let record = ExitRecord {
             run: self.spec.run,
             exit_code: 137,
@@ -335,8 +393,10 @@ impl Machine {
             exited_at_us: crate::shim::now_us(),
             cause: ExitCause::ShimLost,
         };
-        write_whole(&self.spec.dir, EXIT_FILE, &record)
-            .map_err(io_error("write", &self.spec.dir.join(EXIT_FILE)))?;
+        // Without the file the next server concludes the same.
+        if let Err(error) = files::write(&self.spec.dir, EXIT_FILE, &record) {
+            tracing::warn!(%error, machine = self.spec.machine, "the end of a run is not written down");
+        }
         Ok(record)
     }
 
@@ -397,8 +457,39 @@ pub(crate) fn allowance(spec: &LaunchSpec) -> Allowance {
     Allowance { memory_bytes, cpu_millis, pids }
 }
 
-fn find_cgroups(spec: &LaunchSpec) -> Result<Cgroups, LaunchError> {
-    Cgroups::find(&cgroup_path(spec)).map_err(io_error("find the cgroups of", &spec.dir))
+/// As much of a run as is needed to end it.
+#[derive(Debug)]
+struct Place {
+    machine: String,
+    dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Place {
+    fn of(spec: &LaunchSpec) -> Self {
+        let (machine, dir) = (spec.machine.clone(), spec.dir.clone());
+        Self { machine, dir, cgroup: cgroup_path(spec) }
+    }
+
+    /// Where a run must be whose specification is lost: directory and cgroup have the Machine's name.
+    fn by_name(dir: &Path, cgroup_parent: &str) -> Self {
+        let name = dir.file_name().unwrap_or_default();
+        let cgroup = Path::new(cgroup_parent).join(name);
+        Self { machine: name.to_string_lossy().into_owned(), dir: dir.to_owned(), cgroup }
+    }
+
+    fn cgroups(&self) -> Result<Cgroups, LaunchError> {
+        Cgroups::find(&self.cgroup).map_err(io_error("find the cgroups of", &self.dir))
+    }
+
+    fn is_locked(&self) -> Result<bool, LaunchError> {
+        is_locked(&self.dir).map_err(io_error("lock", &self.dir))
+    }
+
+    fn failed(&self, reason: &str) -> LaunchError {
+        let (machine, reason) = (self.machine.clone(), reason.to_owned());
+        LaunchError::Failed { machine, reason, fault: Fault::Host }
+    }
 }
 
 /// Takes the lock that a living shim holds. It goes with the file, that is with the process.
@@ -409,46 +500,61 @@ pub(crate) fn lock(dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether a shim holds the lock.
+/// Whether a shim holds the lock. Needs no space on the disk.
 fn is_locked(dir: &Path) -> io::Result<bool> {
-    match lock(dir) {
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
+    let file = match OpenOptions::new().write(true).open(dir.join(LOCK_FILE)) {
+        Err(error) if files::is_absence(&error) => return Ok(false),
+        opened => opened?,
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Writes a file so that it appears at once and whole. Not synced: after a power cut no run is alive anyway.
-pub(crate) fn write_whole<T: Serialize>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
-    let draft = dir.join(format!("{name}.new"));
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    serde_json::to_writer(&file, value)?;
-    fs::rename(draft, dir.join(name))
+/// Who holds the lock, as far as the kernel tells: some file systems have other device numbers there.
+fn lock_holder(dir: &Path) -> io::Result<Option<Pid>> {
+    let file = fs::metadata(dir.join(LOCK_FILE))?;
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let id = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 fd:00:123 0 EOF"
+    let fields = locks.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut held = fields.filter(|it| it.get(1) == Some(&"FLOCK") && it.get(5) == Some(&&*id));
+    let pid = held.find_map(|it| it.get(4)?.parse().ok().and_then(Pid::from_raw));
+    // This process has it for a moment when it looks whether somebody has it.
+    Ok(pid.filter(|pid| *pid != rustix::process::getpid()))
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+/// Writes down what is to run, for a process that starts in `dir`.
+pub(crate) fn write_spec(spec: &LaunchSpec) -> io::Result<()> {
+    files::write(&spec.dir, SPEC_FILE, spec)
+}
+
+/// The specification, for a process that cannot work without.
+pub(crate) fn require_spec(dir: &Path) -> io::Result<LaunchSpec> {
+    match files::read(&dir.join(SPEC_FILE))? {
+        Content::Known(spec) => Ok(spec),
+        Content::Absent => Err(io::Error::other("there is none")),
+        Content::Unreadable(why) => Err(io::Error::other(why)),
     }
 }
 
-pub(crate) fn read_spec(dir: &Path) -> io::Result<Option<LaunchSpec>> {
-    read_json(&dir.join(SPEC_FILE))
+fn read_spec(dir: &Path) -> Result<Content<LaunchSpec>, LaunchError> {
+    let path = dir.join(SPEC_FILE);
+    files::read(&path).map_err(io_error("read", &path))
 }
 
 fn read_record(spec: &LaunchSpec) -> Result<Option<ExitRecord>, LaunchError> {
     let path = spec.dir.join(EXIT_FILE);
-    let record: Option<ExitRecord> = read_json(&path).map_err(io_error("read", &path))?;
-    Ok(record.filter(|record| record.run == spec.run))
+    let record: Content<ExitRecord> = files::read(&path).map_err(io_error("read", &path))?;
+    Ok(record.known(&path).filter(|record| record.run == spec.run))
 }
 
-fn read_state(spec: &LaunchSpec) -> Result<Option<ShimState>, LaunchError> {
-    let path = spec.dir.join(SHIM_FILE);
-    let state: Option<ShimState> = read_json(&path).map_err(io_error("read", &path))?;
-    Ok(state.filter(|state| state.run == spec.run))
+fn read_state(dir: &Path) -> Result<Content<ShimState>, LaunchError> {
+    let path = dir.join(SHIM_FILE);
+    files::read(&path).map_err(io_error("read", &path))
 }
 
 /// Writes the init binary below `dir` once per content, and returns the layer directory for
@@ -478,24 +584,20 @@ pub fn install_init(dir: &Path, binary: &[u8]) -> io::Result<PathBuf> {
 pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine, LaunchError> {
     check(spec)?;
     clear_former_run(spec).await?;
-    write_whole(&spec.dir, SPEC_FILE, spec)
-        .map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
+    write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
     let spawned = spawn_shim(spec, netns).map_err(io_error("start the shim of", &spec.dir))?;
-    let reason = match tokio::time::timeout(START_TIMEOUT, read_answer(spawned)).await {
+    let (reason, fault) = match tokio::time::timeout(START_TIMEOUT, read_answer(spawned)).await {
         Ok(Ok(Answer::Started(state))) => {
             discard_former_files(spec);
             return Machine::new(spec.clone(), state);
         }
-        Ok(Ok(Answer::Failed(reason))) => reason + &last_words(spec),
-        Ok(Err(error)) => error.to_string() + &last_words(spec),
-        Err(_) => format!("no answer within {} s", START_TIMEOUT.as_secs()),
+        Ok(Ok(Answer::Failed { reason, fault: Fault::Image })) => (reason, Fault::Image),
+        Ok(Ok(Answer::Failed { reason, fault })) => (reason + &last_words(spec), fault),
+        Ok(Err(error)) => (error.to_string() + &last_words(spec), Fault::Host),
+        Err(_) => (format!("no answer within {} s", START_TIMEOUT.as_secs()), Fault::Host),
     };
-    end(spec).await?;
-    Err(failed(spec, reason))
-}
-
-fn failed(spec: &LaunchSpec, reason: String) -> LaunchError {
-    LaunchError::Failed { machine: spec.machine.clone(), reason }
+    end(&Place::of(spec)).await?;
+    Err(LaunchError::Failed { machine: spec.machine.clone(), reason, fault })
 }
 
 /// Finds what cannot work before anything is made.
@@ -530,15 +632,19 @@ fn check(spec: &LaunchSpec) -> Result<(), LaunchError> {
 async fn clear_former_run(spec: &LaunchSpec) -> Result<(), LaunchError> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&spec.dir).map_err(io_error("make", &spec.dir))?;
-    let former = read_spec(&spec.dir).map_err(io_error("read", &spec.dir.join(SPEC_FILE)))?;
-    if let Some(former) = former {
-        if is_locked(&spec.dir).map_err(io_error("lock", &spec.dir))? {
-            let (machine, run) = (spec.machine.clone(), former.run);
-            return Err(LaunchError::AlreadyRunning { machine, run });
+    match read_spec(&spec.dir)? {
+        Content::Absent => {}
+        Content::Known(former) => {
+            let place = Place::of(&former);
+            if place.is_locked()? {
+                let (machine, run) = (spec.machine.clone(), former.run);
+                return Err(LaunchError::AlreadyRunning { machine, run });
+            }
+            if read_record(&former)?.is_none() {
+                clean(&place, &place.cgroups()?).await?;
+            }
         }
-        if read_record(&former)?.is_none() {
-            clean(&former, &find_cgroups(&former)?).await?;
-        }
+        Content::Unreadable(why) => end_unknown(&Place::of(spec), &why).await?,
     }
     for name in [SHIM_FILE, EXIT_FILE] {
         remove_file(&spec.dir.join(name))?;
@@ -623,52 +729,82 @@ fn discard_former_files(spec: &LaunchSpec) {
 
 /// Finds the run that the Machine directory `dir` tells of: a living one, or one that has ended and whose exit record
 /// still lies there (its [`Machine::wait`] returns at once). `None` when nothing was ever started or all is removed.
-pub async fn adopt(dir: &Path) -> Result<Option<Machine>, LaunchError> {
-    let spec_file = dir.join(SPEC_FILE);
-    let Some(spec) = read_spec(dir).map_err(io_error("read", &spec_file))? else {
-        return Ok(None);
-    };
-    let settled = async {
-        // A shim that is still starting shows itself soon; there is nothing to be notified by.
-        while is_locked(dir).map_err(io_error("lock", dir))? {
-            if let Some(state) = read_state(&spec)? {
-                return Ok(Some(state));
-            }
-            tokio::time::sleep(CLEAN_INTERVAL).await;
+///
+/// What cannot be known, because a file is damaged or of a later version, is killed: no run lives that nobody can name.
+/// `cgroup_parent` is where to look for a run whose own specification is lost (see [`LaunchSpec::cgroup_parent`]).
+pub async fn adopt(dir: &Path, cgroup_parent: &str) -> Result<Option<Machine>, LaunchError> {
+    let spec = match read_spec(dir)? {
+        Content::Absent => return Ok(None),
+        Content::Known(spec) => spec,
+        Content::Unreadable(why) => {
+            end_unknown(&Place::by_name(dir, cgroup_parent), &why).await?;
+            return Ok(None);
         }
-        Ok(None)
     };
-    match tokio::time::timeout(SETTLE_TIMEOUT, settled).await {
-        Ok(Ok(Some(state))) => Machine::new(spec, state).map(Some),
-        Ok(Ok(None)) => Machine::ended(spec).map(Some),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(failed(&spec, "its shim neither starts it nor ends".to_owned())),
+    match tokio::time::timeout(SETTLE_TIMEOUT, settled(&spec)).await {
+        Ok(Ok(Content::Known(state))) => return Machine::new(spec, state).map(Some),
+        Ok(Ok(Content::Absent)) => {}
+        Ok(Ok(Content::Unreadable(why))) => end_unknown(&Place::of(&spec), &why).await?,
+        Ok(Err(error)) => return Err(error),
+        Err(_) => end_unknown(&Place::of(&spec), "its shim neither starts it nor ends").await?,
     }
+    Machine::ended(spec).map(Some)
+}
+
+/// What the living shim of a run says of itself, once it does; absent when none lives.
+async fn settled(spec: &LaunchSpec) -> Result<Content<ShimState>, LaunchError> {
+    // A shim that is still starting shows itself soon; there is nothing to be notified by.
+    while Place::of(spec).is_locked()? {
+        match read_state(&spec.dir)? {
+            Content::Known(state) if state.run == spec.run => return Ok(Content::Known(state)),
+            Content::Unreadable(why) => return Ok(Content::Unreadable(why)),
+            Content::Known(_) | Content::Absent => tokio::time::sleep(CLEAN_INTERVAL).await,
+        }
+    }
+    Ok(Content::Absent)
+}
+
+async fn end_unknown(place: &Place, why: &str) -> Result<(), LaunchError> {
+    tracing::warn!(machine = place.machine, why, "what ran cannot be known; it is killed");
+    end(place).await
 }
 
 /// Kills what lives of a run and waits until it is gone, its shim too.
-async fn end(spec: &LaunchSpec) -> Result<(), LaunchError> {
-    if let Some(shim) = read_state(spec)?.map(|state| state.shim) {
-        let open = shim.open().map_err(io_error("find the shim of", &spec.dir))?;
-        if let Some(shim) = open
-            && let Err(error) = rustix::process::pidfd_send_signal(&shim, Signal::KILL)
-        {
-            tracing::debug!(%error, "the shim has just ended by itself");
-        }
+async fn end(place: &Place) -> Result<(), LaunchError> {
+    if let Err(error) = kill_shim(place) {
+        tracing::debug!(%error, machine = place.machine, "its shim ends with the rest");
     }
-    clean(spec, &find_cgroups(spec)?).await?;
+    clean(place, &place.cgroups()?).await?;
     let unlocked = async {
-        while is_locked(&spec.dir).map_err(io_error("lock", &spec.dir))? {
+        while place.is_locked()? {
             tokio::time::sleep(CLEAN_INTERVAL).await;
         }
         Ok(())
     };
-    let timeout = |_| failed(spec, "its shim does not end".to_owned());
+    let timeout = |_| place.failed("its shim does not end");
     tokio::time::timeout(CLEAN_TIMEOUT, unlocked).await.map_err(timeout)?
 }
 
+/// Kills the shim by what it wrote about itself, else as the holder of the lock.
+fn kill_shim(place: &Place) -> io::Result<()> {
+    let state = read_state(&place.dir).map_err(io::Error::other)?;
+    let shim = match state {
+        Content::Known(state) => state.shim.open()?,
+        Content::Absent | Content::Unreadable(_) => open_holder(&place.dir)?,
+    };
+    let Some(shim) = shim else { return Ok(()) };
+    rustix::process::pidfd_send_signal(&shim, Signal::KILL).map_err(Into::into)
+}
+
+fn open_holder(dir: &Path) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = lock_holder(dir)? else { return Ok(None) };
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    // Looked at again after opening: by now another process may have the number.
+    Ok((lock_holder(dir)? == Some(pid)).then_some(pidfd))
+}
+
 /// Kills what is left in the cgroups and removes them; they can be removed only when the last process is gone.
-async fn clean(spec: &LaunchSpec, cgroups: &Cgroups) -> Result<(), LaunchError> {
+async fn clean(place: &Place, cgroups: &Cgroups) -> Result<(), LaunchError> {
     let cleaned = async {
         loop {
             cgroups.kill()?;
@@ -680,24 +816,31 @@ async fn clean(spec: &LaunchSpec, cgroups: &Cgroups) -> Result<(), LaunchError> 
         }
     };
     match tokio::time::timeout(CLEAN_TIMEOUT, cleaned).await {
-        Ok(done) => done.map_err(io_error("clean up after", &spec.dir)),
-        Err(_) => Err(failed(spec, "processes of a former run do not die".to_owned())),
+        Ok(done) => done.map_err(io_error("clean up after", &place.dir)),
+        Err(_) => Err(place.failed("processes of a former run do not die")),
     }
 }
 
-/// Removes everything of a Machine: kills what still lives, removes its cgroups and its directory. Idempotent.
-pub async fn remove(dir: &Path) -> Result<(), LaunchError> {
-    let spec = read_spec(dir).map_err(io_error("read", &dir.join(SPEC_FILE)))?;
-    if let Some(spec) = spec {
-        end(&spec).await?;
-    }
+/// Removes everything of a Machine: kills what still lives, removes its cgroups and its directory. Idempotent; works
+/// whatever the directory holds, and on a full disk. `cgroup_parent` as for [`adopt`].
+pub async fn remove(dir: &Path, cgroup_parent: &str) -> Result<(), LaunchError> {
+    let spec = read_spec(dir)?.known(&dir.join(SPEC_FILE));
+    end(&spec.map_or_else(|| Place::by_name(dir, cgroup_parent), |spec| Place::of(&spec))).await?;
     let owned = dir.to_owned();
-    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(owned)).await;
+    let removed = tokio::task::spawn_blocking(move || remove_whatever(&owned)).await;
     match removed.map_err(io::Error::other).and_then(|removed| removed) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(io_error("remove", dir)(error))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes a directory, or the file that is there instead.
+fn remove_whatever(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path)?.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
     }
 }
 
@@ -764,9 +907,9 @@ mod tests {
     #[tokio::test]
     async fn a_directory_without_a_run_adopts_nothing_and_removes_quietly() -> io::Result<()> {
         let dir = crate::scratch_dir("adopt")?;
-        assert!(adopt(&dir).await.is_ok_and(|found| found.is_none()));
-        assert!(remove(&dir).await.is_ok());
-        assert!(remove(&dir).await.is_ok());
+        assert!(adopt(&dir, "perch-test").await.is_ok_and(|found| found.is_none()));
+        assert!(remove(&dir, "perch-test").await.is_ok());
+        assert!(remove(&dir, "perch-test").await.is_ok());
         Ok(())
     }
 

@@ -23,6 +23,7 @@ pub mod unpack;
 mod bundle;
 mod cgroup;
 mod complaints;
+mod files;
 mod shift;
 mod stage;
 mod sys;
@@ -33,7 +34,7 @@ pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,
 };
 pub use launch::{
-    ExitCause, ExitRecord, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
+    ExitCause, ExitRecord, Fault, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
     install_init, launch, remove,
 };
 pub use process::{ListenSocket, Process};

@@ -25,7 +25,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
 use crate::cgroup::{Cgroups, Entrances, Leaf};
-use crate::launch::{self, Answer, ExitCause, ExitRecord, LaunchSpec, ShimState};
+use crate::files;
+use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, ShimState};
 use crate::logs::{Lines, LogWriter};
 use crate::stage::{self, StageError};
 use crate::user::{self, BadUser};
@@ -58,6 +59,22 @@ enum ShimError {
     Program(String),
 }
 
+impl ShimError {
+    fn fault(&self) -> Fault {
+        if matches!(self, Self::User(_)) {
+            return Fault::Image;
+        }
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            if error.downcast_ref::<io::Error>().is_some_and(launch::is_disk_full) {
+                return Fault::DiskFull;
+            }
+            cause = error.source();
+        }
+        Fault::Host
+    }
+}
+
 fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError {
     move |source| ShimError::Io { doing, source: source.into() }
 }
@@ -69,7 +86,7 @@ pub fn main(dir: &Path) -> ExitCode {
     match start(dir, &answer) {
         Ok(keeper) => keeper.keep(&mut answer),
         Err(error) => {
-            answer.send(&Answer::Failed(chain(&error)));
+            answer.send(&Answer::Failed { reason: chain(&error), fault: error.fault() });
             ExitCode::FAILURE
         }
     }
@@ -158,10 +175,7 @@ fn start(dir: &Path, answer: &Outlet) -> Result<Keeper, ShimError> {
         // A successor of the launcher may have given this run up already.
         return Err(ShimError::Program("the launcher is gone".to_owned()));
     }
-    let spec = launch::read_spec(dir).map_err(doing("read spec.json"))?;
-    let Some(spec) = spec else {
-        return Err(ShimError::Program("spec.json is missing".to_owned()));
-    };
+    let spec = launch::require_spec(dir).map_err(doing("read spec.json"))?;
     if let Err(error) = rustix::process::setsid() {
         eprintln!("could not begin a session: {error}");
     }
@@ -382,16 +396,17 @@ impl Keeper {
             return;
         }
         if let Some(Report::Failed(reason)) = &self.reported {
-            answer.send(&Answer::Failed(reason.clone()));
+            answer.send(&Answer::Failed { reason: reason.clone(), fault: Fault::Image });
         } else if self.started {
             let state = ShimState::of_this_shim(self.spec.run, self.pid);
             let written = state.and_then(|state| {
-                launch::write_whole(&self.spec.dir, launch::SHIM_FILE, &state).map(|()| state)
+                files::write(&self.spec.dir, launch::SHIM_FILE, &state).map(|()| state)
             });
-            answer.send(&match written {
-                Ok(state) => Answer::Started(state),
-                Err(error) => Answer::Failed(format!("could not write shim.json: {error}")),
-            });
+            let failed = |error| {
+                let error = doing::<io::Error>("write shim.json")(error);
+                Answer::Failed { reason: chain(&error), fault: error.fault() }
+            };
+            answer.send(&written.map_or_else(failed, Answer::Started));
         }
     }
 
@@ -427,8 +442,9 @@ impl Keeper {
             }
         }
         let record = self.record();
-        let written = launch::write_whole(&self.spec.dir, launch::EXIT_FILE, &record);
-        answer.send(&Answer::Failed("the machine ended before its program was started".to_owned()));
+        let written = files::write(&self.spec.dir, launch::EXIT_FILE, &record);
+        let reason = "the machine ended before its program was started".to_owned();
+        answer.send(&Answer::Failed { reason, fault: Fault::Host });
         if let Err(error) = self.cgroups.remove() {
             eprintln!("could not remove the cgroups: {error}");
         }

@@ -130,17 +130,17 @@ async fn end_machines(paths: &Paths, data: Data) -> anyhow::Result<usize> {
     let Ok(entries) = std::fs::read_dir(paths.machines()) else { return Ok(0) };
     for entry in entries {
         let dir = entry.context("could not list the Machines")?.path();
-        stopped += usize::from(end_machine(&dir).await?);
+        stopped += usize::from(end_machine(&dir, &paths.cgroup_parent()).await?);
         if data == Data::Purge {
-            perch_machine::remove(&dir).await?;
+            perch_machine::remove(&dir, &paths.cgroup_parent()).await?;
         }
     }
     Ok(stopped)
 }
 
 /// Asks a Machine to end, then kills it; says whether it ran.
-async fn end_machine(dir: &Path) -> anyhow::Result<bool> {
-    let Some(machine) = perch_machine::adopt(dir).await? else { return Ok(false) };
+async fn end_machine(dir: &Path, cgroup_parent: &str) -> anyhow::Result<bool> {
+    let Some(machine) = perch_machine::adopt(dir, cgroup_parent).await? else { return Ok(false) };
     let kill_signal = machine.spec().kill_signal;
     if machine.signal(kill_signal).is_err() {
         return Ok(false);

@@ -128,7 +128,7 @@ fn a_crash_writes_no_core_file(fixture: &Fixture) -> Tested {
     let (record, lines) = fixture.run(&fixture.spec("ulimit -S -c; kill -SEGV $$"))?;
     assert_eq!(lines, ["0"]);
     assert_eq!((record.exit_code, record.signal), (139, Some(11)), "{record:?}");
-    let root = fixture.dir.join("machine/fs/1/upper");
+    let root = fixture.machine_dir().join("fs/1/upper");
     let left = fs::read_dir(root)?.flatten().map(|entry| entry.file_name());
     assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with("core")));
     Ok(())

@@ -116,6 +116,11 @@ impl Fixture {
         fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home:/\n")
     }
 
+    /// The Machine's directory; it has the Machine's name, as the cgroup has.
+    pub(crate) fn machine_dir(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+
     pub(crate) fn layer(&self) -> PathBuf {
         self.dir.join("base")
     }
@@ -126,7 +131,7 @@ impl Fixture {
             machine: self.name.clone(),
             run: 1,
             app: "test".to_owned(),
-            dir: self.dir.join("machine"),
+            dir: self.machine_dir(),
             image: String::new(),
             layers: vec![self.layer()],
             init_layer: self.init_layer.clone(),
@@ -184,11 +189,11 @@ impl Fixture {
     }
 
     pub(crate) fn adopt(&self) -> Result<Option<Machine>, Box<dyn Error>> {
-        Ok(self.runtime.block_on(perch_machine::adopt(&self.dir.join("machine")))?)
+        Ok(self.runtime.block_on(perch_machine::adopt(&self.machine_dir(), "perch-test"))?)
     }
 
     pub(crate) fn remove(&self) -> Tested {
-        Ok(self.runtime.block_on(perch_machine::remove(&self.dir.join("machine")))?)
+        Ok(self.runtime.block_on(perch_machine::remove(&self.machine_dir(), "perch-test"))?)
     }
 
     /// Runs a script to its end: its record and its output lines.
@@ -203,7 +208,7 @@ impl Fixture {
 
     /// What the program wrote, without stamps.
     pub(crate) fn lines(&self) -> io::Result<Vec<String>> {
-        let mut reader = perch_machine::logs::LogReader::from_start(&self.dir.join("machine"));
+        let mut reader = perch_machine::logs::LogReader::from_start(&self.machine_dir());
         Ok(reader.read(10_000)?.into_iter().map(|line| line.text).collect())
     }
 
@@ -233,7 +238,7 @@ impl Fixture {
     }
 
     pub(crate) fn logs(&self) -> String {
-        let read = |name: &str| fs::read_to_string(self.dir.join("machine").join(name));
+        let read = |name: &str| fs::read_to_string(self.machine_dir().join(name));
         format!("  log: {:?}\n  shim.log: {:?}", read("log").ok(), read("shim.log").ok())
     }
 }

@@ -47,7 +47,7 @@ fn a_machine_sees_its_own_ids(fixture: &Fixture) -> Tested {
             "/bin 0:0 755",
         ]
     );
-    let new = fs::metadata(fixture.dir.join("machine/fs/1/upper/home/new"))?;
+    let new = fs::metadata(fixture.machine_dir().join("fs/1/upper/home/new"))?;
     let shift = if spec.ids == Ids::Shifted { BASE } else { 0 };
     assert_eq!((new.uid(), new.gid()), (shift + 7, shift + 8));
     Ok(())

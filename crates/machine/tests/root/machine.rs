@@ -22,6 +22,11 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_living_machine_is_adopted", a_living_machine_is_adopted),
     ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
     ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
+    ("a_run_that_nobody_can_name_is_killed", a_run_that_nobody_can_name_is_killed),
+    ("a_damaged_exit_record_is_a_lost_run", a_damaged_exit_record_is_a_lost_run),
+    ("a_start_clears_away_what_nobody_can_name", a_start_clears_away_what_nobody_can_name),
+    ("whatever_a_directory_holds_it_can_be_removed", it_can_be_removed),
+    ("a_shim_that_says_nothing_is_killed_by_its_lock", a_silent_shim_is_killed),
     ("a_frozen_machine_can_be_killed", a_frozen_machine_can_be_killed),
     ("limits_hold_from_the_first_instruction", limits_hold_from_the_first_instruction),
     ("lack_of_memory_is_told", lack_of_memory_is_told),
@@ -168,7 +173,7 @@ fn each_run_begins_with_the_image(fixture: &Fixture) -> Tested {
     assert_eq!(fixture.lines()?, ["end", "end", "end"]);
     assert!(!fixture.layer().join("tmp/left").exists());
     // Files of former runs go while the next one runs.
-    let dir = fixture.dir.join("machine/fs");
+    let dir = fixture.machine_dir().join("fs");
     fixture.until("one directory left", || Ok(fs::read_dir(&dir)?.count() == 1))
 }
 
@@ -206,7 +211,7 @@ fn a_living_machine_is_adopted(fixture: &Fixture) -> Tested {
 
 fn an_end_that_nobody_saw_is_kept(fixture: &Fixture) -> Tested {
     drop(fixture.launch(&fixture.spec("exit 9"))?);
-    let file = fixture.dir.join("machine/exit.json");
+    let file = fixture.machine_dir().join("exit.json");
     fixture.until("the exit record", || Ok(file.exists()))?;
     let machine = fixture.adopt()?.ok_or("nothing was found")?;
     assert_eq!(fixture.wait(&machine)?.exit_code, 9);
@@ -229,6 +234,109 @@ fn a_machine_dies_with_its_shim(fixture: &Fixture) -> Tested {
     assert!(fixture.cgroups()?.is_empty());
     spec.run = 2;
     assert_eq!(fixture.launch(&spec)?.run(), 2);
+    Ok(())
+}
+
+/// Whether its PID 1 does more than waiting to be reaped.
+fn lives(machine: &perch_machine::Machine) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", machine.pid())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// What a power cut, a bad disk and a later version leave of a file.
+const DAMAGED: [&str; 4] = ["", "\0\0\0", "{\"run\":", "{\"version\":99,\"run\":1}"];
+
+fn a_run_that_nobody_can_name_is_killed(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox sleep 1000");
+    for (file, text) in DAMAGED.iter().flat_map(|text| [("spec.json", text), ("shim.json", text)]) {
+        let machine = fixture.launch(&spec)?;
+        fs::write(fixture.machine_dir().join(file), text)?;
+        match fixture.adopt()? {
+            // The number of the lost run is known by the specification alone.
+            None => assert_eq!(file, "spec.json"),
+            Some(found) => {
+                assert_eq!((file, found.run()), ("shim.json", spec.run));
+                assert_eq!(fixture.wait(&found)?.cause, ExitCause::ShimLost);
+            }
+        }
+        assert_eq!(fixture.cgroups()?, [] as [std::path::PathBuf; 0], "{file} {text:?}");
+        fixture.until("its end", || Ok(!lives(&machine)))?;
+        spec.run += 1;
+    }
+    Ok(())
+}
+
+fn a_damaged_exit_record_is_a_lost_run(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exit 9");
+    for text in DAMAGED {
+        let machine = fixture.launch(&spec)?;
+        assert_eq!(fixture.wait(&machine)?.exit_code, 9);
+        fs::write(fixture.machine_dir().join("exit.json"), text)?;
+        let found = fixture.adopt()?.ok_or("nothing was found")?;
+        assert_eq!(fixture.wait(&found)?.cause, ExitCause::ShimLost, "{text:?}");
+        spec.run += 1;
+    }
+    Ok(())
+}
+
+fn a_start_clears_away_what_nobody_can_name(fixture: &Fixture) -> Tested {
+    let mut spec = fixture.spec("exec /bin/busybox sleep 1000");
+    for text in DAMAGED {
+        let former = fixture.launch(&spec)?;
+        for file in ["spec.json", "shim.json", "exit.json"] {
+            fs::write(fixture.machine_dir().join(file), text)?;
+        }
+        spec.run += 1;
+        let machine = fixture.launch(&spec)?;
+        fixture.until("the former end", || Ok(!lives(&former)))?;
+        machine.kill()?;
+        fixture.wait(&machine)?;
+        spec.run += 1;
+    }
+    Ok(())
+}
+
+fn it_can_be_removed(fixture: &Fixture) -> Tested {
+    let dir = fixture.machine_dir();
+    for text in DAMAGED {
+        let machine = fixture.launch(&fixture.spec("exec /bin/busybox sleep 1000"))?;
+        for file in ["spec.json", "shim.json"] {
+            fs::write(dir.join(file), text)?;
+        }
+        fixture.remove()?;
+        fixture.until("its end", || Ok(!lives(&machine)))?;
+        assert!(!dir.exists(), "{text:?}");
+        assert!(fixture.cgroups()?.is_empty(), "{text:?}");
+    }
+    fs::create_dir_all(dir.join("spec.json"))?;
+    assert!(fixture.adopt()?.is_none());
+    fixture.remove()?;
+    fs::write(&dir, "a file where a directory should be")?;
+    fixture.remove()?;
+    assert!(!dir.exists());
+    Ok(())
+}
+
+/// One that hangs before it has made anything: only its lock tells of it.
+fn a_silent_shim_is_killed(fixture: &Fixture) -> Tested {
+    let dir = fixture.machine_dir();
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("spec.json"), "")?;
+    let mut shim = std::process::Command::new("flock")
+        .arg("--no-fork")
+        .arg(dir.join("lock"))
+        .args(["sh", "-c", "echo held; exec sleep 1000"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let output = shim.stdout.take().ok_or("no output")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+    assert_eq!(line, "held\n");
+    let adopted = fixture.adopt();
+    shim.kill()?;
+    let status = shim.wait()?;
+    assert!(adopted?.is_none());
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     Ok(())
 }
 

@@ -60,8 +60,11 @@ async fn find(
     kept_up: bool,
 ) -> anyhow::Result<Finding> {
     let dir = world.paths.machine(&record.id);
-    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    let seen = perch_machine::adopt(&dir).await.unwrap_or_else(|error| {
+    if let Err(error) = std::fs::create_dir_all(&dir) {
+        // It is missing after a crash at the worst, and a full disk must not keep the server down: a start makes it.
+        tracing::warn!(machine = record.id, %error, "could not make the directory");
+    }
+    let seen = perch_machine::adopt(&dir, &world.cgroup_parent).await.unwrap_or_else(|error| {
         let error = images::chain(&error);
         tracing::warn!(machine = record.id, error, "unreadable; taken as lost");
         None
@@ -174,10 +177,18 @@ async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyh
         let known = records.iter().any(|record| name.to_str() == Some(&record.id));
         if !known {
             tracing::info!(machine = ?name, "removing what belongs to no Machine");
-            perch_machine::remove(&entry.path()).await?;
+            remove_stranger(world, &entry.path()).await;
         }
     }
     Ok(())
+}
+
+/// What cannot be removed now stays for the next start: it must not keep everybody else's Machines down.
+async fn remove_stranger(world: &World, dir: &std::path::Path) {
+    if let Err(error) = perch_machine::remove(dir, &world.cgroup_parent).await {
+        let error = images::chain(&error);
+        tracing::warn!(dir = %dir.display(), error, "leftovers remain");
+    }
 }
 
 /// Takes down the links of Machines that do not run.

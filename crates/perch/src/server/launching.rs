@@ -6,7 +6,7 @@ use perch_api::wire::Signal;
 use perch_core::address;
 use perch_core::ids::NetworkId;
 use perch_core::lifecycle::{Policy, RestartPolicy};
-use perch_machine::{LaunchSpec, RootFile, Unpacked};
+use perch_machine::{ImageError, LaunchError, LaunchSpec, RootFile, Unpacked};
 
 use super::records::{AppRecord, MachineRecord};
 use super::world::World;
@@ -20,6 +20,34 @@ const KILL_TIMEOUT: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_secs(5), std::time::Duration::from_secs(300));
 /// How long work in flight may go on before a stop (AS-63).
 const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Why a start failed, twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// For everybody who calls the Machine: names nothing of the host.
+    pub(crate) told: String,
+    /// For the log, and without this host's directories for the Machine's events.
+    pub(crate) detail: String,
+}
+
+/// What a caller learns where only the host's owner can do something.
+const HOST_FAULT: &str = "the host could not start it; its events say why";
+
+impl Failure {
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        let told = |cause: &(dyn std::error::Error + 'static)| {
+            let launch = cause.downcast_ref::<LaunchError>().map(LaunchError::told);
+            launch.or_else(|| cause.downcast_ref::<ImageError>().map(ImageError::told))
+        };
+        let told = error.chain().find_map(told).unwrap_or_else(|| HOST_FAULT.to_owned());
+        Self { told, detail: format!("{error:#}") }
+    }
+
+    /// The detail for who may see the Machine, but not the host: paths begin at the data directory.
+    pub(crate) fn detail_within(&self, data: &std::path::Path) -> String {
+        self.detail.replace(&format!("{}/", data.display()), "")
+    }
+}
 
 /// First address of a network's /48.
 pub(crate) fn prefix(network_id: u32) -> Ipv6Addr {
@@ -148,5 +176,43 @@ pub(crate) fn policy(record: &MachineRecord) -> Policy {
                 retries_max: retries_max.unwrap_or(perch_core::lifecycle::RETRIES_DEFAULT),
             },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(error: anyhow::Error, told: &str) {
+        let failure = Failure::of(&error.context("step"));
+        assert!(failure.told.contains(told), "{failure:?}");
+        assert!(!failure.told.contains("/data"), "{failure:?}");
+        let detail = failure.detail_within(std::path::Path::new("/data"));
+        assert!(detail.contains("step") && !detail.contains("/data"), "{detail}");
+    }
+
+    fn io(kind: std::io::ErrorKind) -> LaunchError {
+        let path = "/data/machines/m/spec.json".into();
+        LaunchError::Io { doing: "write", path, source: kind.into() }
+    }
+
+    #[test]
+    fn callers_learn_why_a_start_failed_but_nothing_of_the_host() {
+        use perch_machine::Fault;
+        let failed = |reason: &str, fault| LaunchError::Failed {
+            machine: "m".to_owned(),
+            reason: reason.to_owned(),
+            fault,
+        };
+        check(io(std::io::ErrorKind::StorageFull).into(), "no space is left");
+        check(io(std::io::ErrorKind::PermissionDenied).into(), "the host could not");
+        check(failed("\"/x\" is missing", Fault::Image).into(), "\"/x\" is missing");
+        check(failed("could not make /data/fs", Fault::DiskFull).into(), "no space is left");
+        check(failed("could not make /data/fs", Fault::Host).into(), "the host could not");
+        check(ImageError::NoCommand.into(), "no entrypoint");
+        let (doing, path) = ("make", "/data/images/scratch/x".into());
+        let source = std::io::ErrorKind::StorageFull.into();
+        check(ImageError::Io { doing, path, source }.into(), "no space is left");
+        check(anyhow::anyhow!("no link for /data/x"), "the host could not");
     }
 }

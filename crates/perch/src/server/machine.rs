@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::history::{History, Source};
+use super::launching::Failure;
 use super::world::World;
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
@@ -38,7 +39,7 @@ pub(crate) enum Command {
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
-    Launched { run: u64, result: Result<Box<perch_machine::Machine>, String> },
+    Launched { run: u64, result: Result<Box<perch_machine::Machine>, Failure> },
     /// The end of a removal.
     Removed,
 }
@@ -249,17 +250,18 @@ impl Task {
         self.world.save_life_behind(&self.id, self.life.stored());
     }
 
-    async fn on_launched(&mut self, run: u64, result: Result<Box<perch_machine::Machine>, String>) {
+    async fn on_launched(&mut self, run: u64, result: Result<Box<perch_machine::Machine>, Failure>) {
         self.because(Source::Platform, String::new());
         match result {
             Ok(machine) => {
                 self.running = Some(Arc::from(machine));
                 self.feed(Event::Launched { run }).await;
             }
-            Err(reason) => {
-                tracing::warn!(machine = self.id, run, reason, "launch failed");
+            Err(failure) => {
+                tracing::warn!(machine = self.id, run, reason = failure.detail, "launch failed");
                 self.world.rest(&self.id).await;
-                self.feed(Event::LaunchFailed { run, reason }).await;
+                self.because(Source::Platform, failure.detail_within(&self.world.paths.data));
+                self.feed(Event::LaunchFailed { run, reason: failure.told }).await;
             }
         }
     }
@@ -307,7 +309,7 @@ impl Task {
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
             let launched = world.launch(&id, run, config_version).await;
-            let result = launched.map(Box::new).map_err(|error| format!("{error:#}"));
+            let result = launched.map(Box::new).map_err(|error| Failure::of(&error));
             // A task that has ended was destroyed; its removal kills the run.
             mailbox.send(Command::Launched { run, result }).await.ok();
         });
