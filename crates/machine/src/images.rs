@@ -16,24 +16,34 @@ mod prune;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::launch::{DISK_FULL, HOST_FAULT, is_disk_full};
+use crate::launch::{DISK_FULL, Fault, HOST_FAULT, is_disk_full};
 use crate::{shift, unpack};
 pub use prune::Pruned;
 
-/// An upload that nobody touched for so long makes room for others.
-const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(3600);
+/// Layers that are unpacked or copied at once; others wait. Each takes up to [`Limits::unpack_memory_bytes_max`], and more
+/// than two make the disk slower, not faster.
+const FILLS_MAX: usize = 2;
+/// Longest answer of an unpacking process: the names of directories that hide others, each byte of them escaped, and room
+/// for the rest.
+const ANSWER_BYTES_MAX: u64 = 6 * unpack::OPAQUE_BYTES_MAX + (64 << 10);
+/// Longest reason for a refused layer, in characters: names in it come from the layer.
+const REASON_CHARS_MAX: usize = 1000;
+/// What is kept of an unpacking process's last words.
+const WORDS_BYTES_MAX: u64 = 4096;
+/// On a small disk a tenth of it is kept free, if that is less than [`Limits::free_bytes_min`].
+const FREE_PART: u64 = 10;
 /// Longest app name or tag.
 const NAME_BYTES_MAX: usize = 128;
 /// The kernel takes at most this many layers.
@@ -86,6 +96,11 @@ pub struct Limits {
     pub layers_max: usize,
     /// Most uploads under way at once.
     pub uploads_max: usize,
+    /// An upload that nobody touches for so long is ended.
+    pub upload_idle_max: Duration,
+    /// Bytes of the disk that no push or unpacking takes, so that Machines can still wake and write. On a disk of less
+    /// than ten times as much, a tenth of it.
+    pub free_bytes_min: u64,
 }
 
 impl Limits {
@@ -100,6 +115,8 @@ impl Limits {
             unpack_memory_bytes_max: GIB,
             layers_max: 128,
             uploads_max: 64,
+            upload_idle_max: Duration::from_secs(600),
+            free_bytes_min: GIB / 2,
         }
     }
 }
@@ -148,6 +165,17 @@ pub enum ImageError {
         /// The limit.
         limit: u64,
     },
+    /// The disk has only what Machines need to wake and write.
+    #[error(
+        "not enough space on the server's disk: {needed} more bytes would leave less than {} MB free; make room, for \
+         example with `fly apps destroy`, and repeat", free_min >> 20
+    )]
+    DiskFull {
+        /// What was wanted.
+        needed: u64,
+        /// What must stay free.
+        free_min: u64,
+    },
     /// The manifest or config cannot be used; the text says why.
     #[error("image manifest is invalid: {0}")]
     BadManifest(String),
@@ -171,6 +199,8 @@ pub enum ImageError {
         layer: Digest,
         /// What the unpacking process said.
         reason: String,
+        /// What that is about.
+        fault: Fault,
     },
     /// A file operation failed.
     #[error("could not {doing} {}", path.display())]
@@ -189,8 +219,11 @@ impl ImageError {
     /// The reason for people who call a Machine of the image, not its host: it names no file of the host.
     pub fn told(&self) -> String {
         match self {
+            Self::DiskFull { .. } | Self::Unpack { fault: Fault::DiskFull, .. } => {
+                DISK_FULL.to_owned()
+            }
             Self::Io { source, .. } if is_disk_full(source) => DISK_FULL.to_owned(),
-            Self::Io { .. } => HOST_FAULT.to_owned(),
+            Self::Io { .. } | Self::Unpack { fault: Fault::Host, .. } => HOST_FAULT.to_owned(),
             other => other.to_string(),
         }
     }
@@ -365,8 +398,12 @@ pub struct ImageStore {
     dir: PathBuf,
     limits: Limits,
     uploads: Mutex<HashMap<String, Arc<Mutex<Upload>>>>,
-    /// Held while unpacking, so that nobody unpacks the same twice.
-    unpacking: Mutex<()>,
+    /// Shared by those who make or remove a directory of a layer, and had alone by who removes what nobody needs.
+    filling: RwLock<()>,
+    /// One lock per directory that is being made or removed, so that nobody makes the same twice.
+    making: Mutex<HashMap<PathBuf, Weak<Mutex<()>>>>,
+    /// How many more layers may be filled now.
+    fills: Turns,
     /// Held while a manifest is stored, and while it is decided what no manifest needs.
     gate: Mutex<()>,
 }
@@ -374,6 +411,32 @@ pub struct ImageStore {
 /// A panic in another thread leaves nothing half-done that a lock protects.
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bounded number of turns.
+#[derive(Debug)]
+struct Turns {
+    left: Mutex<usize>,
+    given_back: Condvar,
+}
+
+impl Turns {
+    /// Waits for a turn; it ends with the answer.
+    fn take(&self) -> Turn<'_> {
+        let left = held(&self.left);
+        let waited = self.given_back.wait_while(left, |left| *left == 0);
+        *waited.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Turn(self)
+    }
+}
+
+struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *held(&self.0.left) += 1;
+        self.0.given_back.notify_one();
+    }
 }
 
 impl ImageStore {
@@ -391,8 +454,45 @@ impl ImageStore {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(io_error("make", &path))?;
         }
-        let (uploads, unpacking, gate) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { dir: dir.to_owned(), limits, uploads, unpacking, gate })
+        Ok(Self {
+            dir: dir.to_owned(),
+            limits,
+            uploads: Mutex::default(),
+            filling: RwLock::default(),
+            making: Mutex::default(),
+            fills: Turns { left: Mutex::new(FILLS_MAX), given_back: Condvar::new() },
+            gate: Mutex::default(),
+        })
+    }
+
+    /// The lock of a directory that is made or removed as a whole.
+    fn maker(&self, path: &Path) -> Arc<Mutex<()>> {
+        let mut making = held(&self.making);
+        making.retain(|_, lock| 0 < lock.strong_count());
+        if let Some(lock) = making.get(path).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        making.insert(path.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    /// What must stay free of this disk, and what is free.
+    fn space(&self) -> Result<(u64, u64), ImageError> {
+        let disk = rustix::fs::statvfs(&self.dir);
+        let disk =
+            disk.map_err(|error| io_error("look at the disk of", &self.dir)(error.into()))?;
+        let free_min = self.limits.free_bytes_min.min(disk.f_blocks * disk.f_frsize / FREE_PART);
+        Ok((free_min, disk.f_bavail * disk.f_frsize))
+    }
+
+    /// Refuses what would take the space that Machines need.
+    fn check_space(&self, needed: u64) -> Result<(), ImageError> {
+        let (free_min, free) = self.space()?;
+        if free.saturating_sub(needed) < free_min {
+            return Err(ImageError::DiskFull { needed, free_min });
+        }
+        Ok(())
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -416,13 +516,9 @@ impl ImageStore {
     pub fn begin_upload(&self) -> Result<String, ImageError> {
         let id = random_id().map_err(io_error("name a file in", &self.dir))?;
         let path = self.dir.join("scratch").join(&id);
+        self.check_space(0)?;
+        self.end_idle_uploads();
         let mut uploads = held(&self.uploads);
-        if uploads.len() >= self.limits.uploads_max {
-            uploads.retain(|_, upload| {
-                // One whose lock is held is being written to.
-                upload.try_lock().map_or(true, |upload| upload.touched.elapsed() < UPLOAD_IDLE_MAX)
-            });
-        }
         if uploads.len() >= self.limits.uploads_max {
             let limit = self.limits.uploads_max as u64;
             return Err(ImageError::TooLarge { what: "number of uploads".to_owned(), limit });
@@ -433,12 +529,24 @@ impl ImageStore {
         Ok(id)
     }
 
+    /// Ends uploads that nobody touched for long; their bytes are free again. To be called now and then.
+    pub fn end_idle_uploads(&self) {
+        let is_idle = |upload: &Arc<Mutex<Upload>>| {
+            // One whose lock is held is being written to.
+            upload.try_lock().is_ok_and(|it| self.limits.upload_idle_max <= it.touched.elapsed())
+        };
+        let idle: Vec<_> =
+            held(&self.uploads).extract_if(|_, upload| is_idle(upload)).map(|(_, it)| it).collect();
+        idle.iter().for_each(|upload| remove_quietly(&held(upload).path));
+    }
+
     fn upload(&self, id: &str) -> Result<Arc<Mutex<Upload>>, ImageError> {
         let found = held(&self.uploads).get(id).cloned();
         found.ok_or_else(|| ImageError::UploadUnknown(id.to_owned()))
     }
 
-    /// Appends to an upload and returns its new length. `offset`, when given, must be its present length.
+    /// Appends to an upload and returns its new length. `offset`, when given, must be its present length. On any other
+    /// error the upload is gone: what it took of a full disk is free again.
     pub fn append_upload(
         &self,
         id: &str,
@@ -451,15 +559,24 @@ impl ImageStore {
         if let Some(given) = offset.filter(|given| *given != at) {
             return Err(ImageError::UploadOffset { id: id.to_owned(), at, given });
         }
-        if at + bytes.len() as u64 > self.limits.blob_bytes_max {
-            let limit = self.limits.blob_bytes_max;
+        let appended = self.append(&mut upload, bytes);
+        if appended.is_err() && held(&self.uploads).remove(id).is_some() {
+            remove_quietly(&upload.path);
+        }
+        appended.map(|()| upload.len)
+    }
+
+    fn append(&self, upload: &mut Upload, bytes: &[u8]) -> Result<(), ImageError> {
+        let (len, limit) = (bytes.len() as u64, self.limits.blob_bytes_max);
+        if limit < upload.len + len {
             return Err(ImageError::TooLarge { what: "blob".to_owned(), limit });
         }
+        self.check_space(len)?;
         upload.file.write_all(bytes).map_err(io_error("write", &upload.path))?;
         upload.hash.update(bytes);
-        upload.len += bytes.len() as u64;
+        upload.len += len;
         upload.touched = Instant::now();
-        Ok(upload.len)
+        Ok(())
     }
 
     /// Length of an upload so far.
@@ -511,6 +628,7 @@ impl ImageStore {
     ) -> Result<ManifestInfo, ImageError> {
         let tag = self.tag_path(app, reference)?;
         let manifest = self.parse(bytes)?;
+        self.check_space(bytes.len() as u64)?;
         let _gate = held(&self.gate);
         self.check_parts(&manifest)?;
         let mut hash = Sha256::new();
@@ -592,7 +710,10 @@ impl ImageStore {
             file.sync_all()?;
             fs::rename(&draft, path)
         };
-        write().map_err(io_error("write", path))
+        write().map_err(|error| {
+            remove_quietly(&draft);
+            io_error("write", path)(error)
+        })
     }
 
     /// Finds a manifest by tag (as pushed to `app`) or digest. It counts as pushed now: whoever asks is about to use it.
@@ -673,22 +794,37 @@ impl ImageStore {
             return Err(ImageError::BadManifest(reason));
         }
         let mut layers = Vec::new();
-        let one_at_a_time = held(&self.unpacking);
         for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
             layers.push(self.ensure_layer(&layer.digest.parse()?, &diff_id.parse()?)?);
         }
-        drop(one_at_a_time);
         let config = config.config.unwrap_or_default().into();
         Ok(Unpacked { layers, config, manifest: manifest_digest })
     }
 
     fn ensure_layer(&self, blob: &Digest, diff_id: &Digest) -> Result<PathBuf, ImageError> {
         let path = self.dir.join("layers").join(diff_id.hex());
-        if path.exists() {
-            return Ok(path);
-        }
-        self.make_tree(&path, |draft| self.unpack_layer(blob, diff_id, draft))?;
+        self.ensure_tree(&path, |draft| self.unpack_layer(blob, diff_id, draft))?;
         Ok(path)
+    }
+
+    /// Makes a directory unless it is there. A wake of what is there waits for nobody, and other images wait only for
+    /// a turn.
+    fn ensure_tree(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&Path) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        if path.exists() {
+            return Ok(());
+        }
+        let _filling = self.filling.read().unwrap_or_else(PoisonError::into_inner);
+        let maker = self.maker(path);
+        let _maker = held(&maker);
+        if path.exists() {
+            return Ok(());
+        }
+        let _turn = self.fills.take();
+        self.make_tree(path, fill)
     }
 
     /// Makes the directory `path` by `fill`, whole or not at all.
@@ -719,20 +855,23 @@ impl ImageStore {
         let range = self.shifted_path(uid_base);
         let copy_of = |layer: &PathBuf| range.join(layer.file_name().unwrap_or_default());
         let layers: Vec<PathBuf> = unpacked.layers.iter().map(copy_of).collect();
-        // A start of what is there must not wait for somebody else's copying.
+        // A start of what is there must not wait for the copying for another Machine of the app.
         if !layers.iter().all(|copy| copy.exists()) {
-            let _one_at_a_time = held(&self.unpacking);
+            let range_lock = self.maker(&range);
+            let _alone_in_range = held(&range_lock);
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&range);
             made.map_err(io_error("make", &range))?;
-            let missing = unpacked.layers.iter().zip(&layers).filter(|(_, copy)| !copy.exists());
-            for (layer, copy) in missing {
-                self.make_tree(copy, |draft| {
-                    let copied = shift::copy(layer, draft, uid_base).map_err(io::Error::other);
-                    copied.map_err(io_error("shift the owners of", layer))
-                })?;
+            for (layer, copy) in unpacked.layers.iter().zip(&layers) {
+                self.ensure_tree(copy, |draft| self.copy_layer(layer, draft, uid_base))?;
             }
         }
         Ok(Unpacked { layers, ..unpacked.clone() })
+    }
+
+    fn copy_layer(&self, layer: &Path, draft: &Path, uid_base: u32) -> Result<(), ImageError> {
+        self.check_space(0)?;
+        let copied = shift::copy(layer, draft, uid_base).map_err(shift::ShiftError::into_io);
+        copied.map_err(io_error("shift the owners of", layer))
     }
 
     fn shifted_path(&self, uid_base: u32) -> PathBuf {
@@ -741,14 +880,16 @@ impl ImageStore {
 
     /// Removes the copies made for one range. No Machine of that app may live.
     pub fn remove_shifted(&self, uid_base: u32) -> Result<(), ImageError> {
-        let _one_at_a_time = held(&self.unpacking);
-        remove_tree(&self.shifted_path(uid_base))
+        let range = self.shifted_path(uid_base);
+        let range_lock = self.maker(&range);
+        let _alone_in_range = held(&range_lock);
+        remove_tree(&range)
     }
 
     /// Removes copies that nobody can use any more: those for ranges that are not among `uid_bases`, and those whose
     /// layer is gone. No Machine of such an app, or on such a layer, may live.
     pub fn retain_shifted(&self, uid_bases: &[u32]) -> Result<(), ImageError> {
-        let _one_at_a_time = held(&self.unpacking);
+        let _alone = self.filling.write().unwrap_or_else(PoisonError::into_inner);
         for range in entries(&self.dir.join("shifted"))? {
             let kept = uid_bases.iter().any(|base| range.ends_with(base.to_string()));
             if !kept {
@@ -772,14 +913,20 @@ impl ImageStore {
         diff_id: &Digest,
         draft: &Path,
     ) -> Result<(), ImageError> {
-        let refused = |reason| ImageError::Unpack { layer: blob.clone(), reason };
+        let refused = |reason: &str, fault| {
+            let reason = unpack::shortened(reason, REASON_CHARS_MAX);
+            ImageError::Unpack { layer: blob.clone(), reason, fault }
+        };
         let path = self.blob_path(blob);
         let file = File::open(&path).map_err(|_| ImageError::BlobUnknown(blob.clone()))?;
-        let answer = self.run_child(file, draft).map_err(|error| refused(error.to_string()))?;
+        let answer = self
+            .run_child(file, draft)
+            .map_err(|error| refused(&error.to_string(), Fault::Host))?;
         match answer {
-            unpack::Answer::Failed(reason) => Err(refused(reason)),
+            unpack::Answer::Failed { reason, fault } => Err(refused(&reason, fault)),
             unpack::Answer::Done { diff_id: actual, .. } if actual != diff_id.hex() => {
-                Err(refused(format!("its content is sha256:{actual}, the config says {diff_id}")))
+                let text = format!("its content is sha256:{actual}, the config says {diff_id}");
+                Err(refused(&text, Fault::Image))
             }
             unpack::Answer::Done { opaque, .. } => {
                 let marked = opaque.iter().try_for_each(|dir| mark_opaque(draft, dir));
@@ -789,20 +936,25 @@ impl ImageStore {
     }
 
     fn run_child(&self, blob: File, draft: &Path) -> io::Result<unpack::Answer> {
-        let output = Command::new("/proc/self/exe")
+        let (free_min, _) = self.space().map_err(io::Error::other)?;
+        let mut child = Command::new("/proc/self/exe")
             .arg("unpack")
             .arg(draft)
             .env_clear()
             .env(unpack::BYTES_VARIABLE, self.limits.layer_bytes_max.to_string())
             .env(unpack::ENTRIES_VARIABLE, self.limits.layer_entries_max.to_string())
             .env(unpack::MEMORY_VARIABLE, self.limits.unpack_memory_bytes_max.to_string())
+            .env(unpack::FREE_VARIABLE, free_min.to_string())
             .stdin(blob)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .output()?;
-        serde_json::from_slice(&output.stdout).map_err(|_| {
-            let words = String::from_utf8_lossy(&output.stderr);
-            io::Error::other(format!("unpacking ended with {}: {}", output.status, words.trim()))
+            .spawn()?;
+        let heard = hear(&mut child);
+        let status = child.wait()?;
+        let (answer, words) = heard?;
+        serde_json::from_slice(&answer).map_err(|_| {
+            let words = String::from_utf8_lossy(&words);
+            io::Error::other(format!("unpacking ended with {status}: {}", words.trim()))
         })
     }
 
@@ -814,6 +966,34 @@ impl ImageStore {
         let dir = self.dir.join("tags").join(app);
         remove_tree(&dir)
     }
+}
+
+/// What an unpacking process says until it ends, on both outputs. It has read somebody else's file and is not trusted: too
+/// long an answer is none and ends it, and of its other words only the first are kept.
+fn hear(child: &mut Child) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let silent = || io::Error::other("the unpacking process has no output");
+    let stdout = child.stdout.take().ok_or_else(silent)?;
+    let stderr = child.stderr.take().ok_or_else(silent)?;
+    std::thread::scope(|scope| {
+        let words = scope.spawn(|| read_start(stderr, WORDS_BYTES_MAX));
+        let answer = read_start(stdout, ANSWER_BYTES_MAX + 1).and_then(|answer| {
+            let fits = answer.len() as u64 <= ANSWER_BYTES_MAX;
+            fits.then_some(answer).ok_or_else(|| io::Error::other("unpacking says too much"))
+        });
+        if answer.is_err() {
+            // Before the thread is waited for, which reads until it ends.
+            child.kill()?;
+        }
+        let answer = answer?;
+        Ok((answer, words.join().unwrap_or_else(|_| Ok(Vec::new()))?))
+    })
+}
+
+/// The first bytes of a stream, which is closed after them.
+fn read_start(stream: impl Read, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stream.take(bytes_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn remove_tree(dir: &Path) -> Result<(), ImageError> {
@@ -943,10 +1123,6 @@ mod tests {
         let (store, dir) = store("bounds")?;
         let id = store.begin_upload()?;
         assert!(matches!(
-            store.append_upload(&id, None, &[0; 101]),
-            Err(ImageError::TooLarge { .. })
-        ));
-        assert!(matches!(
             store.append_upload(&id, Some(5), b"x"),
             Err(ImageError::UploadOffset { at: 0, .. })
         ));
@@ -955,6 +1131,117 @@ mod tests {
         store.cancel_upload(&second);
         assert!(store.begin_upload().is_ok());
         Ok(fs::remove_dir_all(dir)?)
+    }
+
+    fn scratch(dir: &Path) -> io::Result<usize> {
+        Ok(fs::read_dir(dir.join("scratch"))?.count())
+    }
+
+    #[test]
+    fn an_upload_that_cannot_go_on_is_gone_at_once_and_a_wrong_offset_ends_nothing() -> Tested {
+        let (store, dir) = store("broken-upload")?;
+        let id = store.begin_upload()?;
+        store.append_upload(&id, None, b"12345")?;
+        assert!(store.append_upload(&id, Some(7), b"x").is_err());
+        assert_eq!((store.upload_len(&id)?, scratch(&dir)?), (5, 1));
+        let error = store.append_upload(&id, None, &[0; 101]);
+        assert!(matches!(error, Err(ImageError::TooLarge { .. })));
+        assert!(matches!(store.upload_len(&id), Err(ImageError::UploadUnknown(_))));
+        assert_eq!(scratch(&dir)?, 0);
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn idle_uploads_end_and_their_files_go() -> Tested {
+        let (mut store, dir) = store("idle-upload")?;
+        let id = store.begin_upload()?;
+        store.end_idle_uploads();
+        assert!(store.append_upload(&id, None, b"x").is_ok());
+        store.limits.upload_idle_max = Duration::ZERO;
+        store.end_idle_uploads();
+        assert!(matches!(store.upload_len(&id), Err(ImageError::UploadUnknown(_))));
+        assert_eq!(scratch(&dir)?, 0);
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn a_push_leaves_the_space_that_machines_need() -> Tested {
+        let (store, dir) = store("reserve")?;
+        let config = push(&store, b"{}")?;
+        let (_, free) = store.space()?;
+        // More than a tenth of the disk is never kept free.
+        let free_bytes_min = u64::MAX;
+        let store =
+            ImageStore { limits: Limits { free_bytes_min, ..store.limits.clone() }, ..store };
+        let (free_min, _) = store.space()?;
+        assert!(free_min < u64::MAX / 10);
+        let needed = free.saturating_sub(free_min / 2);
+        let error = store.check_space(needed).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.contains("not enough space")));
+        assert!(store.blob_size(&config).is_some());
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn what_is_unpacked_waits_for_no_other_unpacking() -> Tested {
+        let (store, dir) = store("no-wait")?;
+        let path = dir.join("layers").join(digest_of(b"there").hex());
+        fs::create_dir(&path)?;
+        let turns: Vec<_> = (0..FILLS_MAX).map(|_| store.fills.take()).collect();
+        let other = store.maker(&dir.join("layers").join(digest_of(b"other").hex()));
+        let _other = held(&other);
+        let never = |_: &Path| Err(ImageError::NoCommand);
+        // Were it to wait, this test would not end.
+        store.ensure_tree(&path, never)?;
+        let (layers, config) = (vec![path], ImageConfig::default());
+        let copy = dir.join("shifted/7").join(digest_of(b"there").hex());
+        fs::create_dir_all(copy)?;
+        store.shift(&Unpacked { layers, config, manifest: digest_of(b"m") }, 7)?;
+        drop(turns);
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn the_same_layer_is_made_once_and_others_beside_it() -> Tested {
+        let (store, dir) = store("make-once")?;
+        let paths = [b"one", b"two"].map(|name| dir.join("layers").join(digest_of(name).hex()));
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        // Both layers are being made at the same time, or nobody passes.
+        let both = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for path in paths.iter().chain(&paths) {
+                scope.spawn(|| {
+                    let fill = |_: &Path| {
+                        both.wait();
+                        made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        Ok(())
+                    };
+                    store.ensure_tree(path, fill).expect("it can be made");
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 2);
+        assert!(paths.iter().all(|path| path.is_dir()));
+        Ok(fs::remove_dir_all(dir)?)
+    }
+
+    #[test]
+    fn an_unpacking_process_that_never_stops_talking_is_not_listened_to() -> Tested {
+        let talk = |script: &str| -> io::Result<(Vec<u8>, Vec<u8>)> {
+            let mut child = Command::new("sh")
+                .args(["-c", script])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let heard = hear(&mut child);
+            child.wait()?;
+            heard
+        };
+        let error = talk("trap '' PIPE; yes; exec sleep 1000").err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.contains("says too much")));
+        let (answer, words) = talk("echo answer; exec yes >&2")?;
+        assert_eq!((answer.as_slice(), words.len() as u64), (&b"answer\n"[..], WORDS_BYTES_MAX));
+        Ok(())
     }
 
     #[test]

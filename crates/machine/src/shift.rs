@@ -39,6 +39,13 @@ pub(crate) struct ShiftError {
     source: io::Error,
 }
 
+impl ShiftError {
+    /// As one error of the kind of its cause.
+    pub(crate) fn into_io(self) -> io::Error {
+        io::Error::new(self.source.kind(), format!("{self}: {}", self.source))
+    }
+}
+
 /// Copies the directory `from` into the empty directory `to`; every owner is raised by `base`.
 pub(crate) fn copy(from: &Path, to: &Path, base: u32) -> Result<(), ShiftError> {
     let failed = |name: &Path| {

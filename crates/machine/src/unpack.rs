@@ -26,17 +26,23 @@ use sha2::{Digest as _, Sha256};
 use tar::{Archive, Entry, EntryType};
 
 use crate::bundle::IDS;
+use crate::launch::{Fault, is_disk_full};
 use crate::shim::chain;
 
 /// Names of the variables that carry the limits.
 pub(crate) const BYTES_VARIABLE: &str = "PERCH_UNPACK_BYTES_MAX";
 pub(crate) const ENTRIES_VARIABLE: &str = "PERCH_UNPACK_ENTRIES_MAX";
 pub(crate) const MEMORY_VARIABLE: &str = "PERCH_UNPACK_MEMORY_MAX";
+pub(crate) const FREE_VARIABLE: &str = "PERCH_UNPACK_FREE_MIN";
 
 /// Longest name; the kernel's own limit, less its final zero.
 const PATH_BYTES_MAX: usize = 4095;
 /// Most that the names of hiding directories take in the answer, which the parent holds in memory. Images have a few.
-const OPAQUE_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const OPAQUE_BYTES_MAX: u64 = 1 << 20;
+/// Most of a name that is shown: names are as long as the layer likes.
+const SHOWN_CHARS_MAX: usize = 200;
+/// How many entries are made before it is looked at how much space is left.
+const ENTRIES_PER_LOOK: u64 = 64;
 /// Ids that a Machine does not have become this one, "nobody".
 const NOBODY: u32 = 65_534;
 
@@ -55,8 +61,13 @@ pub(crate) enum Answer {
         /// Directories that hide what lower layers have below them, relative to the target.
         opaque: Vec<PathBuf>,
     },
-    /// It is refused or could not be written, for this reason.
-    Failed(String),
+    /// It is refused or could not be written.
+    Failed {
+        /// Why.
+        reason: String,
+        /// What that is about.
+        fault: Fault,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -69,20 +80,51 @@ enum UnpackError {
     },
     #[error("could not read the archive")]
     Archive(#[source] io::Error),
-    #[error("could not unpack {name:?}")]
+    #[error("could not unpack {}", shown(name))]
     Write {
         name: PathBuf,
         #[source]
         source: io::Error,
     },
-    #[error("{name:?} is refused: {reason}")]
+    #[error("{} is refused: {reason}", shown(name))]
     Refused { name: PathBuf, reason: &'static str },
     #[error(
-        "{name:?} is refused: it is {kind}; build the image without it: a Machine has its own /dev"
+        "{} is refused: it is {kind}; build the image without it: a Machine has its own /dev",
+        shown(name)
     )]
     Special { name: PathBuf, kind: &'static str },
     #[error("layer has more than {limit} {what}")]
     TooLarge { what: &'static str, limit: u64 },
+    #[error("no space on the server's disk: {} MB must stay free for what runs there", free_min >> 20)]
+    DiskFull { free_min: u64 },
+}
+
+impl UnpackError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::DiskFull { .. } => Fault::DiskFull,
+            Self::Write { source, .. } if is_disk_full(source) => Fault::DiskFull,
+            Self::Step { .. } => Fault::Host,
+            Self::Archive(_)
+            | Self::Write { .. }
+            | Self::Refused { .. }
+            | Self::Special { .. }
+            | Self::TooLarge { .. } => Fault::Image,
+        }
+    }
+}
+
+/// A name as it is put into a message.
+fn shown(name: &Path) -> String {
+    shortened(&format!("{name:?}"), SHOWN_CHARS_MAX)
+}
+
+/// The beginning of a text, with a mark where something is left out.
+pub(crate) fn shortened(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}… ({} bytes in all)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 fn step<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> UnpackError {
@@ -94,7 +136,7 @@ fn step<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> UnpackErro
 pub fn main(dir: &Path) -> ExitCode {
     let answer = match confine(dir).and_then(|limits| unpack(io::stdin().lock(), limits)) {
         Ok(answer) => answer,
-        Err(error) => Answer::Failed(chain(&error)),
+        Err(error) => Answer::Failed { reason: chain(&error), fault: error.fault() },
     };
     let sent = serde_json::to_vec(&answer).map_err(io::Error::from);
     match sent.and_then(|text| io::stdout().write_all(&text)) {
@@ -107,6 +149,8 @@ pub fn main(dir: &Path) -> ExitCode {
 struct Limits {
     bytes: u64,
     entries: u64,
+    /// What must stay free of the disk.
+    free: u64,
 }
 
 fn confine(dir: &Path) -> Result<Limits, UnpackError> {
@@ -115,6 +159,7 @@ fn confine(dir: &Path) -> Result<Limits, UnpackError> {
     let bytes = number(BYTES_VARIABLE).ok_or_else(missing)?;
     let entries = number(ENTRIES_VARIABLE).ok_or_else(missing)?;
     let memory = number(MEMORY_VARIABLE).ok_or_else(missing)?;
+    let free = number(FREE_VARIABLE).ok_or_else(missing)?;
     rustix::process::chroot(dir).map_err(step("change the root to the target"))?;
     rustix::process::chdir("/").map_err(step("enter the target"))?;
     rustix::process::umask(Mode::empty());
@@ -122,7 +167,7 @@ fn confine(dir: &Path) -> Result<Limits, UnpackError> {
     // Names and compression windows are as large as the layer says; what they take must not come from the Machines.
     let memory = Rlimit { current: Some(memory), maximum: Some(memory) };
     setrlimit(Resource::As, memory).map_err(step("limit its memory"))?;
-    Ok(Limits { bytes, entries })
+    Ok(Limits { bytes, entries, free })
 }
 
 /// Keeps the rights over files and nothing else.
@@ -287,6 +332,16 @@ impl Target {
         if limit < self.entries {
             return Err(UnpackError::TooLarge { what: "files", limit });
         }
+        if self.entries % ENTRIES_PER_LOOK == 1 { self.check_space(0) } else { Ok(()) }
+    }
+
+    /// Refuses to take the space that Machines need.
+    fn check_space(&self, needed: u64) -> Result<(), UnpackError> {
+        let disk = rustix::fs::fstatvfs(&self.root).map_err(step("look at the disk"))?;
+        let (free, free_min) = (disk.f_bavail * disk.f_frsize, self.limits.free);
+        if free.saturating_sub(needed) < free_min {
+            return Err(UnpackError::DiskFull { free_min });
+        }
         Ok(())
     }
 
@@ -391,6 +446,9 @@ impl Target {
         let limit = self.limits.bytes;
         if limit - self.written < entry.size() {
             return Err(UnpackError::TooLarge { what: "bytes", limit });
+        }
+        if 0 < entry.size() {
+            self.check_space(entry.size())?;
         }
         let copied = io::copy(&mut entry.take(limit - self.written), &mut out);
         self.written += copied.map_err(|error| match error.kind() {

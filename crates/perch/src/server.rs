@@ -204,6 +204,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     });
     world.tracker.spawn(api::mark_interrupted(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
+    world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;

@@ -48,7 +48,7 @@ impl ImageStore {
         used: &BTreeSet<Digest>,
         unused_since: SystemTime,
     ) -> Result<Pruned, ImageError> {
-        let unpacking = match self.unpacking.try_lock() {
+        let alone = match self.filling.try_write() {
             Err(TryLockError::WouldBlock) => return Ok(Pruned::default()),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Ok(guard) => guard,
@@ -61,7 +61,7 @@ impl ImageStore {
             aside.push(self.set_aside(path)?);
             Ok(())
         });
-        drop((gate, unpacking));
+        drop((gate, alone));
         aside.iter().for_each(|path| delete(path));
         moved.map(|()| pruned)
     }
@@ -345,7 +345,7 @@ mod tests {
     fn nothing_goes_while_somebody_unpacks() -> Tested {
         let (store, dir) = store("prune-unpacking")?;
         let digest = image(&store, "web", "one")?;
-        let unpacking = held(&store.unpacking);
+        let unpacking = store.filling.read();
         assert_eq!(store.prune(&BTreeSet::new(), later())?, Pruned::default());
         drop(unpacking);
         assert_eq!(store.prune(&BTreeSet::new(), later())?.manifests, [digest]);

@@ -5,16 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use perch_api::server::BodyStream;
 use perch_api::wire::{ApiError, Descriptor, ImageInfo, ImageRef, ManifestInfo, UploadState};
-use perch_machine::{Digest, Ids, ImageConfig, ImageError, ImageStore, Pruned, Unpacked};
+use perch_machine::{Digest, Fault, Ids, ImageConfig, ImageError, ImageStore, Pruned, Unpacked};
 
 use super::world::lock;
 
 /// Host part of references that this server makes.
 pub(crate) const REGISTRY: &str = "registry.perch";
+
+/// Between two looks for uploads that nobody goes on with.
+const UPLOADS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A reference, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +201,23 @@ impl Images {
         .await
     }
 
+    /// Ends, until the server does, uploads that nobody goes on with.
+    pub(crate) async fn end_idle_uploads(self, ended: tokio_util::sync::CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(UPLOADS_INTERVAL) => {}
+                () = ended.cancelled() => return,
+            }
+            let done = self.blocking(|store| {
+                store.end_idle_uploads();
+                Ok(())
+            });
+            if let Err(error) = done.await {
+                tracing::warn!(%error, "idle uploads may remain");
+            }
+        }
+    }
+
     pub(crate) async fn get_upload(&self, id: String) -> Result<UploadState, ApiError> {
         self.blocking(move |store| {
             let received = store.upload_len(&id).map_err(api_error)?;
@@ -328,6 +348,9 @@ pub(crate) fn api_error(error: ImageError) -> ApiError {
         | ImageError::DigestMismatch { .. } => ApiError::bad_request(text),
         ImageError::UploadOffset { .. } => ApiError::new(416, text),
         ImageError::TooLarge { .. } => ApiError::too_large(text),
+        ImageError::DiskFull { .. } | ImageError::Unpack { fault: Fault::DiskFull, .. } => {
+            ApiError::disk_full(text)
+        }
         ImageError::BadManifest(_)
         | ImageError::WrongPlatform { .. }
         | ImageError::NoCommand

@@ -67,10 +67,11 @@ fn held(file: &mut File, path: &Path) -> LockError {
     LockError::Held { pid, dir: path.parent().unwrap_or(path).to_owned() }
 }
 
+/// Over the last one, of the same length, so that a full disk is no obstacle.
 fn write_pid(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
     file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+    writeln!(file, "{:<10}", std::process::id())?;
+    file.set_len(11)
 }
 
 #[cfg(test)]

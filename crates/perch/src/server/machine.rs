@@ -250,7 +250,11 @@ impl Task {
         self.world.save_life_behind(&self.id, self.life.stored());
     }
 
-    async fn on_launched(&mut self, run: u64, result: Result<Box<perch_machine::Machine>, Failure>) {
+    async fn on_launched(
+        &mut self,
+        run: u64,
+        result: Result<Box<perch_machine::Machine>, Failure>,
+    ) {
         self.because(Source::Platform, String::new());
         match result {
             Ok(machine) => {

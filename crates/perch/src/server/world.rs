@@ -300,7 +300,9 @@ impl World {
     /// Deletes everything of a Machine that was destroyed.
     pub(crate) async fn remove_machine(&self, id: &str) {
         self.detach(id).await;
-        if let Err(error) = perch_machine::remove(&self.paths.machine(id), &self.cgroup_parent).await {
+        if let Err(error) =
+            perch_machine::remove(&self.paths.machine(id), &self.cgroup_parent).await
+        {
             tracing::warn!(machine = id, error = super::images::chain(&error), "leftovers remain");
         }
         let app = self.keeper.read().machines.get(id).map(|machine| machine.app.clone());

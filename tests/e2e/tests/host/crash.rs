@@ -73,6 +73,46 @@ fn a_new_server_and_proxy_take_over_what_runs() {
 }
 
 #[test]
+fn damaged_files_of_machines_keep_neither_server_nor_down_from_working() {
+    on_host(|host| {
+        let (spec, shim) = (private_app(host, "spec", AWAKE)?, private_app(host, "shim", AWAKE)?);
+        let machines = host.data_dir().join("machines");
+        let damage = |host: &Host| -> Result<()> {
+            for (app, file) in [("spec", "spec.json"), ("shim", "shim.json")] {
+                for id in ids(host, app)? {
+                    std::fs::write(machines.join(id).join(file), "")?;
+                }
+            }
+            std::fs::create_dir(machines.join("stranger"))?;
+            Ok(std::fs::write(machines.join("stranger/spec.json"), "")?)
+        };
+        damage(host)?;
+        host.kill_server()?;
+        host.start_server()?;
+        ensure!(!machines.join("stranger").exists(), "what belongs to no Machine is still there");
+        for address in [&spec, &shim] {
+            check_answer(&host.get(address, 80, "/")?, "")?;
+        }
+        for id in [ids(host, "spec")?, ids(host, "shim")?].concat() {
+            // The program and its PID 1.
+            let live = machine_processes(host, &id).len();
+            ensure!(live <= 2, "{live} processes of Machine {id}: it was started beside itself");
+        }
+        damage(host)?;
+        host.stop_server()?;
+        let data = host.data_dir().to_string_lossy().into_owned();
+        host.perch(&["down", "--data-dir", &data, "--purge"])?.ok()?;
+        ensure!(host.perch_processes("shim").is_empty(), "shims are left");
+        ensure!(!host.data_dir().exists(), "the data are still there");
+        Ok(())
+    });
+}
+
+fn ids(host: &Host, app: &str) -> Result<Vec<String>> {
+    Ok(host.machines(app)?.into_iter().map(|machine| machine.id).collect())
+}
+
+#[test]
 fn with_a_service_manager_connections_are_accepted_while_neither_server_nor_proxy_lives() {
     on_host(|host| {
         host.stop_server()?;
