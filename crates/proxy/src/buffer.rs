@@ -5,10 +5,13 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, ReadBuf};
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::net::TcpStream;
 
 /// Measured: copies of 64 KiB bodies need a third of the CPU that 16 KiB buffers need.
 pub(crate) const BUFFER_BYTES: usize = 64 * 1024;
@@ -82,6 +85,45 @@ impl Buffer {
         self.end += count;
         Poll::Ready(Ok(count))
     }
+
+    /// The same from a stream that is shared with others.
+    pub(crate) fn poll_fill_of(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &TcpStream,
+        bytes_max: usize,
+    ) -> Poll<io::Result<usize>> {
+        let limit = self.bytes.len().min(self.end.saturating_add(bytes_max));
+        if limit == self.end {
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match try_read(stream, &mut self.bytes[self.end..limit]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(count) => {
+                    self.end += count;
+                    return Poll::Ready(Ok(count));
+                }
+            }
+        }
+    }
+}
+
+/// Reads what is there. Less than there is room for means that this was all: as in Tokio's own reads,
+/// the next one waits without asking the kernel again.
+fn try_read(stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut count = None;
+    let outcome = stream.try_io(Interest::READABLE, || {
+        let (read, _) = rustix::net::recv(stream.as_fd(), &mut *room, RecvFlags::empty())?;
+        count = Some(read);
+        if (1..room.len()).contains(&read) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match count {
+        Some(read) => Ok(read),
+        None => outcome.map(|()| 0),
+    }
 }
 
 impl Drop for Buffer {
@@ -103,6 +145,16 @@ pub(crate) async fn read_some(
     std::future::poll_fn(|cx| {
         let mut buffer = Buffer::take();
         ready!(buffer.poll_fill(cx, stream, bytes_max))?;
+        Poll::Ready(Ok(buffer))
+    })
+    .await
+}
+
+/// The same from a stream that is shared with others.
+pub(crate) async fn read_some_of(stream: &TcpStream, bytes_max: usize) -> io::Result<Buffer> {
+    std::future::poll_fn(|cx| {
+        let mut buffer = Buffer::take();
+        ready!(buffer.poll_fill_of(cx, stream, bytes_max))?;
         Poll::Ready(Ok(buffer))
     })
     .await

@@ -18,3 +18,4 @@ mod exchange;
 pub(crate) mod head;
 mod reply;
 pub(crate) mod response;
+mod watch;

@@ -5,12 +5,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::app::{App, NoPlace, Place, PortFacts};
-use crate::buffer::{BUFFER_BYTES, read_some};
+use crate::buffer::{BUFFER_BYTES, read_some_of};
 use crate::directory::Destination;
 use crate::upstream::{self, NoConnection};
 
@@ -89,7 +89,10 @@ async fn place(to: &Destination, app: &Rc<App>, facts: &PortFacts) -> Result<Pla
 
 /// Runs `work` unless the caller resets the connection. A caller that only ended its side may still
 /// want an answer, so that does not count.
-async fn unless_reset<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unless_reset<T>(
+    caller: &TcpStream,
+    work: impl Future<Output = T>,
+) -> Option<T> {
     let mut work = pin!(work);
     let mut error = pin!(caller.ready(Interest::ERROR));
     let mut watching = true;
@@ -107,19 +110,28 @@ async fn unless_reset<T>(caller: &TcpStream, work: impl Future<Output = T>) -> O
 }
 
 async fn relay(caller: &mut TcpStream, machine: &mut TcpStream) -> io::Result<()> {
-    let (mut caller_read, mut caller_write) = caller.split();
-    let (mut machine_read, mut machine_write) = machine.split();
-    let up = copy(&mut caller_read, &mut machine_write);
-    let down = copy(&mut machine_read, &mut caller_write);
-    tokio::try_join!(up, down).map(|_| ())
+    let (caller_read, mut caller_write) = caller.split();
+    let (machine_read, mut machine_write) = machine.split();
+    let up = copy(caller_read.as_ref(), &mut machine_write);
+    let down = copy(machine_read.as_ref(), &mut caller_write);
+    tokio::select! {
+        // What came before a reset is passed on first.
+        biased;
+        done = async { tokio::try_join!(up, down).map(|_| ()) } => done,
+        // A side that takes nothing must not hide that the other is gone.
+        error = failed(caller_read.as_ref()) => Err(error),
+        error = failed(machine_read.as_ref()) => Err(error),
+    }
 }
 
-async fn copy(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-) -> io::Result<()> {
+async fn failed(stream: &TcpStream) -> io::Error {
+    let failed = stream.ready(Interest::ERROR).await;
+    failed.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+async fn copy(from: &TcpStream, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     loop {
-        let bytes = read_some(from, BUFFER_BYTES).await?;
+        let bytes = read_some_of(from, BUFFER_BYTES).await?;
         if bytes.is_empty() {
             return to.shutdown().await;
         }

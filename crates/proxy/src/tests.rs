@@ -5,6 +5,7 @@ mod control;
 mod dns;
 mod end;
 mod http;
+mod leaving;
 mod panic;
 mod parser;
 mod raw;

@@ -3,10 +3,10 @@
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -165,12 +165,7 @@ impl Connection {
         }
         let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
         match outcome {
-            Ok(done) => {
-                if !done.next.is_empty() {
-                    self.pending = done.next;
-                }
-                Ok(done.caller_after)
-            }
+            Ok(done) => Ok(done.caller_after),
             Err(Failure::Ended) => Err(Ended::Cut),
             Err(Failure::Reply(status, text)) => {
                 app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
@@ -273,7 +268,7 @@ impl Connection {
     }
 
     async fn forward(
-        &self,
+        &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &Incoming,
@@ -337,7 +332,7 @@ impl Connection {
 
     /// On failure also says whether the connection to the Machine had been used before.
     async fn exchange(
-        &self,
+        &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &Incoming,
@@ -352,8 +347,9 @@ impl Connection {
             ending: &self.directory.ending,
         };
         let message = (scratch.request.as_slice(), incoming.body);
-        let (request, answer) = (&incoming.request, &mut scratch.answer);
-        let done = exchange(stream, &mut machine.stream, request, message, answer, signature);
+        let spaces = (&mut scratch.answer, &mut self.pending);
+        let request = &incoming.request;
+        let done = exchange(stream, &mut machine.stream, request, message, spaces, signature);
         done.await.map_err(|broken| (broken, machine.used))
     }
 
@@ -477,8 +473,9 @@ impl Tries {
             return Ok(Some(used));
         }
         // What is rare is boxed: its state would make every idle connection larger.
-        let connecting = Box::pin(upstream::connect(place, self.deadline.at()));
-        match unless_left(caller, connecting).await? {
+        let connecting = upstream::connect(place, self.deadline.at());
+        let connected = Box::pin(tcp::unless_reset(caller, connecting)).await;
+        match connected.ok_or(Failure::Ended)? {
             Ok(stream) => Ok(Some(Upstream { stream, used: false })),
             Err(NoConnection::Gone) if 0 < self.left => {
                 self.left -= 1;
@@ -515,7 +512,8 @@ fn repeatable(incoming: &Incoming) -> bool {
     incoming.request.method != Method::Other && incoming.body.is_done()
 }
 
-/// Runs `work` unless the caller ends the connection first.
+/// Runs `work` unless the caller ends its side first. Nothing was done for it yet, so whoever has
+/// ended its side counts as gone.
 async fn unless_left<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Result<T, Failure> {
     let mut work = pin!(work);
     let mut watching = true;
@@ -524,14 +522,24 @@ async fn unless_left<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Re
             return Poll::Ready(Ok(done));
         }
         if watching && caller.poll_read_ready(cx).is_ready() {
-            if super::exchange::has_left(caller, cx) {
+            if has_ended(caller, cx) {
                 return Poll::Ready(Err(Failure::Ended));
             }
+            // The next request is there already; the end of the stream cannot be seen behind it.
             watching = false;
         }
         Poll::Pending
     })
     .await
+}
+
+/// Whether the caller has ended its side, as far as the kernel has told us.
+fn has_ended(stream: &TcpStream, cx: &mut Context<'_>) -> bool {
+    match pin!(stream.ready(Interest::READABLE)).poll(cx) {
+        Poll::Ready(Ok(ready)) => ready.is_read_closed(),
+        Poll::Ready(Err(_)) => true,
+        Poll::Pending => false,
+    }
 }
 
 /// Clients may send empty lines before a request (RFC 9112, 2.2).

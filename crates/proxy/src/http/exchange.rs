@@ -8,13 +8,14 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::body::Progress;
 use super::head::{After, HEAD_BYTES_MAX, Request, Version};
 use super::response::{self, Response, Signature};
-use crate::buffer::{BUFFER_BYTES, Buffer, read_some};
+use super::watch::Watch;
+use crate::buffer::{BUFFER_BYTES, Buffer, read_some, read_some_of};
 
 /// Content up to this size is copied behind the head for one plain write; above, two slices cost less.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
@@ -24,8 +25,6 @@ const JOIN_BYTES_MAX: usize = 16 * 1024;
 pub(crate) struct Done {
     pub(crate) caller_after: After,
     pub(crate) machine_after: After,
-    /// Bytes of the caller's next request, read together with this one's body.
-    pub(crate) next: Vec<u8>,
 }
 
 /// Why an exchange ended early.
@@ -45,61 +44,52 @@ pub(crate) enum Broken {
     Cut,
 }
 
-/// Sends the request in `head` (with what is there of its body) and brings back the response.
+/// Sends the request in `message` (head, and what is there of its body) and brings back the response.
 ///
-/// `answer` is scratch space; it is empty before and after.
+/// `answer` is scratch space; it is empty before and after. What the caller sends meanwhile is added to
+/// `ahead`, also when the exchange fails.
 pub(crate) async fn exchange(
     caller: &mut TcpStream,
     machine: &mut TcpStream,
     request: &Request,
     message: (&[u8], Progress),
-    answer: &mut Vec<u8>,
+    scratch: (&mut Vec<u8>, &mut Vec<u8>),
     signature: Signature<'_>,
 ) -> Result<Done, Broken> {
     let (bytes, body) = message;
     if machine.write_all(bytes).await.is_err() {
         return Err(Broken::NoAnswer);
     }
+    let (answer, ahead) = scratch;
+    let (caller_read, caller_write) = caller.split();
+    let (machine_read, machine_write) = machine.split();
+    let (written, last) = (Cell::new(0), Cell::new(false));
+    let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last);
+    let caller = Noted { stream: caller_write, written: &written };
+    let download = pin!(download(caller, machine_read, request, answer, signature, &last));
     if !body.is_done() {
-        return Box::pin(both_ways(caller, machine, request, body, answer, signature)).await;
+        return Box::pin(both_ways(watch, download, machine_write, body, &written)).await;
     }
-    let first = first_answer(caller, machine).await?;
-    let response = respond(caller, machine, request, first, answer, signature).await?;
-    let (caller_after, machine_after) = (response.caller_after, response.machine_after);
-    Ok(Done { caller_after, machine_after, next: Vec::new() })
+    let response = watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))?;
+    Ok(Done { caller_after: response.caller_after, machine_after: response.machine_after })
 }
 
-/// Waits for the first bytes of the answer, and notices a caller who leaves meanwhile.
-async fn first_answer(caller: &TcpStream, machine: &mut TcpStream) -> Result<Buffer, Broken> {
-    let mut watching = true;
-    let first = std::future::poll_fn(|cx| {
-        let mut buffer = Buffer::take();
-        if let Poll::Ready(read) = buffer.poll_fill(cx, machine, BUFFER_BYTES) {
-            return Poll::Ready(read.map(|_| Some(buffer)));
-        }
-        if watching && caller.poll_read_ready(cx).is_ready() {
-            if has_left(caller, cx) {
-                return Poll::Ready(Ok(None));
-            }
-            // The next request is there already; the end of the stream cannot be seen behind it.
-            watching = false;
-        }
-        Poll::Pending
-    });
-    match first.await {
-        Ok(Some(buffer)) if !buffer.is_empty() => Ok(buffer),
-        Ok(Some(_)) | Err(_) => Err(Broken::NoAnswer),
-        Ok(None) => Err(Broken::Cut),
+/// Waits for the answer and passes it on.
+async fn download(
+    mut caller: impl AsyncWrite + Unpin,
+    mut machine: impl AsyncRead + Unpin,
+    request: &Request,
+    answer: &mut Vec<u8>,
+    signature: Signature<'_>,
+    last: &Cell<bool>,
+) -> Result<Response, Broken> {
+    let first = read_some(&mut machine, BUFFER_BYTES).await;
+    let first = first.ok().filter(|buffer| !buffer.is_empty()).ok_or(Broken::NoAnswer)?;
+    let mut request = *request;
+    if last.get() {
+        request.after = After::Close;
     }
-}
-
-/// Whether the other side has ended its stream, as far as the kernel has told us.
-pub(crate) fn has_left(stream: &TcpStream, cx: &mut Context<'_>) -> bool {
-    match pin!(stream.ready(Interest::READABLE)).poll(cx) {
-        Poll::Ready(Ok(ready)) => ready.is_read_closed(),
-        Poll::Ready(Err(_)) => true,
-        Poll::Pending => false,
-    }
+    respond(&mut caller, &mut machine, &request, first, answer, signature).await
 }
 
 /// Brings the response, of which `input` is the beginning.
@@ -230,56 +220,53 @@ enum Upload {
 }
 
 async fn both_ways(
-    caller: &mut TcpStream,
-    machine: &mut TcpStream,
-    request: &Request,
+    mut watch: Watch<'_>,
+    mut download: Pin<&mut impl Future<Output = Result<Response, Broken>>>,
+    mut machine: impl AsyncWrite + Unpin,
     body: Progress,
-    answer: &mut Vec<u8>,
-    signature: Signature<'_>,
+    written: &Cell<u64>,
 ) -> Result<Done, Broken> {
-    let (mut caller_read, caller_write) = caller.split();
-    let (mut machine_read, mut machine_write) = machine.split();
-    let answered = Cell::new(false);
-    let mut caller_write = Noted { stream: caller_write, written: &answered };
-    let mut upload = pin!(upload(&mut caller_read, &mut machine_write, body));
-    let mut download = pin!(async {
-        let first = read_some(&mut machine_read, BUFFER_BYTES).await;
-        let first = first.ok().filter(|buffer| !buffer.is_empty()).ok_or(Broken::NoAnswer)?;
-        respond(&mut caller_write, &mut machine_read, request, first, answer, signature).await
-    });
-    let mut uploaded = None;
-    let outcome = std::future::poll_fn(|cx| {
-        if uploaded.is_none()
-            && let Poll::Ready(upload) = upload.as_mut().poll(cx)
-        {
-            match upload {
-                Upload::CallerGone => return Poll::Ready(Err(Broken::Cut)),
-                Upload::BadBody if answered.get() => return Poll::Ready(Err(Broken::Cut)),
-                Upload::BadBody => return Poll::Ready(Err(Broken::BadBody)),
-                Upload::Whole(_) | Upload::MachineGone => uploaded = Some(upload),
+    let uploaded = {
+        let mut upload = pin!(upload(watch.caller(), &mut machine, body));
+        let mut reset = pin!(watch.reset());
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
+                return Poll::Ready(Ok(uploaded));
             }
+            if let Poll::Ready(response) = download.as_mut().poll(cx) {
+                return Poll::Ready(Err(response));
+            }
+            // A Machine that reads no more must not hide that nobody sends any more.
+            reset.as_mut().poll(cx).map(|()| Ok(Upload::CallerGone))
+        })
+        .await
+    };
+    let response = match uploaded {
+        Ok(Upload::Whole(next)) => {
+            watch.add(&next);
+            let response = watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))?;
+            let Response { caller_after, machine_after, .. } = response;
+            return Ok(Done { caller_after, machine_after });
         }
-        download.as_mut().poll(cx)
-    });
-    let response = outcome.await?;
-    Ok(match uploaded {
-        Some(Upload::Whole(next)) => Done {
-            caller_after: response.caller_after,
-            machine_after: response.machine_after,
-            next,
-        },
-        // Answered before the end of the request: where the next one begins is not known.
-        _ => Done { caller_after: After::Close, machine_after: After::Close, next: Vec::new() },
-    })
+        Ok(Upload::MachineGone) => {
+            watch.stop_reading();
+            watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
+        }
+        Ok(Upload::BadBody) if written.get() == 0 => Err(Broken::BadBody),
+        Ok(Upload::BadBody | Upload::CallerGone) => Err(Broken::Cut),
+        Err(response) => response,
+    };
+    // Answered before the end of the request: where the next one begins is not known.
+    response.map(|_| Done { caller_after: After::Close, machine_after: After::Close })
 }
 
 async fn upload(
-    caller: &mut (impl AsyncRead + Unpin),
+    caller: &TcpStream,
     machine: &mut (impl AsyncWrite + Unpin),
     mut body: Progress,
 ) -> Upload {
     loop {
-        let input = match read_some(caller, BUFFER_BYTES).await {
+        let input = match read_some_of(caller, BUFFER_BYTES).await {
             Ok(input) if !input.is_empty() => input,
             Ok(_) | Err(_) => return Upload::CallerGone,
         };
@@ -294,10 +281,10 @@ async fn upload(
     }
 }
 
-/// Remembers whether anything was written.
+/// Counts what is written.
 struct Noted<'a, S> {
     stream: S,
-    written: &'a Cell<bool>,
+    written: &'a Cell<u64>,
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<'_, S> {
@@ -307,7 +294,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<'_, S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.written.set(true);
+        self.written.set(self.written.get() + written as u64);
         Poll::Ready(Ok(written))
     }
 

@@ -55,6 +55,41 @@ fn a_reset_of_the_machine_is_a_reset_for_the_caller() {
 }
 
 #[test]
+fn a_callers_reset_is_seen_while_the_machine_reads_nothing() {
+    run(|mut world| async move {
+        let port = machine(|unread| async move {
+            std::future::pending::<()>().await;
+            drop(unread);
+        })
+        .await;
+        let mut view = app("started", port);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 50);
+        world.publish(view).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        fill(&mut caller).await;
+        caller.set_zero_linger().expect("it is open");
+        drop(caller);
+        assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
+    });
+}
+
+#[test]
+fn a_machines_reset_is_seen_while_the_caller_reads_nothing() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            fill(&mut stream).await;
+            stream.set_zero_linger().expect("it is open");
+        })
+        .await;
+        let mut view = app("started", port);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 50);
+        world.publish(view).await;
+        let _unread = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
+    });
+}
+
+#[test]
 fn an_open_connection_is_load_and_its_end_is_not() {
     run(|mut world| async move {
         let port = machine(|mut stream| async move {

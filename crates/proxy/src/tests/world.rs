@@ -284,3 +284,12 @@ pub(super) async fn read_all(stream: &mut TcpStream) -> String {
     stream.read_to_end(&mut all).await.expect("the connection ends well");
     String::from_utf8(all).expect("answers of these tests are text")
 }
+
+/// Writes until nobody takes anything any more.
+pub(super) async fn fill(stream: &mut TcpStream) {
+    let piece = vec![b'x'; 256 * 1024];
+    let quiet = Duration::from_millis(200);
+    while let Ok(written) = tokio::time::timeout(quiet, stream.write(&piece)).await {
+        written.expect("the other side is there");
+    }
+}
