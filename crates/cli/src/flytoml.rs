@@ -134,9 +134,13 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
 pub fn parse_bytes(path: &Path, bytes: &[u8]) -> Result<Loaded, LoadError> {
     match std::str::from_utf8(bytes) {
         Ok(text) => parse(path, text),
-        // Go's JSON decoder replaces what is no text; its other parsers refuse it.
+        // Go's JSON decoder replaces each byte that is no text; its other parsers refuse it.
         Err(_) if Dialect::of_path(path) == Dialect::Json => {
-            parse(path, &String::from_utf8_lossy(bytes))
+            let chunks = bytes.utf8_chunks();
+            let text = chunks.map(|chunk| {
+                format!("{}{}", chunk.valid(), "\u{fffd}".repeat(chunk.invalid().len()))
+            });
+            parse(path, &text.collect::<String>())
         }
         Err(error) => {
             let text = String::from_utf8_lossy(bytes);

@@ -1,7 +1,7 @@
 //! JSON with the place of every value. serde_json judges the text; then a walk over what is known to be
 //! well formed notes the places, which serde_json does not tell.
 
-use super::tree::{Dialect, Entry, Map, MapBuilder, Node, Place, SyntaxError, Tree};
+use super::tree::{DEPTH_MAX, Dialect, Entry, Map, MapBuilder, Node, Place, SyntaxError, Tree};
 use serde::de::IgnoredAny;
 
 /// What an escape that is no character becomes, as in Go.
@@ -15,7 +15,7 @@ pub(crate) fn parse(text: &str) -> Result<Map, SyntaxError> {
         at: Place::Line(error.line(), error.column()),
     };
     serde_json::from_str::<IgnoredAny>(text).map_err(error)?;
-    let mut walk = Walk { text, at: 0 };
+    let mut walk = Walk { text, at: 0, depth: 0 };
     let tree = walk.value()?;
     tree.into_table().ok_or_else(|| SyntaxError::at_byte("must be a JSON object", 0))
 }
@@ -23,11 +23,16 @@ pub(crate) fn parse(text: &str) -> Result<Map, SyntaxError> {
 struct Walk<'t> {
     text: &'t str,
     at: usize,
+    depth: usize,
 }
 
 impl<'t> Walk<'t> {
     fn value(&mut self) -> Result<Tree, SyntaxError> {
         let start = self.skip_space();
+        if self.depth > DEPTH_MAX {
+            return Err(SyntaxError::at_byte("the values are nested too deeply", start));
+        }
+        self.depth += 1;
         let node = match self.peek() {
             b'{' => Node::Table(self.object()?),
             b'[' => Node::List(self.array()?),
@@ -37,6 +42,7 @@ impl<'t> Walk<'t> {
             b'n' => self.word(4, Node::Null),
             _ => self.number()?,
         };
+        self.depth -= 1;
         Ok(Tree { node, span: Some(start..self.at) })
     }
 

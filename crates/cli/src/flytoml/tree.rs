@@ -7,6 +7,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use toml_edit::{Datetime, Document, Formatted, InlineTable, Item, Key, Offset, TableLike};
 use toml_edit::{RawString, Value as TomlValue};
+use toml_parser::Source;
+use toml_parser::lexer::TokenKind;
+
+/// Deeper than any configuration; each level costs frames of the stack.
+pub(crate) const DEPTH_MAX: usize = 100;
+/// The longest path of a known key has five.
+const KEY_PARTS_MAX: usize = 20;
 
 /// Byte range in the file's text; none for values that a patch made up.
 pub(crate) type Span = Option<Range<usize>>;
@@ -183,27 +190,57 @@ pub(crate) fn parse_toml(text: &str) -> Result<Map, SyntaxError> {
     if text.starts_with('\u{feff}') {
         return Err(SyntaxError::at_byte("a byte order mark is not allowed here; remove it", 0));
     }
+    refuse_long_keys(text)?;
     let document = Document::parse(text).map_err(|error| {
         SyntaxError::at_byte(error.message(), error.span().map_or(0, |span| span.start))
     })?;
     let mut newer = None;
-    let map = Toml { text, newer: &mut newer }.table(document.as_table());
+    let map = Toml { text, depth: 0, newer: &mut newer }.table(document.as_table());
     newer.map_or(Ok(map), Err)
 }
 
-/// Walks a document of TOML; the first thing that only TOML 1.1 allows is remembered.
+/// Each part of a dotted key is a table in a table. The parser limits how deep values nest, and not
+/// this: its recursion would cost the stack.
+fn refuse_long_keys(text: &str) -> Result<(), SyntaxError> {
+    let mut parts = 1;
+    for token in Source::new(text).lex() {
+        parts = match token.kind() {
+            TokenKind::Dot => parts + 1,
+            TokenKind::Atom
+            | TokenKind::Whitespace
+            | TokenKind::LiteralString
+            | TokenKind::BasicString => parts,
+            _ => 1,
+        };
+        if parts > KEY_PARTS_MAX {
+            return Err(SyntaxError::at_byte("the key has too many parts", token.span().start()));
+        }
+    }
+    Ok(())
+}
+
+/// Walks a document of TOML; the first thing that flyctl's parser refuses is remembered.
 struct Toml<'t, 'n> {
     text: &'t str,
+    depth: usize,
     newer: &'n mut Option<SyntaxError>,
 }
 
 impl Toml<'_, '_> {
     fn table(&mut self, table: &dyn TableLike) -> Map {
         let mut entries = Vec::with_capacity(table.len());
+        self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            let start = table.iter().find_map(|(key, _)| table.key(key)?.span());
+            self.refuse("the tables are nested too deeply", start.map_or(0, |span| span.start));
+            self.depth -= 1;
+            return Map::default();
+        }
         for (key, item) in table.iter() {
             let key_span = table.key(key).and_then(Key::span);
             entries.push(Entry { key: key.to_owned(), key_span, value: self.item(item) });
         }
+        self.depth -= 1;
         Map(entries)
     }
 

@@ -4,18 +4,19 @@
 //!
 //! Aliases are copies, so a few lines can stand for billions of values: what they may add is limited.
 
+use super::tree::{DEPTH_MAX, clock_text, moment};
 use super::tree::{Entry, Map, MapBuilder, Node, Place, Span, SyntaxError, Time, Tree};
-use super::tree::{clock_text, moment};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan, StrInput, Tag};
 use std::collections::HashMap;
 
-/// Deeper than any configuration; each level costs a frame of the stack.
-const DEPTH_MAX: usize = 100;
 /// Values that aliases may add: a hundred times what a large configuration has.
 const ALIASED_MAX: usize = 10_000;
 
 /// Parses the first document, which must be a mapping; no document at all is an empty one.
 pub(crate) fn parse(text: &str) -> Result<Map, SyntaxError> {
+    if let Some((byte, _)) = text.char_indices().find(|(_, c)| is_control(*c)) {
+        return Err(SyntaxError::at_byte("control characters are not allowed", byte));
+    }
     let mut reader = Reader {
         parser: Parser::new_from_str(text),
         bytes: Bytes::new(text),
@@ -37,6 +38,11 @@ pub(crate) fn parse(text: &str) -> Result<Map, SyntaxError> {
         Node::Null => Ok(Map::default()),
         _ => Err(SyntaxError::at_byte("must be a mapping of keys and values", 0)),
     }
+}
+
+fn is_control(c: char) -> bool {
+    let allowed = matches!(c, '\t' | '\n' | '\r' | '\u{85}');
+    (c.is_control() && !allowed) || matches!(c, '\u{fffe}' | '\u{ffff}')
 }
 
 struct Reader<'t> {
@@ -241,6 +247,9 @@ fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Node, Str
 }
 
 fn tagged(text: &str, kind: &str) -> Result<Node, String> {
+    if !matches!(kind, "int" | "bool" | "null" | "timestamp" | "binary") {
+        return Ok(Node::Text(text.to_owned()));
+    }
     let node = plain(text, kind == "timestamp");
     let fits = matches!(
         (&node, kind),
@@ -403,6 +412,7 @@ mod tests {
     #[test]
     fn what_flyctl_can_not_read_is_refused() {
         assert_eq!(refused("a: 1\na: 2"), "the key stands here twice");
+        assert_eq!(refused("a: b\u{7f}"), "control characters are not allowed");
         assert_eq!(refused("- a"), "must be a mapping of keys and values");
         assert_eq!(refused("env:\n  1: x"), "the key 1 is not a string; write \"1\"");
         assert_eq!(refused("a: &x [*x]"), "the value of an anchor contains itself");

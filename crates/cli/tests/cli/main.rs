@@ -3,6 +3,8 @@
 
 mod config;
 mod fixture;
+mod flytoml;
+mod mutate;
 mod server;
 
 use fixture::{Fixture, oci_layout};
