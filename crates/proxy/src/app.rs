@@ -245,22 +245,22 @@ impl App {
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
     pub(crate) async fn hold(
         self: &Rc<Self>,
-        facts: &PortFacts,
         cause: Cause,
         origin: Origin,
         reason: HoldReason,
+        deadline: Instant,
     ) -> Answer {
-        let (timeout, waiting_max) = match reason {
-            HoldReason::Wake => (facts.start_timeout, HELD_MAX),
-            HoldReason::Full => (FULL_TIMEOUT.min(facts.start_timeout), FULL_MAX),
+        let since = Instant::now();
+        let (deadline, waiting_max) = match reason {
+            HoldReason::Wake => (deadline, HELD_MAX),
+            HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
         };
         let port = cause.dest.port();
         if waiting_max <= self.waiting(port) {
             return Err(NoPlace::QueueFull);
         }
-        let since = Instant::now();
         let (mut ticket, answer) = self.enqueue(port, cause);
-        let outcome = tokio::time::timeout_at(since + timeout, answer).await;
+        let outcome = tokio::time::timeout_at(deadline, answer).await;
         ticket.leave();
         match outcome {
             Ok(Ok(Ok(mut place))) => {

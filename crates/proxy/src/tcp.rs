@@ -61,7 +61,7 @@ async fn connect(
 ) -> Option<(Place, TcpStream)> {
     let deadline = Instant::now() + facts.start_timeout;
     loop {
-        let place = unless_reset(caller, place(to, app, facts)).await?;
+        let place = unless_reset(caller, place(to, app, deadline)).await?;
         let place = place.map_err(|error| app.log(None, &error.to_string())).ok()?;
         let machine = place.endpoint().machine;
         match unless_reset(caller, upstream::connect(&place, deadline)).await? {
@@ -78,12 +78,12 @@ async fn connect(
     }
 }
 
-async fn place(to: &Destination, app: &Rc<App>, facts: &PortFacts) -> Result<Place, NoPlace> {
+async fn place(to: &Destination, app: &Rc<App>, deadline: Instant) -> Result<Place, NoPlace> {
     let origin = to.origin(app);
     match app.choose(to.endpoints.dest.port(), origin) {
         Ok(place) => Ok(place),
         Err(None) => Err(NoPlace::Refused),
-        Err(Some(reason)) => app.hold(facts, to.cause(None), origin, reason).await,
+        Err(Some(reason)) => app.hold(to.cause(None), origin, reason, deadline).await,
     }
 }
 

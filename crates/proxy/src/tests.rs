@@ -8,5 +8,6 @@ mod http;
 mod leaving;
 mod panic;
 mod parser;
+mod pooling;
 mod raw;
 mod world;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use perch_core::balancer::Endpoint;
 use perch_core::ids::MachineId;
 use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -179,6 +180,17 @@ pub(crate) fn is_quiet(stream: &TcpStream) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     let seen = rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags);
     matches!(seen, Err(rustix::io::Errno::AGAIN))
+}
+
+/// The same as far as the kernel has told us already: asks it only if it has told something since the
+/// last read.
+pub(crate) fn seems_quiet(stream: &TcpStream) -> bool {
+    let seen = stream.try_io(Interest::READABLE, || {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags)?;
+        Ok(())
+    });
+    seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Makes a new connection, and waits until `deadline` for a program that does not listen yet.

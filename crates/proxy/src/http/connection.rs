@@ -282,7 +282,7 @@ impl Connection {
         let deadline = Deadline { timeout: facts.start_timeout, since: None };
         let mut tries = Tries { left: TRIES_MAX, fresh: false, deadline };
         loop {
-            let place = self.place(stream, scratch, app, facts).await?;
+            let place = self.place(stream, scratch, app, &mut tries.deadline).await?;
             let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
                 continue;
             };
@@ -297,14 +297,17 @@ impl Connection {
                         (Reuse::Pooled, After::Keep) => {
                             Upstreams::keep(app, &place, machine.stream);
                         }
-                        (Reuse::Pooled, After::Close) => {}
+                        (Reuse::Pooled, After::Close)
+                            if incoming.request.method != Method::Head => {}
                         // The answer is here whole. An ordinary close would leave a local port
                         // waiting for a minute; to one Machine there are 28,000 of them.
-                        (Reuse::OneRequest, _) => tcp::reset(&machine.stream),
+                        _ => tcp::reset(&machine.stream),
                     }
                     return Ok(done);
                 }
                 Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, used) => {}
+                // The answer may be what an earlier request left behind; nothing of it was passed on.
+                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, true) => {}
                 Err((broken, _)) => return Err(Failure::from(broken)),
             }
         }
@@ -315,7 +318,7 @@ impl Connection {
         stream: &TcpStream,
         scratch: &mut Scratch,
         app: &Rc<App>,
-        facts: &PortFacts,
+        deadline: &mut Deadline,
     ) -> Result<Place, Failure> {
         let origin = self.to.origin(app);
         let reason = match app.choose(self.to.endpoints.dest.port(), origin) {
@@ -326,7 +329,7 @@ impl Connection {
         scratch.request.shrink_to_fit();
         scratch.answer = Vec::new();
         let cause = self.to.cause(describe(&scratch.request));
-        let hold = Box::pin(app.hold(facts, cause, origin, reason));
+        let hold = Box::pin(app.hold(cause, origin, reason, deadline.at()));
         Ok(unless_left(stream, hold).await??)
     }
 
@@ -356,7 +359,8 @@ impl Connection {
     async fn refuse(&self, stream: &mut TcpStream, bad: BadRequest) -> Result<After, Ended> {
         let text = bad.to_string();
         let reply = Reply::new(bad.status(), &text);
-        self.send(stream, reply, Version::Http11, Method::Other, After::Close).await
+        let request = (Version::Http11, Method::Other, After::Close);
+        self.send(stream, reply, request, &RequestId::new(&self.directory.region())).await
     }
 
     async fn reply(
@@ -369,18 +373,17 @@ impl Connection {
         // A body that nobody reads would be taken for the next request.
         let last = !incoming.body.is_done() || self.directory.ending.has_begun();
         let after = if last { After::Close } else { request.after };
-        self.send(stream, reply, request.version, request.method, after).await
+        let request = (request.version, request.method, after);
+        self.send(stream, reply, request, &incoming.id).await
     }
 
     async fn send(
         &self,
         stream: &mut TcpStream,
         reply: Reply<'_>,
-        version: Version,
-        method: Method,
-        after: After,
+        (version, method, after): (Version, Method, After),
+        id: &RequestId,
     ) -> Result<After, Ended> {
-        let id = RequestId::new(&self.directory.region());
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: id.as_str(),
@@ -438,7 +441,8 @@ impl From<Broken> for Failure {
     }
 }
 
-/// When waiting for a program to listen ends; the clock starts with the first failure to connect.
+/// When waiting for a Machine and for its program to listen ends, both together; the clock starts when
+/// one of them is needed.
 struct Deadline {
     timeout: Duration,
     since: Option<Instant>,
@@ -498,11 +502,13 @@ impl Tries {
     }
 }
 
-/// An idle connection; what cannot be repeated goes only over one that is surely alive.
+/// An idle connection on which nothing has come that nobody asked for; what cannot be repeated goes
+/// only over one that is surely alive.
 fn pooled(app: &App, place: &Place, incoming: &Incoming) -> Option<Upstream> {
     loop {
         let used = app.upstreams.take(place.endpoint())?;
-        if repeatable(incoming) || upstream::is_quiet(&used.stream) {
+        let quiet = if repeatable(incoming) { upstream::seems_quiet } else { upstream::is_quiet };
+        if quiet(&used.stream) {
             return Some(used);
         }
     }

@@ -185,7 +185,10 @@ struct Fields<'a> {
     forwarded_port: bool,
     connection: Option<&'a [u8]>,
     connections: u32,
-    upgrade: Option<&'a [u8]>,
+    /// A Connection field names an upgrade.
+    upgrades: bool,
+    /// An Upgrade field offers something else than h2c.
+    offers: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -199,7 +202,8 @@ impl<'a> Fields<'a> {
             forwarded_port: false,
             connection: None,
             connections: 0,
-            upgrade: None,
+            upgrades: false,
+            offers: false,
         };
         let mut framing = RequestFraming::default();
         for header in headers {
@@ -227,8 +231,9 @@ impl<'a> Fields<'a> {
                 self.connection = Some(header.value);
                 self.closes |= has_token(header.value, "close");
                 self.keeps |= has_token(header.value, "keep-alive");
+                self.upgrades |= has_token(header.value, "upgrade");
             }
-            Field::Upgrade => self.upgrade = Some(header.value),
+            Field::Upgrade => self.offers |= !has_token(header.value, "h2c"),
             Field::ForwardedPort => self.forwarded_port = true,
             Field::ForwardedFor | Field::HopByHop | Field::Ours | Field::Other => {}
         }
@@ -241,8 +246,7 @@ impl<'a> Fields<'a> {
             return Err(BadRequest::Host);
         }
         // A client may offer h2c on any request; not taking the offer is a valid answer.
-        let wanted = self.upgrade.filter(|value| !has_token(value, "h2c"));
-        if wanted.is_some() && self.connection.is_some_and(|v| has_token(v, "upgrade")) {
+        if self.offers && self.upgrades {
             return Err(BadRequest::Upgrade);
         }
         Ok(())
@@ -327,9 +331,10 @@ fn is_method_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// A fragment never belongs in a target, and the others some parsers refuse.
+/// What ends a target, or never belongs in one. Clients send much else that should have been encoded
+/// (curl passes on what was typed); there is only one way to read it, so it passes as it came.
 fn is_target_byte(byte: u8) -> bool {
-    !matches!(byte, 0..=b' ' | b'"' | b'#' | b'<' | b'>' | b'`' | b'\\' | b'^' | 0x7f..)
+    !matches!(byte, 0..=b' ' | b'#' | 0x7f)
 }
 
 /// A host and port as they may appear in a Host field; empty is allowed by the RFC.
@@ -376,7 +381,20 @@ enum Field {
 }
 
 impl Field {
+    /// CGI and its heirs (WSGI, PHP) read `Fly_Client_IP` as `Fly-Client-IP`: what they would take for
+    /// ours or for framing is dropped.
     fn of(name: &str) -> Self {
+        let field = Self::exactly(name);
+        // The lengths of the names below; nearly all fields have another one.
+        let suspect = field == Self::Other && matches!(name.len(), 7 | 10 | 13..=18);
+        if !suspect || !name.contains('_') || Self::exactly(&name.replace('_', "-")) == Self::Other
+        {
+            return field;
+        }
+        Self::Ours
+    }
+
+    fn exactly(name: &str) -> Self {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         match name.len() {
             2 if is("te") => Self::HopByHop,

@@ -86,16 +86,16 @@ pub(crate) fn rewrite(
 }
 
 #[derive(Default)]
-struct Fields<'a> {
+struct Fields {
     length: Option<u64>,
     chunked: bool,
     closes: bool,
     keeps: bool,
-    connection: Option<&'a [u8]>,
+    connections: u32,
 }
 
-impl<'a> Fields<'a> {
-    fn collect(headers: &[httparse::Header<'a>]) -> Result<Self, BadResponse> {
+impl Fields {
+    fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, BadResponse> {
         let mut fields = Self::default();
         for header in headers {
             match Field::of(header.name) {
@@ -113,7 +113,7 @@ impl<'a> Fields<'a> {
                     fields.chunked = true;
                 }
                 Field::Connection => {
-                    fields.connection = Some(header.value);
+                    fields.connections += 1;
                     fields.closes |= has_token(header.value, "close");
                     fields.keeps |= has_token(header.value, "keep-alive");
                 }
@@ -136,6 +136,7 @@ impl<'a> Fields<'a> {
         }
         let framing = self.framing(status, request.method);
         let dechunk = framing == Framing::Chunked && request.version == Version::Http10;
+        let doubtful = framing == Framing::None && self.may_have_body(request.method);
         let machine_keeps = !self.closes && (minor == 1 || self.keeps);
         let caller_keeps = request.after == After::Keep && framing != Framing::Close && !dechunk;
         let after = |keep| if keep { After::Keep } else { After::Close };
@@ -144,9 +145,15 @@ impl<'a> Fields<'a> {
             framing,
             dechunk,
             caller_after: after(caller_keeps),
-            machine_after: after(machine_keeps && framing != Framing::Close),
+            machine_after: after(machine_keeps && framing != Framing::Close && !doubtful),
             head_len,
         })
+    }
+
+    /// Whether a careless program sends a body behind an answer that has none. It would be taken for
+    /// the next answer, so such a connection serves no other request.
+    fn may_have_body(&self, method: Method) -> bool {
+        method == Method::Head || self.chunked || self.length.is_some_and(|length| 0 < length)
     }
 
     fn framing(&self, status: u16, method: Method) -> Framing {
@@ -203,14 +210,20 @@ fn write_status(out: &mut Vec<u8>, status: u16, reason: &str) {
 
 fn write_fields(
     headers: &[httparse::Header<'_>],
-    fields: &Fields<'_>,
+    fields: &Fields,
     response: &Response,
     out: &mut Vec<u8>,
 ) {
-    let named = |name: &str| fields.connection.is_some_and(|value| has_token(value, name));
+    let connection = |h: &&httparse::Header<'_>| Field::of(h.name) == Field::Connection;
+    let named = |name: &str| {
+        fields.connections != 0
+            && headers.iter().filter(connection).any(|h| has_token(h.value, name))
+    };
+    // RFC 9110, 8.6.
+    let no_length = response.is_interim() || response.status == 204;
     for header in headers {
         let pass = match Field::of(header.name) {
-            Field::ContentLength => true,
+            Field::ContentLength => !no_length,
             Field::TransferEncoding => response.framing == Framing::Chunked && !response.dechunk,
             Field::Connection | Field::HopByHop | Field::Ours => false,
             Field::Other => !named(header.name),
@@ -311,6 +324,41 @@ mod tests {
             let (response, _) = rewritten(&format!("HTTP/1.1 {status}\r\n\r\n"), request());
             assert_eq!((response.framing, response.caller_after), (Framing::None, After::Keep));
         }
+    }
+
+    #[test]
+    fn a_length_where_none_may_be_is_dropped() {
+        for status in ["204 No Content", "103 Early Hints"] {
+            let input = format!("HTTP/1.1 {status}\r\nContent-Length: 3\r\nA: b\r\n\r\n");
+            let (response, head) = rewritten(&input, request());
+            assert!(!head.contains("Content-Length") && head.contains("A: b"), "{head}");
+            assert_eq!(response.framing, Framing::None);
+        }
+        let (_, head) = rewritten("HTTP/1.1 304 X\r\nContent-Length: 3\r\n\r\n", request());
+        assert!(head.contains("Content-Length: 3\r\n"), "{head}");
+    }
+
+    #[test]
+    fn after_an_answer_whose_body_may_still_come_the_machines_connection_is_closed() {
+        let after = |status: &str, field: &str, request| {
+            rewritten(&format!("HTTP/1.1 {status}\r\n{field}\r\n"), request).0.machine_after
+        };
+        let head_request = Request { method: Method::Head, ..request() };
+        assert_eq!(after("200 OK", "Content-Length: 0\r\n", head_request), After::Close);
+        for status in ["204 No Content", "304 Not Modified"] {
+            assert_eq!(after(status, "Content-Length: 9\r\n", request()), After::Close);
+            assert_eq!(after(status, "Transfer-Encoding: chunked\r\n", request()), After::Close);
+            assert_eq!(after(status, "Content-Length: 0\r\n", request()), After::Keep);
+            assert_eq!(after(status, "", request()), After::Keep);
+        }
+    }
+
+    #[test]
+    fn each_connection_field_names_fields_that_end_here() {
+        let input = "HTTP/1.1 204 X\r\nConnection: X-Hop\r\nX-Hop: 1\r\nConnection: X-Two\r\n\
+                     X-Two: 2\r\nA: b\r\n\r\n";
+        let (_, head) = rewritten(input, request());
+        assert!(!head.contains("X-Hop") && !head.contains("X-Two"), "{head}");
     }
 
     #[test]

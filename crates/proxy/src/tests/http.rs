@@ -61,6 +61,47 @@ fn a_machine_that_never_starts_is_reported_as_pm03() {
 }
 
 #[test]
+fn start_timeout_is_for_the_start_and_the_wait_for_a_listener_together() {
+    run(|mut world| async move {
+        let free = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let mut view = app("stopped", port);
+        view.machines[0].services.iter_mut().for_each(|s| s.start_timeout_ms = 1000);
+        world.publish(view.clone()).await;
+        let since = std::time::Instant::now();
+        let mut callers = [world.http, world.raw].map(|address| {
+            let mut stream = std::net::TcpStream::connect(address).expect("the proxy listens");
+            std::io::Write::write_all(&mut stream, GET.as_bytes()).expect("the kernel takes it");
+            stream.set_nonblocking(true).expect("it is open");
+            TcpStream::from_std(stream).expect("it is open")
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+        world.start(view, 0).await;
+        let answer = read_all(&mut callers[0]).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("PR03"), "{answer}");
+        callers[1].read_u8().await.expect_err("nobody answered");
+        let waited = since.elapsed().as_millis();
+        assert!((900..1500).contains(&waited), "it took {waited} ms");
+    });
+}
+
+#[test]
+fn the_id_in_an_answer_of_ours_is_the_one_in_the_log() {
+    run(|mut world| async move {
+        let port = scripted("no HTTP\r\n\r\n", true).await;
+        world.publish(app("started", port)).await;
+        let answer = world.ask(GET).await;
+        let id = answer.lines().find_map(|line| line.strip_prefix("Fly-Request-Id: "));
+        let id = id.expect("every answer has one").to_owned();
+        let FromProxy::Log { text, .. } = world.link.recv().await.expect("it lives") else {
+            panic!("a log line was expected");
+        };
+        assert!(text.contains(&id), "{id} in {text}");
+    });
+}
+
+#[test]
 fn an_address_of_nobody_is_reset() {
     run(|mut world| async move {
         let mut app = app("started", 1);

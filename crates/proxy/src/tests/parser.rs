@@ -83,6 +83,10 @@ fn what_our_parser_accepts_two_others_read_in_the_same_way() {
         let ours = follow(request.framing, &[body]);
         if let Ok(Some((content, consumed))) = ours {
             accepted.set(accepted.get() + 1);
+            // Of targets hyper takes less than clients send; who refuses does not misread.
+            if head.target.contains(['<', '>', '`']) {
+                return;
+            }
             assert_eq!(read_body(head.framing, body), Some((content.clone(), consumed)));
             let theirs = runtime.block_on(hyper_reads(&input[..head.length + consumed]));
             let (method, theirs) = theirs.unwrap_or_else(|| panic!("hyper: {}", shown(&input)));

@@ -56,7 +56,7 @@ fn fd(socket: impl Into<OwnedFd>) -> OwnedFd {
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let control = dir.path().join("proxy.sock");
         let (listeners, [http, raw, dns_udp, dns_tcp]) = listeners();

@@ -63,6 +63,13 @@ fn heads_that_are_no_request_are_refused() {
     check_refused("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BadRequest::Malformed);
     let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     check_refused(upgrade, BadRequest::Upgrade);
+    for fields in [
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nConnection: keep-alive",
+        "Upgrade: websocket\r\nUpgrade: h2c\r\nConnection: upgrade",
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+        check_refused(&head, BadRequest::Upgrade);
+    }
     check_refused(&format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(16384)), BadRequest::TooLarge);
     let many = "X: a\r\n".repeat(HEADERS_MAX + 1);
     check_refused(&format!("GET / HTTP/1.1\r\n{many}\r\n"), BadRequest::TooLarge);
@@ -95,6 +102,43 @@ fn the_machine_learns_who_called_and_nobody_can_pretend() {
     assert_eq!(request.framing, Framing::None);
     assert_eq!(request.method, Method::Idempotent);
     assert_eq!(request.after, After::Keep);
+}
+
+#[test]
+fn names_that_cgi_takes_for_ours_are_dropped() {
+    let ours = [
+        "Fly_Client_IP",
+        "fly-client_ip",
+        "FLY_REGION",
+        "Fly_Src",
+        "Fly_Src_Signature",
+        "Fly_Forwarded_Port",
+        "Fly_Request_Id",
+        "X_Forwarded_For",
+        "X_Forwarded-Port",
+        "x_forwarded_proto",
+        "X_Forwarded_SSL",
+        "Content_Length",
+        "Transfer_Encoding",
+    ];
+    for name in ours {
+        let (request, head) =
+            rewritten(&format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: 66\r\nA_b: c\r\n\r\n"));
+        assert!(!head.contains("66"), "{name} in {head}");
+        assert!(head.contains("A_b: c\r\n") && head.contains("X-Forwarded-Port: 80"), "{head}");
+        assert_eq!(request.framing, Framing::None);
+    }
+}
+
+#[test]
+fn a_target_passes_as_it_came_although_it_should_have_been_encoded() {
+    for target in ["/a^b`c\\d\"e", "/<>{}|", "/?q=<a>^\"`", "/\u{e9}/\u{4e2d}?\u{fc}"] {
+        let (_, head) = rewritten(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert!(head.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{target:?}: {head}");
+    }
+    for target in ["/a#b", "/a\u{1}", "/a\u{7f}", "/a\tb"] {
+        check_refused(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), BadRequest::Malformed);
+    }
 }
 
 #[test]
