@@ -90,6 +90,7 @@ fn spec(dir: PathBuf, rootfs: PathBuf, init_layer: PathBuf) -> LaunchSpec {
         cpu_millis: Some(1000),
         pids_max: Some(512),
         kill_signal: 15,
+        kill_timeout_ms: 5_000,
         cgroup_parent: "perch-start".to_owned(),
     }
 }

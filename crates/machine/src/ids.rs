@@ -104,6 +104,7 @@ fn spec(dir: &Path, ids: Ids) -> LaunchSpec {
         cpu_millis: None,
         pids_max: None,
         kill_signal: 0,
+        kill_timeout_ms: 0,
         cgroup_parent: String::new(),
     }
 }

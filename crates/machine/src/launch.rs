@@ -123,8 +123,16 @@ pub struct LaunchSpec {
     /// Signal by which this Machine is asked to stop (number).
     #[serde(default)]
     pub kill_signal: i32,
+    /// How long it may take to end after that signal, in milliseconds.
+    #[serde(default = "kill_timeout_ms_default")]
+    pub kill_timeout_ms: u64,
     /// Path below each cgroup hierarchy's root under which the Machine's own cgroup is made, normally `perch`.
     pub cgroup_parent: String,
+}
+
+/// What a specification without the word means: the default of a Machine's config.
+fn kill_timeout_ms_default() -> u64 {
+    5_000
 }
 
 /// How a run ended.
@@ -867,6 +875,7 @@ pub(crate) fn test_spec() -> LaunchSpec {
         cpu_millis: None,
         pids_max: None,
         kill_signal: 2,
+        kill_timeout_ms: 5_000,
         cgroup_parent: "perch-test".into(),
     }
 }

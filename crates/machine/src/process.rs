@@ -55,8 +55,11 @@ pub(crate) fn list(init: i32, pids: &[i32]) -> io::Result<Vec<Process>> {
     Ok(all)
 }
 
-/// Start time of a process in clock ticks since boot, which with its id names it for good.
-pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+/// Start time of a process in clock ticks since boot, which with its id names it until the next boot.
+///
+/// # Errors
+/// When there is no such process.
+pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     Stat::parse(&stat).map(|stat| stat.start_ticks).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

@@ -8,21 +8,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use perch_proxy::control::Link;
 use rustix::process::{Pid, Signal};
 
 use crate::paths::Paths;
-use crate::server::lock::{DirLock, LockError};
+use crate::process;
+use crate::server::lock::DirLock;
 use crate::server::plane_config;
 
-/// How long a server or proxy may take to end after SIGTERM.
+/// How long a server may take to end after SIGTERM, or a proxy after SIGKILL.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a Machine may take to end after its signal, unless it says otherwise.
-const MACHINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Machines that are ended at once. Each holds three descriptors meanwhile; a few hundred keep all processors busy.
+const ENDINGS_MAX: usize = 256;
 /// How long cgroups may be busy after the last Machine ended.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a proxy may take to greet.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Entry point of `perch down`.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
@@ -57,7 +55,6 @@ fn parse(args: &[OsString]) -> Option<(Option<PathBuf>, Data)> {
 }
 
 fn down(dir: Option<&Path>, data: Data) -> anyhow::Result<()> {
-    let paths = Paths::new(dir)?;
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
         "perch down must run as root; run: sudo {} down{}",
@@ -65,21 +62,25 @@ fn down(dir: Option<&Path>, data: Data) -> anyhow::Result<()> {
             .map_or_else(|_| "perch".to_owned(), |exe| exe.display().to_string()),
         dir.map_or_else(String::new, |dir| format!(" --data-dir {}", dir.display()))
     );
-    if !paths.data.exists() {
-        println!("Nothing to do: {} does not exist", paths.data.display());
-        return Ok(());
-    }
+    let paths = Paths::new(dir)?;
+    crate::server::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(end_everything(&paths, data))
 }
 
+/// Without the data directory the rest goes by its names.
 async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
-    let _lock = end_server(paths).await?;
-    end_proxy(paths).await?;
+    let _lock = end_server(paths)?;
+    end_proxy(paths)?;
+    let there = paths.data.exists();
     let stopped = end_machines(paths, data).await?;
+    clear_cgroups(&paths.cgroup_parent()).await;
     perch_net::Plane::remove_by_config(&plane_config(paths, &crate::config::Config::default()))
         .context("could not remove the network")?;
-    remove_cgroups(&paths.cgroup_parent()).await;
+    if !there {
+        println!("Nothing to stop: {} does not exist", paths.data.display());
+        return Ok(());
+    }
     println!("Stopped {stopped} Machines and removed the network");
     if data == Data::Purge {
         purge(paths)?;
@@ -88,83 +89,97 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the directory's lock, after its holder was asked to end.
-async fn end_server(paths: &Paths) -> anyhow::Result<DirLock> {
-    let deadline = tokio::time::Instant::now() + END_TIMEOUT;
-    let mut asked = false;
-    loop {
-        match DirLock::take(&paths.lock()) {
-            Ok(lock) => return Ok(lock),
-            Err(LockError::Held { pid: Some(pid), .. }) if !asked => {
-                signal(pid, Signal::TERM)?;
-                asked = true;
-            }
-            Err(error) if tokio::time::Instant::now() > deadline => return Err(error.into()),
-            Err(LockError::Held { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => return Err(error.into()),
-        }
+/// Asks whoever holds the directory's lock to end, and takes it; there is none without the directory.
+fn end_server(paths: &Paths) -> anyhow::Result<Option<DirLock>> {
+    let servers = process::holders(&paths.lock());
+    for server in &servers {
+        process::signal(server, Signal::TERM).context("could not signal the running server")?;
     }
+    for server in &servers {
+        let ended = process::ends_within(server, END_TIMEOUT);
+        anyhow::ensure!(ended, "the server does not end within {} s", END_TIMEOUT.as_secs());
+    }
+    let there = paths.data.exists();
+    there.then(|| DirLock::take(&paths.lock())).transpose().map_err(Into::into)
 }
 
 /// Ends a proxy whose server died before it.
-async fn end_proxy(paths: &Paths) -> anyhow::Result<()> {
-    let socket = paths.proxy_socket();
-    let connect = Link::connect(&socket);
-    let Ok(Ok((link, _listeners))) = tokio::time::timeout(GREETING_TIMEOUT, connect).await else {
-        return Ok(());
-    };
-    let pid = i32::try_from(link.pid()).context("the proxy's process id is no process id")?;
-    signal(pid, Signal::KILL)
-}
-
-fn signal(pid: i32, signal: Signal) -> anyhow::Result<()> {
-    let pid = Pid::from_raw(pid).context("process id 0 cannot be ended")?;
-    match rustix::process::kill_process(pid, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(errno) => Err(errno).context("could not signal the running server"),
+fn end_proxy(paths: &Paths) -> anyhow::Result<()> {
+    let record = paths.proxy_record();
+    if let Some(proxy) = process::recall(&record) {
+        process::signal(&proxy, Signal::KILL).context("could not kill the proxy")?;
+        anyhow::ensure!(process::ends_within(&proxy, END_TIMEOUT), "the proxy does not die");
     }
+    remove_file(&record)
 }
 
+/// Ends the Machines side by side; answers how many ran. One that cannot be ended in good order is killed with its
+/// cgroup.
 async fn end_machines(paths: &Paths, data: Data) -> anyhow::Result<usize> {
+    let mut endings = tokio::task::JoinSet::new();
     let mut stopped = 0;
-    let Ok(entries) = std::fs::read_dir(paths.machines()) else { return Ok(0) };
-    for entry in entries {
+    for entry in std::fs::read_dir(paths.machines()).into_iter().flatten() {
         let dir = entry.context("could not list the Machines")?.path();
-        stopped += usize::from(end_machine(&dir, &paths.cgroup_parent()).await?);
-        if data == Data::Purge {
-            perch_machine::remove(&dir, &paths.cgroup_parent()).await?;
+        if ENDINGS_MAX <= endings.len() {
+            stopped += count(endings.join_next().await);
         }
+        let parent = paths.cgroup_parent();
+        endings.spawn(async move {
+            let ended = end_machine(&dir, &parent, data).await;
+            ended.with_context(|| format!("could not end {} in good order", dir.display()))
+        });
+    }
+    while let Some(ended) = endings.join_next().await {
+        stopped += count(Some(ended));
     }
     Ok(stopped)
 }
 
+fn count(ended: Option<Result<anyhow::Result<bool>, tokio::task::JoinError>>) -> usize {
+    match ended.transpose().map_err(anyhow::Error::from).and_then(Option::transpose) {
+        Ok(ran) => usize::from(ran == Some(true)),
+        Err(error) => {
+            eprintln!("warning: {error:#}");
+            0
+        }
+    }
+}
+
 /// Asks a Machine to end, then kills it; says whether it ran.
-async fn end_machine(dir: &Path, cgroup_parent: &str) -> anyhow::Result<bool> {
-    let Some(machine) = perch_machine::adopt(dir, cgroup_parent).await? else { return Ok(false) };
-    let kill_signal = machine.spec().kill_signal;
-    if machine.signal(kill_signal).is_err() {
+async fn end_machine(dir: &Path, cgroup_parent: &str, data: Data) -> anyhow::Result<bool> {
+    let machine = perch_machine::adopt(dir, cgroup_parent).await?;
+    let ran = match &machine {
+        Some(machine) => stop(machine).await?,
+        None => false,
+    };
+    if data == Data::Purge {
+        perch_machine::remove(dir, cgroup_parent).await?;
+    }
+    Ok(ran)
+}
+
+async fn stop(machine: &perch_machine::Machine) -> anyhow::Result<bool> {
+    let spec = machine.spec();
+    if machine.signal(spec.kill_signal).is_err() {
         return Ok(false);
     }
-    if tokio::time::timeout(MACHINE_TIMEOUT, machine.wait()).await.is_err() {
+    let limit = Duration::from_millis(spec.kill_timeout_ms);
+    if tokio::time::timeout(limit, machine.wait()).await.is_err() {
         machine.kill()?;
         machine.wait().await?;
     }
     Ok(true)
 }
 
-/// Removes the Machines' parent cgroup from every hierarchy. The kernel and the last shims take a moment
-/// to let go of what is inside.
-async fn remove_cgroups(parent: &str) {
+/// Kills what still is in the Machines' parent cgroup and removes it from every hierarchy. The kernel and the last
+/// shims take a moment to let go of what is inside.
+async fn clear_cgroups(parent: &str) {
     let deadline = tokio::time::Instant::now() + CGROUP_TIMEOUT;
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchies =
-        std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([root.to_owned()]) {
-        let dir = hierarchy.join(parent);
-        while let Err(error) = std::fs::remove_dir(&dir) {
-            let busy = error.kind() == std::io::ErrorKind::ResourceBusy;
-            if !busy || deadline < tokio::time::Instant::now() {
-                warn_unless_absent(&dir, &error);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for group in hierarchies(&mounts).map(|root| root.join(parent)) {
+        while let Err(error) = clear(&group) {
+            if deadline < tokio::time::Instant::now() {
+                eprintln!("warning: could not remove {}: {error}", group.display());
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -172,9 +187,36 @@ async fn remove_cgroups(parent: &str) {
     }
 }
 
-fn warn_unless_absent(dir: &Path, error: &std::io::Error) {
-    if dir.exists() {
-        eprintln!("warning: could not remove {}: {error}", dir.display());
+fn hierarchies(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup").then_some(())?;
+        mount.split(' ').nth(4).map(PathBuf::from)
+    })
+}
+
+/// Kills what is in a cgroup and below, and removes it.
+fn clear(group: &Path) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(group) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            clear(&entry.path())?;
+        }
+    }
+    let pids = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+        match rustix::process::kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    match std::fs::remove_dir(group) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -195,6 +237,8 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.sock",
         "netns",
         "proxy.log",
+        "proxy.json",
+        "tag",
     ];
     for name in own {
         for root in [&paths.data, &paths.run] {
@@ -220,6 +264,16 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixListener;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+
+    use perch_proxy::control::FromProxy;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
     use super::*;
 
     fn check(args: &[&str], expected: Option<(Option<&str>, Data)>) {
@@ -234,5 +288,56 @@ mod tests {
         check(&["--data-dir=/d"], Some((Some("/d"), Data::Keep)));
         check(&["--data-dir"], None);
         check(&["--prune"], None);
+    }
+
+    #[test]
+    fn a_process_that_the_proxy_names_is_not_killed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let paths = Paths::new(Some(dir.path())).expect("short");
+        let stranger = sleeper(Stdio::null());
+        let liar = lie(&paths.proxy_socket(), stranger.id());
+        end_proxy(&paths).expect("nothing is to be ended");
+        drop(liar);
+        assert_eq!(ended_by(stranger, Signal::TERM), Signal::TERM.as_raw());
+    }
+
+    #[test]
+    fn only_hierarchies_of_cgroups_are_looked_into() {
+        let mountinfo = "\
+25 24 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+26 25 0:23 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+27 25 0:24 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+broken line";
+        let found: Vec<PathBuf> = hierarchies(mountinfo).collect();
+        assert_eq!(found, ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"].map(PathBuf::from));
+    }
+
+    /// Greets whoever connects as a proxy with this process id.
+    fn lie(socket: &Path, pid: u32) -> UnixListener {
+        let listener = UnixListener::bind(socket).expect("it can be bound");
+        let copy = listener.try_clone().expect("a descriptor");
+        std::thread::spawn(move || {
+            let Ok((stream, _)) = copy.accept() else { return };
+            let hello = FromProxy::Hello { version: perch_proxy::control::VERSION, pid };
+            let line = serde_json::to_string(&hello).expect("JSON") + "\n";
+            let fds = [stream.as_fd(); 6];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            let parts = [IoSlice::new(line.as_bytes())];
+            sendmsg(&stream, &parts, &mut ancillary, SendFlags::empty()).expect("it greets");
+        });
+        listener
+    }
+
+    fn sleeper(stdin: Stdio) -> Child {
+        Command::new("sleep").arg("60").stdin(stdin).spawn().expect("sleep is there")
+    }
+
+    /// Signals a child; answers the signal that ended it, which is another one if that came first.
+    fn ended_by(mut child: Child, signal: Signal) -> i32 {
+        let pid = Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).expect("it is not reaped yet");
+        child.wait().expect("it is ours").signal().expect("a signal ended it")
     }
 }

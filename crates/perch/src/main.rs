@@ -2,7 +2,7 @@
 //!
 //! This crate wires the others together and decides nothing. `perch` is the operator's program;
 //! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`,
-//! `unpack` and `probe` are started by the server only, from the same file.
+//! `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file.
 
 mod config;
 mod doctor;
@@ -10,6 +10,7 @@ mod down;
 mod embedded;
 mod ids;
 mod paths;
+mod process;
 mod proxy;
 mod quickstart;
 mod server;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
         "quickstart" => quickstart::main(&rest),
+        "strike" => quickstart::guard::main(&rest),
         "doctor" => doctor::main(&rest),
         "down" => down::main(&rest),
         "fly" => fly(args[1..].to_vec()),

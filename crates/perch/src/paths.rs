@@ -1,6 +1,8 @@
 //! Where things lie: one data directory per server, with fixed names inside.
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 
@@ -11,31 +13,50 @@ const RUN_DIR: &str = "/run/perch";
 /// `sockaddr_un` holds 108 bytes with the final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// File in the data directory that keeps the server's tag wherever the directory is moved.
+const TAG_FILE: &str = "tag";
+
 /// The names inside one server's data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Paths {
-    /// Root of everything that outlives a reboot.
+    /// Root of everything that outlives a reboot, without links and dots.
     pub(crate) data: PathBuf,
     /// Where sockets and the namespace's pin lie.
     pub(crate) run: PathBuf,
+    tag: Option<String>,
 }
 
 impl Paths {
-    /// The default server's places, or everything below `dir`.
+    /// The default server's places, or everything below `dir`. The directory need not be there; however it is spelled,
+    /// it is the same server's.
     ///
     /// # Errors
-    /// When a socket's path would be longer than the kernel allows.
+    /// When the path cannot be followed, or a socket's path would be longer than the kernel allows.
     pub(crate) fn new(dir: Option<&Path>) -> anyhow::Result<Self> {
-        let paths = match dir {
-            None => Self { data: DATA_DIR.into(), run: RUN_DIR.into() },
-            Some(dir) => {
-                let dir =
-                    std::path::absolute(dir).context("could not read the current directory")?;
-                Self { data: dir.clone(), run: dir }
-            }
+        let default = real(Path::new(DATA_DIR))?;
+        let data = dir.map_or_else(|| Ok(default.clone()), real)?;
+        let paths = if data == default {
+            Self { data, run: RUN_DIR.into(), tag: None }
+        } else {
+            let tag = Some(kept_tag(&data).unwrap_or_else(|| tag_of(&data)));
+            Self { run: data.clone(), data, tag }
         };
         paths.check_lengths()?;
         Ok(paths)
+    }
+
+    /// Writes the tag down, so that it stays when the directory is moved or renamed.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn keep_tag(&self) -> io::Result<()> {
+        let Some(tag) = &self.tag else { return Ok(()) };
+        if kept_tag(&self.data).as_ref() == Some(tag) {
+            return Ok(());
+        }
+        let draft = self.data.join("tag.new");
+        std::fs::write(&draft, format!("{tag} {}\n", std::fs::metadata(&self.data)?.ino()))?;
+        std::fs::rename(draft, self.data.join(TAG_FILE))
     }
 
     fn check_lengths(&self) -> anyhow::Result<()> {
@@ -56,6 +77,11 @@ impl Paths {
 
     pub(crate) fn proxy_socket(&self) -> PathBuf {
         self.run.join("proxy.sock")
+    }
+
+    /// Where it is written down which process the proxy is.
+    pub(crate) fn proxy_record(&self) -> PathBuf {
+        self.run.join("proxy.json")
     }
 
     pub(crate) fn netns_pin(&self) -> PathBuf {
@@ -92,14 +118,50 @@ impl Paths {
     }
 
     /// A short name, unique to this data directory, for links and cgroups on this host: `None` for the default one.
-    pub(crate) fn tag(&self) -> Option<String> {
-        use sha2::{Digest, Sha256};
-        if self.data == Path::new(DATA_DIR) {
-            return None;
-        }
-        let hash = Sha256::digest(self.data.as_os_str().as_encoded_bytes());
-        Some(hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
     }
+}
+
+/// The path without links and dots; what is not there yet is taken as it is spelled.
+fn real(dir: &Path) -> anyhow::Result<PathBuf> {
+    let dir = std::path::absolute(dir).context("could not read the current directory")?;
+    for there in dir.ancestors() {
+        match there.canonicalize() {
+            Ok(real) => return Ok(extend(real, dir.strip_prefix(there).unwrap_or(Path::new("")))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("could not follow {}", dir.display()));
+            }
+        }
+    }
+    Ok(dir)
+}
+
+fn extend(mut base: PathBuf, rest: &Path) -> PathBuf {
+    for part in rest.components() {
+        match part {
+            Component::Normal(name) => base.push(name),
+            Component::ParentDir => drop(base.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    base
+}
+
+fn tag_of(data: &Path) -> String {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(data.as_os_str().as_encoded_bytes());
+    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The tag that lies in the directory, unless it came there with a copy of another directory.
+fn kept_tag(data: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data.join(TAG_FILE)).ok()?;
+    let (tag, inode) = text.trim_end().split_once(' ')?;
+    let own = inode.parse() == Ok(std::fs::metadata(data).ok()?.ino());
+    let valid = tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (own && valid).then(|| tag.to_owned())
 }
 
 #[cfg(test)]
@@ -115,8 +177,49 @@ mod tests {
 
     #[test]
     fn two_directories_have_two_tags() {
-        let tag = |dir: &str| Paths::new(Some(Path::new(dir))).expect("short").tag();
+        let tag = |dir: &str| paths(Path::new(dir)).tag().map(str::to_owned);
         assert_ne!(tag("/a"), tag("/b"));
         assert_eq!(Paths::new(None).expect("default").tag(), None);
+    }
+
+    fn paths(dir: &Path) -> Paths {
+        Paths::new(Some(dir)).expect("short")
+    }
+
+    #[test]
+    fn one_directory_is_one_server_however_it_is_spelled() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        std::os::unix::fs::symlink(root.path(), root.path().join("link")).expect("a link");
+        let plain = paths(&root.path().join("data"));
+        let spelled = |rest: &str| paths(&root.path().join(rest));
+        for place in ["data/", "./data", "link/data", "link/link/data", "x/../data"] {
+            assert_eq!(spelled(place), plain, "{place}, before the directory is there");
+        }
+        std::fs::create_dir(&plain.data).expect("it is made");
+        assert_eq!(spelled("link/data"), plain);
+        assert_eq!(spelled("data/../data"), plain);
+    }
+
+    #[test]
+    fn the_default_directory_is_the_default_server_also_when_it_is_named() {
+        let default = Paths::new(None).expect("default");
+        assert_eq!(paths(Path::new(DATA_DIR)), default);
+        assert_eq!(paths(Path::new("/var/lib/../lib/perch/")), default);
+    }
+
+    #[test]
+    fn a_tag_moves_with_its_directory_and_not_with_a_copy() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let [first, moved, copy] = ["first", "moved", "copy"].map(|name| root.path().join(name));
+        std::fs::create_dir(&first).expect("it is made");
+        std::fs::create_dir(&copy).expect("it is made");
+        let tag = paths(&first).tag().map(str::to_owned);
+        paths(&first).keep_tag().expect("it can be written");
+        std::fs::copy(first.join(TAG_FILE), copy.join(TAG_FILE)).expect("it is copied");
+        std::fs::rename(&first, &moved).expect("it is moved");
+        assert_eq!(paths(&moved).tag().map(str::to_owned), tag);
+        assert_ne!(paths(&copy).tag().map(str::to_owned), tag);
+        std::fs::write(moved.join(TAG_FILE), "../../etc 1").expect("it can be written");
+        assert_ne!(paths(&moved).tag().map(str::to_owned), tag);
     }
 }

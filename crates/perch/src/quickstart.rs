@@ -1,13 +1,15 @@
 //! `perch quickstart`: a private app goes to sleep and is woken by another app, before your eyes.
 //!
 //! It plays on a stage of its own (a network namespace and a directory), with the real server and
-//! the real `fly`, and leaves the host as it was: see [`stage`]. What is played is in [`script`].
+//! the real `fly`, and leaves the host as it was: see [`stage`] and [`guard`]. What is played is in [`script`].
 
+pub(crate) mod guard;
 mod image;
 mod script;
 mod stage;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -61,12 +63,13 @@ fn play(ending: Ending, dir: Option<PathBuf>) -> anyhow::Result<()> {
         script::invitation(&stage);
         interrupt.wait();
     }
-    println!("\n==> Putting everything back");
+    // The terminal may be gone.
+    writeln!(std::io::stdout(), "\n==> Putting everything back").ok();
     let struck = stage.strike();
     played.and(struck)
 }
 
-/// Takes SIGINT and SIGTERM over, so that what was made is put back first.
+/// Takes SIGINT, SIGTERM and SIGHUP over, so that what was made is put back first.
 struct Interrupt {
     seen: std::sync::mpsc::Receiver<()>,
 }
@@ -75,13 +78,15 @@ impl Interrupt {
     fn watch() -> anyhow::Result<Self> {
         let (sender, seen) = std::sync::mpsc::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (mut int, mut term) = {
+        let (mut int, mut term, mut hup) = {
             let _entered = runtime.enter();
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+            let [int, term, hup] =
+                [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+            (signal(int)?, signal(term)?, signal(hup)?)
         };
         std::thread::spawn(move || {
             runtime.block_on(async {
-                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+                tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, _ = hup.recv() => {} }
             });
             // Nobody listens when the play is over already.
             sender.send(()).ok();

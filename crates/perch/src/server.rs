@@ -28,7 +28,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ use anyhow::Context;
 use perch_machine::{ImageLimits, ImageStore};
 use perch_net::{Plane, PlaneConfig, Prefix};
 use perch_store::Store;
+use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -56,6 +57,10 @@ const OUTSIDE: &str = "perch0";
 const HOST_LINKS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Pairs in that /15.
 const HOST_LINKS_MAX: u32 = 1 << 16;
+/// Nobody but root writes to what the server makes; programs in Machines inherit it.
+const UMASK: u32 = 0o022;
+/// Something of these lies in every directory that was a server's.
+const MARKS: [&str; 4] = ["lock", "store.db", "machines", "tag"];
 /// Descriptors: listeners, sockets, one pidfd per Machine and more.
 const DESCRIPTORS_MAX: u64 = 65_536;
 
@@ -106,7 +111,6 @@ impl Options {
 }
 
 fn serve(options: Options) -> anyhow::Result<()> {
-    let paths = Paths::new(options.data_dir.as_deref())?;
     let mut config =
         options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
     if let Some(region) = options.region {
@@ -114,6 +118,9 @@ fn serve(options: Options) -> anyhow::Result<()> {
         config.region = region;
     }
     require_root()?;
+    // What is made below is made with these modes, whatever the caller's mask is.
+    rustix::process::umask(Mode::from_raw_mode(UMASK));
+    let paths = Paths::new(options.data_dir.as_deref())?;
     let kept = service_manager::kept().context("could not take what the service manager kept")?;
     make_dirs(&paths)?;
     let _lock = DirLock::take(&paths.lock())?;
@@ -138,20 +145,57 @@ fn require_root() -> anyhow::Result<()> {
 
 /// The data directory is for root only; sockets may lie in a directory that others can enter.
 fn make_dirs(paths: &Paths) -> anyhow::Result<()> {
-    for dir in [&paths.data, &paths.run, &paths.machines()] {
-        fs::create_dir_all(dir).with_context(|| format!("could not make {}", dir.display()))?;
-    }
-    let mode = |dir: &Path, mode| {
-        fs::set_permissions(dir, fs::Permissions::from_mode(mode))
-            .with_context(|| format!("could not set the mode of {}", dir.display()))
-    };
+    make_own(&paths.data)?;
     if paths.run != paths.data {
-        mode(&paths.run, 0o755)?;
+        fs::create_dir_all(&paths.run)
+            .and_then(|()| fs::set_permissions(&paths.run, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("could not make {}", paths.run.display()))?;
     }
-    mode(&paths.data, 0o700)
+    fs::create_dir_all(paths.machines())
+        .with_context(|| format!("could not make {}", paths.machines().display()))?;
+    paths.keep_tag().context("could not write the tag of the data directory")
 }
 
-fn raise_descriptor_limit() {
+/// Makes a directory for root alone, or takes one that is root's already.
+fn make_own(dir: &Path) -> anyhow::Result<()> {
+    let failed = || format!("could not make {}", dir.display());
+    fs::create_dir_all(dir.parent().unwrap_or(dir)).with_context(failed)?;
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => take_over(dir),
+        made => made.with_context(failed),
+    }
+}
+
+/// A directory that somebody else made stays as it is: its owner could change what root relies on.
+fn take_over(dir: &Path) -> anyhow::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(dir, flags, Mode::empty());
+    let opened = opened.with_context(|| format!("could not open {}", dir.display()))?;
+    let owner = rustix::fs::fstat(&opened).context("could not look at the data directory")?.st_uid;
+    anyhow::ensure!(
+        owner == rustix::process::geteuid().as_raw(),
+        "{0} belongs to user {owner}, not to root; choose another --data-dir, or run: chown root {0}",
+        dir.display()
+    );
+    anyhow::ensure!(
+        is_servers(dir)?,
+        "{} is not empty and no server's; choose another --data-dir",
+        dir.display()
+    );
+    rustix::fs::fchmod(&opened, Mode::RWXU)
+        .with_context(|| format!("could not set the mode of {}", dir.display()))
+}
+
+fn is_servers(dir: &Path) -> anyhow::Result<bool> {
+    let names: Result<Vec<OsString>, _> =
+        fs::read_dir(dir).and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect());
+    let names = names.with_context(|| format!("could not list {}", dir.display()))?;
+    // A file system of its own has this directory from the start.
+    let empty = names.iter().all(|name| name == "lost+found");
+    Ok(empty || names.iter().any(|name| MARKS.iter().any(|mark| name == mark)))
+}
+
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     let current = now.maximum.map_or(DESCRIPTORS_MAX, |most| most.min(DESCRIPTORS_MAX));
@@ -167,7 +211,7 @@ pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
     let (outside, index) = match paths.tag() {
         None => (OUTSIDE.to_owned(), 0),
         Some(tag) => {
-            let number = u32::from_str_radix(&tag, 16).unwrap_or(1);
+            let number = u32::from_str_radix(tag, 16).unwrap_or(1);
             (format!("perch-{tag}"), 1 + number % (HOST_LINKS_MAX - 1))
         }
     };
@@ -297,12 +341,12 @@ async fn end(
     serving: tokio::task::JoinHandle<()>,
 ) -> anyhow::Result<()> {
     tracing::info!("ending; Machines go on");
-    let proxy = proxy_link::pid(world);
+    let proxy = proxy_link::process(world);
     world.shutdown.cancel();
     serving.await.context("the API ended badly")?;
     keeper.await.context("the proxy's keeper ended badly")?;
-    if let Some(pid) = proxy {
-        tokio::task::spawn_blocking(move || proxy_link::end(pid))
+    if let Some(proxy) = proxy {
+        tokio::task::spawn_blocking(move || proxy_link::end(&proxy))
             .await
             .context("could not wait for the proxy")?;
     }
@@ -341,5 +385,32 @@ mod tests {
         assert_ne!(a.outside, b.outside);
         assert_ne!(a.host_link, b.host_link);
         assert!(a.outside.len() <= 15);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_not_taken_over() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let dir = root.path().join("data");
+        let mode =
+            |dir: &Path| fs::metadata(dir).expect("it is there").permissions().mode() & 0o777;
+        make_own(&dir).expect("it can be made");
+        assert_eq!(mode(&dir), 0o700);
+        fs::write(dir.join("precious"), "").expect("it can be written");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("ours");
+        let error = make_own(&dir).expect_err("not a server's").to_string();
+        assert!(error.contains("not empty") && error.contains("--data-dir"), "{error}");
+        fs::write(dir.join("store.db"), "").expect("it can be written");
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&dir, &link).expect("a link");
+        assert!(make_own(&link).is_err(), "a link was followed");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&dir, Some(65_534), None).expect("we are root");
+            let error = make_own(&dir).expect_err("not root's").to_string();
+            assert!(error.contains("user 65534") && error.contains("chown root"), "{error}");
+            assert_eq!(mode(&dir), 0o755, "its mode was changed");
+            std::os::unix::fs::chown(&dir, Some(0), None).expect("we are root");
+            make_own(&dir).expect("root's own, and a server's");
+            assert_eq!(mode(&dir), 0o700);
+        }
     }
 }

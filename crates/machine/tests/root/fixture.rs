@@ -148,6 +148,7 @@ impl Fixture {
             cpu_millis: None,
             pids_max: None,
             kill_signal: 15,
+            kill_timeout_ms: 5_000,
             cgroup_parent: "perch-test".to_owned(),
         }
     }

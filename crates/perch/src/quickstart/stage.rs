@@ -3,31 +3,22 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 
-/// Everything that must be put back. Dropping it without [`Stage::strike`] only happens on a panic
-/// and leaves the server running; `perch down --purge --data-dir DIR` then clears it.
+use super::guard::{Guard, Keep};
+
+/// Everything that must be put back. Without [`Stage::strike`] the guard does it when this process is gone.
 #[derive(Debug)]
 pub(crate) struct Stage {
     exe: PathBuf,
     dir: PathBuf,
-    keep: Keep,
-    netns: OwnedFd,
     server: Child,
-}
-
-/// Whether the directory stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    /// The user named it.
-    Yes,
-    /// We made it.
-    No,
+    guard: Guard,
 }
 
 impl Stage {
@@ -45,8 +36,14 @@ impl Stage {
         };
         println!("==> Starting a server in {} and a network namespace of its own", dir.display());
         let netns = perch_net::new_namespace().context("could not make a network namespace")?;
-        let server = start_server(&exe, &dir, netns.as_fd())?;
-        Ok(Self { exe, dir, keep, netns, server })
+        let guard = Guard::post(&exe, &dir, keep, netns.as_fd())?;
+        match start_server(&exe, &dir, netns.as_fd()) {
+            Ok(server) => Ok(Self { exe, dir, server, guard }),
+            Err(error) => {
+                guard.relieve()?;
+                Err(error)
+            }
+        }
     }
 
     /// Where apps' working directories are made.
@@ -76,17 +73,9 @@ impl Stage {
     /// # Errors
     /// When something stays behind; the message says what removes it.
     pub(crate) fn strike(mut self) -> anyhow::Result<()> {
-        let status = down(&self.exe, &self.dir, self.netns.as_fd())?;
+        let status = self.guard.relieve()?;
         self.server.wait().context("could not wait for the server")?;
-        anyhow::ensure!(
-            status.success(),
-            "perch down failed; the server's log is in {}",
-            self.dir.display()
-        );
-        if self.keep == Keep::No {
-            fs::remove_dir_all(&self.dir)
-                .with_context(|| format!("could not remove {}", self.dir.display()))?;
-        }
+        anyhow::ensure!(status.success(), "something of {} is left", self.dir.display());
         Ok(())
     }
 }
@@ -113,7 +102,6 @@ fn start_server(
         Ok(()) => Ok(server),
         Err(error) => {
             server.wait().context("could not wait for the server")?;
-            down(exe, dir, netns)?;
             Err(error)
         }
     }
@@ -137,12 +125,4 @@ fn await_ready(mut stderr: BufReader<std::process::ChildStderr>, log: &Path) -> 
     }
     std::thread::spawn(move || std::io::copy(&mut stderr, &mut log));
     Ok(())
-}
-
-fn down(exe: &Path, dir: &Path, netns: std::os::fd::BorrowedFd<'_>) -> anyhow::Result<ExitStatus> {
-    let mut command = Command::new(exe);
-    command.arg("down").arg("--purge").arg("--data-dir").arg(dir.join("data"));
-    let spawned =
-        perch_net::run_in(netns, || command.spawn()).context("could not enter the namespace")?;
-    spawned.and_then(|mut child| child.wait()).context("could not run perch down")
 }

@@ -71,6 +71,7 @@ pub(crate) fn spec(
     run: u64,
     unpacked: Unpacked,
 ) -> anyhow::Result<LaunchSpec> {
+    let policy = policy(record);
     Ok(LaunchSpec {
         machine: record.id.clone(),
         run,
@@ -91,7 +92,8 @@ pub(crate) fn spec(
         memory_bytes: None,
         cpu_millis: None,
         pids_max: None,
-        kill_signal: policy(record).kill_signal,
+        kill_signal: policy.kill_signal,
+        kill_timeout_ms: u64::try_from(policy.kill_timeout.as_millis()).unwrap_or(u64::MAX),
         cgroup_parent: world.cgroup_parent.clone(),
     })
 }

@@ -10,9 +10,11 @@
 //! proxy is connected nothing is in flight that we could wait for, so drains end at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,7 +23,6 @@ use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_proxy::Handover;
 use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -30,7 +31,7 @@ use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
 use super::views;
 use super::world::{World, lock};
-use crate::service_manager;
+use crate::{process, service_manager};
 
 /// Answers that wait for the proxy; they are few, because each answers a question of its own.
 const ANSWERS: usize = 4_096;
@@ -55,8 +56,8 @@ pub(crate) struct ProxyPort {
     connected: watch::Sender<bool>,
     /// Whether a proxy was ever told everything.
     serving: watch::Sender<bool>,
-    /// Process id of the connected proxy; 0 = none.
-    pid: AtomicU32,
+    /// The proxy that was started or found last; it never says itself who it is.
+    process: Mutex<Option<Arc<OwnedFd>>>,
     /// Counts the connections to proxies.
     sessions: AtomicU64,
 }
@@ -73,7 +74,7 @@ impl ProxyPort {
             next_token: AtomicU64::new(1),
             connected: watch::Sender::new(false),
             serving: watch::Sender::new(false),
-            pid: AtomicU32::new(0),
+            process: Mutex::default(),
             sessions: AtomicU64::new(0),
         };
         (port, receiver)
@@ -165,6 +166,7 @@ impl ProxyPort {
 pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
     let standing = connect(world).await.ok();
     if standing.is_some() {
+        *lock(&world.proxy.process) = process::recall(&world.paths.proxy_record()).map(Arc::new);
         world.proxy.connected.send_replace(true);
     }
     standing
@@ -257,19 +259,31 @@ fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listener
     }
     let control =
         UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("could not set the mode of {}", path.display()))?;
     let handover = Handover { listeners: listeners.try_clone()?, control };
     let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("proxy").stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    command.arg("proxy").stdin(Stdio::from(OwnedFd::from(theirs)));
     command.stdout(Stdio::null()).stderr(proxy_log(world)?);
     service_manager::hide_from(&mut command);
     let spawned = world.plane.enter(|| command.spawn()).context("could not enter the plane")?;
     let mut child = spawned.context("could not start the proxy")?;
     drop(command);
+    register(world, Pid::from_child(&child))?;
     handover.send(&ours).context("could not hand the sockets over")?;
     // Reaps it; its end is noticed by its connection.
     std::thread::spawn(move || child.wait());
     Ok(listeners)
+}
+
+/// Remembers the proxy, also for the next server and for `perch down`, before it can do anything: without its sockets
+/// it only waits.
+fn register(world: &World, pid: Pid) -> anyhow::Result<()> {
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
+    *lock(&world.proxy.process) = Some(Arc::new(pidfd.context("could not watch the proxy")?));
+    let path = world.paths.proxy_record();
+    process::remember(pid, &path).with_context(|| format!("could not write {}", path.display()))
 }
 
 /// The proxy's own words outlive the server's standard error.
@@ -281,7 +295,7 @@ fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
 
 fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
     let made = world.plane.listeners().context("could not make the listeners")?;
-    let udp = |address: &str| std::net::UdpSocket::bind(address).map(std::os::fd::OwnedFd::from);
+    let udp = |address: &str| std::net::UdpSocket::bind(address).map(OwnedFd::from);
     let forward_v4 = udp("0.0.0.0:0").context("could not make a socket for DNS")?;
     let forward_v6 = udp("[::]:0").context("could not make a socket for DNS")?;
     Ok(Listeners {
@@ -299,7 +313,6 @@ async fn session(
     link: Link,
     answers: &mut mpsc::Receiver<ToProxy>,
 ) -> Result<(), LinkError> {
-    world.proxy.pid.store(link.pid(), Ordering::Release);
     world.proxy.sessions.fetch_add(1, Ordering::AcqRel);
     let (mut sender, mut receiver) = link.into_split();
     send_snapshot(world, &mut sender).await?;
@@ -395,25 +408,21 @@ async fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause:
     }
 }
 
-/// Process id of the proxy that is or was connected.
-pub(crate) fn pid(world: &World) -> Option<Pid> {
-    let raw = i32::try_from(world.proxy.pid.load(Ordering::Acquire)).ok()?;
-    Pid::from_raw(raw)
+/// The proxy that is or was connected.
+pub(crate) fn process(world: &World) -> Option<Arc<OwnedFd>> {
+    lock(&world.proxy.process).clone()
 }
 
 /// Asks a proxy to end and waits until it has, at most as long as it may drain. Blocks.
-pub(crate) fn end(pid: Pid) {
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    if let Err(errno) = rustix::process::pidfd_send_signal(&pidfd, Signal::TERM) {
-        tracing::debug!(%errno, "the proxy had ended");
+pub(crate) fn end(pidfd: &OwnedFd) {
+    if let Err(error) = process::signal(pidfd, Signal::TERM) {
+        tracing::warn!(%error, "could not end the proxy");
         return;
     }
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    let limit = Timespec::try_from(END_TIMEOUT).expect("five seconds are a time");
-    if rustix::event::poll(&mut fds, Some(&limit)) == Ok(0) {
+    if !process::ends_within(pidfd, END_TIMEOUT) {
         tracing::warn!("the proxy takes too long to end; it is killed");
-        if let Err(errno) = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
-            tracing::debug!(%errno, "the proxy had ended");
+        if let Err(error) = process::signal(pidfd, Signal::KILL) {
+            tracing::warn!(%error, "could not kill the proxy");
         }
     }
 }
