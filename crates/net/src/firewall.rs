@@ -15,7 +15,8 @@
 //! On the host, two tables `perch_<outside>`: nothing new comes in from the plane, nothing new is
 //! forwarded into it, its IPv4 leaves under the host's address. The one for IPv6 does without
 //! connection tracking, which the kernel would do for every packet of the host: there it looks at
-//! TCP's flags only, and the plane holds back what is new and not TCP. Nothing private depends on them.
+//! TCP's flags only. The plane itself opens nothing towards the host either, so that no private
+//! traffic and no protection of the host depends on them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -88,10 +89,19 @@ const ECHO_REQUEST_V6: u8 = 128;
 /// Types of ICMPv6 by which neighbours and routers find each other, redirects included.
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
-/// Destinations that egress never reaches: this network, links, loopback, link-local with the
-/// clouds' metadata service, multicast and reserved ones.
-const NO_EGRESS: [([u8; 4], u32); 5] =
-    [([0, 0, 0, 0], 8), ([127, 0, 0, 0], 8), ([169, 254, 0, 0], 16), LINKS, ([224, 0, 0, 0], 3)];
+/// Destinations that egress never reaches: this network, links, loopback, link-local with most
+/// clouds' metadata service, multicast and reserved ones, and the metadata services that are
+/// elsewhere (Azure's, Alibaba's, Oracle's).
+const NO_EGRESS: [([u8; 4], u32); 8] = [
+    ([0, 0, 0, 0], 8),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    LINKS,
+    ([224, 0, 0, 0], 3),
+    ([168, 63, 129, 16], 32),
+    ([100, 100, 100, 200], 32),
+    ([192, 0, 0, 192], 32),
+];
 /// The Machines' private links.
 const LINKS: ([u8; 4], u32) = ([172, 16, 0, 0], 16);
 
@@ -257,6 +267,9 @@ fn forward_rules() -> Vec<Rule> {
     let on = || Rule::on("forward");
     let mut rules = vec![
         on().established().accept(),
+        // Here as well as on the host, whose tables somebody may flush: nothing opens a connection
+        // to the host. What is not TCP is held back in `nat_rules`.
+        on().v6().oif(Cmp::Eq, INSIDE).syn(Cmp::Eq).jump("refuse"),
         on().v6().load_saddr6(R1).mask48(R1).load_daddr6(R2).mask48(R2).in_set(NETWORKS).accept(),
         on().v6().jump("refuse"),
         on().iif(Cmp::Eq, INSIDE).jump("refuse"),

@@ -303,7 +303,7 @@ fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
     dial(lab.host(), (foreign, HTTP)).expect_err("the host is no member there");
     dial(lab.host(), (other.private_ip, secret_port)).expect_err("the host is no member there");
     let error = dial(machine.netns.as_fd(), (peer, host_port)).expect_err("nothing new comes in");
-    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 
     lab.plane.ensure_network(home, None).expect("the host leaves");
     dial(lab.host(), (app, HTTP)).expect_err("no longer a member");
@@ -389,7 +389,9 @@ fn egress_reaches_the_world_but_neither_the_host_nor_metadata() {
     };
     refused(v4("198.51.100.2"), host_port);
     refused(lab.config.host_link.0, host_port);
-    refused(v4("169.254.169.254"), HTTP);
+    for metadata in ["169.254.169.254", "168.63.129.16", "100.100.100.200", "192.0.0.192"] {
+        refused(v4(metadata), HTTP);
+    }
     refused(v4("172.16.200.1"), HTTP);
     // And nobody out there reaches in, even with a route.
     ip(world.as_fd(), "route add 192.0.2.10/32 via 198.51.100.2");
@@ -434,6 +436,13 @@ fn drop_policies_and_a_flushed_ruleset_on_the_host_change_nothing_private() {
     lab.nft("flush ruleset");
     all_works();
     assert_eq!(lab.host_sees("nft list tables"), "");
+    // The host's own services stay closed meanwhile.
+    let on_host = listen_in(lab.host(), "[::]:0");
+    let host_port = on_host.local_addr().expect("a bound socket").port();
+    let host_peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    dial(lab.host(), (host_peer, host_port)).expect("it listens");
+    let error = dial(one.netns.as_fd(), (host_peer, host_port)).expect_err("closed to Machines");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     lab.plane.refresh_host().expect("refresh");
     let tables = lab.host_sees("nft list tables");
     for table in ["ip perch_perch0", "ip6 perch_perch0"] {
