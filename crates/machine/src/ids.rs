@@ -130,6 +130,7 @@ fn run_child(dir: &Path) -> io::Result<()> {
 /// Entry point of `perch probe DIR`. Call it first thing in `main`, before any thread or runtime exists. Exits with
 /// success when a root directory could be made as the specification in `DIR` says; else says why on standard output.
 pub fn main(dir: &Path) -> ExitCode {
+    crate::shim::usual_umask();
     let Err(reason) = try_root(dir) else { return ExitCode::SUCCESS };
     if let Err(error) = io::stdout().write_all(reason.as_bytes()) {
         eprintln!("could not answer: {error}");

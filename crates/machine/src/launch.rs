@@ -577,6 +577,10 @@ pub fn install_init(dir: &Path, binary: &[u8]) -> io::Result<PathBuf> {
         return Ok(layer);
     }
     fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    for dir in [layer.as_path(), parent] {
+        // The umask may have taken away what the Machine's users need.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    }
     let draft = parent.join("init.new");
     fs::write(&draft, binary)?;
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o755))?;

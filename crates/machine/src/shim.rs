@@ -83,6 +83,7 @@ fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError
 /// is the network namespace, standard output the answer to the launcher.
 pub fn main(dir: &Path) -> ExitCode {
     let Ok(mut answer) = Outlet::take() else { return ExitCode::FAILURE };
+    usual_umask();
     match start(dir, &answer) {
         Ok(keeper) => keeper.keep(&mut answer),
         Err(error) => {
@@ -90,6 +91,11 @@ pub fn main(dir: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whatever the server's is: what is made for a Machine is for its users, and its program begins with this one.
+pub(crate) fn usual_umask() {
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
 }
 
 /// An error and its causes in one line.

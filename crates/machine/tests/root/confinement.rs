@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("the_program_cannot_reach_into_init", the_program_cannot_reach_into_init),
     ("every_namespace_but_time_is_the_machines_own", every_namespace_is_the_machines_own),
     ("dockers_refusals_are_ours", dockers_refusals_are_ours),
+    ("a_servers_strict_umask_is_not_its_machines", a_servers_umask_is_its_own),
 ];
 
 /// What each descriptor of a process leads to.
@@ -168,5 +169,20 @@ fn dockers_refusals_are_ours(fixture: &Fixture) -> Tested {
         /bin/busybox unshare -r true 2>/dev/null && echo 'makes a user namespace'
         /bin/busybox uname -n";
     assert_eq!(fixture.run(&fixture.spec(script))?.1, ["test"]);
+    Ok(())
+}
+
+/// A service manager, or the server itself, may forbid that others read what it makes.
+fn a_servers_umask_is_its_own(fixture: &Fixture) -> Tested {
+    let strict = rustix::fs::Mode::from_raw_mode(0o077);
+    let former = rustix::process::umask(strict);
+    let installed = perch_machine::install_init(&fixture.dir.join("another-init"), b"init");
+    let mut spec = fixture.spec("umask; /bin/busybox ls / | /bin/busybox grep -x bin");
+    spec.user = "1000".to_owned();
+    let ran = fixture.run(&spec);
+    rustix::process::umask(former);
+    assert_eq!(ran?.1, ["0022", "bin"]);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(installed?)?.permissions());
+    assert_eq!(mode & 0o777, 0o755);
     Ok(())
 }
