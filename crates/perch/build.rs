@@ -17,7 +17,9 @@ fn main() {
 }
 
 fn compile(name: &str, target_file: &Path) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    // Asked now and not when this script was compiled: target directories are shared by work trees.
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let dir = Path::new(&manifest).join("..").join(name);
     println!("cargo:rerun-if-changed={}", dir.join("src").display());
     let rustc = env::var_os("RUSTC").expect("cargo sets RUSTC");
     let target = env::var("TARGET").expect("cargo sets TARGET");

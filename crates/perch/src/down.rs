@@ -239,6 +239,7 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.log",
         "proxy.json",
         "tag",
+        "cgroup-parent",
     ];
     for name in own {
         for root in [&paths.data, &paths.run] {

@@ -112,8 +112,19 @@ impl Paths {
         self.machines().join(id)
     }
 
-    /// Parent of the Machines' cgroups below the root of each hierarchy.
+    /// Parent of the Machines' cgroups below the root of each hierarchy, as the last server chose it.
     pub(crate) fn cgroup_parent(&self) -> String {
+        let chosen = std::fs::read_to_string(self.cgroup_parent_file()).ok();
+        chosen.filter(|name| !name.is_empty()).unwrap_or_else(|| self.cgroup_parent_default())
+    }
+
+    /// Where a server writes down its choice.
+    pub(crate) fn cgroup_parent_file(&self) -> PathBuf {
+        self.data.join("cgroup-parent")
+    }
+
+    /// The parent on hosts where no service manager gives us one.
+    pub(crate) fn cgroup_parent_default(&self) -> String {
         self.tag().map_or("perch".to_owned(), |tag| format!("perch-{tag}"))
     }
 

@@ -10,6 +10,7 @@
 mod adoption;
 mod api;
 mod clock;
+mod delegation;
 mod history;
 mod images;
 mod keeper;
@@ -272,9 +273,20 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let images = open_images(&paths, &keeper)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
+    let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
-    Ok(World::new(Parts { paths, config, keeper, images, plane, init_layer, proxy, events }))
+    Ok(World::new(Parts {
+        paths,
+        config,
+        keeper,
+        images,
+        plane,
+        init_layer,
+        cgroup_parent,
+        proxy,
+        events,
+    }))
 }
 
 /// Opens the image store and finds out how Machines get their files.

@@ -74,13 +74,13 @@ pub(crate) struct Parts {
     pub(crate) images: Images,
     pub(crate) plane: Plane,
     pub(crate) init_layer: std::path::PathBuf,
+    pub(crate) cgroup_parent: String,
     pub(crate) proxy: ProxyPort,
     pub(crate) events: history::Writer,
 }
 
 impl World {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let cgroup_parent = parts.paths.cgroup_parent();
         let launches = Semaphore::new(parts.config.starts_max as usize);
         Arc::new(Self {
             paths: parts.paths,
@@ -89,7 +89,7 @@ impl World {
             images: parts.images,
             plane: Arc::new(parts.plane),
             init_layer: parts.init_layer,
-            cgroup_parent,
+            cgroup_parent: parts.cgroup_parent,
             proxy: parts.proxy,
             platform_log: PlatformLog::default(),
             events: parts.events,
