@@ -6,6 +6,8 @@
 
 mod bench;
 mod deny;
+mod dist;
+mod guest;
 mod packages;
 mod ring;
 mod shell;
@@ -19,12 +21,14 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo x COMMAND
 
-  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host), or one crate
+  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, guest), or one crate
   check                 format, clippy, tidy, docs, deny
   tidy                  the rules of this repository that clippy does not know
   deny                  licences, bans and sources of all dependencies
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
+  install, uninstall    on this host (root) [--prefix DIR, default /usr/local]
+  dist                  a tarball and a Debian package in target/dist
 
 E2E_REQUIRED=1 turns every skip into a failure.";
 
@@ -53,6 +57,9 @@ fn run(args: &[String]) -> Result<bool> {
         "deny" => deny::run(),
         "sim" => ring::sim(rest),
         "bench" => bench::run(rest),
+        "install" => dist::install(rest),
+        "uninstall" => dist::uninstall(rest),
+        "dist" => dist::dist(),
         bench::UPSTREAM => bench::upstream(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{deny, packages, shell, tidy};
+use crate::{deny, guest, packages, shell, tidy};
 
 /// Seeds that `cargo x test` tries; a longer search is `cargo x sim --seeds N`.
 const SIM_SEEDS: &str = "2000";
@@ -29,7 +29,7 @@ pub(crate) fn test(what: &[String]) -> Result<bool> {
     let started = Instant::now();
     let mut steps = Vec::new();
     if what.is_empty() {
-        for ring in ["check", "unit", "sim", "component", "host"] {
+        for ring in ["check", "unit", "sim", "component", "host", "guest"] {
             steps.extend(run_ring(ring)?);
         }
     }
@@ -62,6 +62,7 @@ fn run_ring(name: &str) -> Result<Vec<Step>> {
         ]),
         "component" => Ok(vec![privileged("component", component)?]),
         "host" => Ok(vec![privileged("host", host)?]),
+        "guest" => Ok(vec![privileged("guest", guest)?]),
         crate_name => Ok(vec![timed("crate", || one_crate(crate_name))?]),
     }
 }
@@ -135,6 +136,23 @@ fn host() -> Result<Tally> {
     let args =
         ["test", "--locked", "--no-fail-fast", "--package", "perch-e2e", "--", "--test-threads=1"];
     cargo_test(&args, true)
+}
+
+/// The package under systemd, in an emulated guest.
+fn guest() -> Result<Tally> {
+    if let Some(obstacle) = guest::obstacle() {
+        bail!("{obstacle}");
+    }
+    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
+    if cargo_passes(&args)?.failed != 0 {
+        return Ok(Tally { passed: 0, failed: 1 });
+    }
+    let binary = match std::env::var_os("PERCH_BIN") {
+        Some(binary) => binary.into(),
+        None => shell::built("debug", "perch")?,
+    };
+    let guest::Verdict { passed, failed } = guest::run(&binary)?;
+    Ok(Tally { passed, failed })
 }
 
 fn simulate(args: &[&str]) -> Result<bool> {

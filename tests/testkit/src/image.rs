@@ -25,7 +25,12 @@ impl Image {
 
     /// The example app as `/hello`, started with `PORT=port`.
     pub fn hello(port: u16) -> Result<Self> {
-        let binary = fs::read(hello_binary()?).context("reading the example app")?;
+        Self::hello_of(&hello_binary()?, port)
+    }
+
+    /// The same from this binary of it.
+    pub fn hello_of(binary: &Path, port: u16) -> Result<Self> {
+        let binary = fs::read(binary).context("reading the example app")?;
         let image = Self::empty().entry("hello", &Entry::File(binary, 0o755));
         Ok(image.entrypoint(&["/hello"]).env(&[&format!("PORT={port}")]))
     }

@@ -1,0 +1,200 @@
+#!/bin/bash
+# Runs as root in a Debian guest with systemd, after each of its boots; `cargo x test guest` reads what it prints.
+# A check is a function; `ok NAME` or `FAILED NAME` ends it. The directory with this script holds perch.deb and image/.
+cd "$(dirname "$0")" || exit 1
+export NO_COLOR=1
+apps=/root/apps
+
+check() {
+    if out=$(set -e; "$1" 2>&1); then
+        echo "ok $1"
+    else
+        echo "FAILED $1"
+        printf '%s\n' "$out" | sed 's/^/    /'
+        journalctl -u perch -n 25 --no-pager -o cat | sed 's/^/    perch: /'
+    fi
+}
+
+# soon COMMAND...: until it succeeds, at most two minutes (the guest is emulated).
+soon() {
+    local end=$((SECONDS + 120))
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $end ] || { echo "waited in vain for: $*"; return 1; }
+        sleep 0.2
+    done
+}
+
+address() { fly ips list -a "$1" --json | sed -n 's/.*"Address": *"\(fdaa[^"]*\)".*/\1/p'; }
+answers() { curl -sS -m 100 "http://[$(address "$1")]/"; }
+states() { fly machine list -a "$1" --json | sed -n 's/^ *"state": *"\([a-z]*\)".*/\1/p' | sort | uniq | tr '\n' ' '; }
+are() { [ "$(states "$1")" = "$2 " ]; }
+server() { systemctl show -P MainPID perch; }
+programs() { pidof hello | tr ' ' '\n' | sort -n; }
+
+app() { # NAME, auto_stop_machines
+    mkdir -p "$apps/$1"
+    cat > "$apps/$1/fly.toml" <<TOML
+app = '$1'
+primary_region = 'lcl'
+[build]
+  image = 'oci:$PWD/image'
+[http_service]
+  internal_port = 8081
+  auto_stop_machines = '$2'
+  auto_start_machines = true
+  min_machines_running = 0
+  auto_stop_after = '1s'
+TOML
+    (cd "$apps/$1" && fly launch --flycast --copy-config --name "$1" --ha=false --yes)
+}
+
+the_guest_has_cgroup_v2_alone() { [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ]; }
+
+the_package_installs_and_starts_the_server() {
+    dpkg -i perch.deb
+    systemctl is-active perch
+    systemctl is-enabled perch
+    getent group perch
+    [ "$(stat -c '%a %G' /run/perch/api.sock)" = '660 perch' ]
+    [ "$(stat -c '%a %U' /var/lib/perch)" = '700 root' ]
+    fly version
+}
+
+the_unit_is_what_systemd_understands() {
+    local says
+    says=$(systemd-analyze verify /usr/lib/systemd/system/perch.service 2>&1)
+    [ -z "$says" ] || { echo "$says"; return 1; }
+}
+
+doctor_finds_nothing() { perch doctor; }
+
+a_sleeping_app_is_woken() {
+    app quotes stop
+    answers quotes | grep Hello
+    soon are quotes stopped
+    answers quotes | grep Hello
+}
+
+machines_are_in_cgroups_of_the_unit() {
+    app web off
+    answers web | grep Hello
+    local unit=/sys/fs/cgroup/system.slice/perch.service pid
+    grep -x "0::/system.slice/perch.service/daemon" "/proc/$(server)/cgroup"
+    for pid in $(programs); do grep "^0::/system.slice/perch.service/machines/" "/proc/$pid/cgroup"; done
+    [ -d $unit/machines ] && [ ! -d /sys/fs/cgroup/perch ]
+}
+
+machines_do_not_inherit_the_servers_privileges() {
+    local pid
+    for pid in $(programs); do
+        [ "$(cat "/proc/$pid/oom_score_adj")" = 0 ]
+        grep -E '^NoNewPrivs:\s+1$' "/proc/$pid/status"
+        grep -E '^Seccomp:\s+2$' "/proc/$pid/status"
+    done
+}
+
+a_restart_leaves_machines_alone() {
+    local before after
+    before=$(programs)
+    systemctl restart perch
+    after=$(programs)
+    [ -n "$before" ] && [ "$before" = "$after" ]
+    answers web | grep Hello
+}
+
+a_stop_leaves_machines_alone() {
+    local before
+    before=$(programs)
+    systemctl stop perch
+    [ "$before" = "$(programs)" ]
+    systemctl start perch
+    [ "$before" = "$(programs)" ]
+    answers web | grep Hello
+}
+
+connections_wait_while_server_and_proxy_are_dead() {
+    local to proxy
+    to=$(address web)
+    systemctl kill --kill-who=main --signal=STOP perch
+    proxy=$(pgrep -f '^/proc/self/exe proxy' || pgrep -f ' proxy$')
+    kill -9 $proxy
+    # Nobody can accept now; only the kept listener answers the SYN.
+    curl -sS -m 100 "http://[$to]/" > /tmp/answer & local curl=$!
+    soon grep -q ':0050 01 ' /proc/net/tcp6
+    kill -9 "$(server)"
+    wait $curl
+    grep Hello /tmp/answer
+}
+
+a_crash_of_the_server_is_followed_by_a_new_one() {
+    local before
+    before=$(programs)
+    kill -9 "$(server)"
+    soon systemctl is-active perch
+    soon answers web
+    [ "$before" = "$(programs)" ]
+}
+
+members_of_the_group_may_and_others_may_not() {
+    useradd -m member; usermod -aG perch member; useradd -m stranger
+    su member -c 'fly apps list' | grep web
+    ! su stranger -c 'fly apps list'
+}
+
+quickstart_runs_beside_the_server() {
+    perch quickstart --once
+    answers web | grep Hello
+}
+
+after_a_reboot_apps_are_as_the_design_says() {
+    systemctl is-active perch || soon systemctl is-active perch
+    # Autostop and autostart: asleep until the next request. Without autostop: running again.
+    are quotes stopped
+    soon are web started
+    answers web | grep Hello
+    answers quotes | grep Hello
+}
+
+an_upgrade_of_the_package_keeps_machines() {
+    local before
+    soon are quotes stopped
+    before=$(programs)
+    dpkg -i perch.deb
+    soon answers web
+    [ "$before" = "$(programs)" ]
+}
+
+purging_the_package_leaves_nothing() {
+    dpkg --purge perch
+    [ -z "$(programs)" ]
+    [ ! -e /var/lib/perch ] && [ ! -e /etc/perch ] && [ ! -e /usr/bin/fly ]
+    ! ip link show perch0
+    [ -z "$(nft list tables | grep perch)" ]
+    [ ! -e /sys/fs/cgroup/perch ] && [ ! -e /sys/fs/cgroup/system.slice/perch.service/machines ]
+}
+
+if [ ! -e /root/booted ]; then
+    touch /root/booted
+    check the_guest_has_cgroup_v2_alone
+    check the_package_installs_and_starts_the_server
+    check the_unit_is_what_systemd_understands
+    check doctor_finds_nothing
+    check a_sleeping_app_is_woken
+    check machines_are_in_cgroups_of_the_unit
+    check machines_do_not_inherit_the_servers_privileges
+    check a_restart_leaves_machines_alone
+    check a_stop_leaves_machines_alone
+    check connections_wait_while_server_and_proxy_are_dead
+    check a_crash_of_the_server_is_followed_by_a_new_one
+    check members_of_the_group_may_and_others_may_not
+    check quickstart_runs_beside_the_server
+    echo "rebooting"
+    sync
+    systemctl --no-block reboot
+else
+    check after_a_reboot_apps_are_as_the_design_says
+    check an_upgrade_of_the_package_keeps_machines
+    check purging_the_package_leaves_nothing
+    echo "end"
+    systemctl --force --force poweroff
+fi
