@@ -165,6 +165,14 @@ pub enum Event {
         /// The length of the queue.
         waiting: usize,
     },
+    /// So many of those who wait at this port are Machines of the same pool, whose calls are no use
+    /// (AS-23): before [`Event::Demand`] whenever it is another number.
+    OwnCalls {
+        /// The published port they called.
+        port: u16,
+        /// How many of the queue.
+        waiting: usize,
+    },
     /// A claim or release made an edge.
     Edge(Edge),
     /// The server's answer to [`Effect::Start`].
@@ -359,6 +367,7 @@ pub struct Balancer {
     segments: BTreeMap<u16, Segment>,
     clocks: BTreeMap<PoolKey, PoolClock>,
     waiting: BTreeMap<u16, usize>,
+    own_calls: BTreeMap<u16, usize>,
     last_attempt: u64,
     lots: u64,
     effects: VecDeque<Effect>,
@@ -382,6 +391,7 @@ impl Balancer {
             segments: BTreeMap::new(),
             clocks: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            own_calls: BTreeMap::new(),
             last_attempt: settings.first_attempt,
             lots: 0,
             effects: VecDeque::new(),
@@ -396,6 +406,7 @@ impl Balancer {
         match event {
             Event::PoolChanged(views) => self.on_pool_changed(views, now),
             Event::Demand { port, waiting } => self.on_demand(port, waiting),
+            Event::OwnCalls { port, waiting } => drop(self.own_calls.insert(port, waiting)),
             Event::Edge(edge) => {
                 self.on_edge(edge, now);
                 if edge.pressure == Pressure::OverSoft {
@@ -498,6 +509,7 @@ impl Balancer {
     fn on_demand(&mut self, port: u16, waiting: usize) {
         if waiting == 0 {
             self.waiting.remove(&port);
+            self.own_calls.remove(&port);
         } else {
             self.waiting.insert(port, waiting);
         }
@@ -637,13 +649,19 @@ impl Balancer {
         let waiting = *self.waiting.get(&port)?;
         self.lots += 1;
         let route = self.route(port)?;
-        let admission = match route.choose(Origin::Caller, self.lots) {
+        // The queue's order is not known here: while anybody else waits, all count as use.
+        let own = self.own_calls.get(&port).copied().unwrap_or(0);
+        let origin = if own < waiting { Origin::Caller } else { Origin::SamePool };
+        let admission = match route.choose(origin, self.lots) {
             Choice::Admitted(admission) => Some(admission),
             Choice::Hold(HoldReason::Full) if self.mutant == Mutant::HardLimitIgnoredOnRelease => {
                 route.force()
             }
             Choice::Hold(_) | Choice::Refuse => None,
         }?;
+        if let Some(own) = self.own_calls.get_mut(&port) {
+            *own = own.saturating_sub(1);
+        }
         self.on_demand(port, waiting - 1);
         Some(admission)
     }

@@ -144,7 +144,36 @@ type Answer = Result<Place, NoPlace>;
 #[derive(Debug)]
 struct Waiter {
     cause: Cause,
+    origin: Origin,
     answer: oneshot::Sender<Answer>,
+}
+
+/// Who waits at one port, in the order they came.
+#[derive(Debug, Default)]
+struct Queue {
+    waiters: BTreeMap<u64, Waiter>,
+    /// How many of them are Machines of the same pool.
+    own: usize,
+    /// As the balancer heard last.
+    own_told: usize,
+}
+
+impl Queue {
+    fn push(&mut self, number: u64, waiter: Waiter) {
+        self.own += usize::from(waiter.origin == Origin::SamePool);
+        self.waiters.insert(number, waiter);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&number)?;
+        self.own -= usize::from(waiter.origin == Origin::SamePool);
+        Some(waiter)
+    }
+
+    fn pop(&mut self) -> Option<Waiter> {
+        let first = *self.waiters.first_key_value()?.0;
+        self.remove(first)
+    }
 }
 
 /// See the module's head.
@@ -160,7 +189,7 @@ pub(crate) struct App {
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
     busy: Cell<bool>,
-    queues: RefCell<BTreeMap<u16, BTreeMap<u64, Waiter>>>,
+    queues: RefCell<BTreeMap<u16, Queue>>,
     last_ticket: Cell<u64>,
     ports: RefCell<Vec<PortFacts>>,
     pub(crate) upstreams: Upstreams,
@@ -218,6 +247,13 @@ impl App {
         self.ports.borrow().iter().find(|p| (p.start..=p.end).contains(&port)).copied()
     }
 
+    /// Whether this Machine publishes the port.
+    pub(crate) fn publishes(&self, machine: MachineId, port: u16) -> bool {
+        let machines = self.machines.borrow();
+        let services = machines.iter().filter(|m| m.id == machine).flat_map(|m| &m.services);
+        services.flat_map(|s| &s.ports).any(|p| (p.start..=p.end).contains(&port))
+    }
+
     /// Takes a place if there is one at once; else says why one should wait, or that it is no use.
     pub(crate) fn choose(
         self: &Rc<Self>,
@@ -259,7 +295,7 @@ impl App {
         if waiting_max <= self.waiting(port) {
             return Err(NoPlace::QueueFull);
         }
-        let (mut ticket, answer) = self.enqueue(port, cause);
+        let (mut ticket, answer) = self.enqueue(port, cause, origin);
         let outcome = tokio::time::timeout_at(deadline, answer).await;
         ticket.leave();
         match outcome {
@@ -277,21 +313,33 @@ impl App {
         }
     }
 
-    fn enqueue(self: &Rc<Self>, port: u16, cause: Cause) -> (Ticket, oneshot::Receiver<Answer>) {
+    fn enqueue(
+        self: &Rc<Self>,
+        port: u16,
+        cause: Cause,
+        origin: Origin,
+    ) -> (Ticket, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let number = self.last_ticket.get() + 1;
         self.last_ticket.set(number);
-        let waiter = Waiter { cause, answer: sender };
-        self.queues.borrow_mut().entry(port).or_default().insert(number, waiter);
+        let waiter = Waiter { cause, origin, answer: sender };
+        self.queues.borrow_mut().entry(port).or_default().push(number, waiter);
         self.announce_demand(port);
         (Ticket { app: Rc::clone(self), port, number }, receiver)
     }
 
     fn waiting(&self, port: u16) -> usize {
-        self.queues.borrow().get(&port).map_or(0, BTreeMap::len)
+        self.queues.borrow().get(&port).map_or(0, |queue| queue.waiters.len())
     }
 
     fn announce_demand(self: &Rc<Self>, port: u16) {
+        let (own, told) = match self.queues.borrow_mut().get_mut(&port) {
+            Some(queue) => (queue.own, std::mem::replace(&mut queue.own_told, queue.own)),
+            None => (0, 0),
+        };
+        if own != 0 || told != 0 {
+            self.handle(Event::OwnCalls { port, waiting: own });
+        }
         self.handle(Event::Demand { port, waiting: self.waiting(port) });
     }
 
@@ -357,7 +405,8 @@ impl App {
             events.push_back(Event::ServerReady);
         }
         for (port, queue) in self.queues.borrow().iter() {
-            events.push_back(Event::Demand { port: *port, waiting: queue.len() });
+            events.push_back(Event::OwnCalls { port: *port, waiting: queue.own });
+            events.push_back(Event::Demand { port: *port, waiting: queue.waiters.len() });
         }
     }
 
@@ -422,7 +471,7 @@ impl App {
     fn cause(&self, port: Option<u16>) -> Option<Cause> {
         let queues = self.queues.borrow();
         let queue = queues.get(&port?)?;
-        queue.first_key_value().map(|(_, waiter)| waiter.cause.clone())
+        queue.waiters.first_key_value().map(|(_, waiter)| waiter.cause.clone())
     }
 
     fn admit(self: &Rc<Self>, port: u16, claim: Claim) {
@@ -445,7 +494,7 @@ impl App {
     }
 
     fn pop(&self, port: u16) -> Option<Waiter> {
-        self.queues.borrow_mut().get_mut(&port)?.pop_first().map(|(_, waiter)| waiter)
+        self.queues.borrow_mut().get_mut(&port)?.pop()
     }
 
     fn note_timeout(&self) {
@@ -492,7 +541,7 @@ impl Ticket {
     fn leave(&mut self) {
         let removed = {
             let mut queues = self.app.queues.borrow_mut();
-            queues.get_mut(&self.port).and_then(|queue| queue.remove(&self.number))
+            queues.get_mut(&self.port).and_then(|queue| queue.remove(self.number))
         };
         if removed.is_some() {
             self.app.announce_demand(self.port);

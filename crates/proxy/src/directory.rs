@@ -78,16 +78,20 @@ pub(crate) struct Destination {
     pub(crate) endpoints: Endpoints,
     pub(crate) target: Target,
     source: Source,
-    /// The app of the calling Machine.
-    caller: Option<Rc<App>>,
+    /// The calling Machine.
+    caller: Option<(Rc<App>, MachineId)>,
     generation: u64,
 }
 
 impl Destination {
-    /// Whether a request restarts the idle clock of `app` (AS-23).
+    /// Whether a request restarts the idle clock of `app` (AS-23). A Machine of the app that does not
+    /// publish the port itself is a caller as any other.
     pub(crate) fn origin(&self, app: &Rc<App>) -> Origin {
+        let port = self.endpoints.dest.port();
         match &self.caller {
-            Some(caller) if Rc::ptr_eq(caller, app) => Origin::SamePool,
+            Some((own, machine)) if Rc::ptr_eq(own, app) && app.publishes(*machine, port) => {
+                Origin::SamePool
+            }
             Some(_) | None => Origin::Caller,
         }
     }
@@ -179,10 +183,10 @@ impl Directory {
         state.apps.get(name).map(|known| Rc::clone(&known.app))
     }
 
-    fn source(&self, caller: IpAddr) -> (Source, Option<Rc<App>>) {
+    fn source(&self, caller: IpAddr) -> (Source, Option<(Rc<App>, MachineId)>) {
         let state = self.state.borrow();
         if let Some((app, machine)) = state.machines.get(&caller) {
-            let known = state.apps.get(app).map(|known| Rc::clone(&known.app));
+            let known = state.apps.get(app).map(|known| (Rc::clone(&known.app), *machine));
             let source = Source::Machine { app: app.clone(), machine: machine.to_string() };
             return (source, known);
         }

@@ -275,6 +275,21 @@ fn a_call_of_the_same_pool_does_not_restart_the_clock() {
 }
 
 #[test]
+fn a_held_call_of_the_same_pool_does_not_restart_the_clock_but_one_beside_a_caller_may() {
+    for (own_calls, stops) in [(1, vec!["stop 1 run 1"]), (0, vec![])] {
+        let mut world = World::new(vec![up(1).limits(1, Some(1))]);
+        let inside = world.enter();
+        world.run_until(Duration::from_secs(1));
+        world.event(Event::OwnCalls { port: PORT, waiting: own_calls });
+        assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), Vec::<String>::new());
+        assert_eq!(world.leave(inside), ["admit 80 to 1"]);
+        let held = world.admitted.pop().expect("it was admitted");
+        assert_eq!(world.run_until(AFTER), Vec::<String>::new(), "load is load");
+        assert_eq!(world.leave(held), stops, "AS-23");
+    }
+}
+
+#[test]
 fn excess_with_load_is_drained_and_put_back_if_load_remains() {
     let mut world = World::new(vec![up(1), up(2)]);
     let (first, second) = (world.enter(), world.enter());

@@ -302,6 +302,46 @@ fn an_idle_machine_is_put_to_sleep_and_its_idle_connections_are_closed_first() {
     });
 }
 
+/// The app with a second Machine, which calls; it publishes what `services` says.
+fn with_calling_machine(port: u16, publishes: bool) -> crate::control::AppView {
+    let mut view = app("started", port);
+    view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 300);
+    let mut caller = view.machines[0].clone();
+    caller.id = "00000000000002".to_owned();
+    caller.link_ip = std::net::Ipv4Addr::new(127, 0, 0, 2);
+    let std::net::IpAddr::V6(address) = ip(CALLER) else { panic!("it is IPv6") };
+    caller.private_ip = address;
+    if !publishes {
+        caller.services.clear();
+    }
+    view.machines.push(caller);
+    view
+}
+
+#[test]
+fn a_machine_of_the_app_that_serves_something_else_is_a_caller_as_any_other() {
+    for (publishes, stops) in [(false, false), (true, true)] {
+        run(|mut world| async move {
+            let port = machine(echo_heads).await;
+            world.publish(with_calling_machine(port, publishes)).await;
+            let http = world.http;
+            let calls = async {
+                for _ in 0..15 {
+                    let mut stream = TcpStream::connect(http).await.expect("the proxy listens");
+                    stream.write_all(GET.as_bytes()).await.expect("the proxy reads");
+                    read_all(&mut stream).await;
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            };
+            let stopped = tokio::select! {
+                message = world.heard() => matches!(message, FromProxy::Stop { .. }),
+                () = calls => false,
+            };
+            assert_eq!(stopped, stops, "AS-23, publishing: {publishes}");
+        });
+    }
+}
+
 #[test]
 fn requests_in_flight_keep_a_machine_awake() {
     run(|mut world| async move {

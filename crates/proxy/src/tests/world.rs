@@ -25,7 +25,7 @@ pub(super) const NETWORK: u32 = 7;
 /// The network of `::1`, from which these tests ask DNS.
 pub(super) const LOOPBACK_NETWORK: u32 = 9;
 pub(super) const FLYCAST: &str = "fdaa:0:7:0:1::2";
-const CALLER: &str = "fdaa:0:7:a7b:1:2:3:2";
+pub(super) const CALLER: &str = "fdaa:0:7:a7b:1:2:3:2";
 
 /// Nothing in these tests takes longer unless it hangs.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
