@@ -21,6 +21,7 @@ mod members;
 mod platform_log;
 mod proxy_link;
 mod pruning;
+mod publishing;
 mod records;
 mod views;
 mod world;
@@ -248,6 +249,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
         async move { world.refresh_host().await }
     });
     world.tracker.spawn(api::mark_interrupted(world.clone()));
+    world.tracker.spawn(api::finish_removals(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();

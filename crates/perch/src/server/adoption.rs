@@ -14,7 +14,7 @@ use perch_machine::{ExitCause, Machine};
 use super::history::History;
 use super::launching;
 use super::machine;
-use super::records::{MachineRecord, Wish};
+use super::records::{AppRecord, MachineRecord, Wish};
 use super::world::World;
 use super::{clock, images};
 
@@ -46,11 +46,9 @@ pub(crate) async fn adopt_all(world: &Arc<World>) -> anyhow::Result<()> {
     for finding in findings {
         begin(world, finding);
     }
-    let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
-    for app in apps {
-        world.publish(&app).await;
-    }
-    unpublish_strangers(world).await;
+    let mut ips = world.plane.published();
+    ips.extend(world.keeper.read().apps.values().flat_map(AppRecord::addresses));
+    world.settle(ips).await;
     Ok(())
 }
 
@@ -197,16 +195,6 @@ async fn disconnect_dead(world: &Arc<World>, findings: &[Finding]) {
     for name in world.plane.attached() {
         if !runs(&name) {
             world.detach(&name).await;
-        }
-    }
-}
-
-async fn unpublish_strangers(world: &Arc<World>) {
-    let known: Vec<std::net::IpAddr> =
-        world.keeper.read().apps.values().flat_map(|app| &app.ips).map(|ip| ip.ip).collect();
-    for ip in world.plane.published() {
-        if !known.contains(&ip) {
-            world.unpublish(ip).await;
         }
     }
 }

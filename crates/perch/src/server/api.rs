@@ -56,9 +56,9 @@ impl Api {
         })
     }
 
-    /// Pushes are for apps that exist; anybody else would fill the disk.
+    /// Pushes are for apps that exist and stay; anybody else would fill the disk.
     fn check_app(&self, name: &str) -> Result<(), ApiError> {
-        self.world.keeper.read().app(name).map(|_| ())
+        self.world.keeper.read().staying_app(name).map(|_| ())
     }
 }
 
@@ -398,6 +398,6 @@ impl Backend for Api {
     }
 }
 
-pub(crate) use apps::{open_network, plan_network};
+pub(crate) use apps::{finish_removals, open_network, plan_network};
 pub(crate) use leases::is_leased;
 pub(crate) use releases::mark_interrupted;

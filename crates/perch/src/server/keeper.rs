@@ -159,6 +159,17 @@ impl Catalog {
             .ok_or_else(|| ApiError::not_found(format!("Could not find App \"{name}\"")))
     }
 
+    /// An app to which something is to be added, or 404; 409 while it is being destroyed.
+    pub(crate) fn staying_app(&self, name: &str) -> Result<&AppRecord, ApiError> {
+        let app = self.app(name)?;
+        if app.going {
+            return Err(ApiError::conflict(format!(
+                "app {name} is being destroyed; `fly apps destroy {name}` goes on with it"
+            )));
+        }
+        Ok(app)
+    }
+
     /// A Machine of an app, or 404.
     pub(crate) fn machine(&self, app: &str, id: &str) -> Result<&MachineRecord, ApiError> {
         let found = self.machines.get(id).filter(|machine| machine.app == app);

@@ -38,6 +38,9 @@ pub(crate) struct AppRecord {
     pub(crate) ips: Vec<IpRecord>,
     /// First of the host ids of its Machines' user namespaces is derived from it.
     pub(crate) uid_slot: u32,
+    /// Whether it is being destroyed: nothing is added to it any more, and its addresses refuse.
+    #[serde(default)]
+    pub(crate) going: bool,
 }
 
 /// An address of an app.
@@ -150,6 +153,13 @@ pub(crate) struct LeaseRecord {
     pub(crate) description: String,
 }
 
+impl AppRecord {
+    /// Its addresses in order of allocation.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.ips.iter().map(|ip| ip.ip).collect()
+    }
+}
+
 impl MachineRecord {
     /// Its process group (MA-38).
     pub(crate) fn group(&self) -> &str {
@@ -174,6 +184,7 @@ pub(crate) mod tests {
             created_at: String::new(),
             ips: Vec::new(),
             uid_slot: 0,
+            going: false,
         }
     }
 

@@ -9,8 +9,8 @@ use anyhow::Context;
 use perch_api::wire;
 use perch_core::lifecycle::{self, Stored};
 use perch_machine::Machine;
-use perch_net::{Attach, Plane, Prefix48, Visible};
-use tokio::sync::{Notify, Semaphore};
+use perch_net::{Attach, Plane};
+use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +21,7 @@ use super::launching;
 use super::machine::Handle;
 use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
+use super::publishing::Published;
 use super::records::{AppRecord, LifeRecord, MachineRecord, Wish};
 use crate::config::Config;
 use crate::paths::Paths;
@@ -54,6 +55,9 @@ pub(crate) struct World {
     /// Machines whose life is to be written behind.
     unsaved: Mutex<BTreeSet<String>>,
     saving: Notify,
+    /// Held for reading while a new Machine has a record and no task yet. Whoever must find every Machine by its
+    /// task writes, once: those that came before it are then found.
+    pub(crate) births: RwLock<()>,
     /// Launches under way at once; more wait their turn.
     launches: Semaphore,
     /// Namespaces of Machines, kept while they sleep: the next start needs no new link. A namespace
@@ -61,8 +65,7 @@ pub(crate) struct World {
     namespaces: Mutex<BTreeMap<String, Arc<OwnedFd>>>,
     /// Images of the runs that live or begin, by Machine; a Machine's record may name another one already.
     running_images: Mutex<BTreeMap<String, String>>,
-    /// What is published at each address, so that unchanged ones are left alone.
-    published: Mutex<BTreeMap<IpAddr, Vec<(u16, u16)>>>,
+    published: Published,
 }
 
 /// The parts of a [`World`] that are made before it.
@@ -99,10 +102,11 @@ impl World {
             lives: Mutex::default(),
             unsaved: Mutex::default(),
             saving: Notify::new(),
+            births: RwLock::new(()),
             launches,
             namespaces: Mutex::default(),
             running_images: Mutex::default(),
-            published: Mutex::default(),
+            published: Published::default(),
         })
     }
 
@@ -298,7 +302,7 @@ impl World {
     }
 
     /// Deletes everything of a Machine that was destroyed.
-    pub(crate) async fn remove_machine(&self, id: &str) {
+    pub(crate) async fn remove_machine(self: &Arc<Self>, id: &str) {
         self.detach(id).await;
         if let Err(error) =
             perch_machine::remove(&self.paths.machine(id), &self.cgroup_parent).await
@@ -320,55 +324,21 @@ impl World {
         }
     }
 
-    /// Brings what is published at an app's addresses in line with its Machines' services.
-    pub(crate) async fn publish(&self, app: &str) {
-        let wanted = self.wanted_ports(app);
-        for (ip, ports, visible) in wanted {
-            if lock(&self.published).get(&ip) == Some(&ports) {
-                continue;
-            }
-            lock(&self.published).insert(ip, ports.clone());
-            let plane = self.plane.clone();
-            let done =
-                tokio::task::spawn_blocking(move || plane.publish(ip, &ports, visible)).await;
-            if let Ok(Err(error)) = done {
-                lock(&self.published).remove(&ip);
-                tracing::error!(%ip, error = super::images::chain(&error), "could not publish");
-            }
-        }
+    /// Brings what is published at an app's addresses in line with the catalog.
+    pub(crate) async fn publish(self: &Arc<Self>, app: &str) {
+        let ips = self.keeper.read().apps.get(app).map(AppRecord::addresses);
+        self.settle(ips.unwrap_or_default()).await;
     }
 
-    /// Refuses new connections to an address.
-    pub(crate) async fn unpublish(&self, ip: IpAddr) {
-        lock(&self.published).remove(&ip);
-        let plane = self.plane.clone();
-        let done = tokio::task::spawn_blocking(move || plane.unpublish(ip)).await;
-        if let Ok(Err(error)) = done {
-            tracing::error!(%ip, error = super::images::chain(&error), "could not unpublish");
+    /// Brings what is published at these addresses in line with the catalog: nothing, where no app has them.
+    pub(crate) async fn settle(self: &Arc<Self>, ips: Vec<IpAddr>) {
+        let world = self.clone();
+        let settle = move || world.published.settle(&*world.plane, &world.keeper, &ips);
+        if let Err(error) = tokio::task::spawn_blocking(settle).await {
+            tracing::error!(%error, "could not publish");
         }
-    }
-
-    fn wanted_ports(&self, app: &str) -> Vec<Wanted> {
-        let catalog = self.keeper.read();
-        let Some(record) = catalog.apps.get(app) else { return Vec::new() };
-        let own = published_ports(&catalog, app);
-        let port = |ip: &super::records::IpRecord| {
-            let visible = match &ip.caller {
-                Some(network) => Visible::Network(Prefix48::of(launching::prefix(network.id))),
-                None => Visible::Everyone,
-            };
-            let ports = match ip.kind {
-                wire::IpKind::SharedV4 => shared_ports(&catalog, ip.ip),
-                wire::IpKind::V4 | wire::IpKind::V6 | wire::IpKind::PrivateV6 => own.clone(),
-            };
-            (ip.ip, ports, visible)
-        };
-        record.ips.iter().map(port).collect()
     }
 }
-
-/// Address, TCP ports, and who may call.
-type Wanted = (IpAddr, Vec<(u16, u16)>, Visible);
 
 /// What a mutex guards, also after a panic elsewhere.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -403,44 +373,4 @@ pub(crate) fn attachment(record: &MachineRecord) -> Attach {
     let machine = record.link_ip;
     let plane = std::net::Ipv4Addr::from(u32::from(machine) & !1);
     Attach { name: record.id.clone(), private_ip: record.private_ip, link: (plane, machine) }
-}
-
-/// External TCP ports of an app's Machines, merged and sorted.
-fn published_ports(catalog: &Catalog, app: &str) -> Vec<(u16, u16)> {
-    let machines = catalog.machines_of(app).filter(|machine| machine.life.wish != Wish::Gone);
-    let services = machines.flat_map(|machine| &machine.config.view().services);
-    let ports =
-        services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
-    merged(ports.filter_map(wire::Port::range).collect())
-}
-
-/// Ports of all apps that share an address.
-fn shared_ports(catalog: &Catalog, ip: IpAddr) -> Vec<(u16, u16)> {
-    let sharers = catalog.apps.values().filter(|app| app.ips.iter().any(|own| own.ip == ip));
-    merged(sharers.flat_map(|app| published_ports(catalog, &app.name)).collect())
-}
-
-fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
-    ranges.sort_unstable();
-    let mut merged: Vec<(u16, u16)> = Vec::new();
-    for (start, end) in ranges {
-        match merged.last_mut() {
-            Some(last) if u32::from(start) <= u32::from(last.1) + 1 => last.1 = last.1.max(end),
-            Some(_) | None => merged.push((start, end)),
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn overlapping_and_adjacent_ranges_become_one() {
-        assert_eq!(merged(vec![(443, 443), (80, 80), (80, 80)]), vec![(80, 80), (443, 443)]);
-        assert_eq!(merged(vec![(10, 20), (15, 30), (31, 40)]), vec![(10, 40)]);
-        assert_eq!(merged(vec![(65_535, 65_535), (1, 65_535)]), vec![(1, 65_535)]);
-        assert_eq!(merged(Vec::new()), Vec::new());
-    }
 }

@@ -76,6 +76,7 @@ fn decide_create(
         created_at: clock::stamp(),
         ips: Vec::new(),
         uid_slot: free_uid_slot(catalog)?,
+        going: false,
     };
     let mut changes = vec![Change::PutApp(app)];
     changes.extend(new_network.clone().map(Change::PutNetwork));
@@ -151,7 +152,7 @@ pub(crate) async fn update(
     world
         .keeper
         .write(move |catalog| {
-            let mut app = catalog.app(&wanted)?.clone();
+            let mut app = catalog.staying_app(&wanted)?.clone();
             app.intent = patch.address_intent.unwrap_or(app.intent);
             Ok((vec![Change::PutApp(app)], ()))
         })
@@ -159,13 +160,13 @@ pub(crate) async fn update(
     get(&world, &name)
 }
 
-/// Removes an app: its addresses refuse at once, its Machines are destroyed, its records go.
+/// Removes an app: its addresses refuse at once, its Machines are destroyed, its records go. What cut an earlier
+/// removal short does not matter; it is gone on with.
 pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiError> {
-    let app = world.keeper.read().app(&name)?.clone();
-    for ip in &app.ips {
-        world.unpublish(ip.ip).await;
-    }
-    destroy_machines(&world, &name).await;
+    let wanted = name.clone();
+    let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted)).await?;
+    world.settle(app.addresses()).await;
+    destroy_machines(&world, &name).await?;
     world.images.remove_own(crate::server::launching::uid_base(&app)).await?;
     let gone = name.clone();
     world.keeper.write(move |catalog| Ok((removal(catalog, &gone)?, ()))).await?;
@@ -175,7 +176,15 @@ pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiErr
     Ok(())
 }
 
-async fn destroy_machines(world: &Arc<World>, app: &str) {
+/// From here on nothing is added to the app.
+fn begin_removal(catalog: &Catalog, name: &str) -> Result<(Vec<Change>, AppRecord), ApiError> {
+    let going = AppRecord { going: true, ..catalog.app(name)?.clone() };
+    Ok((vec![Change::PutApp(going.clone())], going))
+}
+
+async fn destroy_machines(world: &Arc<World>, app: &str) -> Result<(), ApiError> {
+    // Machines that were recorded before the app was marked have their tasks after this.
+    drop(world.births.write().await);
     let ids: Vec<String> =
         world.keeper.read().machines_of(app).map(|machine| machine.id.clone()).collect();
     let handles: Vec<_> = ids.iter().filter_map(|id| world.handle(id)).collect();
@@ -187,6 +196,26 @@ async fn destroy_machines(world: &Arc<World>, app: &str) {
         let mut status = handle.watch();
         // Its task ends, and with it the channel, when everything of the Machine is gone.
         while status.changed().await.is_ok() {}
+    }
+    match ids.iter().find(|id| world.handle(id).is_some()) {
+        None => Ok(()),
+        Some(id) => Err(ApiError::new(
+            503,
+            format!("the server is ending; Machine {id} and app {app} go when it is back"),
+        )),
+    }
+}
+
+/// After a start: goes on with the removals that the last end cut short.
+pub(crate) async fn finish_removals(world: Arc<World>) {
+    let going: Vec<String> = {
+        let catalog = world.keeper.read();
+        catalog.apps.values().filter(|app| app.going).map(|app| app.name.clone()).collect()
+    };
+    for app in going {
+        if let Err(error) = delete(world.clone(), app.clone()).await {
+            tracing::warn!(app, %error, "an app that is being destroyed remains");
+        }
     }
 }
 

@@ -66,7 +66,7 @@ fn decide(
     input: &AssignIp,
     settings: &Settings,
 ) -> Result<(Vec<Change>, Made), ApiError> {
-    let app = catalog.app(name)?;
+    let app = catalog.staying_app(name)?;
     let (caller, new_network) = match input.kind {
         IpKind::PrivateV6 => calling_network(catalog, app, input, settings)?,
         IpKind::V4 | IpKind::V6 | IpKind::SharedV4 => (None, None),
@@ -165,7 +165,7 @@ fn rested(catalog: &Catalog) -> Vec<Change> {
 /// Takes an address back: new connections are refused at once.
 pub(crate) async fn release(world: Arc<World>, app: String, ip: IpAddr) -> Result<(), ApiError> {
     let name = app.clone();
-    let shared = world
+    world
         .keeper
         .write(move |catalog| {
             let mut record = catalog.app(&name)?.clone();
@@ -179,29 +179,13 @@ pub(crate) async fn release(world: Arc<World>, app: String, ip: IpAddr) -> Resul
                     released_at: clock::unix_secs(),
                 }));
             }
-            Ok((changes, shared))
+            Ok((changes, ()))
         })
         .await?;
-    if shared {
-        republish_shared(&world, ip).await
-    } else {
-        world.unpublish(ip).await
-    }
+    // The shared one stays as long as another app has it.
+    world.settle(vec![ip]).await;
     world.proxy.app_changed(app);
     Ok(())
-}
-
-/// The shared address stays as long as another app has it.
-async fn republish_shared(world: &Arc<World>, ip: IpAddr) {
-    let heir = {
-        let catalog = world.keeper.read();
-        let heir = catalog.apps.values().find(|app| app.ips.iter().any(|own| own.ip == ip));
-        heir.map(|app| app.name.clone())
-    };
-    match heir {
-        Some(app) => world.publish(&app).await,
-        None => world.unpublish(ip).await,
-    }
 }
 
 fn not_yours(app: &str, ip: IpAddr) -> ApiError {

@@ -34,11 +34,12 @@ pub(crate) async fn create(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     check_region(&world, &input.region)?;
-    let uid_base = launching::uid_base(world.keeper.read().app(&app)?);
+    let uid_base = launching::uid_base(world.keeper.read().staying_app(&app)?);
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     let _until_recorded = ready.claim.clone();
     let random = (clock::random(), clock::random());
     let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
+    let birth = world.births.read().await;
     let record = world
         .keeper
         .write(move |catalog| {
@@ -54,6 +55,7 @@ pub(crate) async fn create(
             return Err(error);
         }
     };
+    drop(birth);
     world.publish(&app).await;
     world.proxy.app_changed(app.clone());
     if !input.skip_launch {
@@ -82,7 +84,7 @@ fn plan(
     region: &str,
     random: (u64, u64),
 ) -> Result<MachineRecord, ApiError> {
-    let record = catalog.app(app)?;
+    let record = catalog.staying_app(app)?;
     let network = NetworkId::new(record.network_id)
         .ok_or_else(|| ApiError::internal("network 0 in the store"))?;
     let ips = catalog.machines.values().map(|machine| machine.private_ip).collect();
@@ -204,7 +206,7 @@ pub(crate) async fn update(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     leases::check(&world, &target)?;
-    let uid_base = launching::uid_base(world.keeper.read().app(&target.app)?);
+    let uid_base = launching::uid_base(world.keeper.read().staying_app(&target.app)?);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
     let _until_recorded = ready.claim.clone();
     let handle = handle(&world, &target)?;

@@ -42,7 +42,7 @@ fn decide_create(
     input: CreateRelease,
     now: i64,
 ) -> Result<(Vec<Change>, ReleaseRecord), ApiError> {
-    let app = catalog.app(&input.app_name)?;
+    let app = catalog.staying_app(&input.app_name)?;
     let earlier = catalog.releases_of(&app.name);
     if let Some(leader) = earlier.iter().find(|it| is_led(catalog, it, now)) {
         return Err(led_by(leader));

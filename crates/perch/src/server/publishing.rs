@@ -1,0 +1,131 @@
+//! What is published at the apps' addresses.
+//!
+//! What should be at an address follows from the catalog alone, whoever asks and whatever changed. So nobody adds
+//! to it or takes from it: after any change the addresses that it touches are *settled*, and each of them then is
+//! as the newest catalog says, also when several changes come at once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+
+use perch_api::wire::{IpKind, Port};
+use perch_net::{NetError, Plane, Prefix48, Visible};
+
+use super::keeper::{Catalog, Keeper};
+use super::records::{AppRecord, IpRecord, Wish};
+use super::world::lock;
+use super::{images, launching};
+
+/// Where addresses are published: the data plane, or what stands for it in tests.
+pub(crate) trait Board {
+    /// Lets callers in on these ports, and on no others of the address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn publish(&self, ip: IpAddr, at: &AtAddress) -> Result<(), NetError>;
+
+    /// Refuses new callers. Idempotent.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn unpublish(&self, ip: IpAddr) -> Result<(), NetError>;
+}
+
+impl Board for Plane {
+    fn publish(&self, ip: IpAddr, at: &AtAddress) -> Result<(), NetError> {
+        Plane::publish(self, ip, &at.ports, at.visible)
+    }
+
+    fn unpublish(&self, ip: IpAddr) -> Result<(), NetError> {
+        Plane::unpublish(self, ip)
+    }
+}
+
+/// TCP ports of an address, merged and sorted, and who may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AtAddress {
+    ports: Vec<(u16, u16)>,
+    visible: Visible,
+}
+
+/// What this server has published, so that unchanged addresses are left alone.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    at: Mutex<BTreeMap<IpAddr, AtAddress>>,
+}
+
+impl Published {
+    /// Brings these addresses in line with the catalog. Blocks.
+    pub(crate) fn settle(&self, board: &impl Board, keeper: &Keeper, ips: &[IpAddr]) {
+        for ip in ips {
+            // Held over decision and call: else the older of two decisions could reach the kernel last.
+            let mut at = lock(&self.at);
+            let wanted = wanted(&keeper.read(), *ip);
+            if let Err(error) = settle_one(board, &mut at, *ip, wanted) {
+                at.remove(ip);
+                tracing::error!(%ip, error = images::chain(&error), "could not publish");
+            }
+        }
+    }
+}
+
+fn settle_one(
+    board: &impl Board,
+    at: &mut BTreeMap<IpAddr, AtAddress>,
+    ip: IpAddr,
+    wanted: Option<AtAddress>,
+) -> Result<(), NetError> {
+    let Some(wanted) = wanted else {
+        at.remove(&ip);
+        return board.unpublish(ip);
+    };
+    if at.get(&ip) != Some(&wanted) {
+        board.publish(ip, &wanted)?;
+        at.insert(ip, wanted);
+    }
+    Ok(())
+}
+
+/// What the catalog wants at an address: the ports of every app that has it. `None` when no app has it, or only
+/// apps that are on their way out.
+fn wanted(catalog: &Catalog, ip: IpAddr) -> Option<AtAddress> {
+    let own = |app: &AppRecord| app.ips.iter().find(|own| own.ip == ip).map(visible);
+    let holders = catalog.apps.values().filter(|app| !app.going);
+    let holders: Vec<_> = holders.filter_map(|app| Some((app, own(app)?))).collect();
+    let visible = holders.first()?.1;
+    let ports = holders.iter().flat_map(|(app, _)| ports_of(catalog, &app.name)).collect();
+    Some(AtAddress { ports: merged(ports), visible })
+}
+
+fn visible(ip: &IpRecord) -> Visible {
+    match (ip.kind, &ip.caller) {
+        (IpKind::PrivateV6, Some(network)) => {
+            Visible::Network(Prefix48::of(launching::prefix(network.id)))
+        }
+        (IpKind::V4 | IpKind::V6 | IpKind::SharedV4 | IpKind::PrivateV6, _) => Visible::Everyone,
+    }
+}
+
+/// External TCP ports of an app's Machines.
+fn ports_of(catalog: &Catalog, app: &str) -> Vec<(u16, u16)> {
+    let machines = catalog.machines_of(app).filter(|machine| machine.life.wish != Wish::Gone);
+    let services = machines.flat_map(|machine| &machine.config.view().services);
+    let ports =
+        services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
+    ports.filter_map(Port::range).collect()
+}
+
+fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if u32::from(start) <= u32::from(last.1) + 1 => last.1 = last.1.max(end),
+            Some(_) | None => merged.push((start, end)),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests;
