@@ -41,6 +41,14 @@ pub enum NetError {
         /// The name.
         name: String,
     },
+    /// The host reaches a public address of this plane by somebody else's route, for example another plane's.
+    #[error("the host has a route to {destination} by {link} already")]
+    RouteTaken {
+        /// The pool or the shared address.
+        destination: String,
+        /// The link that it leads to.
+        link: String,
+    },
     /// The kernel refused a change.
     #[error("could not {what}")]
     Kernel {

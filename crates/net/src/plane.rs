@@ -23,7 +23,7 @@ use state::{Machine, Published, State};
 /// What distinguishes one plane from another on the same host.
 ///
 /// Two planes must differ in `pin`, `outside` and `host_link`, and in their public prefix and
-/// shared address when the host is to reach both.
+/// shared address: [`Plane::ensure`] refuses to take the host's routes from somebody else.
 #[derive(Debug, Clone)]
 pub struct PlaneConfig {
     /// File that the namespace is bound to, so that it outlives every process.
@@ -108,7 +108,8 @@ impl Plane {
     ///
     /// # Errors
     /// When the process is not privileged, the kernel lacks a feature (see [`crate::doctor`]), or a
-    /// name in the config is unusable.
+    /// name in the config is unusable; [`NetError::RouteTaken`] when the host reaches a public
+    /// address of the config elsewhere, and then nothing was made.
     pub fn ensure(config: &PlaneConfig) -> Result<Self, NetError> {
         let (netns, inner) = fixed::ensure(config)?;
         let sweeper = Mutex::new(namespace::run_in(netns.as_fd(), Socket::open_route)??);
@@ -377,8 +378,9 @@ impl Plane {
         sweeper.apply(vec![route::delete_link_at(link)], &[libc::ENODEV])
     }
 
-    /// Renews what depends on the host: its nft table, which somebody may have flushed, and the
-    /// list of its own addresses, which egress must not reach. Cheap; to be called now and then.
+    /// Renews what depends on the host: its nft table and its routes, which somebody may have
+    /// flushed, and the list of its own addresses, which egress must not reach. A route that leads
+    /// elsewhere by now is left alone. Cheap; to be called now and then.
     ///
     /// # Errors
     /// The kernel's.
@@ -389,7 +391,9 @@ impl Plane {
             &mut inner.host_route,
             &mut inner.host_nft,
             &mut inner.nft,
-        )
+        )?;
+        let networks = inner.state.networks.keys().copied();
+        fixed::renew_routes(&mut inner.host_route, &self.config, inner.outside, networks)
     }
 
     /// The plane's namespace.

@@ -33,6 +33,7 @@ const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 
 const IFINFO_LEN: usize = 16;
@@ -57,9 +58,11 @@ const IFA_FLAGS: u16 = 8;
 const IFA_F_NODAD: u8 = 2;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 
+const RTMSG_LEN: usize = 12;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_TABLE: u16 = 15;
 const RT_TABLE_MAIN: u8 = 254;
 const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_STATIC: u8 = 4;
@@ -267,6 +270,32 @@ pub(crate) fn ipv4_addresses(socket: &mut Socket) -> Result<Vec<Ipv4Addr>, NetEr
 pub(crate) fn add_route(destination: Destination, via: Via) -> Message {
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
     route("add", destination, via, RTM_NEWROUTE, flags)
+}
+
+/// Adds a route where there is none to that destination, whoever made it; else the kernel answers `EEXIST`.
+pub(crate) fn add_missing_route(destination: Destination, via: Via) -> Message {
+    route("add", destination, via, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Links to which the main table's routes to exactly this destination lead; 0 stands for none.
+pub(crate) fn leads_to(
+    socket: &mut Socket,
+    (addr, len): Destination,
+) -> Result<Vec<u32>, NetError> {
+    let mut fixed = [0; RTMSG_LEN];
+    fixed[0] = family(addr);
+    let what = format!("list routes to {addr}/{len}");
+    let message = Message::new(what, RTM_GETROUTE, NLM_F_DUMP, &fixed, &Attrs::new());
+    let link = |body: &Vec<u8>| {
+        let attrs = body.get(RTMSG_LEN..)?;
+        let number = |kind| Some(u32::from_ne_bytes(*find_attr(attrs, kind)?.first_chunk::<4>()?));
+        let table = number(RTA_TABLE).unwrap_or_else(|| u32::from(body[4]));
+        let is_it = body[1] == len
+            && table == u32::from(RT_TABLE_MAIN)
+            && find_attr(attrs, RTA_DST) == Some(&octets(addr)[..]);
+        is_it.then(|| number(RTA_OIF).unwrap_or(0))
+    };
+    Ok(socket.query(message)?.iter().filter_map(link).collect())
 }
 
 /// Takes a route away.

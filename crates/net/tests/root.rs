@@ -603,11 +603,68 @@ fn a_link_of_somebody_else_is_not_touched() {
     let mut config = lab.config.clone();
     config.outside = "users0".to_owned();
     config.pin.set_extension("other");
+    config.public_v6.addr = lab::v6("2001:db8:6::");
+    config.shared_v4 = lab::v4("192.0.2.99");
 
     let error = lab.in_host(|| Plane::ensure(&config)).expect_err("the name is taken");
     assert!(matches!(error, NetError::NameTaken { .. }), "{error}");
     lab.in_host(|| Plane::remove_by_config(&config)).expect("remove");
     assert!(lab.host_sees("ip -o link").contains("users0"));
+}
+
+#[test]
+fn a_second_plane_does_not_take_the_public_routes_of_the_first() {
+    let Some(lab) = Lab::start("routes") else { return };
+    let (before, first) = (traces(&lab), lab.config.clone());
+    let mut second = first.clone();
+    second.outside = "perch9".to_owned();
+    second.pin.set_extension("other");
+    second.host_link = (lab::v4("172.31.255.36"), lab::v4("172.31.255.37"));
+
+    for shared_v4 in [first.shared_v4, lab::v4("192.0.2.99")] {
+        second.shared_v4 = shared_v4;
+        let error = lab.in_host(|| Plane::ensure(&second)).expect_err("the pool is taken");
+        assert!(error.to_string().contains("2001:db8:5::/48 by perch0"), "{error}");
+    }
+    second.public_v6.addr = lab::v6("2001:db8:6::");
+    second.shared_v4 = first.shared_v4;
+    let error = lab.in_host(|| Plane::ensure(&second)).expect_err("the address is taken");
+    assert!(error.to_string().contains("192.0.2.10/32 by perch0"), "{error}");
+    assert_eq!(traces(&lab), before, "nothing was made");
+    assert!(!second.pin.exists(), "nothing was pinned");
+
+    second.shared_v4 = lab::v4("192.0.2.99");
+    lab.in_host(|| Plane::ensure(&second)).expect("it has its own");
+    lab.in_host(|| Plane::remove_by_config(&second)).expect("remove");
+    assert_eq!(traces(&lab), before, "the first one's are as before");
+}
+
+#[test]
+fn routes_that_somebody_flushed_come_back_and_others_stay() {
+    let Some(lab) = Lab::start("renew") else { return };
+    lab.plane.ensure_network(lab::prefix("fdaa:1:2::"), None).expect("a network");
+    let before = traces(&lab);
+    for route in ["-6 route del 2001:db8:5::/48", "-6 route del fdaa:1:2::/48"] {
+        ip(lab.host(), route);
+    }
+    ip(lab.host(), "route del 192.0.2.10");
+    assert_ne!(traces(&lab), before);
+    lab.plane.refresh_host().expect("refresh");
+    assert_eq!(traces(&lab), before);
+
+    ip(lab.host(), "route del 192.0.2.10");
+    ip(lab.host(), "route add 192.0.2.10 dev lo");
+    lab.plane.refresh_host().expect("refresh");
+    assert!(lab.host_sees("ip route").contains("192.0.2.10 dev lo"), "it is somebody else's now");
+}
+
+/// What planes make on a host, without what the kernel adds to it by and by, such as the state of links.
+fn traces(lab: &Lab) -> String {
+    let links = lab.host_sees("ip -o link").lines().count();
+    let routes = ["ip route show table all", "ip -6 route show table all"];
+    let routes = routes.map(|command| lab.host_sees(command)).concat().replace(" linkdown", "");
+    let made: Vec<&str> = routes.lines().filter(|line| line.contains("proto static")).collect();
+    format!("{links} links\n{}\n{}", made.join("\n"), lab.host_sees("nft list tables"))
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::state::State;
-use super::{Attach, Inner, PlaneConfig, check_name};
+use super::{Attach, Inner, PlaneConfig, Prefix48, check_name};
 use crate::access;
 use crate::error::NetError;
 use crate::firewall::{self, HOST4, INSIDE, TABLE};
@@ -14,7 +14,9 @@ use crate::listeners::BACKLOG_MAX;
 use crate::namespace::{self, set_sysctl};
 use crate::netlink::Socket;
 use crate::nft;
-use crate::route::{self, FAR_END, GATEWAY, LOOPBACK, MAC_FAR, MAC_PLANE, Via, all_of, only};
+use crate::route::{
+    self, Destination, FAR_END, GATEWAY, LOOPBACK, MAC_FAR, MAC_PLANE, Via, all_of, only,
+};
 
 /// Name of the Machine's end of its link.
 pub(super) const MACHINE_LINK: &str = "eth0";
@@ -28,6 +30,7 @@ pub(super) fn ensure(config: &PlaneConfig) -> Result<(OwnedFd, Inner), NetError>
     check_name(&config.outside)?;
     let mut host_route = Socket::open_route()?;
     let mut host_nft = Socket::open_netfilter()?;
+    check_public_routes(&mut host_route, config)?;
     let netns = ensure_namespace(config)?;
     let (mut route, mut nft) = namespace::run_in(netns.as_fd(), prepare_plane)??;
     ensure_loopback(&mut route, config)?;
@@ -58,6 +61,45 @@ pub(super) fn refresh_host(
     firewall::ensure_plane(nft, config, &addresses, &stale)?;
     access::ensure(host_nft, &config.outside, &config.host_access)?;
     firewall::ensure_host(host_nft, config)
+}
+
+/// What the host reaches by this plane whatever networks there are.
+fn public_routes(config: &PlaneConfig, outside: u32) -> [(Destination, Via); 2] {
+    let (_, plane) = config.host_link;
+    [
+        (all_of(config.public_v6), Via::Gateway(outside, GATEWAY.into())),
+        (only(config.shared_v4.into()), Via::Gateway(outside, plane.into())),
+    ]
+}
+
+/// Refuses before anything is made: replacing a route of another plane would take its callers away.
+fn check_public_routes(host: &mut Socket, config: &PlaneConfig) -> Result<(), NetError> {
+    let links = route::links(host)?;
+    let own = links.iter().find(|link| link.name == config.outside).map(|link| link.index);
+    for ((addr, len), _) in public_routes(config, 0) {
+        let leads_to = route::leads_to(host, (addr, len))?;
+        if let Some(other) = leads_to.into_iter().find(|link| Some(*link) != own) {
+            let link = links.iter().find(|link| link.index == other);
+            let link = link.map_or_else(|| "no link".to_owned(), |link| link.name.clone());
+            return Err(NetError::RouteTaken { destination: format!("{addr}/{len}"), link });
+        }
+    }
+    Ok(())
+}
+
+/// Makes the host's routes again that somebody took away. What leads elsewhere by now is left alone.
+pub(super) fn renew_routes(
+    host: &mut Socket,
+    config: &PlaneConfig,
+    outside: u32,
+    networks: impl Iterator<Item = Prefix48>,
+) -> Result<(), NetError> {
+    let whole =
+        |network: Prefix48| (all_of(network.whole()), Via::Gateway(outside, GATEWAY.into()));
+    let wanted = public_routes(config, outside).into_iter().chain(networks.map(whole));
+    let mut missing = wanted.map(|(destination, via)| route::add_missing_route(destination, via));
+    // One by one: a datagram with very many of them would be refused.
+    missing.try_for_each(|message| host.apply(vec![message], &[libc::EEXIST]))
 }
 
 fn ensure_namespace(config: &PlaneConfig) -> Result<OwnedFd, NetError> {
@@ -155,14 +197,13 @@ fn configure_outside(
     outside: u32,
 ) -> Result<(), NetError> {
     let (host, plane) = config.host_link;
-    let gateway = Via::Gateway(outside, GATEWAY.into());
     let mut messages = vec![
         route::add_address_towards(outside, host, plane),
         route::add_neighbour(outside, plane.into(), MAC_PLANE),
         route::add_neighbour(outside, GATEWAY.into(), MAC_PLANE),
-        route::add_route(all_of(config.public_v6), gateway),
-        route::add_route(only(config.shared_v4.into()), Via::Gateway(outside, plane.into())),
     ];
+    let public = public_routes(config, outside);
+    messages.extend(public.map(|(destination, via)| route::add_route(destination, via)));
     messages.extend(route::add_own6(outside, config.public_v6.last_but_one()));
     host_route.apply(messages, &[])
 }
