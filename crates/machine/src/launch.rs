@@ -372,6 +372,12 @@ impl Machine {
         self.pid
     }
 
+    /// Whether the run had ended before it was adopted. Its end is then known soon: [`Machine::wait`] waits at most
+    /// for what is left of it to die.
+    pub fn is_over(&self) -> bool {
+        self.alive.is_none()
+    }
+
     /// Waits until the run has ended and everything of it is reaped. May be called more than once and by several
     /// tasks; cancelling a wait loses nothing.
     pub async fn wait(&self) -> Result<ExitRecord, LaunchError> {

@@ -15,6 +15,7 @@ mod history;
 mod images;
 mod keeper;
 mod launching;
+mod lives;
 pub(crate) mod lock;
 mod machine;
 mod members;
@@ -37,7 +38,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use perch_machine::{ImageLimits, ImageStore};
-use perch_net::{Plane, PlaneConfig, Prefix};
+use perch_net::{NetError, Plane, PlaneConfig, Prefix};
 use perch_store::Store;
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixListener;
@@ -242,7 +243,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let api = bind_api(&world.paths)?;
     world.tracker.spawn({
         let world = world.clone();
-        async move { world.write_behind().await }
+        async move { world.lives.write_behind(&world.shutdown).await }
     });
     world.tracker.spawn({
         let world = world.clone();
@@ -271,7 +272,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let keeper = Keeper::load(store)?;
     let host_access = members::host_access(config.host_access)?;
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
-    let plane = Plane::ensure(&plane).context("could not set the network up")?;
+    let plane = Plane::ensure(&plane).map_err(no_plane)?;
     let images = open_images(&paths, &keeper)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
@@ -289,6 +290,18 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         proxy,
         events,
     }))
+}
+
+/// Two servers with the same public addresses would take each other's callers.
+fn no_plane(error: NetError) -> anyhow::Error {
+    let taken = matches!(error, NetError::RouteTaken { .. });
+    let what = if taken {
+        "could not set the network up; give this server public addresses of its own (keys `public_v6` and \
+         `shared_v4` of its configuration), or take the other one down (`perch down`)"
+    } else {
+        "could not set the network up"
+    };
+    anyhow::Error::new(error).context(what)
 }
 
 /// Opens the image store and finds out how Machines get their files.

@@ -86,7 +86,11 @@ fn begin(world: &Arc<World>, finding: Finding) {
     }
     let history = History::read(&world.paths.machine(&record.id));
     let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);
-    world.add_handle(record.id, handle);
+    world.add_handle(record.id.clone(), handle);
+    let lease = world.keeper.read().leases.get(&record.id).cloned();
+    if let Some(lease) = lease {
+        super::api::follow_lease(world, &record.app, &lease);
+    }
 }
 
 async fn look(
@@ -96,15 +100,9 @@ async fn look(
 ) -> (Found, Option<Machine>) {
     let Some(found) = seen else { return (Found::Nothing { was_up }, None) };
     let run = found.run();
-    if let Some(Ok(exit)) = now_or_never(found.wait()).await {
-        let found = match exit.cause {
-            // The shim is never lost alone: the host went down, or somebody killed everything.
-            ExitCause::ShimLost => Found::Nothing { was_up },
-            ExitCause::Exited | ExitCause::NotExecuted(_) => {
-                Found::Ended { run, exit: machine::exit_of(&exit) }
-            }
-        };
-        return (found, None);
+    if found.is_over() {
+        let ended = ended(&found).await;
+        return (ended.unwrap_or(Found::Nothing { was_up }), None);
     }
     let version = found.spec().env.iter().rev().find(|(name, _)| name == "FLY_MACHINE_VERSION");
     let newest = version.is_some_and(|(_, version)| *version == record.instance_id);
@@ -113,13 +111,22 @@ async fn look(
     (Found::Running { run, config_version }, Some(found))
 }
 
-/// What a future has at once; a run that ended before is read without waiting.
-async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        value = future => Some(value),
-        // Two turns of the scheduler are enough for a descriptor that is readable already.
-        () = async { for _ in 0..8 { tokio::task::yield_now().await } } => None,
+/// How a run ended that is over; `None` when it was lost. May wait until what is left of it has died.
+async fn ended(run: &Machine) -> Option<Found> {
+    let exit = match run.wait().await {
+        Ok(exit) => exit,
+        Err(error) => {
+            let (machine, error) = (&run.spec().machine, images::chain(&error));
+            tracing::warn!(machine, error, "its end is unknown; taken as lost");
+            return None;
+        }
+    };
+    match exit.cause {
+        // The shim is never lost alone: the host went down, or somebody killed everything.
+        ExitCause::ShimLost => None,
+        ExitCause::Exited | ExitCause::NotExecuted(_) => {
+            Some(Found::Ended { run: run.run(), exit: machine::exit_of(&exit) })
+        }
     }
 }
 

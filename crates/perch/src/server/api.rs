@@ -399,5 +399,5 @@ impl Backend for Api {
 }
 
 pub(crate) use apps::{finish_removals, open_network, plan_network};
-pub(crate) use leases::is_leased;
+pub(crate) use leases::{follow as follow_lease, is_leased};
 pub(crate) use releases::mark_interrupted;

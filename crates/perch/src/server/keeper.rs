@@ -59,6 +59,9 @@ struct Inner {
     catalog: RwLock<Catalog>,
     /// Held from the decision to the change in memory.
     writing: Mutex<()>,
+    /// Whether every commit is refused, as with a full disk.
+    #[cfg(test)]
+    is_full: std::sync::atomic::AtomicBool,
 }
 
 impl Keeper {
@@ -86,7 +89,13 @@ impl Keeper {
         for record in read_all::<LeaseRecord>(&store, "lease/")? {
             catalog.apply(Change::PutLease(record));
         }
-        let inner = Inner { store, catalog: RwLock::new(catalog), writing: Mutex::new(()) };
+        let inner = Inner {
+            store,
+            catalog: RwLock::new(catalog),
+            writing: Mutex::new(()),
+            #[cfg(test)]
+            is_full: false.into(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -123,12 +132,26 @@ impl Keeper {
             return Ok(answer);
         }
         let txn = transaction(&changes).map_err(|error| ApiError::internal(error.to_string()))?;
-        self.inner.store.commit(&txn).map_err(refused)?;
+        self.commit(&txn).map_err(refused)?;
         let mut catalog = self.inner.catalog.write().unwrap_or_else(PoisonError::into_inner);
         for change in changes {
             catalog.apply(change);
         }
         Ok(answer)
+    }
+
+    fn commit(&self, txn: &Txn) -> Result<(), CommitError> {
+        #[cfg(test)]
+        if self.inner.is_full.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(CommitError::Full);
+        }
+        self.inner.store.commit(txn).map(drop)
+    }
+
+    /// From now on refuses every commit as with a full disk, or no longer.
+    #[cfg(test)]
+    pub(crate) fn pretend_full(&self, is_full: bool) {
+        self.inner.is_full.store(is_full, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
@@ -230,7 +253,7 @@ fn put(txn: &mut Txn, key: String, record: &impl Serialize) -> serde_json::Resul
 fn refused(error: CommitError) -> ApiError {
     match error {
         CommitError::Full => ApiError::disk_full(
-            "the disk of the data directory is full; nothing was changed; make room and repeat",
+            "the disk of the data directory is full; nothing was stored; make room and repeat",
         ),
         CommitError::Limit(text) => ApiError::too_large(text),
         CommitError::Conflict { key } => ApiError::conflict(format!("{key} was changed meanwhile")),

@@ -25,7 +25,7 @@ const MAILBOX: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// A user's wish; answered when it is durable.
-    Ask { event: Event, source: Source, reply: oneshot::Sender<Result<(), InvalidTransition>> },
+    Ask { event: Event, source: Source, reply: oneshot::Sender<Result<(), Refused>> },
     /// The proxy's wish; answered by `StartDone` or `StopDone`.
     FromProxy { event: Event, cause: String, session: u64 },
     /// A drain has ended, by the lifecycle's own token.
@@ -42,6 +42,15 @@ pub(crate) enum Command {
     Launched { run: u64, result: Result<Box<perch_machine::Machine>, Failure> },
     /// The end of a removal.
     Removed,
+}
+
+/// Why a user's wish was not granted, or not for sure.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It makes no sense now; nothing has happened.
+    Invalid(InvalidTransition),
+    /// The Machine obeys, but a server that starts now would know nothing of it.
+    NotStored(wire::ApiError),
 }
 
 /// What everybody may know of a Machine at any time.
@@ -76,11 +85,7 @@ impl Handle {
     }
 
     /// Asks for something and waits until it is durable. `None` when the Machine is gone.
-    pub(crate) async fn ask(
-        &self,
-        event: Event,
-        source: Source,
-    ) -> Option<Result<(), InvalidTransition>> {
+    pub(crate) async fn ask(&self, event: Event, source: Source) -> Option<Result<(), Refused>> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Ask { event, source, reply }).await.then_some(())?;
         answer.await.ok()
@@ -208,14 +213,15 @@ impl Task {
         &mut self,
         event: Event,
         source: Source,
-        reply: oneshot::Sender<Result<(), InvalidTransition>>,
+        reply: oneshot::Sender<Result<(), Refused>>,
     ) {
         self.because(source, String::new());
-        let taken = self.life.handle_event(event, clock::now());
+        let taken = self.life.handle_event(event, clock::now()).map_err(Refused::Invalid);
         // Before the effects: after a crash a Machine that was being stopped is stopped to the end.
-        self.world.save_life(&self.id, self.life.stored()).await;
+        let saved = self.world.lives.save(&self.id, self.life.stored()).await;
+        // Also if that failed: on a full disk a stop or a removal is what makes room.
         self.do_effects().await;
-        reply.send(taken).ok();
+        reply.send(taken.and(saved.map_err(Refused::NotStored))).ok();
     }
 
     /// A wish of a proxy that is gone is dropped: its successor lets callers in by what it was told, and asks anew.
@@ -231,7 +237,9 @@ impl Task {
         if is_stop {
             // Else callers would, after a crash, be let into a program that is ending. A start is stored
             // behind: a wake writes nothing before its answer.
-            self.world.save_life(&self.id, self.life.stored()).await;
+            if let Err(error) = self.world.lives.save(&self.id, self.life.stored()).await {
+                tracing::error!(machine = self.id, %error, "a stop could not be stored");
+            }
         }
         self.do_effects().await;
         self.settle_behind();
@@ -247,7 +255,7 @@ impl Task {
     }
 
     fn settle_behind(&self) {
-        self.world.save_life_behind(&self.id, self.life.stored());
+        self.world.lives.save_behind(&self.id, self.life.stored());
     }
 
     async fn on_launched(

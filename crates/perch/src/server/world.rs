@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use perch_api::wire;
-use perch_core::lifecycle::{self, Stored};
 use perch_machine::Machine;
 use perch_net::{Attach, Plane};
-use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::history;
 use super::images::Images;
-use super::keeper::{Catalog, Change, Keeper};
+use super::keeper::{Change, Keeper};
 use super::launching;
+use super::lives::Lives;
 use super::machine::Handle;
 use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
 use super::publishing::Published;
-use super::records::{AppRecord, LifeRecord, MachineRecord, Wish};
+use super::records::{AppRecord, MachineRecord};
 use crate::config::Config;
 use crate::paths::Paths;
 
@@ -50,11 +50,7 @@ pub(crate) struct World {
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     handles: Mutex<BTreeMap<String, Handle>>,
-    /// The newest life of each Machine, durable or not yet.
-    lives: Mutex<BTreeMap<String, Stored>>,
-    /// Machines whose life is to be written behind.
-    unsaved: Mutex<BTreeSet<String>>,
-    saving: Notify,
+    pub(crate) lives: Lives,
     /// Held for reading while a new Machine has a record and no task yet. Whoever must find every Machine by its
     /// task writes, once: those that came before it are then found.
     pub(crate) births: RwLock<()>,
@@ -84,6 +80,7 @@ pub(crate) struct Parts {
 
 impl World {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let lives = Lives::new(parts.keeper.clone());
         let launches = Semaphore::new(parts.config.starts_max as usize);
         Arc::new(Self {
             paths: parts.paths,
@@ -99,9 +96,7 @@ impl World {
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             handles: Mutex::default(),
-            lives: Mutex::default(),
-            unsaved: Mutex::default(),
-            saving: Notify::new(),
+            lives,
             births: RwLock::new(()),
             launches,
             namespaces: Mutex::default(),
@@ -142,49 +137,6 @@ impl World {
         let world = self.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || world.events.flush()).await {
             tracing::warn!(%error, "events may be missing on disk");
-        }
-    }
-
-    // ---- lives --------------------------------------------------------------------------------
-
-    /// Makes a Machine's life durable before it returns.
-    pub(crate) async fn save_life(&self, id: &str, stored: Stored) {
-        lock(&self.lives).insert(id.to_owned(), stored);
-        self.save([id.to_owned()].into()).await;
-    }
-
-    /// Makes a Machine's life durable soon.
-    pub(crate) fn save_life_behind(&self, id: &str, stored: Stored) {
-        if lock(&self.lives).insert(id.to_owned(), stored) != Some(stored) {
-            lock(&self.unsaved).insert(id.to_owned());
-            self.saving.notify_one();
-        }
-    }
-
-    /// Writes lives behind until the server ends; several changes become one commit.
-    pub(crate) async fn write_behind(&self) {
-        loop {
-            tokio::select! {
-                () = self.saving.notified() => {}
-                () = self.shutdown.cancelled() => break,
-            }
-            let ids = std::mem::take(&mut *lock(&self.unsaved));
-            self.save(ids).await;
-        }
-        let ids = std::mem::take(&mut *lock(&self.unsaved));
-        self.save(ids).await;
-    }
-
-    /// Commits what these Machines' lives are at the moment of the commit.
-    async fn save(&self, ids: BTreeSet<String>) {
-        let lives: BTreeMap<String, Stored> = {
-            let all = lock(&self.lives);
-            ids.iter().filter_map(|id| Some((id.clone(), *all.get(id)?))).collect()
-        };
-        let written =
-            self.keeper.write(move |catalog| Ok((changed_lives(catalog, &lives), ()))).await;
-        if let Err(error) = written {
-            tracing::error!(%error, "the state of Machines could not be written");
         }
     }
 
@@ -316,7 +268,7 @@ impl World {
             tracing::error!(machine = id, %error, "the record of a destroyed Machine remains");
         }
         lock(&self.running_images).remove(id);
-        lock(&self.lives).remove(id);
+        self.lives.forget(id);
         self.remove_handle(id);
         if let Some(app) = app {
             self.publish(&app).await;
@@ -343,29 +295,6 @@ impl World {
 /// What a mutex guards, also after a panic elsewhere.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn changed_lives(catalog: &Catalog, lives: &BTreeMap<String, Stored>) -> Vec<Change> {
-    let changed = |(id, stored): (&String, &Stored)| {
-        let mut record = catalog.machines.get(id)?.clone();
-        let life = life_record(*stored);
-        if record.life == life {
-            return None;
-        }
-        record.life = life;
-        Some(Change::PutMachine(Box::new(record)))
-    };
-    lives.iter().filter_map(changed).collect()
-}
-
-/// The storage form of a Machine's life.
-pub(crate) fn life_record(stored: Stored) -> LifeRecord {
-    let wish = match stored.wish {
-        lifecycle::Wish::Up => Wish::Up,
-        lifecycle::Wish::Down => Wish::Down,
-        lifecycle::Wish::Gone => Wish::Gone,
-    };
-    LifeRecord { state: stored.state.to_string(), run: stored.run, wish }
 }
 
 /// Where a Machine is connected.

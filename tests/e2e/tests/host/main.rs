@@ -22,5 +22,6 @@ mod proxy;
 mod prune;
 mod quickstart;
 mod stage;
+mod state;
 mod table;
 mod tcp;

@@ -17,6 +17,8 @@ use crate::server::world::World;
 const TTL_DEFAULT: u64 = 120;
 /// The longest lease: longer ones are a mistake that blocks everybody else.
 const TTL_MAX: u64 = 3_600;
+/// Pause before the end of a lease that could not be stored is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Takes a lease, or extends it with its nonce; 409 at once when somebody else has it.
 pub(crate) async fn acquire(
@@ -47,8 +49,8 @@ pub(crate) async fn acquire(
             Ok((vec![Change::PutLease(lease.clone())], lease))
         })
         .await?;
-    announce(&world, &target, lifecycle::Lease::Held).await;
-    world.tracker.spawn(expire(world.clone(), target.clone(), Duration::from_secs(ttl + 1)));
+    announce(&world, &target.app, &target.id).await;
+    follow(&world, &target.app, &lease);
     Ok(answer(&world, &target, &lease))
 }
 
@@ -69,23 +71,51 @@ pub(super) fn owner(peer: Peer) -> String {
     }
 }
 
-/// Looks again when the lease has ended, if nobody extended it.
-async fn expire(world: Arc<World>, target: MachineTarget, after: Duration) {
-    tokio::select! {
-        () = tokio::time::sleep(after) => {}
-        () = world.shutdown.cancelled() => return,
-    }
-    let ended = live(&world.keeper.read(), &target.id).is_none();
-    if ended {
-        announce(&world, &target, lifecycle::Lease::Free).await;
+/// Sees to it that the Machine hears of the end of its lease, also of one that an earlier server gave.
+pub(crate) fn follow(world: &Arc<World>, app: &str, lease: &LeaseRecord) {
+    let left = time_left(lease, clock::unix_secs());
+    world.tracker.spawn(expire(world.clone(), app.to_owned(), lease.clone(), left));
+}
+
+/// A wall clock that was set back makes no lease longer than the longest.
+fn time_left(lease: &LeaseRecord, now: i64) -> Duration {
+    let left = u64::try_from(lease.expires_at.saturating_sub(now)).unwrap_or(0);
+    Duration::from_secs(left.min(TTL_MAX) + 1)
+}
+
+/// Waits on a clock that nobody sets, then ends the lease whatever the wall clock says.
+async fn expire(world: Arc<World>, app: String, lease: LeaseRecord, mut left: Duration) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            () = world.shutdown.cancelled() => return,
+        }
+        let ended = lease.clone();
+        let removed = world.keeper.write(move |catalog| Ok((ending(catalog, &ended), ()))).await;
+        if let Err(error) = &removed {
+            tracing::warn!(machine = lease.machine, %error, "the record of an ended lease remains");
+        }
+        if removed.is_ok() || !is_leased(&world, &lease.machine) {
+            return announce(&world, &app, &lease.machine).await;
+        }
+        left = RETRY_INTERVAL;
     }
 }
 
-async fn announce(world: &Arc<World>, target: &MachineTarget, lease: lifecycle::Lease) {
-    if let Some(handle) = world.handle(&target.id) {
+/// Removes the lease, unless it was given back or extended: a later one has a follower of its own.
+fn ending(catalog: &Catalog, lease: &LeaseRecord) -> Vec<Change> {
+    let is_same = catalog.leases.get(&lease.machine) == Some(lease);
+    is_same.then(|| Change::DeleteLease(lease.machine.clone())).into_iter().collect()
+}
+
+/// Tells what is true now, so that the order of the tellers does not matter.
+async fn announce(world: &Arc<World>, app: &str, machine: &str) {
+    if let Some(handle) = world.handle(machine) {
+        let held = is_leased(world, machine);
+        let lease = if held { lifecycle::Lease::Held } else { lifecycle::Lease::Free };
         handle.send(Command::Lease(lease)).await;
     }
-    world.proxy.app_changed(target.app.clone());
+    world.proxy.app_changed(app.to_owned());
 }
 
 /// Reads the lease; its nonce is for its holder only.
@@ -122,7 +152,7 @@ pub(crate) async fn release(world: Arc<World>, target: MachineTarget) -> Result<
             }
         })
         .await?;
-    announce(&world, &target, lifecycle::Lease::Free).await;
+    announce(&world, &target.app, &target.id).await;
     Ok(())
 }
 
@@ -156,4 +186,34 @@ fn answer(world: &World, target: &MachineTarget, lease: &LeaseRecord) -> Lease {
 /// Whether somebody holds a Machine's lease now.
 pub(crate) fn is_leased(world: &World, machine: &str) -> bool {
     live(&world.keeper.read(), machine).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(expires_at: i64) -> LeaseRecord {
+        let (nonce, owner, description) = ("n".to_owned(), "uid 0".to_owned(), String::new());
+        LeaseRecord { machine: "m".to_owned(), nonce, expires_at, owner, description }
+    }
+
+    fn catalog(lease: LeaseRecord) -> Catalog {
+        let mut catalog = Catalog::default();
+        catalog.apply(Change::PutLease(lease));
+        catalog
+    }
+
+    #[test]
+    fn no_lease_is_followed_longer_than_the_longest_also_after_the_clock_was_set_back() {
+        assert_eq!(time_left(&lease(1_013), 1_000), Duration::from_secs(14));
+        assert_eq!(time_left(&lease(1_000_013), 1_000), Duration::from_secs(TTL_MAX + 1));
+        assert_eq!(time_left(&lease(1_000), 1_000_000), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn the_end_of_a_lease_ends_no_later_one() {
+        assert_eq!(ending(&catalog(lease(10)), &lease(10)).len(), 1);
+        assert!(ending(&catalog(lease(20)), &lease(10)).is_empty(), "it was extended");
+        assert!(ending(&Catalog::default(), &lease(10)).is_empty(), "it was given back");
+    }
 }

@@ -19,7 +19,7 @@ use crate::server::history::{History, Source};
 use crate::server::images::{Ready, Reference, api_error};
 use crate::server::keeper::{Catalog, Change};
 use crate::server::launching;
-use crate::server::machine::{self, Command, Handle};
+use crate::server::machine::{self, Command, Handle, Refused};
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
 use crate::server::world::World;
 
@@ -484,9 +484,19 @@ fn handle(world: &World, target: &MachineTarget) -> Result<Handle, ApiError> {
 async fn ask(handle: &Handle, event: Event, source: Source) -> Result<(), ApiError> {
     match handle.ask(event, source).await {
         Some(Ok(())) => Ok(()),
-        Some(Err(InvalidTransition { state, verb })) => {
+        Some(Err(Refused::Invalid(InvalidTransition { state, verb }))) => {
             Err(ApiError::precondition(format!("unable to {verb} machine: it is {state}")))
         }
+        Some(Err(Refused::NotStored(cause))) => Err(not_stored(cause)),
         None => Err(ApiError::not_found("machine not found: it was destroyed meanwhile")),
     }
+}
+
+/// The caller must not take for done what a restart of the server would undo.
+fn not_stored(cause: ApiError) -> ApiError {
+    let error = format!(
+        "the machine obeys, but a restart of the server would undo it, because it could not be stored: {}",
+        cause.error
+    );
+    ApiError { error, ..cause }
 }
