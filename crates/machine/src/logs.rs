@@ -4,7 +4,7 @@
 //! Machine's log takes at most 16 MiB.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -30,12 +30,23 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// A place in a Machine's log that outlives its reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which file; no later one has the same, though its number may come again.
+    pub file: u64,
+    /// Bytes of whole lines before the place.
+    pub offset: u64,
+}
+
 /// Follows a Machine's log across rotation. Reading is incremental: each call returns what came since.
 #[derive(Debug)]
 pub struct LogReader {
     dir: PathBuf,
     file: Option<BufReader<File>>,
     partial: Vec<u8>,
+    /// Bytes of whole lines that were read of `file`.
+    offset: u64,
     /// Lines read ahead by `from_tail`.
     ahead: VecDeque<LogLine>,
 }
@@ -43,7 +54,36 @@ pub struct LogReader {
 impl LogReader {
     /// A reader that begins with the oldest line kept.
     pub fn from_start(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), file: None, partial: Vec::new(), ahead: VecDeque::new() }
+        let (dir, ahead) = (dir.to_owned(), VecDeque::new());
+        Self { dir, file: None, partial: Vec::new(), offset: 0, ahead }
+    }
+
+    /// A reader that goes on at `place`, or begins with the oldest line kept if that file is gone. At the end of the
+    /// log there is nothing to read: `None`, for the price of one look at the file's size.
+    pub fn from_place(dir: &Path, place: Place) -> io::Result<Option<Self>> {
+        let is_there = |meta: &Metadata| identity(meta) == place.file && place.offset <= meta.len();
+        match std::fs::metadata(dir.join(CURRENT)) {
+            Ok(meta) if is_there(&meta) && meta.len() == place.offset => return Ok(None),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+        let mut reader = Self::from_start(dir);
+        for name in [FORMER, CURRENT] {
+            let Some(mut file) = open(&dir.join(name))? else { continue };
+            if is_there(&file.get_ref().metadata()?) {
+                file.seek(SeekFrom::Start(place.offset))?;
+                (reader.file, reader.offset) = (Some(file), place.offset);
+                break;
+            }
+        }
+        Ok(Some(reader))
+    }
+
+    /// Where the next line that was not read yet begins; `None` while there is no log. Lines that
+    /// [`LogReader::from_tail`] found count as read.
+    pub fn place(&self) -> io::Result<Option<Place>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        Ok(Some(Place { file: identity(&file.get_ref().metadata()?), offset: self.offset }))
     }
 
     /// A reader that begins `lines` before the end.
@@ -81,7 +121,9 @@ impl LogReader {
             }
             let Some(file) = &mut self.file else { return Ok(None) };
             file.read_until(b'\n', &mut self.partial)?;
-            if self.partial.pop_if(|last| *last == b'\n').is_some() {
+            if self.partial.last() == Some(&b'\n') {
+                self.offset += self.partial.len() as u64;
+                self.partial.pop();
                 let line = parse(&std::mem::take(&mut self.partial));
                 if line.is_some() {
                     return Ok(line);
@@ -109,9 +151,16 @@ impl LogReader {
             return Ok(false);
         }
         self.partial.clear();
-        self.file = Some(current);
+        (self.file, self.offset) = (Some(current), 0);
         Ok(true)
     }
+}
+
+/// A file system gives a freed number to the next file, but not with the same time of birth.
+fn identity(meta: &Metadata) -> u64 {
+    let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    let born = born.map_or(0, |born| u64::try_from(born.as_nanos()).unwrap_or(u64::MAX));
+    born ^ meta.ino().rotate_left(32)
 }
 
 fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
@@ -288,6 +337,47 @@ mod tests {
         assert_eq!(reader.read(10)?[0].text, "four");
         let mut tail = LogReader::from_tail(&dir, 2)?;
         assert_eq!(tail.read(1)?[0].text, "three");
+        std::fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn a_place_is_found_again_after_a_rotation_and_forgotten_after_two() -> io::Result<()> {
+        let dir = crate::scratch_dir("places")?;
+        let mut writer = LogWriter::open(&dir)?;
+        writer.append(b"t stdout one\nt stdout half")?;
+        let mut reader = LogReader::from_start(&dir);
+        assert_eq!(reader.read(10)?.len(), 1);
+        let place = reader.place()?.ok_or(io::ErrorKind::NotFound)?;
+        writer.append(b" of two\n")?;
+        let after = |place| -> io::Result<Vec<String>> {
+            let Some(mut reader) = LogReader::from_place(&dir, place)? else {
+                return Ok(Vec::new());
+            };
+            Ok(reader.read(10)?.into_iter().map(|line| line.text).collect())
+        };
+        assert_eq!(after(place)?, ["half of two"]);
+        for text in [&b"t stdout three\n"[..], b"t stdout 4\n"] {
+            writer.len = FILE_BYTES_MAX;
+            writer.append(text)?;
+            let expected = if text.ends_with(b"three\n") { "half of two" } else { "three" };
+            assert_eq!(after(place)?[0], expected);
+        }
+        assert_eq!(after(place)?, ["three", "4"]);
+        std::fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn at_the_end_of_the_log_there_is_nothing_to_read() -> io::Result<()> {
+        let dir = crate::scratch_dir("ends")?;
+        let mut reader = LogReader::from_start(&dir);
+        assert_eq!(reader.place()?, None);
+        let mut writer = LogWriter::open(&dir)?;
+        writer.append(b"t stdout one\n")?;
+        assert_eq!(reader.read(10)?.len(), 1);
+        let place = reader.place()?.ok_or(io::ErrorKind::NotFound)?;
+        assert!(LogReader::from_place(&dir, place)?.is_none());
+        writer.append(b"t stdout two\n")?;
+        assert!(LogReader::from_place(&dir, place)?.is_some());
         std::fs::remove_dir_all(dir)
     }
 }

@@ -1,46 +1,65 @@
 //! Log reading: the Machines' own lines and the platform's, merged by time.
 //!
-//! A page token is the time of the last line that was given and how many lines of that very
-//! microsecond were given: `2026-01-02T03:04:05.678901Z|2`.
+//! A page token says how far each source was read: `v2.SERIES.READ~MACHINE.FILE.OFFSET~…`, numbers in hexadecimal. A line is
+//! given once, however late it was written; only within a page lines are sorted by time.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use perch_api::wire::{
     ApiError, LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery,
 };
-use perch_machine::logs::LogReader;
+use perch_machine::logs::{LogLine, LogReader, Place};
 
+use crate::server::platform_log::Mark;
 use crate::server::world::World;
 
 /// Lines of one Machine that a page looks at. What is older stays in the files.
 const LINES_MAX: usize = 10_000;
-/// How often a held request looks for new lines. Files tell nobody that they grew.
+/// How often a held request looks for new lines: one look at the size of each Machine's log.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Where a page begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Token {
-    timestamp: String,
-    given: usize,
+    /// Whether nothing was given yet: then a page begins some lines before the end.
+    first: bool,
+    platform: Option<Mark>,
+    machines: BTreeMap<String, Place>,
 }
 
 impl Token {
+    /// A token that is none of ours means what no token means.
     fn parse(text: &str) -> Self {
-        let (timestamp, given) = text.rsplit_once('|').unwrap_or((text, "0"));
-        Self { timestamp: timestamp.to_owned(), given: given.parse().unwrap_or(0) }
+        Self::parse_own(text).unwrap_or_else(|| Self { first: true, ..Self::default() })
     }
 
-    fn after(entries: &[LogEntry]) -> Option<Self> {
-        let timestamp = &entries.last()?.attributes.timestamp;
-        let given =
-            entries.iter().rev().take_while(|it| it.attributes.timestamp == *timestamp).count();
-        Some(Self { timestamp: timestamp.clone(), given })
+    fn parse_own(text: &str) -> Option<Self> {
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let mut parts = text.strip_prefix("v2.")?.split('~');
+        let (series, read) = parts.next()?.split_once('.')?;
+        let (series, read) = (number(series)?, number(read)?);
+        let platform = (series != 0).then_some(Mark { series, read });
+        let mut machines = BTreeMap::new();
+        for part in parts {
+            let (rest, offset) = part.rsplit_once('.')?;
+            let (machine, file) = rest.rsplit_once('.')?;
+            let place = Place { file: number(file)?, offset: number(offset)? };
+            machines.insert(machine.to_owned(), place);
+        }
+        Some(Self { first: false, platform, machines })
     }
 
     fn text(&self) -> String {
-        format!("{}|{}", self.timestamp, self.given)
+        let (series, read) = self.platform.map_or((0, 0), |mark| (mark.series, mark.read));
+        let mut text = format!("v2.{series:x}.{read:x}");
+        for (machine, place) in &self.machines {
+            text += &format!("~{machine}.{:x}.{:x}", place.file, place.offset);
+        }
+        text
     }
 }
 
@@ -66,55 +85,22 @@ pub(crate) async fn read(
 }
 
 fn page(world: &World, app: &str, query: &LogQuery, token: &Token) -> LogPage {
-    let all = entries(world, app, query);
-    let mut same = token.given;
-    let newer = all.into_iter().filter(|entry| {
-        let timestamp = &entry.attributes.timestamp;
-        if *timestamp == token.timestamp && 0 < same {
-            same -= 1;
-            return false;
-        }
-        token.timestamp <= *timestamp
-    });
-    let data: Vec<LogEntry> = newer.collect();
-    let next = next_token(&data, token);
-    LogPage { data, meta: LogPageMeta { next_token: next } }
-}
-
-/// Lines of the same microsecond that came with the former page count on.
-fn next_token(data: &[LogEntry], before: &Token) -> String {
-    let Some(mut token) = Token::after(data) else { return before.text() };
-    if token.timestamp == before.timestamp {
-        token.given += before.given;
-    }
-    token.text()
-}
-
-/// All lines that are wanted, oldest first.
-fn entries(world: &World, app: &str, query: &LogQuery) -> Vec<LogEntry> {
     let region = &world.config.region;
-    if query.region.as_ref().is_some_and(|wanted| wanted != region) {
-        return Vec::new();
-    }
-    let wanted = |machine: &str| query.instance.as_deref().is_none_or(|only| only == machine);
-    let mut entries: Vec<LogEntry> = Vec::new();
-    for (id, dir) in machine_dirs(world, app) {
-        if wanted(&id) {
-            entries.extend(machine_entries(&id, &dir, region));
+    let mut next = Token::default();
+    let mut data = Vec::new();
+    if query.region.as_ref().is_none_or(|wanted| wanted == region) {
+        let wanted = |machine: &str| query.instance.as_deref().is_none_or(|only| only == machine);
+        for (id, dir) in machine_dirs(world, app).into_iter().filter(|(id, _)| wanted(id)) {
+            data.extend(machine_entries(&id, &dir, region, token, &mut next));
         }
+        let (lines, mark) = world.platform_log.since(app, token.platform);
+        next.platform = mark;
+        data.extend(lines.into_iter().filter(|line| wanted(&line.machine)).map(|line| {
+            entry(line.timestamp, line.text, &line.level, &line.machine, region, line.provider)
+        }));
     }
-    for line in world.platform_log.of(app).into_iter().filter(|line| wanted(&line.machine)) {
-        entries.push(entry(
-            line.timestamp,
-            line.text,
-            &line.level,
-            &line.machine,
-            region,
-            line.provider,
-        ));
-    }
-    entries.sort_by(|a, b| a.attributes.timestamp.cmp(&b.attributes.timestamp));
-    entries
+    data.sort_by(|a, b| a.attributes.timestamp.cmp(&b.attributes.timestamp));
+    LogPage { data, meta: LogPageMeta { next_token: next.text() } }
 }
 
 fn machine_dirs(world: &World, app: &str) -> Vec<(String, PathBuf)> {
@@ -122,13 +108,37 @@ fn machine_dirs(world: &World, app: &str) -> Vec<(String, PathBuf)> {
     catalog.machines_of(app).map(|it| (it.id.clone(), world.paths.machine(&it.id))).collect()
 }
 
-fn machine_entries(id: &str, dir: &std::path::Path, region: &str) -> Vec<LogEntry> {
-    // A Machine that never wrote has no log.
-    let lines = LogReader::from_tail(dir, LINES_MAX).and_then(|mut reader| reader.read(LINES_MAX));
-    let lines = lines.unwrap_or_default();
+/// What came from a Machine since `token`; notes in `next` how far that is. A Machine that never wrote has no log.
+fn machine_entries(
+    id: &str,
+    dir: &Path,
+    region: &str,
+    token: &Token,
+    next: &mut Token,
+) -> Vec<LogEntry> {
+    let former = token.machines.get(id).copied();
+    let (lines, place) = machine_lines(dir, former, token.first).unwrap_or_else(|error| {
+        tracing::debug!(machine = id, %error, "could not read the log");
+        (Vec::new(), former)
+    });
+    next.machines.extend(place.map(|place| (id.to_owned(), place)));
     let made =
         lines.into_iter().map(|line| entry(line.timestamp, line.text, "info", id, region, "app"));
     made.collect()
+}
+
+fn machine_lines(
+    dir: &Path,
+    former: Option<Place>,
+    first: bool,
+) -> io::Result<(Vec<LogLine>, Option<Place>)> {
+    let reader = match former {
+        Some(place) => LogReader::from_place(dir, place)?,
+        None if first => Some(LogReader::from_tail(dir, LINES_MAX)?),
+        None => Some(LogReader::from_start(dir)),
+    };
+    let Some(mut reader) = reader else { return Ok((Vec::new(), former)) };
+    Ok((reader.read(LINES_MAX)?, reader.place()?.or(former)))
 }
 
 fn entry(
@@ -157,22 +167,54 @@ fn entry(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
     use super::*;
 
-    fn at(timestamp: &str) -> LogEntry {
-        entry(timestamp.to_owned(), "x".to_owned(), "info", "m", "lcl", "app")
+    fn read(dir: &Path, token: &str) -> (Vec<String>, String) {
+        let mut next = Token::default();
+        let entries = machine_entries("m", dir, "lcl", &Token::parse(token), &mut next);
+        (entries.into_iter().map(|entry| entry.attributes.message).collect(), next.text())
     }
 
     #[test]
-    fn a_token_counts_the_lines_of_its_last_microsecond() {
-        let data = [at("1"), at("2"), at("2")];
-        assert_eq!(next_token(&data, &Token::default()), "2|2");
-        assert_eq!(next_token(&[at("2")], &Token::parse("2|2")), "2|3");
-        assert_eq!(next_token(&[], &Token::parse("2|2")), "2|2");
+    fn a_line_that_is_written_late_is_given_all_the_same() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut log = File::options().create(true).append(true).open(dir.path().join("log"))?;
+        writeln!(log, "2026-01-02T00:00:02.000000Z stdout second")?;
+        let (lines, token) = read(dir.path(), "");
+        assert_eq!(lines, ["second"]);
+        assert_eq!(read(dir.path(), &token), (Vec::new(), token.clone()));
+        writeln!(log, "2026-01-02T00:00:01.000000Z stdout first, but late")?;
+        assert_eq!(read(dir.path(), &token).0, ["first, but late"]);
+        Ok(())
     }
 
     #[test]
-    fn a_stranger_as_token_begins_at_its_place_in_time() {
-        assert_eq!(Token::parse("2026"), Token { timestamp: "2026".to_owned(), given: 0 });
+    fn a_machine_that_begins_to_write_later_is_read_from_its_first_line() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (lines, token) = read(dir.path(), "");
+        assert!(lines.is_empty());
+        let text: String = (0..=LINES_MAX).map(|number| format!("t stdout {number}\n")).collect();
+        std::fs::write(dir.path().join("log"), text)?;
+        let (lines, token) = read(dir.path(), &token);
+        assert_eq!((lines.len(), lines[0].as_str()), (LINES_MAX, "0"));
+        assert_eq!(read(dir.path(), &token).0, [LINES_MAX.to_string()]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_token_says_what_it_said_and_a_stranger_says_nothing() {
+        let place = Place { file: u64::MAX, offset: 10 };
+        let mark = Some(Mark { series: 3, read: 17 });
+        let machines = BTreeMap::from([("148e".to_owned(), place), ("d891".to_owned(), place)]);
+        for platform in [mark, None] {
+            let token = Token { first: false, platform, machines: machines.clone() };
+            assert_eq!(Token::parse(&token.text()), token);
+        }
+        for stranger in ["", "2026-01-02T03:04:05.678901Z|2", "v2.", "v2.1.1~m", "v2.1.1~m.x.1"] {
+            assert_eq!(Token::parse(stranger), Token { first: true, ..Token::default() });
+        }
     }
 }
