@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
 use crate::directory::Directory;
-use crate::dns::forward::Forwarder;
+use crate::dns::forward::{Forwarder, Leave};
 use crate::dns::wire::{Question, Verdict};
 use crate::{Listeners, ProxyError, clock, server};
 
@@ -76,6 +76,11 @@ impl Resolver {
         question.answered(answer, transport)
     }
 
+    fn leave(&self, from: SocketAddr) -> Option<Leave> {
+        let network = self.directory.network_of(from.ip())?;
+        self.forwarder.leave(network, from.ip())
+    }
+
     async fn forward(&self, question: Box<Question>, transport: Transport) -> Option<Vec<u8>> {
         let resolvers = self.directory.resolvers();
         match self.forwarder.ask(&question, &resolvers, transport).await {
@@ -101,11 +106,18 @@ async fn serve_udp(socket: Rc<UdpSocket>, resolver: Rc<Resolver>) {
             Verdict::Reply(answer) => send(&socket, &answer, from).await,
             Verdict::Silence => {}
             Verdict::Forward(question) => {
+                let Some(leave) = resolver.leave(from) else {
+                    if let Some(answer) = question.failed() {
+                        send(&socket, &answer, from).await;
+                    }
+                    continue;
+                };
                 let (socket, resolver) = (Rc::clone(&socket), Rc::clone(&resolver));
                 spawn_local(async move {
                     if let Some(answer) = resolver.forward(question, Transport::Udp).await {
                         send(&socket, &answer, from).await;
                     }
+                    drop(leave);
                 });
             }
         }
@@ -150,7 +162,10 @@ async fn serve_stream(
         let answer = match resolver.decide(&question, from, Transport::Tcp) {
             Verdict::Reply(answer) => Some(answer),
             Verdict::Silence => None,
-            Verdict::Forward(question) => resolver.forward(question, Transport::Tcp).await,
+            Verdict::Forward(question) => match resolver.leave(from) {
+                Some(_leave) => resolver.forward(question, Transport::Tcp).await,
+                None => question.failed(),
+            },
         };
         let Some(answer) = answer else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };

@@ -22,6 +22,7 @@ mod ending;
 mod http;
 mod server;
 mod server_side;
+mod shares;
 mod tcp;
 mod upstream;
 

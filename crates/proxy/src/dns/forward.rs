@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::udp_socket;
 use super::wire::Question;
 use crate::clock;
+use crate::shares::{Share, Shares};
 
 /// An asker gives up after 5 s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +29,9 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
 const TRY_TIMEOUT: Duration = Duration::from_millis(1200);
 /// Questions waiting for resolvers; more are answered with a failure at once.
 const PENDING_MAX: usize = 1024;
+/// Those of one network, and of one asker: a Machine that asks without end takes nothing from others.
+const PENDING_OF_NETWORK_MAX: usize = PENDING_MAX / 4;
+const PENDING_OF_ASKER_MAX: usize = 64;
 /// Longest answer.
 const ANSWER_BYTES_MAX: usize = 4096;
 
@@ -38,6 +42,22 @@ pub(crate) struct Forwarder {
     v4: Rc<UdpSocket>,
     v6: Rc<UdpSocket>,
     pending: Rc<Pending>,
+    all: Rc<Shares<()>>,
+    networks: Rc<Shares<u32>>,
+    askers: Rc<Shares<IpAddr>>,
+}
+
+/// Leave to forward one question.
+pub(crate) struct Leave {
+    _shares: (Share<()>, Share<u32>, Share<IpAddr>),
+}
+
+/// Why a resolver's answer did not come.
+enum NoAnswer {
+    /// We could not even ask.
+    Unasked,
+    /// What came was no answer.
+    Unusable,
 }
 
 impl Forwarder {
@@ -47,10 +67,19 @@ impl Forwarder {
         for socket in [&v4, &v6] {
             spawn_local(receive(Rc::clone(socket), Rc::clone(&pending)));
         }
-        Ok(Self { v4, v6, pending })
+        let all = Shares::new(PENDING_MAX);
+        let networks = Shares::new(PENDING_OF_NETWORK_MAX);
+        let askers = Shares::new(PENDING_OF_ASKER_MAX);
+        Ok(Self { v4, v6, pending, all, networks, askers })
     }
 
-    /// Asks one resolver after the other; `None` if nobody answered in time.
+    /// `None`: too many questions wait already, of this asker, its network, or all together.
+    pub(crate) fn leave(&self, network: u32, asker: IpAddr) -> Option<Leave> {
+        let (all, networks) = (self.all.take(())?, self.networks.take(network)?);
+        Some(Leave { _shares: (all, networks, self.askers.take(asker)?) })
+    }
+
+    /// Asks one resolver after the other; `None` if nobody answered in time, or could be asked.
     pub(crate) async fn ask(
         &self,
         question: &Question,
@@ -58,17 +87,23 @@ impl Forwarder {
         transport: Transport,
     ) -> Option<Vec<u8>> {
         let deadline = Instant::now() + TOTAL_TIMEOUT;
+        let mut unasked = 0;
         for resolver in resolvers.iter().cycle() {
             let until = deadline.min(Instant::now() + TRY_TIMEOUT);
             let tried = self.ask_one(question, *resolver, transport);
-            if let Ok(Some(answer)) = tokio::time::timeout_at(until, tried).await {
-                return Some(answer);
+            match tokio::time::timeout_at(until, tried).await {
+                Ok(Ok(answer)) => return Some(answer),
+                Ok(Err(NoAnswer::Unasked)) => unasked += 1,
+                Ok(Err(NoAnswer::Unusable)) | Err(_) => unasked = 0,
             }
-            if deadline <= Instant::now() {
+            // Without a way to any of them the asker need not wait.
+            if unasked == resolvers.len() || deadline <= Instant::now() {
                 return None;
             }
-            // A resolver that fails at once must not be asked in a busy loop.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            if unasked == 0 {
+                // A resolver that answers nonsense must not be asked in a busy loop.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
         None
     }
@@ -78,13 +113,13 @@ impl Forwarder {
         question: &Question,
         resolver: SocketAddr,
         transport: Transport,
-    ) -> Option<Vec<u8>> {
-        let mut waiting = Waiting::begin(&self.pending, resolver)?;
-        let message = question.outgoing(waiting.key.1, transport)?;
+    ) -> Result<Vec<u8>, NoAnswer> {
+        let mut waiting = Waiting::begin(&self.pending, resolver).ok_or(NoAnswer::Unasked)?;
+        let message = question.outgoing(waiting.key.1, transport).ok_or(NoAnswer::Unasked)?;
         let socket = if resolver.is_ipv4() { &self.v4 } else { &self.v6 };
-        socket.send_to(&message, resolver).await.ok()?;
-        let bytes = (&mut waiting.answer).await.ok()?;
-        question.incoming(&bytes)
+        socket.send_to(&message, resolver).await.map_err(|_| NoAnswer::Unasked)?;
+        let bytes = (&mut waiting.answer).await.map_err(|_| NoAnswer::Unusable)?;
+        question.incoming(&bytes).ok_or(NoAnswer::Unusable)
     }
 }
 
@@ -98,9 +133,6 @@ struct Waiting {
 impl Waiting {
     fn begin(pending: &Rc<Pending>, resolver: SocketAddr) -> Option<Self> {
         let mut table = pending.borrow_mut();
-        if PENDING_MAX <= table.len() {
-            return None;
-        }
         // Of 65,536 ids at most 1,024 are taken, so a free one is found at once.
         let free =
             (0..64).map(|_| (resolver, clock::secret_u16())).find(|k| !table.contains_key(k));

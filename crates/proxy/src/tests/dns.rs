@@ -1,6 +1,7 @@
 //! DNS through the whole proxy. Callers here come from loopback, so the test's network is there.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
@@ -148,5 +149,51 @@ fn without_resolvers_other_names_fail_at_once() {
         settled(&world).await;
         let answer = ask_udp(&world, &question("example.com.", RecordType::A)).await;
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    });
+}
+
+#[test]
+fn when_no_resolver_can_be_asked_other_names_fail_at_once() {
+    run(|mut world| async move {
+        // The kernel sends nothing to port 0.
+        let resolvers = ["127.0.0.1:0", "127.0.0.2:0"].map(|at| at.parse().expect("an address"));
+        world.send(settings_with(|settings| settings.resolvers = resolvers.to_vec())).await;
+        world.publish(local_app("started")).await;
+        settled(&world).await;
+        let asked = question("example.com.", RecordType::A);
+        let answers = async { (ask_udp(&world, &asked).await, ask_tcp(&world, &asked).await) };
+        let answers = tokio::time::timeout(Duration::from_secs(2), answers).await;
+        let (udp, tcp) = answers.expect("nobody has to wait for what cannot come");
+        assert_eq!(udp.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(tcp.metadata.response_code, ResponseCode::ServFail);
+    });
+}
+
+#[test]
+fn one_asker_has_a_share_of_the_questions_under_way_and_more_fail_at_once() {
+    run(|mut world| async move {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let resolvers = vec![silent.local_addr().expect("it is bound")];
+        world.send(settings_with(|settings| settings.resolvers = resolvers)).await;
+        world.publish(local_app("started")).await;
+        settled(&world).await;
+        let socket = UdpSocket::bind("[::1]:0").await.expect("a port");
+        let bytes = question("example.com.", RecordType::A).to_vec().expect("it can be written");
+        for _ in 0..70 {
+            socket.send_to(&bytes, world.dns_udp).await.expect("the proxy listens");
+            tokio::task::yield_now().await;
+        }
+        let mut refused = 0;
+        let mut answer = vec![0; 4096];
+        let wait = Duration::from_millis(500);
+        while let Ok(length) = tokio::time::timeout(wait, socket.recv(&mut answer)).await {
+            let length = length.expect("an answer comes");
+            let message = Message::from_vec(&answer[..length]).expect("it can be read");
+            assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
+            refused += 1;
+        }
+        assert_eq!(refused, 70 - 64);
+        let own = ask_udp(&world, &question("app.flycast.", RecordType::AAAA)).await;
+        assert_eq!(texts(&own), [FLYCAST], "our own names need no share");
     });
 }
