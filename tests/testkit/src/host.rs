@@ -235,7 +235,10 @@ impl Host {
 
     /// The process of the server.
     pub fn server_process(&self) -> Result<Process> {
-        self.perch_processes("server").pop().context("no server runs")
+        let all = self.perch_processes("server");
+        // What it is just starting looks like the server itself until it runs its own program.
+        let first = |it: &&Process| all.iter().all(|other| other.pid != it.parent);
+        all.iter().find(first).cloned().context("no server runs")
     }
 
     /// Processes of the binary under test with this first argument: `server`, `proxy`, `shim`.
