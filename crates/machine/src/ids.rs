@@ -19,7 +19,7 @@ use crate::shim::chain;
 use crate::stage;
 
 /// Any range that is not the host's own; nothing outlives the probe.
-const PROBE_UID_BASE: u32 = 100_000;
+const PROBE_UID_BASE: u32 = 1 << 31;
 /// The file that the probe writes as the Machine's root.
 const PROBE_FILE: &str = "/probe";
 

@@ -12,6 +12,7 @@ mod api;
 mod clock;
 mod delegation;
 mod history;
+mod host_ids;
 mod images;
 mod keeper;
 mod launching;
@@ -47,6 +48,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, check_region};
 use crate::paths::Paths;
 use crate::service_manager;
+use host_ids::HostIds;
 use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::ProxyPort;
@@ -273,7 +275,8 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let host_access = members::host_access(config.host_access)?;
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
     let plane = Plane::ensure(&plane).map_err(no_plane)?;
-    let images = open_images(&paths, &keeper)?;
+    let host_ids = HostIds::of_this_host(paths.tag());
+    let images = open_images(&paths, &keeper, &host_ids)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
@@ -287,6 +290,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         plane,
         init_layer,
         cgroup_parent,
+        host_ids,
         proxy,
         events,
     }))
@@ -305,9 +309,10 @@ fn no_plane(error: NetError) -> anyhow::Error {
 }
 
 /// Opens the image store and finds out how Machines get their files.
-fn open_images(paths: &Paths, keeper: &Keeper) -> anyhow::Result<images::Images> {
+fn open_images(paths: &Paths, keeper: &Keeper, ids: &HostIds) -> anyhow::Result<images::Images> {
     let store = ImageStore::open(&paths.images(), ImageLimits::standard())?;
-    let bases: Vec<u32> = keeper.read().apps.values().map(launching::uid_base).collect();
+    let bases: Vec<u32> =
+        keeper.read().apps.values().flat_map(|app| ids.all(app.uid_slot)).collect();
     // What a crash left of apps that are gone; of others nothing, since their Machines may run on it.
     store.retain_shifted(&bases)?;
     let found = crate::ids::choose(&paths.images()).context("no Machine's files can be mounted")?;

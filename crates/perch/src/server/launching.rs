@@ -11,10 +11,6 @@ use perch_machine::{ImageError, LaunchError, LaunchSpec, RootFile, Unpacked};
 use super::records::{AppRecord, MachineRecord};
 use super::world::World;
 
-/// Host ids per app: one whole range of 65,536 each, from here on.
-const UID_FIRST: u32 = 100_000;
-/// Host ids in one range.
-const UIDS: u32 = 65_536;
 /// `kill_timeout` where nothing is configured, and the most that is allowed (AS-51).
 const KILL_TIMEOUT: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_secs(5), std::time::Duration::from_secs(300));
@@ -55,11 +51,6 @@ pub(crate) fn prefix(network_id: u32) -> Ipv6Addr {
     address::prefix(NetworkId::new(network_id).unwrap_or(NetworkId::new(1).expect("1 is not 0")))
 }
 
-/// First of the host's ids that an app's Machines use.
-pub(crate) fn uid_base(app: &AppRecord) -> u32 {
-    UID_FIRST + app.uid_slot * UIDS
-}
-
 /// Everything the shim needs for one run.
 ///
 /// # Errors
@@ -87,7 +78,7 @@ pub(crate) fn spec(
         hostname: record.id.clone(),
         private_ip: Some(record.private_ip),
         files: files(record),
-        uid_base: uid_base(app),
+        uid_base: world.host_ids.base(app.uid_slot),
         ids: world.images.ids(),
         memory_bytes: None,
         cpu_millis: None,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::history;
+use super::host_ids::HostIds;
 use super::images::Images;
 use super::keeper::{Change, Keeper};
 use super::launching;
@@ -44,6 +45,8 @@ pub(crate) struct World {
     pub(crate) init_layer: std::path::PathBuf,
     /// Parent of the Machines' cgroups.
     pub(crate) cgroup_parent: String,
+    /// Which of the host's ids Machines use.
+    pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
     pub(crate) platform_log: PlatformLog,
     events: history::Writer,
@@ -74,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) plane: Plane,
     pub(crate) init_layer: std::path::PathBuf,
     pub(crate) cgroup_parent: String,
+    pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
     pub(crate) events: history::Writer,
 }
@@ -90,6 +94,7 @@ impl World {
             plane: Arc::new(parts.plane),
             init_layer: parts.init_layer,
             cgroup_parent: parts.cgroup_parent,
+            host_ids: parts.host_ids,
             proxy: parts.proxy,
             platform_log: PlatformLog::default(),
             events: parts.events,
@@ -191,7 +196,7 @@ impl World {
             record.config_version >= config_version,
             "config {config_version} of Machine {id} is not stored"
         );
-        let unpacked = self.images.own(&record.image, launching::uid_base(&app))?;
+        let unpacked = self.images.own(&record.image, self.host_ids.base(app.uid_slot))?;
         let spec = launching::spec(self, &record, &app, run, unpacked)?;
         Ok((spec, self.namespace(&record)?))
     }

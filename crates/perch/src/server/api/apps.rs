@@ -16,8 +16,8 @@ use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord};
 use crate::server::views;
 use crate::server::world::World;
 
-/// Host-id ranges that fit above the first one in 32 bits.
-const UID_SLOTS_MAX: u32 = 60_000;
+/// Apps that surely have a range of host ids of their own (module `host_ids`).
+const UID_SLOTS_MAX: u32 = 16_000;
 
 /// Makes an app, and its network if that is new.
 pub(crate) async fn create(world: Arc<World>, input: CreateApp) -> Result<App, ApiError> {
@@ -167,7 +167,7 @@ pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiErr
     let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted)).await?;
     world.settle(app.addresses()).await;
     destroy_machines(&world, &name).await?;
-    world.images.remove_own(crate::server::launching::uid_base(&app)).await?;
+    world.images.remove_own(world.host_ids.base(app.uid_slot)).await?;
     let gone = name.clone();
     world.keeper.write(move |catalog| Ok((removal(catalog, &gone)?, ()))).await?;
     world.images.remove_app(name.clone()).await?;

@@ -34,7 +34,7 @@ pub(crate) async fn create(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     check_region(&world, &input.region)?;
-    let uid_base = launching::uid_base(world.keeper.read().staying_app(&app)?);
+    let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     let _until_recorded = ready.claim.clone();
     let random = (clock::random(), clock::random());
@@ -206,7 +206,7 @@ pub(crate) async fn update(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     leases::check(&world, &target)?;
-    let uid_base = launching::uid_base(world.keeper.read().staying_app(&target.app)?);
+    let uid_base = world.host_ids.base(world.keeper.read().staying_app(&target.app)?.uid_slot);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
     let _until_recorded = ready.claim.clone();
     let handle = handle(&world, &target)?;
