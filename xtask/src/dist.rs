@@ -15,15 +15,28 @@ const UNITS_OF_HOST: &str = "etc/systemd/system";
 /// Where it looks for packages' units.
 const UNITS_OF_PACKAGES: &str = "usr/lib/systemd/system";
 const GROUP: &str = "perch";
+/// What comes first when the binary is built already.
+const BUILT: &str = "--built";
 
 /// One file of the tree: where it comes from, where it goes below the root, its mode.
 type Placed = (PathBuf, PathBuf, u32);
 
-/// Installs on this host, below `--prefix` (default `/usr/local`).
+/// Builds, and installs on this host below `--prefix` (default `/usr/local`). Root is needed for the second half only,
+/// and root has no toolchain as a rule: `sudo` then runs this program again.
 pub(crate) fn install(args: &[String]) -> Result<bool> {
+    let (built, args) = match args {
+        [flag, binary, rest @ ..] if flag == BUILT => (Some(PathBuf::from(binary)), rest),
+        rest => (None, rest),
+    };
     let prefix = prefix(args)?;
-    let binary = release_binary()?;
-    ensure!(shell::is_root(), "only root can install; run: sudo -E cargo x install");
+    let binary = match built {
+        Some(binary) => binary,
+        None => release_binary()?,
+    };
+    if !shell::is_root() {
+        let binary = binary.to_string_lossy();
+        return as_root(&[&["install", BUILT, &binary], &words(args)[..]].concat());
+    }
     for placed in files(&binary, &prefix, Path::new(UNITS_OF_HOST)) {
         let keep = placed.1.extension().is_some_and(|suffix| suffix == "toml");
         let target = Path::new("/").join(&placed.1);
@@ -46,7 +59,9 @@ pub(crate) fn install(args: &[String]) -> Result<bool> {
 /// Removes what [`install`] placed; data and configuration stay.
 pub(crate) fn uninstall(args: &[String]) -> Result<bool> {
     let prefix = prefix(args)?;
-    ensure!(shell::is_root(), "only root can uninstall; run: sudo -E cargo x uninstall");
+    if !shell::is_root() {
+        return as_root(&[&["uninstall"], &words(args)[..]].concat());
+    }
     let binary = Path::new("/").join(&prefix).join("bin/perch");
     let link = binary.with_file_name("fly");
     if fs::read_link(&link).is_ok_and(|target| target == Path::new("perch")) {
@@ -168,6 +183,17 @@ fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
     println!("removed    {}", path.display());
     Ok(())
+}
+
+fn words(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+/// Runs this program again as root, after saying so.
+fn as_root(args: &[&str]) -> Result<bool> {
+    let program = std::env::current_exe().context("finding this program")?;
+    println!("running    sudo {} {}", program.display(), args.join(" "));
+    shell::succeeds(Command::new("sudo").arg(program).args(args))
 }
 
 fn make_group() -> Result<()> {
