@@ -953,8 +953,13 @@ impl ImageStore {
         let status = child.wait()?;
         let (answer, words) = heard?;
         serde_json::from_slice(&answer).map_err(|_| {
+            // A library's last words are for us: who made the layer can do nothing with them.
             let words = String::from_utf8_lossy(&words);
-            io::Error::other(format!("unpacking ended with {status}: {}", words.trim()))
+            tracing::warn!(%status, words = words.trim(), "an unpacking process ended without an answer");
+            let memory = self.limits.unpack_memory_bytes_max >> 20;
+            io::Error::other(format!(
+                "it is damaged, or unpacking it takes more than {memory} MB of memory ({status})"
+            ))
         })
     }
 

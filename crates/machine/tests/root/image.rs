@@ -19,6 +19,8 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("devices_and_pipes_are_refused_by_name", devices_and_pipes_are_refused_by_name),
     ("a_layer_beyond_its_limits_leaves_nothing", a_layer_beyond_its_limits_leaves_nothing),
     ("bombs_are_refused", bombs_are_refused),
+    ("headers_that_ask_for_memory_are_refused", headers_that_ask_for_memory_are_refused),
+    ("names_in_refusals_are_cut", names_in_refusals_are_cut),
     ("a_layer_that_is_not_what_the_config_says_is_refused", a_false_layer_is_refused),
 ];
 
@@ -272,9 +274,43 @@ fn bombs_are_refused(fixture: &Fixture) -> Tested {
     refuse(fixture, ImageLimits::standard(), opaque, "directories that hide others")
 }
 
-fn refuse(fixture: &Fixture, limits: ImageLimits, layer: Layer, words: &str) -> Tested {
-    let store = store(fixture, limits)?;
+/// Windows of compressions, and records of names, are as large as the layer says.
+fn headers_that_ask_for_memory_are_refused(fixture: &Fixture) -> Tested {
+    let lean = || ImageLimits { unpack_memory_bytes_max: 48 << 20, ..ImageLimits::standard() };
+    // A zstd frame of 128 MiB in blocks that repeat one byte: a window of 64 MiB, and the largest that can be said.
+    let zstd = |window: u8| {
+        let blocks = [0x02, 0x00, 0x10, b'x'].repeat(1024);
+        [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, window], &blocks[..]].concat()
+    };
+    refuse_bytes(fixture, lean(), zstd(16 << 3), "memory")?;
+    refuse_bytes(fixture, lean(), zstd(31 << 3), "window_size")?;
+    let gzip = [&[0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 3][..], &vec![b'x'; 64 << 20]].concat();
+    refuse_bytes(fixture, lean(), gzip, "could not read the archive")?;
+    let long = vec![b'x'; 64 << 20];
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let layer = Layer::new().add("long", kind, "", &long).file("a", b"");
+        refuse(fixture, lean(), layer, "memory")?;
+    }
+    Ok(())
+}
+
+fn names_in_refusals_are_cut(fixture: &Fixture) -> Tested {
+    let long = vec![b'\x01'; 1 << 20];
+    let layer = Layer::new().add("././@LongLink", EntryType::GNULongName, "", &long).file("a", b"");
+    let store = store(fixture, ImageLimits::standard())?;
     let error = image(&store, &[layer.bytes()], digest).err().map(|error| error.to_string());
+    let error = error.ok_or("it was not refused")?;
+    assert!(error.len() < 500 && error.contains("the name is too long"), "{error}");
+    Ok(())
+}
+
+fn refuse(fixture: &Fixture, limits: ImageLimits, layer: Layer, words: &str) -> Tested {
+    refuse_bytes(fixture, limits, layer.bytes(), words)
+}
+
+fn refuse_bytes(fixture: &Fixture, limits: ImageLimits, layer: Vec<u8>, words: &str) -> Tested {
+    let store = store(fixture, limits)?;
+    let error = image(&store, &[layer], digest).err().map(|error| error.to_string());
     assert!(error.as_ref().is_some_and(|error| error.contains(words)), "{words}: {error:?}");
     assert_eq!(fs::read_dir(fixture.dir.join("images/layers"))?.count(), 0);
     assert_eq!(fs::read_dir(fixture.dir.join("images/scratch"))?.count(), 0);
