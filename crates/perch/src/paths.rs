@@ -96,6 +96,10 @@ impl Paths {
         self.data.join("store.db")
     }
 
+    pub(crate) fn ballast(&self) -> PathBuf {
+        self.data.join("ballast")
+    }
+
     pub(crate) fn images(&self) -> PathBuf {
         self.data.join("images")
     }

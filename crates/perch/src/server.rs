@@ -9,6 +9,7 @@
 
 mod adoption;
 mod api;
+mod ballast;
 mod clock;
 mod delegation;
 mod history;
@@ -48,6 +49,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, check_region};
 use crate::paths::Paths;
 use crate::service_manager;
+use ballast::Ballast;
 use host_ids::HostIds;
 use keeper::{Change, Keeper};
 use lock::DirLock;
@@ -270,8 +272,9 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
 }
 
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
+    let ballast = Ballast::given_up(paths.ballast());
     let store = Store::open(&paths.store())?;
-    let keeper = Keeper::load(store)?;
+    let keeper = Keeper::load(store, ballast)?;
     let host_access = members::host_access(config.host_access)?;
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
     let plane = Plane::ensure(&plane).map_err(no_plane)?;
@@ -282,6 +285,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
+    keeper.renew_ballast();
     Ok(World::new(Parts {
         paths,
         config,

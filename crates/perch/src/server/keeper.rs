@@ -12,8 +12,9 @@ use perch_store::{CommitError, Put, Store, Txn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::ballast::Ballast;
 use super::records::{
-    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
+    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord, Wish,
 };
 
 /// Everything the server knows that is not about running processes.
@@ -56,6 +57,7 @@ pub(crate) struct Keeper {
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    ballast: Ballast,
     catalog: RwLock<Catalog>,
     /// Held from the decision to the change in memory.
     writing: Mutex<()>,
@@ -69,7 +71,7 @@ impl Keeper {
     ///
     /// # Errors
     /// When the store cannot be read, or holds what this release does not understand.
-    pub(crate) fn load(store: Store) -> anyhow::Result<Self> {
+    pub(crate) fn load(store: Store, ballast: Ballast) -> anyhow::Result<Self> {
         let mut catalog = Catalog::default();
         for record in read_all::<NetworkRecord>(&store, "network/")? {
             catalog.apply(Change::PutNetwork(record));
@@ -91,12 +93,20 @@ impl Keeper {
         }
         let inner = Inner {
             store,
+            ballast,
             catalog: RwLock::new(catalog),
             writing: Mutex::new(()),
             #[cfg(test)]
             is_full: false.into(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A keeper of the store in this directory, for tests.
+    #[cfg(test)]
+    pub(crate) fn in_dir(dir: &std::path::Path) -> Self {
+        let store = Store::open(&dir.join("store.db")).expect("a store");
+        Self::load(store, Ballast::given_up(dir.join("ballast"))).expect("readable")
     }
 
     /// The state as it is. Hold it shortly and never across an await.
@@ -132,26 +142,55 @@ impl Keeper {
             return Ok(answer);
         }
         let txn = transaction(&changes).map_err(|error| ApiError::internal(error.to_string()))?;
-        self.commit(&txn).map_err(refused)?;
+        self.commit(&txn, changes.iter().all(Change::makes_room)).map_err(refused)?;
         let mut catalog = self.inner.catalog.write().unwrap_or_else(PoisonError::into_inner);
         for change in changes {
             catalog.apply(change);
         }
+        self.renew_ballast();
         Ok(answer)
     }
 
-    fn commit(&self, txn: &Txn) -> Result<(), CommitError> {
+    /// Sets aside what a commit on a full disk will need.
+    pub(crate) fn renew_ballast(&self) {
+        self.inner.ballast.renew();
+    }
+
+    /// Commits; what makes room is committed on a full disk too.
+    fn commit(&self, txn: &Txn, makes_room: bool) -> Result<(), CommitError> {
         #[cfg(test)]
         if self.inner.is_full.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(CommitError::Full);
         }
-        self.inner.store.commit(txn).map(drop)
+        loop {
+            match self.inner.store.commit(txn) {
+                Err(CommitError::Full) if makes_room && self.inner.ballast.drop_piece() => {}
+                done => return done.map(drop),
+            }
+        }
     }
 
     /// From now on refuses every commit as with a full disk, or no longer.
     #[cfg(test)]
     pub(crate) fn pretend_full(&self, is_full: bool) {
         self.inner.is_full.store(is_full, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+impl Change {
+    /// Whether something ends by it, or is on its way there.
+    fn makes_room(&self) -> bool {
+        match self {
+            Self::PutMachine(it) => it.life.wish == Wish::Gone,
+            Self::PutApp(it) => it.going,
+            Self::DeleteApp(_)
+            | Self::DeleteMachine(_)
+            | Self::DeleteRelease(_)
+            | Self::PutRetired(_)
+            | Self::DeleteRetired(_)
+            | Self::DeleteLease(_) => true,
+            Self::PutNetwork(_) | Self::PutRelease(_) | Self::PutLease(_) => false,
+        }
     }
 }
 
@@ -272,8 +311,18 @@ mod tests {
     }
 
     fn keeper(dir: &std::path::Path) -> Keeper {
-        let store = Store::open(&dir.join("store.db")).expect("a store");
-        Keeper::load(store).expect("readable")
+        Keeper::in_dir(dir)
+    }
+
+    #[test]
+    fn only_what_ends_something_may_use_the_ballast() {
+        let ends = Change::DeleteApp("web".to_owned());
+        let ended = Change::PutRetired(RetiredRecord {
+            ip: std::net::Ipv6Addr::LOCALHOST.into(),
+            released_at: 0,
+        });
+        assert!([ends, ended].iter().all(Change::makes_room));
+        assert!(!Change::PutNetwork(network(1)).makes_room());
     }
 
     #[test]

@@ -127,7 +127,6 @@ fn life_record(stored: Stored) -> LifeRecord {
 #[cfg(test)]
 mod tests {
     use perch_core::lifecycle::MachineState;
-    use perch_store::Store;
 
     use super::*;
     use crate::server::records::tests as records;
@@ -138,8 +137,7 @@ mod tests {
     }
 
     fn keeper(dir: &std::path::Path) -> Keeper {
-        let keeper =
-            Keeper::load(Store::open(&dir.join("store.db")).expect("a store")).expect("readable");
+        let keeper = Keeper::in_dir(dir);
         let machine = Change::PutMachine(Box::new(records::machine("m")));
         keeper.write_blocking(|_| Ok((vec![machine], ()))).expect("written");
         keeper

@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
-use perch_testkit::{Entry, Host, Image, Network, Output};
+use anyhow::{Context, Result, ensure};
+use perch_testkit::{Entry, Host, Image, Network, Output, wait_until};
 
 use crate::stage::{
-    AWAKE, QUICK_SLEEP, SNIPPET, check_answer, fly_toml, hello_image, on, on_host, private_app,
+    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, fly_toml, hello_image, on, on_host,
+    private_app, wait_asleep,
 };
 
 #[test]
@@ -70,25 +71,114 @@ fn no_address_is_released_if_one_of_them_is_not_yours() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_the_next_small_thing_works() {
-    on(
-        || {
-            let mut host = Host::bare(Network::Open)?;
-            fs::create_dir(host.data_dir())?;
-            let data = host.data_dir().to_string_lossy().into_owned();
-            host.run("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs", &data])?.ok()?;
-            host.start_server()?;
-            Ok(host)
-        },
-        |host| {
-            let big = Entry::File(vec![1; 32 << 20], 0o644);
-            let image = Image::shell("exit 0")?.entry("big", &big);
-            let image = image.write(&host.dir().join("big"))?;
-            check_refused(host, &fly_toml("web", &image, AWAKE), &["space"])?;
-            host.fly(&["apps", "create", "small"])?.ok()?;
-            check_apps(host, &["small"])
-        },
-    );
+fn a_push_that_does_not_fit_is_refused_and_takes_nothing() {
+    on(small_disk, |host| {
+        let sleeper = private_app(host, "sleeper", SNIPPET)?;
+        private_app(host, "second", AWAKE)?;
+        wait_asleep(host, "sleeper")?;
+        let before = free_kb(host)?;
+        let big = Entry::File(vec![1; 128 << 20], 0o644);
+        let image = Image::shell("exit 0")?.entry("big", &big);
+        let image = image.write(&host.dir().join("big"))?;
+        let dir = host.app_dir("refused", &fly_toml("web", &image, AWAKE))?;
+        let args = ["launch", "--flycast", "--copy-config", "--name", "web", "-y"];
+        let output = host.fly_in(&dir, &args)?;
+        output.says(&["space"])?;
+        output.fails()?;
+        let after = free_kb(host)?;
+        ensure!(before < after + 1024, "{before} kB were free, now {after}");
+        check_apps(host, &["second", "sleeper"])?;
+        push_and_leave(host)?;
+        let after = free_kb(host)?;
+        ensure!(before < after + 1024, "{before} kB were free, now {after}");
+        check_answer(&host.get(&sleeper, 80, "/")?, "")?;
+        host.fly(&["apps", "destroy", "second", "--yes"])?.ok()?;
+        host.fly(&["apps", "create", "small"])?.ok()?;
+        check_apps(host, &["sleeper", "small"])
+    });
+}
+
+#[test]
+fn on_a_full_disk_everything_that_makes_room_still_works() {
+    on(small_disk, |host| {
+        let sleeper = private_app(host, "sleeper", SNIPPET)?;
+        private_app(host, "second", AWAKE)?;
+        wait_asleep(host, "sleeper")?;
+        fill(host)?;
+        check_refused_wake(host, &sleeper)?;
+        fill(host)?;
+        let machine = host.machines("sleeper")?.pop().context("no Machine")?.id;
+        let socket = host.socket().to_string_lossy().into_owned();
+        let url = format!("http://perch/v1/apps/sleeper/machines/{machine}?force=true");
+        let destroy = ["-sS", "--fail-with-body", "-X", "DELETE", "--unix-socket", &socket, &url];
+        host.run("curl", &destroy)?.ok()?;
+        fill(host)?;
+        host.fly(&["apps", "destroy", "second", "--yes"])?.ok()?;
+        ensure!(host.perch_processes("shim").is_empty(), "a destroyed app runs");
+        // A server that was killed comes back to a disk that is still full.
+        fill(host)?;
+        host.kill_server()?;
+        host.start_server()?;
+        host.fly(&["apps", "destroy", "sleeper", "--yes"])?.ok()?;
+        fill(host)?;
+        let data = host.data_dir().to_string_lossy().into_owned();
+        host.perch(&["down", "--data-dir", &data])?.ok().map(drop)
+    });
+}
+
+/// A host whose data directory is on a small disk of its own.
+fn small_disk() -> Result<Host> {
+    let mut host = Host::bare(Network::Open)?;
+    fs::create_dir(host.data_dir())?;
+    let data = host.data_dir().to_string_lossy().into_owned();
+    host.run("mount", &["-t", "tmpfs", "-o", "size=96m", "tmpfs", &data])?.ok()?;
+    host.configure(QUICK_SLEEP);
+    host.start_server()?;
+    Ok(host)
+}
+
+/// What is free of the host's small disk.
+fn free_kb(host: &Host) -> Result<u64> {
+    let data = host.data_dir().to_string_lossy().into_owned();
+    let text = host.run("df", &["--output=avail", "-k", &data])?.ok()?;
+    text.lines().last().and_then(|line| line.trim().parse().ok()).context("df says no number")
+}
+
+/// Pushes too much, as a client that never cancels an upload.
+fn push_and_leave(host: &Host) -> Result<()> {
+    let script = "\
+        dd if=/dev/zero of=\"$1\" bs=1M count=128 2>/dev/null\n\
+        curl -sS --unix-socket \"$0\" -D - -X POST http://perch/v2/second/blobs/uploads/ |\n\
+        tr -d '\\r' | sed -n 's/^[Ll]ocation: //p' | sed 's|^http://[^/]*||' | {\n\
+        read -r path && curl -sS --unix-socket \"$0\" -T \"$1\" -X PATCH \"http://perch$path\"; }";
+    let socket = host.socket().to_string_lossy().into_owned();
+    let file = host.dir().join("zeros").to_string_lossy().into_owned();
+    let output = host.run("sh", &["-c", script, &socket, &file])?;
+    output.says(&["space"])
+}
+
+/// Leaves nothing free, as a Machine can that writes without end.
+fn fill(host: &Host) -> Result<()> {
+    let filler = host.data_dir().join("filler").to_string_lossy().into_owned();
+    wait_until("a full disk", SOON, || {
+        // It ends with an error: that is the aim. What just ended may still be making room.
+        host.run("sh", &["-c", "exec cat /dev/zero 2>/dev/null >>\"$0\"", &filler])?;
+        Ok((free_kb(host)? == 0).then_some(()))
+    })
+}
+
+/// A wake on a full disk says so, to the caller and in the Machine's events, and names no file of the host.
+fn check_refused_wake(host: &Host, address: &str) -> Result<()> {
+    let answer = host.get(address, 80, "/")?;
+    ensure!(answer.status == 503, "not refused: {answer:?}");
+    let data = host.data_dir().to_string_lossy().into_owned();
+    let events: Vec<_> =
+        host.machines("sleeper")?.iter().map(|it| it.value["events"].to_string()).collect();
+    for text in [answer.body, events.concat()] {
+        ensure!(text.contains("no space is left"), "it does not say why: {text}");
+        ensure!(!text.contains(&data), "it names a path of the host: {text}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,8 +1,6 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use perch_store::Store;
-
 use super::*;
 use crate::server::keeper::Change;
 use crate::server::records::{MachineRecord, NetworkRecord, tests as records};
@@ -52,8 +50,7 @@ impl Board for WatchfulBoard<'_> {
 }
 
 fn keeper(dir: &Path, changes: Vec<Change>) -> Keeper {
-    let store = Store::open(&dir.join("store.db")).expect("a store");
-    let keeper = Keeper::load(store).expect("readable");
+    let keeper = Keeper::in_dir(dir);
     write(&keeper, changes);
     keeper
 }
