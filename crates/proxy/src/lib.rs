@@ -16,6 +16,7 @@ mod app;
 mod buffer;
 mod clock;
 mod convert;
+mod crowd;
 mod directory;
 mod dns;
 mod ending;

@@ -12,11 +12,12 @@ use rustix::net::{SocketFlags, sockopt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
+use crate::crowd::{Crowd, Idle};
 use crate::directory::{Destination, Directory, Target};
 use crate::{Endpoints, Options, ProxyError, dns, http, tcp};
 
@@ -34,6 +35,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(4);
 const ACCEPT_QUEUE_MAX: usize = 4096;
 /// Pause after a failed accept, which means that descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How often it is looked for idle connections while all places are taken.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(
     listeners: Listeners,
@@ -76,11 +79,22 @@ pub(crate) fn start(
     control: StdUnixListener,
     options: &Options,
 ) -> Result<Running, ProxyError> {
+    start_with(listeners, control, options, connections_max())
+}
+
+/// The same with so many places for callers.
+pub(crate) fn start_with(
+    listeners: Listeners,
+    control: StdUnixListener,
+    options: &Options,
+    connections_max: u32,
+) -> Result<Running, ProxyError> {
     let directory = Directory::new(options);
     let listeners = Rc::new(listeners);
-    let connections_max = connections_max();
     let limit = Rc::new(Semaphore::new(connections_max as usize));
-    let door = Door { directory: Rc::clone(&directory), options: Rc::new(options.clone()), limit };
+    let crowd = Crowd::new(connections_max as usize);
+    let options = Rc::new(options.clone());
+    let door = Door { directory: Rc::clone(&directory), options, limit, crowd };
     let mut accepting = Vec::new();
     for (name, fd) in [("IPv6", &listeners.tcp6), ("IPv4", &listeners.tcp4)] {
         let failed = |source| ProxyError::Listener { name, source };
@@ -161,7 +175,7 @@ pub(crate) fn tcp_listener(fd: &OwnedFd) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, door: Door) {
     loop {
-        let Ok(permit) = door.limit.acquire().await else { return };
+        let Some(permit) = door.permit().await else { return };
         match listener.accept().await {
             Ok((stream, caller)) => {
                 permit.forget();
@@ -181,18 +195,41 @@ struct Door {
     directory: Rc<Directory>,
     options: Rc<Options>,
     limit: Rc<Semaphore>,
+    crowd: Rc<Crowd>,
 }
 
 impl Door {
+    /// Waits for a place, and closes who does not use his.
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        loop {
+            if let Ok(permit) = self.limit.try_acquire() {
+                return Some(permit);
+            }
+            self.crowd.make_room();
+            if let Ok(permit) = tokio::time::timeout(FULL_PAUSE, self.limit.acquire()).await {
+                return permit.ok();
+            }
+        }
+    }
+
     /// Serves a caller, for whom a permit was forgotten.
     fn enter(&self, stream: TcpStream, caller: SocketAddr) {
-        let permit = Permit(Rc::clone(&self.limit));
+        let limit = Rc::clone(&self.limit);
+        let Some(newcomer) = self.crowd.receive(caller.ip()) else {
+            tracing::debug!(%caller, "a caller that has its share of all connections");
+            tcp::reset(&stream);
+            limit.add_permits(1);
+            return;
+        };
+        let permit = Permit { limit, crowd: Rc::clone(&self.crowd), number: newcomer.number };
+        let idle = Rc::clone(&newcomer.idle);
         let options = Rc::clone(&self.options);
         let directory = Rc::clone(&self.directory);
-        spawn_local(async move {
-            serve_one(stream, caller, directory, &options).await;
+        let task = spawn_local(async move {
+            serve_one(stream, caller, directory, &options, idle).await;
             drop(permit);
         });
+        self.crowd.enter(newcomer, task.abort_handle());
     }
 
     /// Serves who is connected as far as he knows, although we have not accepted him yet.
@@ -215,11 +252,16 @@ impl Door {
 }
 
 /// One of [`connections_max`].
-struct Permit(Rc<Semaphore>);
+struct Permit {
+    limit: Rc<Semaphore>,
+    crowd: Rc<Crowd>,
+    number: u64,
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.add_permits(1);
+        self.crowd.leave(self.number);
+        self.limit.add_permits(1);
     }
 }
 
@@ -228,6 +270,7 @@ async fn serve_one(
     caller: SocketAddr,
     directory: Rc<Directory>,
     options: &Options,
+    idle: Rc<Idle>,
 ) {
     let Ok(dest) = stream.local_addr() else { return };
     let endpoints = Endpoints { caller, dest };
@@ -242,7 +285,7 @@ async fn serve_one(
     }
     let to = directory.resolve(endpoints);
     match route(&to) {
-        Route::Http => http::connection::serve(stream, directory, to).await,
+        Route::Http => http::connection::serve(stream, directory, to, idle).await,
         Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
         Route::Nobody => {
             tracing::debug!(?endpoints, "a connection that nobody serves");

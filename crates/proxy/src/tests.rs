@@ -2,6 +2,7 @@
 //! played by tasks.
 
 mod control;
+mod crowd;
 mod dns;
 mod end;
 mod http;

@@ -18,6 +18,7 @@ use super::response::Signature;
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::buffer::Buffer;
 use crate::clock;
+use crate::crowd::Idle;
 use crate::directory::{Destination, Directory, Target};
 use crate::tcp::{self, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
@@ -34,25 +35,35 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 const TRIES_MAX: u32 = 5;
 
 /// Serves a connection until one side ends it.
-pub(crate) async fn serve(stream: TcpStream, directory: Rc<Directory>, to: Destination) {
+///
+/// No `async fn`: the arguments of one are kept twice, and every idle connection pays for them.
+pub(crate) fn serve(
+    stream: TcpStream,
+    directory: Rc<Directory>,
+    to: Destination,
+    idle: Rc<Idle>,
+) -> impl Future<Output = ()> {
     let forwarded = Forwarded::new(to.endpoints, &directory.region());
-    let mut connection =
-        Connection { directory, to, forwarded, pending: Vec::new(), turn: Turn::First };
-    let ending = Rc::clone(&connection.directory.ending);
-    let mut ends = pin!(ending.begins());
-    // Once is enough, see there.
-    let _begun = std::future::poll_fn(|cx| Poll::Ready(ends.as_mut().poll(cx))).await.is_ready();
+    let ending = Rc::clone(&directory.ending);
+    let pending = Vec::new();
+    let mut connection = Connection { directory, to, forwarded, pending, turn: Turn::First, idle };
     let mut stream = Stream::new(stream);
-    let mut scratch = Scratch::default();
-    loop {
-        let step = connection.serve_one(&mut stream, &mut scratch).await;
-        scratch.shrink();
-        match step {
-            Ok(After::Keep) => connection.turn = Turn::Later,
-            Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
-            Err(Ended::Quietly) => return,
-            // A caller of HTTP/1.0 must not take a cut for the end of the answer.
-            Err(Ended::Cut) => return tcp::reset(&stream.tcp),
+    async move {
+        let mut ends = pin!(ending.begins());
+        // Once is enough, see there.
+        let _begun =
+            std::future::poll_fn(|cx| Poll::Ready(ends.as_mut().poll(cx))).await.is_ready();
+        let mut scratch = Scratch::default();
+        loop {
+            let step = connection.serve_one(&mut stream, &mut scratch).await;
+            scratch.shrink();
+            match step {
+                Ok(After::Keep) => connection.turn = Turn::Later,
+                Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
+                Err(Ended::Quietly) => return,
+                // A caller of HTTP/1.0 must not take a cut for the end of the answer.
+                Err(Ended::Cut) => return tcp::reset(&stream.tcp),
+            }
         }
     }
 }
@@ -94,6 +105,7 @@ struct Connection {
     /// Read, but not parsed: the beginning of the next request.
     pending: Vec<u8>,
     turn: Turn,
+    idle: Rc<Idle>,
 }
 
 /// Which request of a connection is waited for.
@@ -188,7 +200,9 @@ impl Connection {
         {
             return Ok(incoming);
         }
-        let deadline = Instant::now() + HEAD_TIMEOUT;
+        let now = Instant::now();
+        let deadline = now + HEAD_TIMEOUT;
+        self.idle.begin(now);
         loop {
             let input = tokio::time::timeout_at(deadline, self.read_after(stream)).await;
             let input = input.map_err(|_| Ended::Quietly)??;
@@ -197,7 +211,10 @@ impl Connection {
             }
             match self.parse(&input, out) {
                 Ok(None) => self.pending = skip_empty_lines(input.filled()).to_vec(),
-                Ok(Some(incoming)) => return Ok(Ok(incoming)),
+                Ok(Some(incoming)) => {
+                    self.idle.end();
+                    return Ok(Ok(incoming));
+                }
                 Err(bad) => return Ok(Err(bad)),
             }
         }

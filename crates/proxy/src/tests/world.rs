@@ -57,12 +57,17 @@ fn fd(socket: impl Into<OwnedFd>) -> OwnedFd {
 
 impl World {
     pub(super) async fn new() -> Self {
+        Self::with_places(10_000).await
+    }
+
+    /// One that serves so many callers at once.
+    pub(super) async fn with_places(count: u32) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let control = dir.path().join("proxy.sock");
         let (listeners, [http, raw, dns_udp, dns_tcp]) = listeners();
         let listener = UnixListener::bind(&control).expect("the path is free");
-        let running =
-            server::start(listeners, listener, &options(http)).expect("the sockets are good");
+        let running = server::start_with(listeners, listener, &options(http), count)
+            .expect("the sockets are good");
         let (mut link, _listeners) = Link::connect(&control).await.expect("the proxy listens");
         link.send(&ToProxy::Settings(settings())).await.expect("the proxy reads");
         Self { http, raw, dns_udp, dns_tcp, control, link, running, _dir: dir }

@@ -1,0 +1,130 @@
+//! Who is connected: a share of all places for each source, and room for others when places run out.
+//!
+//! A place is scarce (two descriptors), and a caller that only connects costs itself nothing. What can
+//! be taken back without harm is a connection on which nobody has asked anything for a while: the
+//! longest idle goes first. Raw connections and requests under way are never closed for others.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::shares::{Share, Shares};
+
+/// Of all connections at once, one source (a Machine, or the host in one network) has at most one in
+/// so many.
+const SOURCES_MIN: usize = 4;
+/// A connection is not taken for idle earlier: its caller may be about to ask.
+const IDLE_MIN: Duration =
+    if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(1) };
+/// Of the connections in question one in so many is closed at once, so that looking for them costs
+/// each newcomer little.
+const CLOSED_AT_ONCE: usize = 100;
+/// After a look that found nothing to close, the next one waits for so long.
+const FUTILE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a connection waits for its caller to ask, and since when.
+#[derive(Debug, Default)]
+pub(crate) struct Idle(Cell<Option<Instant>>);
+
+impl Idle {
+    pub(crate) fn begin(&self, now: Instant) {
+        self.0.set(Some(now));
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.set(None);
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    places: usize,
+    shares: Rc<Shares<IpAddr>>,
+    members: RefCell<HashMap<u64, Member>>,
+    last: Cell<u64>,
+    futile_until: Cell<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Member {
+    source: IpAddr,
+    _share: Share<IpAddr>,
+    idle: Rc<Idle>,
+    task: AbortHandle,
+}
+
+/// A newcomer, who has a share but no task yet.
+pub(crate) struct Newcomer {
+    source: IpAddr,
+    share: Share<IpAddr>,
+    pub(crate) number: u64,
+    pub(crate) idle: Rc<Idle>,
+}
+
+impl Crowd {
+    pub(crate) fn new(places: usize) -> Rc<Self> {
+        Rc::new(Self {
+            places,
+            shares: Shares::new((places / SOURCES_MIN).max(1)),
+            members: RefCell::default(),
+            last: Cell::new(0),
+            futile_until: Cell::new(None),
+        })
+    }
+
+    /// `None`: the source has its share, and uses all of it.
+    pub(crate) fn receive(&self, source: IpAddr) -> Option<Newcomer> {
+        let share = self.shares.take(source).or_else(|| {
+            let now = Instant::now();
+            if self.futile_until.get().is_some_and(|until| now < until) {
+                return None;
+            }
+            if self.close_idle(|member| member.source == source) == 0 {
+                self.futile_until.set(Some(now + FUTILE_PAUSE));
+            }
+            self.shares.take(source)
+        })?;
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        Some(Newcomer { source, share, number, idle: Rc::default() })
+    }
+
+    pub(crate) fn enter(&self, newcomer: Newcomer, task: AbortHandle) {
+        let Newcomer { source, share, number, idle } = newcomer;
+        self.members.borrow_mut().insert(number, Member { source, _share: share, idle, task });
+    }
+
+    pub(crate) fn leave(&self, number: u64) {
+        // One that was closed is no member any more.
+        let left = self.members.borrow_mut().remove(&number);
+        drop(left);
+    }
+
+    /// Closes some of the longest idle, whoever they are.
+    pub(crate) fn make_room(&self) {
+        let closed = self.close_idle(|_| true);
+        tracing::warn!(closed, "all places for connections are taken");
+    }
+
+    fn close_idle(&self, of: impl Fn(&Member) -> bool) -> usize {
+        let now = Instant::now();
+        let mut members = self.members.borrow_mut();
+        let asked = members.iter().filter(|(_, member)| of(member));
+        let since = asked.filter_map(|(number, member)| Some((member.idle.0.get()?, *number)));
+        let mut idle: Vec<_> = since.filter(|(since, _)| *since + IDLE_MIN <= now).collect();
+        idle.sort_unstable();
+        idle.truncate((self.places / SOURCES_MIN / CLOSED_AT_ONCE).max(1));
+        for (_, number) in &idle {
+            if let Some(member) = members.remove(number) {
+                member.task.abort();
+            }
+        }
+        idle.len()
+    }
+}

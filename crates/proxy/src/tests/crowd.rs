@@ -1,0 +1,118 @@
+//! Callers that take places from others.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::world::*;
+
+const KEEP: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Longer than a connection must be idle to be closed for another.
+const IDLE: Duration = Duration::from_millis(80);
+
+/// Connects from this address of loopback.
+async fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
+    try_from(last, to).await.expect("there is a place")
+}
+
+async fn try_from(last: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let from = SocketAddr::new(Ipv4Addr::new(127, 0, 9, last).into(), 0);
+    socket.bind(from).expect("all of 127/8 is ours");
+    socket.connect(to).await
+}
+
+async fn ask(stream: &mut TcpStream) {
+    stream.write_all(KEEP.as_bytes()).await.expect("the proxy reads");
+    let (head, _) = read_response(stream).await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+}
+
+/// The reset comes with the connection or right after it.
+async fn check_refused(connected: std::io::Result<TcpStream>) {
+    let error = match connected {
+        Ok(mut stream) => stream.read_u8().await.expect_err("there is no place for it"),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn one_caller_has_a_share_of_all_places_and_others_have_the_rest() {
+    run(|_| async {
+        let mut world = World::with_places(40).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut greedy = Vec::new();
+        for _ in 0..60 {
+            greedy.push(try_from(1, world.raw).await);
+        }
+        let mut other = connect_from(2, world.http).await;
+        let asked = tokio::time::timeout(Duration::from_secs(2), ask(&mut other)).await;
+        asked.expect("there are places left for others");
+        for beyond in greedy.drain(10..) {
+            check_refused(beyond).await;
+        }
+    });
+}
+
+#[test]
+fn the_longest_idle_connection_of_a_caller_makes_room_for_its_next_one() {
+    run(|_| async {
+        let mut world = World::with_places(8).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let (mut old, mut young) =
+            (connect_from(1, world.http).await, connect_from(1, world.http).await);
+        ask(&mut young).await;
+        ask(&mut old).await;
+        tokio::time::sleep(IDLE).await;
+        ask(&mut young).await;
+        let mut next = connect_from(1, world.http).await;
+        ask(&mut next).await;
+        assert_eq!(read_all(&mut old).await, "", "it was idle longest");
+        ask(&mut young).await;
+    });
+}
+
+#[test]
+fn when_all_places_are_taken_the_longest_idle_connections_are_closed() {
+    run(|_| async {
+        let mut world = World::with_places(8).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut silent = Vec::new();
+        for n in 0..8 {
+            silent.push(connect_from(n / 2 + 1, world.http).await);
+        }
+        let mut other = connect_from(9, world.http).await;
+        let asked = tokio::time::timeout(Duration::from_secs(5), ask(&mut other)).await;
+        asked.expect("silent connections make room");
+    });
+}
+
+#[test]
+fn requests_under_way_are_never_closed_for_others() {
+    run(|_| async {
+        let mut world = World::with_places(8).await;
+        let port = machine(|mut stream| async move {
+            while read_head(&mut stream).await.is_some() {
+                tokio::time::sleep(4 * IDLE).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                stream.write_all(answer).await.expect("the proxy reads");
+            }
+        })
+        .await;
+        world.publish(app("started", port)).await;
+        let mut busy = [connect_from(1, world.http).await, connect_from(1, world.http).await];
+        for stream in &mut busy {
+            stream.write_all(KEEP.as_bytes()).await.expect("the proxy reads");
+        }
+        tokio::time::sleep(2 * IDLE).await;
+        check_refused(try_from(1, world.http).await).await;
+        for stream in &mut busy {
+            let (head, _) = read_response(stream).await;
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        }
+    });
+}
