@@ -287,6 +287,11 @@ async fn serve_one(
     match route(&to) {
         Route::Http => http::connection::serve(stream, directory, to, idle).await,
         Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
+        Route::Unsupported(app) => {
+            let port = endpoints.dest.port();
+            app.log(None, &format!("port {port} is not served: its handlers are not there yet"));
+            tcp::reset(&stream);
+        }
         Route::Nobody => {
             tracing::debug!(?endpoints, "a connection that nobody serves");
             tcp::reset(&stream);
@@ -298,6 +303,7 @@ async fn serve_one(
 enum Route {
     Http,
     Raw(Rc<crate::app::App>, crate::app::PortFacts),
+    Unsupported(Rc<crate::app::App>),
     Nobody,
 }
 
@@ -307,7 +313,7 @@ fn route(to: &Destination) -> Route {
             Some(facts) => match facts.protocol {
                 Protocol::Http | Protocol::HttpRedirected => Route::Http,
                 Protocol::Raw => Route::Raw(Rc::clone(app), facts),
-                Protocol::Unsupported => Route::Nobody,
+                Protocol::Unsupported => Route::Unsupported(Rc::clone(app)),
             },
             None => Route::Nobody,
         },

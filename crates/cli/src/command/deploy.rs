@@ -15,6 +15,7 @@ mod guard;
 mod image;
 mod leases;
 mod machine_config;
+mod ports;
 mod progress;
 mod rollout;
 mod watch;
@@ -190,6 +191,9 @@ fn note_what_is_not_there(context: &Context<'_>, config: &Config) {
         (!config.statics.is_empty(), "[[statics]] is not served yet; the app has to"),
     ];
     for (_, text) in notes.iter().filter(|(used, _)| *used) {
+        context.console.line(format!("NOTE: {text}"));
+    }
+    for text in ports::unserved(config) {
         context.console.line(format!("NOTE: {text}"));
     }
 }

@@ -10,6 +10,7 @@ use crate::render;
 use jiff::Timestamp;
 use perch_api::wire::{AssignIp, IpAssignment, IpKind};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 const HEADERS: [&str; 5] = ["VERSION", "IP", "TYPE", "REGION", "CREATED AT"];
@@ -123,6 +124,11 @@ fn address_json(address: &IpAssignment) -> Value {
 async fn release(context: &Context<'_>, args: &AppArgs, addresses: &[String]) -> Outcome {
     let parse = |text: &String| text.parse::<IpAddr>().map_err(|_| invalid(text));
     let wanted: Vec<IpAddr> = addresses.iter().map(parse).collect::<Result<_, _>>()?;
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = wanted.iter().find(|ip| !seen.insert(**ip)) {
+        let message = format!("{twice} is named twice; nothing was released");
+        return Err(Failure::new(message).hint("Name each address once"));
+    }
     let app = context.app_name(args)?;
     let had = context.client.list_ips(&app).await?;
     if let Some(foreign) = wanted.iter().find(|ip| had.iter().all(|had| had.ip != **ip)) {

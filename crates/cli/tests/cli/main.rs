@@ -2,6 +2,7 @@
 //! HTTP over a Unix socket. What real Machines do is the host tests' matter.
 
 mod config;
+mod ending;
 mod fixture;
 mod flytoml;
 mod mutate;
@@ -131,6 +132,11 @@ fn release_checks_all_addresses_before_it_removes_one() {
         assert_eq!(run.code, 1);
         assert!(run.err.contains(wrong), "{}", run.err);
     }
+    // The same address, written in another way.
+    let run = fixture.fly(&["ips", "release", "2001:db8::2", "2001:db8:0::2"]);
+    assert_eq!(run.code, 1, "{}", run.out);
+    let twice = "2001:db8::2 is named twice; nothing was released";
+    assert!(run.err.contains(twice), "{}", run.err);
     assert_eq!(fixture.server().addresses("web"), ["v6", "shared_v4"]);
 }
 

@@ -39,6 +39,23 @@ fn a_connection_wakes_the_app_even_when_the_caller_says_nothing() {
 }
 
 #[test]
+fn a_port_with_handlers_that_are_not_there_resets_and_says_so_in_the_apps_log() {
+    run(|mut world| async move {
+        let mut view = app("started", 1);
+        view.machines[0].services[1].ports[0].handlers = vec!["tls".to_owned()];
+        world.publish(view).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        let error = caller.read_u8().await.expect_err("nobody speaks TLS here");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        let FromProxy::Log { app, text, .. } = world.link.recv().await.expect("it lives") else {
+            panic!("a log line was expected");
+        };
+        assert_eq!(app, APP);
+        assert!(text.starts_with("port 5432 is not served: its handlers"), "{text}");
+    });
+}
+
+#[test]
 fn a_reset_of_the_machine_is_a_reset_for_the_caller() {
     run(|mut world| async move {
         let port = machine(|mut stream| async move {

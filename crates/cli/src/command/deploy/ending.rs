@@ -3,6 +3,7 @@
 
 use super::super::Context;
 use super::Job;
+use super::ports::{Reach, Shown, Speech};
 use crate::failure::Outcome;
 use crate::flytoml::AutoStop;
 use perch_api::wire::{IpAssignment, IpKind};
@@ -14,22 +15,29 @@ const PROXY_PORT: u16 = 8080;
 pub(super) async fn print(context: &Context<'_>, job: &Job) -> Outcome {
     note_autostop(context, job);
     let addresses = context.client.list_ips(&job.app.name).await?;
-    let port = external_port(job);
-    match (find(&addresses, IpKind::PrivateV6), find(&addresses, IpKind::V6), port) {
-        (_, _, None) => {
-            context.console.line("Your newly deployed app has no services; reach its Machines at");
-            context.console.line(format!("{}.internal in the private network", job.app.name));
-        }
-        (None, None, Some(_)) => without_address(context, job, &addresses),
-        (private, public, Some(port)) => {
-            if let Some(ip) = public {
-                print_public(context, job, ip, port).await;
-            }
-            if let Some(ip) = private {
-                print_private(context, job, ip, port).await;
-            }
-        }
+    let shown = match Reach::of(&job.config) {
+        Reach::At(shown) => shown,
+        Reach::NoServices => return by_machines(context, job, "has no services"),
+        Reach::NothingServed => return by_machines(context, job, "has no port that is served"),
+    };
+    let (private, public) = (find(&addresses, IpKind::PrivateV6), find(&addresses, IpKind::V6));
+    if private.is_none() && public.is_none() {
+        without_address(context, job, &addresses);
     }
+    if let Some(ip) = public {
+        print_public(context, job, ip, shown);
+    }
+    if let Some(ip) = private {
+        print_private(context, job, ip, shown).await;
+    }
+    Ok(())
+}
+
+/// Without a port at the app's addresses there are still its Machines' own.
+fn by_machines(context: &Context<'_>, job: &Job, why: &str) -> Outcome {
+    let (app, console) = (&job.app.name, context.console);
+    console.line(format!("Your newly deployed app {why}; reach its Machines at"));
+    console.line(format!("{app}.internal in the private network"));
     Ok(())
 }
 
@@ -57,17 +65,29 @@ fn note_autostop(context: &Context<'_>, job: &Job) {
     }
 }
 
-async fn print_private(context: &Context<'_>, job: &Job, ip: IpAddr, port: u16) {
-    let (app, console) = (&job.app.name, context.console);
-    let suffix = suffix(port);
-    console.line(format!(
-        "Your newly deployed app is available in the organization's private network under \
-         http://{app}.flycast{suffix}"
+async fn print_private(context: &Context<'_>, job: &Job, ip: IpAddr, shown: Shown) {
+    let name = shown.at(&format!("{}.flycast", job.app.name));
+    context.console.line(format!(
+        "Your newly deployed app is available in the organization's private network under {name}"
     ));
     if is_neighbour(context, ip).await {
-        console.line(format!("From this host: curl http://[{ip}]{suffix}/"));
+        print_curl(context, ip, shown);
     }
-    console.line(format!("From elsewhere: fly proxy {PROXY_PORT}:{port} -a {app}"));
+    print_proxy(context, job, shown);
+}
+
+/// Only HTTP has a client that everybody has.
+fn print_curl(context: &Context<'_>, ip: IpAddr, shown: Shown) {
+    let address = shown.at(&format!("[{ip}]"));
+    context.console.line(match shown.speech {
+        Speech::Http => format!("From this host: curl {address}/"),
+        Speech::Raw => format!("From this host: {address}"),
+    });
+}
+
+fn print_proxy(context: &Context<'_>, job: &Job, shown: Shown) {
+    let (app, port) = (&job.app.name, shown.number);
+    context.console.line(format!("From elsewhere: fly proxy {PROXY_PORT}:{port} -a {app}"));
 }
 
 /// Whether the server's host is a member of the address's network.
@@ -81,16 +101,18 @@ async fn is_neighbour(context: &Context<'_>, ip: IpAddr) -> bool {
     info.host_addresses.into_iter().any(|host| network(host) == network(ip))
 }
 
-async fn print_public(context: &Context<'_>, job: &Job, ip: IpAddr, port: u16) {
-    let (app, console) = (&job.app.name, context.console);
-    let suffix = suffix(port);
+fn print_public(context: &Context<'_>, job: &Job, ip: IpAddr, shown: Shown) {
     let host = match job.app.hostname.as_str() {
         "" => format!("[{ip}]"),
         host => host.to_owned(),
     };
-    console.line(format!("Visit your newly deployed app at http://{host}{suffix}/"));
-    console.line(format!("From this host: curl http://[{ip}]{suffix}/"));
-    console.line(format!("From elsewhere: fly proxy {PROXY_PORT}:{port} -a {app}"));
+    let at = shown.at(&host);
+    context.console.line(match shown.speech {
+        Speech::Http => format!("Visit your newly deployed app at {at}/"),
+        Speech::Raw => format!("Your newly deployed app is available at {at}"),
+    });
+    print_curl(context, ip, shown);
+    print_proxy(context, job, shown);
 }
 
 fn without_address(context: &Context<'_>, job: &Job, addresses: &[IpAssignment]) {
@@ -101,18 +123,4 @@ fn without_address(context: &Context<'_>, job: &Job, addresses: &[IpAssignment])
     let console = context.console;
     console.line("Your app is deployed but does not have a public or private IP address");
     console.line(format!("Give it one with: fly ips allocate-v6 --private -a {}", job.app.name));
-}
-
-fn suffix(port: u16) -> String {
-    if port == 80 { String::new() } else { format!(":{port}") }
-}
-
-/// Port 80 if some service has it, else the lowest TCP port.
-fn external_port(job: &Job) -> Option<u16> {
-    let groups = job.config.groups();
-    let services = groups.iter().flat_map(|group| job.config.services_of(group));
-    let tcp = services.filter(|service| service.protocol.as_deref() != Some("udp"));
-    let ports = tcp.flat_map(|service| service.ports);
-    let numbers = ports.filter_map(|port| port.port.or(port.start_port));
-    numbers.filter_map(|number| u16::try_from(number).ok()).min_by_key(|port| (*port != 80, *port))
 }
