@@ -15,6 +15,7 @@ use crate::console::Console;
 use crate::env::{self, Environment};
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Loaded};
+use crate::interrupt::Interrupt;
 use perch_api::client::Client;
 use std::path::Path;
 
@@ -23,11 +24,17 @@ pub(crate) struct Context<'a> {
     pub(crate) env: &'a Environment,
     pub(crate) console: &'a Console,
     pub(crate) client: Client,
+    pub(crate) interrupt: Interrupt,
 }
 
 /// Runs the command that was asked for.
-pub(crate) async fn dispatch(fly: Fly, env: &Environment, console: &Console) -> Outcome {
-    let context = Context { env, console, client: Client::unix(env.socket()) };
+pub(crate) async fn dispatch(
+    fly: Fly,
+    env: &Environment,
+    console: &Console,
+    interrupt: Interrupt,
+) -> Outcome {
+    let context = Context { env, console, client: Client::unix(env.socket()), interrupt };
     match fly.command {
         Command::Launch(args) => launch::run(&context, *args).await,
         Command::Deploy(args) => deploy::run(&context, *args).await,
@@ -66,6 +73,12 @@ fn fill_random(buffer: &mut [u8]) {
 }
 
 impl Context<'_> {
+    /// The same with the environment of another directory.
+    fn entering<'b>(&'b self, env: &'b Environment) -> Context<'b> {
+        let (client, interrupt) = (self.client.clone(), self.interrupt.clone());
+        Context { env, console: self.console, client, interrupt }
+    }
+
     /// The app to act on: `--app`, `FLY_APP`, then the configuration file (CL-01).
     pub(crate) fn app_name(&self, args: &AppArgs) -> Outcome<String> {
         if let Some(app) = self.given_app(args) {

@@ -58,7 +58,7 @@ pub(super) struct Options {
 /// Runs the command.
 pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     let env = super::entered(context.env, args.dir.as_deref().unwrap_or(Path::new("")))?;
-    let context = Context { env: &env, console: context.console, client: context.client.clone() };
+    let context = context.entering(&env);
     context.console.note("==> Verifying app config");
     let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
     super::config::report(&context, &loaded)?;

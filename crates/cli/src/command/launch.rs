@@ -30,7 +30,7 @@ struct Plan {
 
 pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
     let env = super::entered(context.env, &args.path)?;
-    let context = Context { env: &env, console: context.console, client: context.client.clone() };
+    let context = context.entering(&env);
     let existing = existing_config(&context, &args)?;
     let plan = make_plan(&context, &args, existing).await?;
     let image = match args.no_deploy && args.rollout.image.is_none() {
@@ -41,6 +41,7 @@ pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
     let config = complete(&args, plan.config.clone(), image.as_ref(), &env.dir)?;
     let plan = Plan { config, ..plan };
     announce(&context, &plan);
+    let _made = context.interrupt.hold();
     let app = create_app(&context, &args, &plan).await?;
     let image = match image {
         Some(image) => push_or_undo(&context, &app, image).await?,
@@ -290,7 +291,7 @@ async fn push_or_undo(
     app: &App,
     image: OpenImage,
 ) -> Outcome<Option<ImageInfo>> {
-    let brought = deploy::bring(context, &app.name, image).await;
+    let brought = context.interrupt.cut(deploy::bring(context, &app.name, image)).await;
     if brought.is_err() {
         undo(context, &app.name).await;
     }

@@ -246,6 +246,7 @@ fn event_info(event: &Event) -> String {
 
 async fn start(context: &Context<'_>, args: &AppArgs, id: &str) -> Outcome {
     let (app, _) = find(context, args, id).await?;
+    let _leased = context.interrupt.hold();
     let nonce = lease(context, &app, id, "machine start").await?;
     let answer = context.client.start_machine(&app, id, Some(&nonce)).await;
     release(context, &app, id, &nonce).await;
@@ -274,10 +275,13 @@ async fn stop(
 ) -> Outcome {
     context.console.line(format!("Sending kill signal to machine {id}..."));
     let (app, _) = find(context, args, id).await?;
+    let _leased = context.interrupt.hold();
     let nonce = lease(context, &app, id, "machine stop").await?;
     let stopped = context.client.stop_machine(&app, id, input, Some(&nonce)).await;
     let waited = match (&stopped, wait) {
-        (Ok(()), Some(limit)) if !limit.is_zero() => wait_stopped(context, &app, id, limit).await,
+        (Ok(()), Some(limit)) if !limit.is_zero() => {
+            context.interrupt.cut(wait_stopped(context, &app, id, limit)).await
+        }
         _ => Ok(()),
     };
     release(context, &app, id, &nonce).await;

@@ -55,13 +55,18 @@ impl Fixture {
     }
 
     pub(crate) fn fly(&self, args: &[&str]) -> Run {
+        self.fly_until(std::future::pending(), args)
+    }
+
+    /// As if Ctrl-C were pressed when the future resolves.
+    pub(crate) fn fly_until(&self, interrupted: impl Future<Output = ()>, args: &[&str]) -> Run {
         let socket = self.socket().display().to_string();
         let vars = BTreeMap::from([("PERCH_SOCKET".to_owned(), socket)]);
         let env = Environment { dir: self.dir.path().to_owned(), vars };
         let (out, err) = (Captured::default(), Captured::default());
         let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
         let args = std::iter::once("fly").chain(args.iter().copied()).map(Into::into).collect();
-        let code = perch_cli::run_with(args, &env, &console);
+        let code = perch_cli::run_until(interrupted, args, &env, &console);
         Run { code, out: out.text(), err: err.text() }
     }
 }

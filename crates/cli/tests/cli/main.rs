@@ -5,6 +5,7 @@ mod config;
 mod ending;
 mod fixture;
 mod flytoml;
+mod interrupt;
 mod mutate;
 mod server;
 

@@ -25,6 +25,14 @@ struct State {
     crash: Option<String>,
     listen: Option<String>,
     clock_ms: i64,
+    interruption: Option<Interruption>,
+}
+
+/// Whom to tell as soon as a call with this method comes whose path, with `$` for its end, has this part.
+struct Interruption {
+    method: &'static str,
+    part: &'static str,
+    tell: tokio::sync::oneshot::Sender<()>,
 }
 
 struct Request {
@@ -124,6 +132,21 @@ impl Server {
         self.state().crash = Some(last_line.to_owned());
     }
 
+    /// Resolves once when such a call has come, before it is answered.
+    pub(crate) fn when_called(
+        &self,
+        method: &'static str,
+        part: &'static str,
+    ) -> impl Future<Output = ()> + use<> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.state().interruption = Some(Interruption { method, part, tell });
+        async {
+            if told.await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
     pub(crate) fn listen_on(&self, address: &str) {
         self.state().listen = Some(address.to_owned());
     }
@@ -133,7 +156,11 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream);
     let Some(request) = read_request(&mut reader) else { return };
     let head = request.method == "HEAD";
-    let answer = state.lock().expect("no handler panics").answer(&request);
+    let answer = {
+        let mut state = state.lock().expect("no handler panics");
+        state.interrupt(&request);
+        state.answer(&request)
+    };
     let body = if answer.body.is_null() { String::new() } else { answer.body.to_string() };
     let mut text = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, body.len());
     for (name, value) in answer.headers {
@@ -190,6 +217,16 @@ fn with(status: u16, name: &'static str, value: String) -> Answer {
 }
 
 impl State {
+    fn interrupt(&mut self, request: &Request) {
+        let is_it = |it: &mut Interruption| {
+            it.method == request.method && format!("{}$", request.path.join("/")).contains(it.part)
+        };
+        if let Some(it) = self.interruption.take_if(is_it) {
+            // Nobody listens any more when the command has ended by itself.
+            it.tell.send(()).ok();
+        }
+    }
+
     fn answer(&mut self, request: &Request) -> Answer {
         let path: Vec<_> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {

@@ -34,6 +34,7 @@ pub(super) async fn ensure(context: &Context<'_>, job: &Job, occasion: Occasion)
     }
     announce(context, job, &kinds);
     for kind in kinds {
+        context.interrupt.check()?;
         match context.client.assign_ip(&job.app.name, &AssignIp::of_kind(kind)).await {
             Ok(address) => {
                 let ip = address.ip;

@@ -52,7 +52,9 @@ impl Guard {
 
     /// Asks whether this deploy still has the right to go on: one that was held up for long, such as by a laptop's
     /// sleep, may have been given up, and another one may be at work. To be called before every change.
+    /// Ctrl-C takes the right too.
     pub(super) async fn check(&self, context: &Context<'_>) -> Outcome {
+        context.interrupt.check()?;
         self.tell(context, self.status.get()).await.map_err(lost)
     }
 

@@ -33,6 +33,7 @@ impl Leases {
     /// are given back and the failure says who has it.
     pub(super) async fn acquire(&self, context: &Context<'_>, app: &str, ids: &[&str]) -> Outcome {
         for id in ids {
+            context.interrupt.check()?;
             match context.client.acquire_lease(app, id, &self.input()).await {
                 Ok(lease) => self.insert(id, lease.data.nonce),
                 Err(error) => {

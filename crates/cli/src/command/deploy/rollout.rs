@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 /// One rollout under way.
 struct Rollout<'a> {
@@ -34,20 +35,31 @@ struct Rollout<'a> {
     begun: Cell<usize>,
 }
 
+/// A call that is under way when Ctrl-C comes may end, so that what it makes is known and given back.
+const CALL_GRACE: Duration = Duration::from_millis(400);
+
 /// Deploys: takes the right to, plans, takes leases, changes, and closes the release whatever happened.
 pub(super) async fn run(context: &Context<'_>, job: &Job) -> Outcome {
     let app = &job.app.name;
+    context.interrupt.check()?;
+    let _until_closed = context.interrupt.hold();
     let guard = Guard::begin(context, job).await?;
     let leases = Leases::new(job.options.lease, app);
     let result = tokio::select! {
         result = change(context, job, &guard, &leases) => result,
         lost = guard.until_lost(context) => Err(lost),
         never = leases.keep_alive(context, app) => match never {},
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+        cut = interrupted(context) => Err(cut),
     };
     guard.close(context, &result).await;
     leases.release_all(context, app).await;
     result
+}
+
+async fn interrupted(context: &Context<'_>) -> Failure {
+    context.interrupt.pressed().await;
+    tokio::time::sleep(CALL_GRACE).await;
+    Failure::interrupted()
 }
 
 fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
@@ -244,14 +256,15 @@ impl Rollout<'_> {
             group,
             seen_ms: seen,
         };
-        watch.wait_started().await?;
+        self.context.interrupt.cut(watch.wait_started()).await?;
         let first = self.looked_at.borrow_mut().insert(group.to_owned());
         let immediate = self.job.options.settings.strategy == Strategy::Immediate;
-        match (first, self.job.options.smoke_checks && !immediate) {
-            (true, _) => watch.check(Check::CrashesAndListening).await,
-            (false, true) => watch.check(Check::Crashes).await,
-            (false, false) => Ok(()),
-        }
+        let check = match (first, self.job.options.smoke_checks && !immediate) {
+            (true, _) => Check::CrashesAndListening,
+            (false, true) => Check::Crashes,
+            (false, false) => return Ok(()),
+        };
+        self.context.interrupt.cut(watch.check(check)).await
     }
 }
 
