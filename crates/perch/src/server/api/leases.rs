@@ -158,8 +158,12 @@ pub(crate) async fn release(world: Arc<World>, target: MachineTarget) -> Result<
 
 /// Refuses a change of a leased Machine without the lease's nonce (MA-61).
 pub(crate) fn check(world: &World, target: &MachineTarget) -> Result<(), ApiError> {
-    let catalog = world.keeper.read();
-    match live(&catalog, &target.id) {
+    check_in(&world.keeper.read(), target)
+}
+
+/// The same in the decision about the change: since the first look somebody may have taken a lease.
+pub(super) fn check_in(catalog: &Catalog, target: &MachineTarget) -> Result<(), ApiError> {
+    match live(catalog, &target.id) {
         Some(lease) if target.nonce.as_deref() != Some(&lease.nonce) => Err(held_by(lease)),
         Some(_) | None => Ok(()),
     }

@@ -212,14 +212,8 @@ pub(crate) async fn update(
     let handle = handle(&world, &target)?;
     let skip_launch = input.skip_launch;
     let wanted = target.clone();
-    let record = world
-        .keeper
-        .write(move |catalog| {
-            let record = updated(catalog.machine(&wanted.app, &wanted.id)?, input, &ready)?;
-            runnable(&record, &ready)?;
-            Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
-        })
-        .await?;
+    let record =
+        world.keeper.write(move |catalog| decide_update(catalog, &wanted, input, &ready)).await?;
     let event = Event::Update {
         config_version: record.config_version,
         policy: launching::policy(&record),
@@ -229,6 +223,19 @@ pub(crate) async fn update(
     world.publish(&target.app).await;
     world.proxy.app_changed(target.app.clone());
     get(&world, &target)
+}
+
+/// The image may have taken its time: what was true before is looked at again.
+fn decide_update(
+    catalog: &Catalog,
+    target: &MachineTarget,
+    input: LaunchInput,
+    ready: &Ready,
+) -> Result<(Vec<Change>, MachineRecord), ApiError> {
+    leases::check_in(catalog, target)?;
+    let record = updated(catalog.machine(&target.app, &target.id)?, input, ready)?;
+    runnable(&record, ready)?;
+    Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
 }
 
 fn updated(
@@ -415,18 +422,22 @@ pub(crate) async fn cordon(
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
     let wanted = target.clone();
-    world
-        .keeper
-        .write(move |catalog| {
-            let mut record = catalog.machine(&wanted.app, &wanted.id)?.clone();
-            record.cordoned = cordoned;
-            Ok((vec![Change::PutMachine(Box::new(record))], ()))
-        })
-        .await?;
+    world.keeper.write(move |catalog| decide_cordon(catalog, &wanted, cordoned)).await?;
     let kind = if cordoned { "cordon" } else { "uncordon" };
     handle.send(Command::Note { kind, source: Source::User }).await;
     world.proxy.app_changed(target.app);
     Ok(())
+}
+
+fn decide_cordon(
+    catalog: &Catalog,
+    target: &MachineTarget,
+    cordoned: bool,
+) -> Result<(Vec<Change>, ()), ApiError> {
+    leases::check_in(catalog, target)?;
+    let mut record = catalog.machine(&target.app, &target.id)?.clone();
+    record.cordoned = cordoned;
+    Ok((vec![Change::PutMachine(Box::new(record))], ()))
 }
 
 /// Sets or removes one metadata entry; no new version (MA-01).
@@ -437,15 +448,20 @@ pub(crate) async fn set_metadata(
     value: Option<String>,
 ) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
-    world
-        .keeper
-        .write(move |catalog| {
-            let mut record = catalog.machine(&target.app, &target.id)?.clone();
-            let changed = record.config.with_metadata(&key, value.as_deref());
-            record.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?;
-            Ok((vec![Change::PutMachine(Box::new(record))], ()))
-        })
-        .await
+    world.keeper.write(move |catalog| decide_metadata(catalog, &target, &key, value)).await
+}
+
+fn decide_metadata(
+    catalog: &Catalog,
+    target: &MachineTarget,
+    key: &str,
+    value: Option<String>,
+) -> Result<(Vec<Change>, ()), ApiError> {
+    leases::check_in(catalog, target)?;
+    let mut record = catalog.machine(&target.app, &target.id)?.clone();
+    let changed = record.config.with_metadata(key, value.as_deref());
+    record.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok((vec![Change::PutMachine(Box::new(record))], ()))
 }
 
 /// Lists what runs in a Machine.
@@ -499,4 +515,50 @@ fn not_stored(cause: ApiError) -> ApiError {
         cause.error
     );
     ApiError { error, ..cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::records::{LeaseRecord, tests as records};
+
+    /// A Machine that somebody leased after the first look at its lease.
+    fn leased_meanwhile() -> Catalog {
+        let mut catalog = Catalog::default();
+        catalog.apply(Change::PutMachine(Box::new(records::machine("m"))));
+        catalog.apply(Change::PutLease(LeaseRecord {
+            machine: "m".to_owned(),
+            nonce: "theirs".to_owned(),
+            expires_at: i64::MAX,
+            owner: "uid 7 (pid 8)".to_owned(),
+            description: String::new(),
+        }));
+        catalog
+    }
+
+    fn ready() -> Ready {
+        let config =
+            perch_machine::ImageConfig { cmd: vec!["/x".to_owned()], ..Default::default() };
+        Ready { digest: "sha256:0".to_owned(), config, claim: "".into() }
+    }
+
+    /// A change without the nonce is refused and says who has the lease; with it, it is made (MA-61).
+    fn check(what: &str, decide: impl Fn(&MachineTarget) -> Result<usize, ApiError>) {
+        let stranger = target("web", "m");
+        let refused = decide(&stranger).expect_err(what);
+        assert_eq!(refused.code, 409, "{what}: {refused}");
+        assert!(refused.to_string().contains("uid 7 (pid 8)"), "{what}: {refused}");
+        let holder = MachineTarget { nonce: Some("theirs".to_owned()), ..stranger };
+        assert_eq!(decide(&holder).expect(what), 1, "{what}");
+    }
+
+    #[test]
+    fn a_lease_that_somebody_took_during_the_call_forbids_the_change() {
+        let (catalog, ready) = (leased_meanwhile(), ready());
+        let input = || LaunchInput::new(records::machine("m").config);
+        check("update", |target| Ok(decide_update(&catalog, target, input(), &ready)?.0.len()));
+        check("cordon", |target| Ok(decide_cordon(&catalog, target, true)?.0.len()));
+        let value = || Some("v".to_owned());
+        check("metadata", |target| Ok(decide_metadata(&catalog, target, "k", value())?.0.len()));
+    }
 }
