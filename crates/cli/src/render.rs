@@ -63,6 +63,8 @@ pub(crate) fn tab_table(console: &Console, headers: &[&str], rows: &[Vec<String>
 /// JSON as Go's encoder writes it: indented by four spaces, with `<`, `>` and `&` escaped.
 pub(crate) fn json(console: &Console, value: &impl Serialize) -> serde_json::Result<()> {
     let mut out = Vec::new();
+    // What is kept as text is indented as well.
+    let value = serde_json::to_value(value)?;
     let formatter = GoFormatter(PrettyFormatter::with_indent(b"    "));
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
     console.line(String::from_utf8_lossy(&out));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{GoDuration, Signal, null_default, unless_empty};
@@ -21,8 +22,26 @@ const START_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::f
 /// A Machine's config as received, and what we understand of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineConfig {
-    raw: Map<String, Value>,
+    /// Each key once, in order of arrival.
+    raw: Vec<(String, Text)>,
     view: ConfigView,
+}
+
+/// The text of one value. As a [`Value`] a long number would be rounded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Text(Box<RawValue>);
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl Text {
+    fn of(value: &Value) -> Result<Self, serde_json::Error> {
+        serde_json::value::to_raw_value(value).map(Self)
+    }
 }
 
 /// A config that cannot be accepted: which key, and why.
@@ -300,12 +319,20 @@ fn optional_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u1
 }
 
 impl MachineConfig {
-    /// Takes a config as received.
+    /// Makes a config of values.
     ///
     /// # Errors
     /// A key that we understand has a value that we cannot accept.
-    pub fn new(raw: Map<String, Value>) -> Result<Self, BadConfig> {
-        let view = ConfigView::parse(&raw)?;
+    pub fn new(values: Map<String, Value>) -> Result<Self, BadConfig> {
+        let text = |(key, value): (String, Value)| match Text::of(&value) {
+            Ok(text) => Ok((key, text)),
+            Err(error) => Err(bad(key, error.to_string())),
+        };
+        Self::of_texts(values.into_iter().map(text).collect::<Result<_, _>>()?)
+    }
+
+    fn of_texts(raw: Vec<(String, Text)>) -> Result<Self, BadConfig> {
+        let view = ConfigView::parse(&values(&raw)?)?;
         Ok(Self { raw, view })
     }
 
@@ -314,19 +341,43 @@ impl MachineConfig {
         &self.view
     }
 
-    /// All of it, as received.
-    pub fn raw(&self) -> &Map<String, Value> {
-        &self.raw
+    /// The value of a key, if it is there; numbers that no 64 bits hold are rounded.
+    pub fn get(&self, key: &str) -> Option<Value> {
+        // Every text was read once, when the config was made.
+        serde_json::from_str(self.text(key)?.0.get()).ok()
+    }
+
+    /// Its keys in order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.raw.iter().map(|(key, _)| key.as_str())
+    }
+
+    fn text(&self, key: &str) -> Option<&Text> {
+        self.raw.iter().find(|(name, _)| name == key).map(|(_, text)| text)
     }
 
     /// The same config with one key set, or changed in its place.
     ///
     /// # Errors
     /// As [`MachineConfig::new`].
-    pub fn with(&self, key: &str, value: Value) -> Result<Self, BadConfig> {
+    pub fn with(&self, key: &str, value: &Value) -> Result<Self, BadConfig> {
         let mut raw = self.raw.clone();
-        raw.insert(key.to_owned(), value);
-        Self::new(raw)
+        put(&mut raw, key, Text::of(value).map_err(|error| bad(key, error.to_string()))?);
+        Self::of_texts(raw)
+    }
+
+    /// The same config with these keys as they are in another one, where that has them.
+    ///
+    /// # Errors
+    /// As [`MachineConfig::new`].
+    pub fn keeping(&self, other: &Self, keys: &[&str]) -> Result<Self, BadConfig> {
+        let mut raw = self.raw.clone();
+        for key in keys {
+            if let Some(text) = other.text(key) {
+                put(&mut raw, key, text.clone());
+            }
+        }
+        Self::of_texts(raw)
     }
 
     /// The same config with one metadata entry set, or removed with `None`.
@@ -334,35 +385,74 @@ impl MachineConfig {
     /// # Errors
     /// As [`MachineConfig::new`].
     pub fn with_metadata(&self, key: &str, value: Option<&str>) -> Result<Self, BadConfig> {
-        let mut metadata =
-            self.raw.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+        let had = self.get("metadata");
+        let mut metadata = had.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
         match value {
             Some(value) => metadata.insert(key.to_owned(), value.into()),
             None => metadata.shift_remove(key),
         };
-        self.with("metadata", Value::Object(metadata))
+        self.with("metadata", &Value::Object(metadata))
     }
 
     /// Fills in the guest that flyctl dereferences without a look.
     pub(crate) fn fill_guest(&mut self) {
-        if self.view.guest.is_none() {
-            let Guest { cpu_kind, cpus, memory_mb } = Guest::default();
-            let guest = json!({"cpu_kind": cpu_kind, "cpus": cpus, "memory_mb": memory_mb});
-            self.raw.insert("guest".to_owned(), guest);
+        if self.view.guest.is_some() {
+            return;
+        }
+        let Guest { cpu_kind, cpus, memory_mb } = Guest::default();
+        let guest = json!({"cpu_kind": cpu_kind, "cpus": cpus, "memory_mb": memory_mb});
+        if let Ok(text) = Text::of(&guest) {
+            put(&mut self.raw, "guest", text);
             self.view.guest = Some(Guest::default());
         }
     }
 }
 
+/// Sets a key in its place, or at the end.
+fn put(raw: &mut Vec<(String, Text)>, key: &str, text: Text) {
+    match raw.iter_mut().find(|(name, _)| name == key) {
+        Some((_, old)) => *old = text,
+        None => raw.push((key.to_owned(), text)),
+    }
+}
+
+fn values(raw: &[(String, Text)]) -> Result<Map<String, Value>, BadConfig> {
+    let value = |(key, text): &(String, Text)| match serde_json::from_str(text.0.get()) {
+        Ok(value) => Ok((key.clone(), value)),
+        Err(error) => Err(bad(key.as_str(), error.to_string())),
+    };
+    raw.iter().map(value).collect()
+}
+
 impl Serialize for MachineConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.raw.serialize(serializer)
+        serializer.collect_map(self.raw.iter().map(|(key, text)| (key, text)))
     }
 }
 
 impl<'de> Deserialize<'de> for MachineConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::new(Map::deserialize(deserializer)?).map_err(de::Error::custom)
+        let raw = deserializer.deserialize_map(Texts)?;
+        Self::of_texts(raw).map_err(de::Error::custom)
+    }
+}
+
+/// Reads an object without its values; of a key that comes twice the last value counts.
+struct Texts;
+
+impl<'de> de::Visitor<'de> for Texts {
+    type Value = Vec<(String, Text)>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a config, which is an object")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut raw = Vec::new();
+        while let Some((key, text)) = map.next_entry::<String, Text>()? {
+            put(&mut raw, &key, text);
+        }
+        Ok(raw)
     }
 }
 
@@ -507,9 +597,33 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_nobody_here_can_hold_survive_changes_and_the_way_through_other_configs() {
+        let kept = r#""new":{"id":12345678901234567890123,"share":1.10,"big":1e30}"#;
+        let text = format!(r#"{{"image":"a",{kept}}}"#);
+        let config = parse(&text).expect("valid");
+        assert_eq!(serde_json::to_string(&config).expect("json"), text);
+        let mut changed = config.with_metadata("k", Some("v")).expect("valid");
+        changed.fill_guest();
+        assert!(serde_json::to_string(&changed).expect("json").contains(kept));
+        let other = parse(r#"{"image":"b","new":1}"#).expect("valid");
+        let other = other.keeping(&config, &["new", "absent"]).expect("valid");
+        assert_eq!(
+            serde_json::to_string(&other).expect("json"),
+            format!(r#"{{"image":"b",{kept}}}"#)
+        );
+    }
+
+    #[test]
+    fn of_a_key_that_comes_twice_the_last_value_counts() {
+        let config = parse(r#"{"image":"a","x":1,"image":"b"}"#).expect("valid");
+        assert_eq!(config.view().image, "b");
+        assert_eq!(serde_json::to_string(&config).expect("json"), r#"{"image":"b","x":1}"#);
+    }
+
+    #[test]
     fn a_changed_key_keeps_its_place() {
         let config = parse(r#"{"env":{},"image":"a","x":1}"#).expect("config");
-        let changed = config.with("image", "b".into()).expect("valid");
+        let changed = config.with("image", &"b".into()).expect("valid");
         assert_eq!(changed.view().image, "b");
         assert_eq!(
             serde_json::to_string(&changed).expect("json"),
@@ -548,7 +662,7 @@ mod tests {
     fn a_missing_guest_is_filled_in_for_answers() {
         let mut config = parse(r#"{"image":"a","guest":null}"#).expect("config");
         config.fill_guest();
-        assert_eq!(config.raw()["guest"]["memory_mb"], 256);
+        assert_eq!(config.get("guest").expect("filled in")["memory_mb"], 256);
     }
 
     #[test]
@@ -556,6 +670,6 @@ mod tests {
         let config = parse(r#"{"image":"a","metadata":{"a":"1"}}"#).expect("config");
         let config = config.with_metadata("b", Some("2")).expect("valid");
         let config = config.with_metadata("a", None).expect("valid");
-        assert_eq!(config.raw()["metadata"], json!({"b": "2"}));
+        assert_eq!(config.get("metadata"), Some(json!({"b": "2"})));
     }
 }

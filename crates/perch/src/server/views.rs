@@ -121,7 +121,7 @@ fn is_primary(world: &World, _app: &AppRecord, record: &MachineRecord) -> bool {
 }
 
 fn skips_dns(record: &MachineRecord) -> bool {
-    record.config.raw().get("dns").is_some_and(|dns| dns["skip_registration"] == true)
+    record.config.get("dns").is_some_and(|dns| dns["skip_registration"] == true)
 }
 
 fn services(world: &World, record: &MachineRecord) -> Vec<ServiceView> {

@@ -22,19 +22,13 @@ pub(super) fn of_existing(
 ) -> Outcome<MachineConfig> {
     let group = super::super::machine::process_group(machine);
     let mut config = of_group(job, &group, release)?;
-    let old = machine.config.raw();
-    for key in KEPT {
-        if let Some(value) = old.get(key) {
-            config.insert(key.to_owned(), value.clone());
-        }
-    }
-    // Without a size in the file, a size that was set by hand survives (DE-08).
-    if let (None, Some(guest)) = (config.get("guest"), old.get("guest")) {
-        config.insert("guest".to_owned(), guest.clone());
-    }
-    let metadata = merged_metadata(old.get("metadata"), config.get("metadata"));
+    let old = &machine.config;
+    let metadata = merged_metadata(old.get("metadata").as_ref(), config.get("metadata"));
     config.insert("metadata".to_owned(), metadata);
-    Ok(MachineConfig::new(config)?)
+    // Without a size in the file, a size that was set by hand survives (DE-08).
+    let size: &[&str] = if config.contains_key("guest") { &[] } else { &["guest"] };
+    let kept = [KEPT.as_slice(), size].concat();
+    Ok(MachineConfig::new(config)?.keeping(old, &kept)?)
 }
 
 fn of_group(job: &Job, group: &str, release: &Release) -> Outcome<Map<String, Value>> {
