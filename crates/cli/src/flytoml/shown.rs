@@ -431,10 +431,32 @@ fn inline(value: &Value) -> String {
     }
 }
 
-/// A literal string where it can be one, else a basic string with escapes.
+/// A literal string where it can be one, else a basic string with escapes; both are keys too.
 fn quoted(text: &str) -> String {
     match text.contains(|c: char| c == '\'' || c.is_control()) {
-        true => toml_edit::Value::from(text).to_string().trim().to_owned(),
+        true => format!("\"{}\"", text.chars().map(escaped).collect::<String>()),
         false => format!("'{text}'"),
+    }
+}
+
+fn escaped(c: char) -> String {
+    match c {
+        '"' | '\\' => format!("\\{c}"),
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    /// Keys may not be strings of several lines, which an editor of TOML would choose here.
+    #[test]
+    fn a_text_with_quotes_and_controls_stays_one_basic_string() {
+        assert_eq!(quoted("a\"b"), "'a\"b'");
+        assert_eq!(quoted("a'\"\"\"\\\n\u{7f}"), r#""a'\"\"\"\\\n\u007f""#);
     }
 }
