@@ -200,6 +200,9 @@ fn fly_rules() -> Vec<Rule> {
     let catch6 = Rule::on("catch6").tproxy(NFPROTO_IPV6, &here6, TRANSPARENT_PORT);
     let catch4 = Rule::on("catch4").v4().tproxy(NFPROTO_IPV4, &here4, TRANSPARENT_PORT);
     vec![
+        // Who was let in is let on: the kernel finds an open connection's socket by itself, at an
+        // address that is routed here. (Only SYN cookies would need more; the plane has none.)
+        Rule::on("fly").syn(Cmp::Neq).accept(),
         tcp6().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6).jump("ports6"),
         tcp6().load_daddr6(R1).in_set(PUBLIC6).jump("ports6"),
         // One look-up for what comes over links, instead of one for each set of ports.

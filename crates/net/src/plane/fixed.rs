@@ -129,6 +129,9 @@ fn prepare_plane() -> Result<(Socket, Socket), NetError> {
         ("ipv4/conf/default/send_redirects", "0"),
         ("core/somaxconn", &backlog),
         ("ipv4/tcp_max_syn_backlog", &backlog),
+        // A cookie's connection has no socket before its third packet, which then finds none: the
+        // listener is elsewhere. When too many wait, a SYN is dropped, and is sent again.
+        ("ipv4/tcp_syncookies", "0"),
     ];
     for (name, value) in settings {
         set_sysctl(name, value)?;
