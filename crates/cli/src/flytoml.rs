@@ -227,6 +227,11 @@ impl Loaded {
     pub fn has_errors(&self) -> bool {
         self.problems.iter().any(Problem::is_error)
     }
+
+    /// Whether `deploy` would refuse it, also for what `config validate` lets pass as flyctl does.
+    pub fn cannot_run(&self) -> bool {
+        self.problems.iter().any(|it| it.is_error() || it.level == problem::Level::Refused)
+    }
 }
 
 #[cfg(test)]

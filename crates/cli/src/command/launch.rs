@@ -81,7 +81,8 @@ fn existing_config(context: &Context<'_>, args: &Launch) -> Outcome<Option<flyto
     {
         return Ok(None);
     }
-    if loaded.has_errors() {
+    // Before anything is created.
+    if loaded.cannot_run() {
         config_command::report(context, &loaded)?;
     }
     Ok(Some(loaded))
