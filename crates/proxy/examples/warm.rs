@@ -75,6 +75,9 @@ fn proxy(port: u16, app: AppView) -> Outcome {
         dns_tcp: TcpListener::bind((v4, 0))?.into(),
         forward_v4: udp(v4)?.into(),
         forward_v6: udp(v6)?.into(),
+        // No DNS is asked here.
+        forward_tcp_v4: udp(v4)?.into(),
+        forward_tcp_v6: udp(v6)?.into(),
     };
     let dest = SocketAddr::new(IpAddr::V6("fdaa:0:7:0:1::2".parse()?), 80);
     let rewrite = move |kernel: Endpoints| Endpoints { dest, ..kernel };

@@ -22,6 +22,7 @@ use crate::dns::forward::{Forwarder, Leave};
 use crate::dns::wire::{Question, Verdict};
 use crate::{Listeners, ProxyError, clock, server};
 
+mod dialler;
 mod forward;
 mod wire;
 mod zones;
@@ -43,8 +44,7 @@ pub(crate) struct Resolver {
 /// Begins to answer on the sockets that were handed over.
 pub(crate) fn start(listeners: &Listeners, directory: &Rc<Directory>) -> Result<(), ProxyError> {
     let failed = |name| move |source| ProxyError::Listener { name, source };
-    let forwarder = Forwarder::start(&listeners.forward_v4, &listeners.forward_v6)
-        .map_err(failed("DNS forwarding"))?;
+    let forwarder = Forwarder::start(listeners).map_err(failed("DNS forwarding"))?;
     let zones = RefCell::default();
     let resolver = Rc::new(Resolver { directory: Rc::clone(directory), forwarder, zones });
     let udp = udp_socket(&listeners.dns_udp).map_err(failed("DNS over UDP"))?;

@@ -23,6 +23,7 @@ use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_proxy::Handover;
 use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -298,6 +299,11 @@ fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
     let udp = |address: &str| std::net::UdpSocket::bind(address).map(OwnedFd::from);
     let forward_v4 = udp("0.0.0.0:0").context("could not make a socket for DNS")?;
     let forward_v6 = udp("[::]:0").context("could not make a socket for DNS")?;
+    let tcp = |family| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let made = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        made.context("could not make a socket for DNS over TCP")
+    };
     Ok(Listeners {
         tcp6: made.tcp6,
         tcp4: made.tcp4,
@@ -305,6 +311,8 @@ fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
         dns_tcp: made.dns_tcp,
         forward_v4,
         forward_v6,
+        forward_tcp_v4: tcp(AddressFamily::INET)?,
+        forward_tcp_v6: tcp(AddressFamily::INET6)?,
     })
 }
 

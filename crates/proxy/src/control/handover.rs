@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 /// Sockets of [`Listeners`].
-const LISTENER_COUNT: usize = 6;
+const LISTENER_COUNT: usize = 8;
 /// Sockets of [`Handover`].
 const HANDOVER_COUNT: usize = LISTENER_COUNT + 1;
 /// The one byte that carries the descriptors of a [`Handover`].
@@ -35,6 +35,10 @@ pub struct Listeners {
     pub forward_v4: OwnedFd,
     /// The same for IPv6.
     pub forward_v6: OwnedFd,
+    /// Unconnected TCP socket of the host's namespace, IPv4, for questions that came by TCP.
+    pub forward_tcp_v4: OwnedFd,
+    /// The same for IPv6.
+    pub forward_tcp_v6: OwnedFd,
 }
 
 impl Listeners {
@@ -46,6 +50,8 @@ impl Listeners {
         "proxy-dns-tcp",
         "proxy-forward4",
         "proxy-forward6",
+        "proxy-forward-tcp4",
+        "proxy-forward-tcp6",
     ];
 
     /// Duplicates all of them.
@@ -53,7 +59,7 @@ impl Listeners {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let [a, b, c, d, e, f] = self.as_fds();
+        let [a, b, c, d, e, f, g, h] = self.as_fds();
         Ok(Self {
             tcp6: a.try_clone_to_owned()?,
             tcp4: b.try_clone_to_owned()?,
@@ -61,6 +67,8 @@ impl Listeners {
             dns_tcp: d.try_clone_to_owned()?,
             forward_v4: e.try_clone_to_owned()?,
             forward_v6: f.try_clone_to_owned()?,
+            forward_tcp_v4: g.try_clone_to_owned()?,
+            forward_tcp_v6: h.try_clone_to_owned()?,
         })
     }
 
@@ -73,6 +81,8 @@ impl Listeners {
             self.dns_tcp.as_fd(),
             self.forward_v4.as_fd(),
             self.forward_v6.as_fd(),
+            self.forward_tcp_v4.as_fd(),
+            self.forward_tcp_v6.as_fd(),
         ]
     }
 
@@ -82,12 +92,21 @@ impl Listeners {
     /// [`HandoverError::Count`] when there are fewer or more.
     pub fn from_fds(fds: Vec<OwnedFd>) -> Result<Self, HandoverError> {
         let got = fds.len();
-        let Ok([tcp6, tcp4, dns_udp, dns_tcp, forward_v4, forward_v6]) =
-            <[OwnedFd; LISTENER_COUNT]>::try_from(fds)
-        else {
+        let Ok(fds) = <[OwnedFd; LISTENER_COUNT]>::try_from(fds) else {
             return Err(HandoverError::Count { got, wanted: LISTENER_COUNT });
         };
-        Ok(Self { tcp6, tcp4, dns_udp, dns_tcp, forward_v4, forward_v6 })
+        let [tcp6, tcp4, dns_udp, dns_tcp, forward_v4, forward_v6, forward_tcp_v4, forward_tcp_v6] =
+            fds;
+        Ok(Self {
+            tcp6,
+            tcp4,
+            dns_udp,
+            dns_tcp,
+            forward_v4,
+            forward_v6,
+            forward_tcp_v4,
+            forward_tcp_v6,
+        })
     }
 }
 

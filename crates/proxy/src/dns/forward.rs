@@ -1,5 +1,5 @@
-//! Questions that are not ours, asked of the host's resolvers through two sockets of the host's
-//! network namespace.
+//! Questions that are not ours, asked of the host's resolvers through sockets of the host's network
+//! namespace: by UDP what came by UDP, by TCP what came by TCP.
 //!
 //! Each question goes out under an id that cannot be guessed; an answer counts only if it comes from
 //! the resolver that was asked, carries that id, and repeats the question.
@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,10 +17,11 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 
+use super::dialler::Dialler;
 use super::udp_socket;
 use super::wire::Question;
-use crate::clock;
 use crate::shares::{Share, Shares};
+use crate::{Listeners, clock};
 
 /// An asker gives up after 5 s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ type Pending = RefCell<HashMap<(SocketAddr, u16), oneshot::Sender<Vec<u8>>>>;
 pub(crate) struct Forwarder {
     v4: Rc<UdpSocket>,
     v6: Rc<UdpSocket>,
+    tcp_v4: Dialler,
+    tcp_v6: Dialler,
     pending: Rc<Pending>,
     all: Rc<Shares<()>>,
     networks: Rc<Shares<u32>>,
@@ -61,8 +63,11 @@ enum NoAnswer {
 }
 
 impl Forwarder {
-    pub(crate) fn start(v4: &OwnedFd, v6: &OwnedFd) -> io::Result<Self> {
-        let (v4, v6) = (Rc::new(udp_socket(v4)?), Rc::new(udp_socket(v6)?));
+    pub(crate) fn start(listeners: &Listeners) -> io::Result<Self> {
+        let v4 = Rc::new(udp_socket(&listeners.forward_v4)?);
+        let v6 = Rc::new(udp_socket(&listeners.forward_v6)?);
+        let tcp_v4 = Dialler::new(&listeners.forward_tcp_v4)?;
+        let tcp_v6 = Dialler::new(&listeners.forward_tcp_v6)?;
         let pending = Rc::<Pending>::default();
         for socket in [&v4, &v6] {
             spawn_local(receive(Rc::clone(socket), Rc::clone(&pending)));
@@ -70,7 +75,7 @@ impl Forwarder {
         let all = Shares::new(PENDING_MAX);
         let networks = Shares::new(PENDING_OF_NETWORK_MAX);
         let askers = Shares::new(PENDING_OF_ASKER_MAX);
-        Ok(Self { v4, v6, pending, all, networks, askers })
+        Ok(Self { v4, v6, tcp_v4, tcp_v6, pending, all, networks, askers })
     }
 
     /// `None`: too many questions wait already, of this asker, its network, or all together.
@@ -90,7 +95,12 @@ impl Forwarder {
         let mut unasked = 0;
         for resolver in resolvers.iter().cycle() {
             let until = deadline.min(Instant::now() + TRY_TIMEOUT);
-            let tried = self.ask_one(question, *resolver, transport);
+            let tried = async {
+                match transport {
+                    Transport::Udp => self.ask_by_udp(question, *resolver).await,
+                    Transport::Tcp => self.ask_by_tcp(question, *resolver).await,
+                }
+            };
             match tokio::time::timeout_at(until, tried).await {
                 Ok(Ok(answer)) => return Some(answer),
                 Ok(Err(NoAnswer::Unasked)) => unasked += 1,
@@ -108,14 +118,26 @@ impl Forwarder {
         None
     }
 
-    async fn ask_one(
+    async fn ask_by_tcp(
         &self,
         question: &Question,
         resolver: SocketAddr,
-        transport: Transport,
+    ) -> Result<Vec<u8>, NoAnswer> {
+        let id = clock::secret_u16();
+        let message = question.outgoing(id, Transport::Tcp).ok_or(NoAnswer::Unasked)?;
+        let dialler = if resolver.is_ipv4() { &self.tcp_v4 } else { &self.tcp_v6 };
+        let bytes = dialler.ask(&message, resolver).await.map_err(|_| NoAnswer::Unasked)?;
+        let same = bytes.starts_with(&id.to_be_bytes());
+        question.incoming(&bytes).filter(|_| same).ok_or(NoAnswer::Unusable)
+    }
+
+    async fn ask_by_udp(
+        &self,
+        question: &Question,
+        resolver: SocketAddr,
     ) -> Result<Vec<u8>, NoAnswer> {
         let mut waiting = Waiting::begin(&self.pending, resolver).ok_or(NoAnswer::Unasked)?;
-        let message = question.outgoing(waiting.key.1, transport).ok_or(NoAnswer::Unasked)?;
+        let message = question.outgoing(waiting.key.1, Transport::Udp).ok_or(NoAnswer::Unasked)?;
         let socket = if resolver.is_ipv4() { &self.v4 } else { &self.v6 };
         socket.send_to(&message, resolver).await.map_err(|_| NoAnswer::Unasked)?;
         let bytes = (&mut waiting.answer).await.map_err(|_| NoAnswer::Unusable)?;

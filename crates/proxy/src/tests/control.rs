@@ -78,6 +78,8 @@ fn a_handover_brings_all_sockets_in_their_order() {
         dns_tcp: tcp().into(),
         forward_v4: udp().into(),
         forward_v6: forward_v6.into(),
+        forward_tcp_v4: udp().into(),
+        forward_tcp_v6: udp().into(),
     };
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("s");

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -145,8 +146,15 @@ pub(super) fn listeners() -> (Listeners, [SocketAddr; 4]) {
         dns_tcp: fd(dns_tcp),
         forward_v4: fd(udp("127.0.0.1:0")),
         forward_v6: fd(udp("[::1]:0")),
+        forward_tcp_v4: unconnected(AddressFamily::INET),
+        forward_tcp_v6: unconnected(AddressFamily::INET6),
     };
     (listeners, addresses)
+}
+
+pub(super) fn unconnected(family: AddressFamily) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(family, SocketType::STREAM, flags, None).expect("a socket")
 }
 
 /// Loopback in place of transparent sockets: what comes in at `http` is for port 80.
