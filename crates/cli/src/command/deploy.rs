@@ -62,11 +62,6 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     context.console.note("==> Verifying app config");
     let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
     super::config::report(&context, &loaded)?;
-    for key in &loaded.unknown {
-        context
-            .console
-            .note(format!("WARN {key} in {} is not known and ignored", loaded.path.display()));
-    }
     let name = context.given_app(&args.app).or(loaded.config.app.clone());
     let name = name.filter(|name| !name.is_empty()).ok_or_else(super::no_app)?;
     let mut config = loaded.config;
