@@ -18,6 +18,13 @@ const GROUP: &str = "perch";
 /// What comes first when the binary is built already.
 const BUILT: &str = "--built";
 
+/// Where a shell looks for completions of `fly`, below the prefix.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "share/bash-completion/completions/fly"),
+    ("zsh", "share/zsh/site-functions/_fly"),
+    ("fish", "share/fish/vendor_completions.d/fly.fish"),
+];
+
 /// One file of the tree: where it comes from, where it goes below the root, its mode.
 type Placed = (PathBuf, PathBuf, u32);
 
@@ -37,7 +44,8 @@ pub(crate) fn install(args: &[String]) -> Result<bool> {
         let binary = binary.to_string_lossy();
         return as_root(&[&["install", BUILT, &binary], &words(args)[..]].concat());
     }
-    for placed in files(&binary, &prefix, Path::new(UNITS_OF_HOST)) {
+    let made = completions(&binary)?;
+    for placed in files(&binary, made.path(), &prefix, Path::new(UNITS_OF_HOST)) {
         let keep = placed.1.extension().is_some_and(|suffix| suffix == "toml");
         let target = Path::new("/").join(&placed.1);
         if keep && target.exists() {
@@ -67,7 +75,8 @@ pub(crate) fn uninstall(args: &[String]) -> Result<bool> {
     if fs::read_link(&link).is_ok_and(|target| target == Path::new("perch")) {
         remove(&link)?;
     }
-    for (_source, target, _mode) in files(&binary, &prefix, Path::new(UNITS_OF_HOST)) {
+    let none = Path::new("");
+    for (_source, target, _mode) in files(&binary, none, &prefix, Path::new(UNITS_OF_HOST)) {
         let target = Path::new("/").join(target);
         if target.extension().is_none_or(|suffix| suffix != "toml") && target.exists() {
             remove(&target)?;
@@ -139,21 +148,37 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
 
 /// The same tree for the tarball and the package.
 fn lay_out(root: &Path, binary: &Path, prefix: &Path, units: &Path) -> Result<()> {
-    files(binary, prefix, units).iter().try_for_each(|placed| place(root, placed, prefix))
+    let made = completions(binary)?;
+    let files = files(binary, made.path(), prefix, units);
+    files.iter().try_for_each(|placed| place(root, placed, prefix))
 }
 
-fn files(binary: &Path, prefix: &Path, units: &Path) -> Vec<Placed> {
+/// Has the binary itself write them, one file for each shell.
+fn completions(binary: &Path) -> Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    for (shell, _target) in COMPLETIONS {
+        let text = shell::output(Command::new(binary).args(["fly", "completion", shell]))?;
+        fs::write(dir.path().join(shell), text)?;
+    }
+    Ok(dir)
+}
+
+fn files(binary: &Path, completions: &Path, prefix: &Path, units: &Path) -> Vec<Placed> {
     let ours = |name: &str| packaging().join(name);
     let document =
         |name: &str| (shell::root().join(name), prefix.join("share/doc/perch").join(name), 0o644);
-    vec![
+    let completion =
+        |(shell, target): (&str, &str)| (completions.join(shell), prefix.join(target), 0o644);
+    let mut files = vec![
         (binary.to_path_buf(), prefix.join("bin/perch"), 0o755),
         (ours("perch.service"), units.join("perch.service"), 0o644),
         (ours("perch.sysusers"), prefix.join("lib/sysusers.d/perch.conf"), 0o644),
         (ours("perch.toml"), "etc/perch/perch.toml".into(), 0o644),
         document("README.md"),
         document("LICENSE"),
-    ]
+    ];
+    files.extend(COMPLETIONS.map(completion));
+    files
 }
 
 /// Writes one file; the unit names the binary where it is.
@@ -278,12 +303,14 @@ mod tests {
     fn the_unit_names_the_binary_below_the_prefix() {
         let root = tempfile::tempdir().expect("a directory");
         let binary = root.path().join("binary");
-        fs::write(&binary, "x").expect("written");
+        write(&binary, b"#!/bin/sh\necho \"$@\"", 0o755).expect("written");
         let units = Path::new(UNITS_OF_HOST);
         lay_out(root.path(), &binary, Path::new("opt/p"), units).expect("laid out");
         let unit = fs::read_to_string(root.path().join(units).join("perch.service"));
         let unit = unit.expect("the unit");
         assert!(unit.contains("ExecStart=/opt/p/bin/perch server"), "{unit}");
         assert!(root.path().join("opt/p/bin/perch").exists());
+        let fish = root.path().join("opt/p/share/fish/vendor_completions.d/fly.fish");
+        assert_eq!(fs::read_to_string(fish).expect("completions"), "fly completion fish\n");
     }
 }

@@ -33,6 +33,15 @@ pub(crate) struct Global {
     debug: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Completion {
+    /// The shell that will read them
+    pub(crate) shell: clap_complete::Shell,
+    /// Complete this name instead of `fly`, for those who have an alias
+    #[arg(long, default_value = "fly")]
+    pub(crate) name: String,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Create and configure a new app from an image or a Dockerfile
@@ -57,6 +66,8 @@ pub(crate) enum Command {
     Config(Config),
     /// Forward a local port to an app on its private network
     Proxy(Proxy),
+    /// Print the completions for a shell, from the same definitions as this help
+    Completion(Completion),
     /// Show the version
     Version,
 }

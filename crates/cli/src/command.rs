@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share: which app, which file, which server.
 
 mod apps;
+mod completion;
 mod config;
 mod deploy;
 mod ips;
@@ -45,6 +46,10 @@ pub(crate) async fn dispatch(
         Command::Logs(args) => logs::run(&context, args).await,
         Command::Config(command) => config::run(&context, command).await,
         Command::Proxy(args) => proxy::run(&context, args).await,
+        Command::Completion(args) => {
+            completion::run(&context, &args);
+            Ok(())
+        }
         Command::Version => {
             console.line(format!("fly v{} (perch)", env!("CARGO_PKG_VERSION")));
             Ok(())
