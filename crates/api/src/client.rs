@@ -1,16 +1,16 @@
-//! The typed caller of the API, over the server's Unix socket.
+//! The typed caller of the API, over the server's Unix socket, or over TCP with a token.
 //!
 //! Each call has its own connection: on a Unix socket that costs some tens of microseconds, and
-//! nothing is left to go stale while a deploy waits. Nothing is retried: the server is on this host
-//! and answers 502 and 503 to nobody, so a failure means that the call should be looked at.
+//! nothing is left to go stale while a deploy waits. Nothing is retried: the server answers 502 and 503 to nobody, so a failure means that the call should be looked at.
 
 mod connection;
 mod error;
 mod push;
+mod target;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
@@ -18,17 +18,18 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, Event, ImageInfo, Info,
-    IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, MetadataValue, Organization, OrganizationAnswer, OrganizationPage, Process,
-    RegionPage, Release, ReleaseAnswer, ReleasePage, SignalInput, StartAnswer, StopInput,
-    UpdateRelease, WaitQuery,
+    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Event, ImageInfo,
+    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
+    MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer, OrganizationPage,
+    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, SignalInput, StartAnswer, StopInput,
+    Token, TokenPage, UpdateRelease, WaitQuery,
 };
 
 pub use connection::ProxyStream;
 pub use error::ClientError;
 
 use connection::Request;
+use target::Target;
 
 /// The result of a call.
 pub type Result<T> = std::result::Result<T, ClientError>;
@@ -42,18 +43,37 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// must run in a tokio runtime with I/O and time enabled; dropping a future closes its connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    target: Target,
 }
 
 impl Client {
     /// A client of the server that listens at `socket`.
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { target: Target::Socket(socket.into()) }
     }
 
-    /// The socket's path.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client of the server at `url`, such as `http://127.0.0.1:4280`, with the right of `token`.
+    ///
+    /// Nothing is checked before the first call, which then fails as [`ClientError::BadAddress`],
+    /// [`ClientError::NoToken`], or [`ClientError::InTheClear`] when the token would travel
+    /// unencrypted beyond this host.
+    pub fn remote(url: impl Into<String>, token: Option<String>) -> Self {
+        Self { target: Target::remote(url.into(), token) }
+    }
+
+    /// Makes a token. Only over the Unix socket, as the next two.
+    pub async fn create_token(&self, input: &CreateToken) -> Result<NewToken> {
+        self.send(Method::POST, "/perch/v1/tokens".to_owned(), input).await
+    }
+
+    /// Lists tokens by name.
+    pub async fn list_tokens(&self) -> Result<Vec<Token>> {
+        Ok(self.get::<TokenPage>("/perch/v1/tokens".to_owned()).await?.tokens)
+    }
+
+    /// Ends a token, named by its id or its name.
+    pub async fn revoke_token(&self, token: &str) -> Result<()> {
+        self.command(Method::DELETE, format!("/perch/v1/tokens/{}", escape(token)), None).await
     }
 
     /// Makes an app.
@@ -339,7 +359,7 @@ impl Client {
     pub async fn open_stream(&self, app: &str, host: &str, port: u16) -> Result<ProxyStream> {
         let query = query_of([("host", host.to_owned()), ("port", port.to_string())]);
         let request = Request::new(Method::POST, app_path(app, &format!("/proxy{query}")));
-        connection::upgrade(&self.socket, request).await
+        connection::upgrade(&self.target, request).await
     }
 
     /// Tells facts about the server.
@@ -365,7 +385,7 @@ impl Client {
     }
 
     async fn call<T: DeserializeOwned>(&self, request: Request) -> Result<T> {
-        connection::call(&self.socket, request).await?.json()
+        connection::call(&self.target, request).await?.json()
     }
 }
 

@@ -11,5 +11,5 @@ pub mod server;
 pub mod wire;
 
 pub use client::{Client, ClientError};
-pub use server::{Backend, Peer, serve};
+pub use server::{Backend, Peer, serve, serve_tcp};
 pub use wire::ApiError;

@@ -1,15 +1,20 @@
 //! HTTP in, calls of a [`Backend`] out.
 //!
-//! A connection is accepted with its peer's uid, a request is parsed into a route, the route's
-//! handler reads query and body, calls the backend and writes JSON. Everything has a limit:
-//! connections, heads, bodies, the time that a stalled sender gets. When the caller goes away the
-//! backend's future is dropped.
+//! A connection is accepted with its peer's uid, or, over TCP, with nothing: then each request must
+//! bring a token before anything else of it is looked at. A request is parsed into a route, the
+//! route's handler reads query and body, calls the backend and writes JSON. Everything has a limit:
+//! connections, heads, bodies, the time that a stalled sender or reader gets. When the caller goes
+//! away, or its token ends, the backend's future is dropped.
 
+mod access;
 mod answer;
 mod backend;
 mod body;
+mod credential;
 mod handler;
+mod listener;
 mod machine_handler;
+mod peer;
 mod query;
 mod registry;
 mod route;
@@ -17,31 +22,33 @@ mod tunnel;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-pub use backend::{Backend, BackendFuture, DeleteMachine, MachineTarget, Peer};
+pub use access::{Operation, operations};
+pub use backend::{Backend, BackendFuture, DeleteMachine, MachineTarget};
 pub use body::BodyStream;
+pub use peer::{Peer, Scope, TokenHolder};
 
+use crate::wire::ApiError;
+use answer::Answer;
 use handler::Call;
+use listener::{Listener, Origin, Stream};
 
-// Each long poll and each `fly proxy` stream holds one. Beyond, callers wait in the listener's
-// backlog.
-const CONNECTIONS_MAX: u32 = 512;
-// Also ends connections that are kept open and not used.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 // A deploy's next call may come to the next server; what has begun gets this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 // Out of descriptors or memory: somebody must close something first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+// For a head, while no token is known; bodies come in pieces of this size at the most.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// How far the server is with ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +63,7 @@ enum Phase {
 /// What a connection's requests share.
 struct Session<B> {
     backend: Arc<B>,
-    peer: Peer,
+    origin: Origin,
     phase: watch::Receiver<Phase>,
     // Held by the connection and by the stream that it may turn into.
     permit: Arc<OwnedSemaphorePermit>,
@@ -70,14 +77,31 @@ pub async fn serve<B: Backend>(
     backend: Arc<B>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+    serve_on(listener, backend, shutdown).await;
+}
+
+/// As [`serve`], for strangers: every request needs a token, and may do what the token is good for.
+pub async fn serve_tcp<B: Backend>(
+    listener: TcpListener,
+    backend: Arc<B>,
+    shutdown: impl Future<Output = ()>,
+) {
+    serve_on(listener, backend, shutdown).await;
+}
+
+async fn serve_on<L: Listener, B: Backend>(
+    listener: L,
+    backend: Arc<B>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let places = Arc::new(Semaphore::new(L::CONNECTIONS_MAX as usize));
     let (phase, phase_receiver) = watch::channel(Phase::Serving);
     let accepting = async {
         loop {
             let permit =
                 Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            spawn_connection(stream, &backend, phase_receiver.clone(), permit);
+            spawn_connection::<L, B>(stream, &backend, phase_receiver.clone(), permit);
         }
     };
     tokio::select! {
@@ -86,16 +110,17 @@ pub async fn serve<B: Backend>(
     }
     drop(listener);
     phase.send_replace(Phase::Draining);
-    if tokio::time::timeout(DRAIN_TIMEOUT, places.acquire_many(CONNECTIONS_MAX)).await.is_err() {
+    let all_closed = places.acquire_many(L::CONNECTIONS_MAX);
+    if tokio::time::timeout(DRAIN_TIMEOUT, all_closed).await.is_err() {
         phase.send_replace(Phase::Closing);
-        drop(places.acquire_many(CONNECTIONS_MAX).await);
+        drop(places.acquire_many(L::CONNECTIONS_MAX).await);
     }
 }
 
-async fn accept(listener: &UnixListener) -> UnixStream {
+async fn accept<L: Listener>(listener: &L) -> L::Stream {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
+        match listener.next().await {
+            Ok(stream) => return stream,
             Err(error) => {
                 tracing::warn!(%error, "could not accept an API connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -104,37 +129,37 @@ async fn accept(listener: &UnixListener) -> UnixStream {
     }
 }
 
-fn spawn_connection<B: Backend>(
-    stream: UnixStream,
+fn spawn_connection<L: Listener, B: Backend>(
+    stream: L::Stream,
     backend: &Arc<B>,
     phase: watch::Receiver<Phase>,
     permit: OwnedSemaphorePermit,
 ) {
-    let peer = match peer_of(&stream) {
-        Ok(peer) => peer,
+    let origin = match L::origin(&stream) {
+        Ok(origin) => origin,
         Err(error) => {
             tracing::warn!(%error, "could not tell who calls the API");
             return;
         }
     };
     let backend = Arc::clone(backend);
-    let session = Arc::new(Session { backend, peer, phase, permit: Arc::new(permit) });
-    tokio::spawn(run_connection(stream, session));
+    let session = Arc::new(Session { backend, origin, phase, permit: Arc::new(permit) });
+    tokio::spawn(run_connection(stream, session, L::HEAD_TIMEOUT));
 }
 
-fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
-    let credentials = stream.peer_cred()?;
-    Ok(Peer { uid: credentials.uid(), pid: credentials.pid() })
-}
-
-async fn run_connection<B: Backend>(stream: UnixStream, session: Arc<Session<B>>) {
+async fn run_connection<B: Backend>(
+    stream: impl Stream,
+    session: Arc<Session<B>>,
+    head_timeout: Duration,
+) {
     let mut phase = session.phase.clone();
-    let service = service_fn(|request: http::Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
         let session = Arc::clone(&session);
-        async move { Ok::<_, Infallible>(handler::handle(Call::new(request, session)).await) }
+        async move { Ok::<_, Infallible>(answer_one(request, session).await) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    builder.max_buf_size(BUFFER_BYTES_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     let outcome = tokio::select! {
@@ -148,7 +173,46 @@ async fn run_connection<B: Backend>(stream: UnixStream, session: Arc<Session<B>>
         }
     };
     if let Err(error) = outcome {
-        tracing::debug!(%error, uid = session.peer.uid, "API connection ended");
+        tracing::debug!(%error, origin = ?session.origin, "API connection ended");
+    }
+}
+
+async fn answer_one<B: Backend>(request: Request<Incoming>, session: Arc<Session<B>>) -> Answer {
+    match session.peer(&request) {
+        Ok(peer) => handler::handle(Call::new(request, session, peer)).await,
+        // The body is left unread, and with it the connection ends: a stranger has sent it.
+        Err(error) => answer::stranger(&error),
+    }
+}
+
+impl<B: Backend> Session<B> {
+    /// Who makes this request.
+    fn peer(&self, request: &Request<Incoming>) -> Result<Peer, ApiError> {
+        if let Origin::Known(peer) = &self.origin {
+            return Ok(peer.clone());
+        }
+        let token = credential::token(request.headers()).ok_or_else(|| {
+            ApiError::unauthorized(
+                "this server wants a token; make one on its host with `perch token create` and set PERCH_TOKEN",
+            )
+        })?;
+        let holder = self.backend.authenticate(&token);
+        holder.map(Peer::Token).ok_or_else(|| ended("the token is unknown"))
+    }
+}
+
+/// 401 for a token that is, or just became, worth nothing.
+fn ended(what: &str) -> ApiError {
+    ApiError::unauthorized(format!(
+        "{what}, was revoked, or has expired; make another one on the server's host with `perch token create`"
+    ))
+}
+
+/// Resolves when the caller's token ends; never for a process of this host.
+async fn token_ended<B: Backend>(backend: &B, peer: &Peer) {
+    match peer {
+        Peer::Local { .. } => std::future::pending().await,
+        Peer::Token(holder) => backend.token_ended(holder.id.clone()).await,
     }
 }
 

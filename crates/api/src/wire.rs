@@ -16,6 +16,7 @@ mod machine;
 mod platform;
 mod release;
 mod signal;
+mod token;
 
 pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
@@ -40,6 +41,7 @@ pub use release::{
     CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease,
 };
 pub use signal::{BadSignal, Signal, SignalInput};
+pub use token::{CreateToken, NewToken, Token, TokenPage};
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;

@@ -35,7 +35,7 @@ pub(crate) async fn dispatch(
     console: &Console,
     interrupt: Interrupt,
 ) -> Outcome {
-    let context = Context { env, console, client: Client::unix(env.socket()), interrupt };
+    let context = Context { env, console, client: env.client(), interrupt };
     match fly.command {
         Command::Launch(args) => launch::run(&context, *args).await,
         Command::Deploy(args) => deploy::run(&context, *args).await,

@@ -1,11 +1,27 @@
 //! What the program takes from outside its arguments: environment variables and the directory.
 //!
-//! All names of variables are here. `FLY_API_TOKEN` and `~/.fly` belong to another service and are
-//! not read by this slice, which speaks over the Unix socket only and needs no token.
+//! All names of variables are here. `~/.fly` belongs to another service and is never read; of
+//! `FLY_API_TOKEN` only what cannot be that service's is (DESIGN 3).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
+use perch_api::client::Client;
+
+/// The server's address, such as `https://perch.example:4280`; before every other one.
+pub(crate) const API: &str = "PERCH_API";
+/// flyctl's variable for the same, after [`SOCKET`].
+pub(crate) const FLAPS_BASE_URL: &str = "FLY_FLAPS_BASE_URL";
+/// The token for an address.
+pub(crate) const TOKEN: &str = "PERCH_TOKEN";
+/// flyctl's variable for the same, if its value can be one of ours.
+pub(crate) const FLY_TOKEN: &str = "FLY_API_TOKEN";
+/// How values of [`FLY_TOKEN`] begin that belong to Fly.
+const FLY_TOKEN_STARTS: [&str; 2] = ["fm", "FlyV1"];
+/// Where the configuration of users lies, else in `.config` in the home directory.
+const CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+const HOME: &str = "HOME";
 /// The server's API socket.
 pub(crate) const SOCKET: &str = "PERCH_SOCKET";
 /// The app to act on, after `--app` and before `fly.toml` (CL-01).
@@ -48,14 +64,80 @@ impl Environment {
         self.vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// The server that these variables mean.
+    pub(crate) fn client(&self) -> Client {
+        let flaps = || if self.get(SOCKET).is_none() { self.get(FLAPS_BASE_URL) } else { None };
+        match self.get(API).or_else(flaps) {
+            Some(url) => Client::remote(url, self.token()),
+            None => Client::unix(self.socket()),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
         PathBuf::from(self.get(SOCKET).unwrap_or(SOCKET_DEFAULT))
     }
+
+    fn token(&self) -> Option<String> {
+        let of_fly = self
+            .get(FLY_TOKEN)
+            .filter(|token| !FLY_TOKEN_STARTS.iter().any(|s| token.starts_with(s)));
+        let given = self.get(TOKEN).or(of_fly);
+        given.map(str::to_owned).or_else(|| own_token(&self.token_file()?))
+    }
+
+    fn token_file(&self) -> Option<PathBuf> {
+        let config = self.get(CONFIG_HOME).map(PathBuf::from);
+        let config = config.or_else(|| Some(Path::new(self.get(HOME)?).join(".config")))?;
+        Some(config.join("perch/token"))
+    }
+}
+
+/// The token in a file, unless others can read it: then everybody has it, and it counts as none.
+fn own_token(file: &Path) -> Option<String> {
+    let private = std::fs::metadata(file).ok()?.mode() & 0o077 == 0;
+    let text = private.then(|| std::fs::read_to_string(file).ok()).flatten()?;
+    Some(text.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_token_of_fly_is_never_used() {
+        for token in ["fm2_abc", "fm1r_abc", "FlyV1 fm2_abc"] {
+            assert_eq!(environment(&[(FLY_TOKEN, token)]).token(), None, "{token}");
+        }
+        let both = environment(&[(FLY_TOKEN, "b"), (TOKEN, "a")]);
+        assert_eq!(both.token().as_deref(), Some("a"));
+        assert_eq!(environment(&[(FLY_TOKEN, "b")]).token().as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn a_token_in_a_file_counts_when_the_file_is_private() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let file = home.path().join(".config/perch/token");
+        std::fs::create_dir_all(file.parent().expect("one")).expect("it is made");
+        std::fs::write(&file, "perch_1\n").expect("it is written");
+        let environment = environment(&[(HOME, home.path().to_str().expect("text"))]);
+        for (mode, wanted) in [(0o644, None), (0o640, None), (0o600, Some("perch_1"))] {
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).expect("ours");
+            assert_eq!(environment.token().as_deref(), wanted, "mode {mode:o}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_ours_comes_before_a_socket_and_a_socket_before_flys() {
+        let meant = |vars: &[(&str, &str)]| format!("{:?}", environment(vars).client());
+        assert!(meant(&[]).contains(SOCKET_DEFAULT));
+        assert!(meant(&[(FLAPS_BASE_URL, "http://f")]).contains("http://f"));
+        let both = [(FLAPS_BASE_URL, "http://f"), (SOCKET, "/s")];
+        assert!(meant(&both).contains("/s"));
+        let all = [(FLAPS_BASE_URL, "http://f"), (SOCKET, "/s"), (API, "http://p")];
+        assert!(meant(&all).contains("http://p"));
+    }
 
     fn environment(vars: &[(&str, &str)]) -> Environment {
         let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

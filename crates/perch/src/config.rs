@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) host_access: HostAccess,
     /// How long an image that nothing refers to is kept after it was pushed.
     pub(crate) image_grace: Length,
+    /// Where holders of tokens reach the API over TCP; nowhere unless said.
+    pub(crate) listen_api: Option<SocketAddr>,
 }
 
 /// Whose processes on this host are the peer `host`. The word `group` means the group of the API's socket.
@@ -60,6 +62,7 @@ impl Default for Config {
             starts_max: 8,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
+            listen_api: None,
         }
     }
 }
@@ -110,6 +113,19 @@ impl Config {
             "image_grace must be between 1s and 8760h; it has to be longer than a push takes"
         );
         anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
+        Ok(())
+    }
+
+    /// Refuses to show tokens to everybody on the way.
+    ///
+    /// # Errors
+    /// When the API would be served beyond this host.
+    pub(crate) fn check_api(&self) -> anyhow::Result<()> {
+        let Some(address) = self.listen_api else { return Ok(()) };
+        anyhow::ensure!(
+            address.ip().to_canonical().is_loopback(),
+            "the API cannot listen at {address}: beyond this host it would need TLS; use 127.0.0.1 or [::1]"
+        );
         Ok(())
     }
 

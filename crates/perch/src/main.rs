@@ -15,6 +15,7 @@ mod proxy;
 mod quickstart;
 mod server;
 mod service_manager;
+mod token;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -26,7 +27,8 @@ Perch runs private apps on this machine and wakes them with their next request.
 
 Usage: perch COMMAND
 
-  server      Run the server            [--data-dir DIR] [--config FILE] [--region CODE]
+  server      Run the server            [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]
+  token       Make, list and revoke tokens for the API over TCP   create|list|revoke
   quickstart  Watch a private app sleep and wake, in a place of its own   [--once] [--dir DIR]
   doctor      Check what this machine offers, and how to mend it
   down        Stop all Machines and remove namespace, routes and tables   [--data-dir DIR] [--purge]
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let rest = args.get(2..).unwrap_or_default().to_vec();
     match role {
         "server" => server::main(&rest),
+        "token" => token::main(&rest),
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
         "unpack" => unpack(&rest),

@@ -31,7 +31,7 @@ mod world;
 
 use std::ffi::OsString;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ use perch_machine::{ImageLimits, ImageStore};
 use perch_net::{NetError, Plane, PlaneConfig, Prefix};
 use perch_store::Store;
 use rustix::fs::{Mode, OFlags};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, check_region};
@@ -56,7 +56,7 @@ use lock::DirLock;
 use proxy_link::ProxyPort;
 use world::{Parts, World};
 
-const USAGE: &str = "error: usage: perch server [--data-dir DIR] [--config FILE] [--region CODE]\n";
+const USAGE: &str = "error: usage: perch server [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]\n";
 /// Name of the host's end of the link between host and data plane.
 const OUTSIDE: &str = "perch0";
 /// The link's addresses come from the range for benchmarks between networks (RFC 2544), which no
@@ -94,6 +94,7 @@ struct Options {
     data_dir: Option<PathBuf>,
     config: Option<PathBuf>,
     region: Option<String>,
+    listen_api: Option<SocketAddr>,
 }
 
 impl Options {
@@ -110,6 +111,7 @@ impl Options {
                 "--data-dir" => options.data_dir = Some(value.into()),
                 "--config" => options.config = Some(value.into()),
                 "--region" => options.region = Some(value.into_string().ok()?),
+                "--listen-api" => options.listen_api = Some(value.to_str()?.parse().ok()?),
                 _ => return None,
             }
         }
@@ -124,6 +126,8 @@ fn serve(options: Options) -> anyhow::Result<()> {
         check_region(&region)?;
         config.region = region;
     }
+    config.listen_api = options.listen_api.or(config.listen_api);
+    config.check_api()?;
     require_root()?;
     // What is made below is made with these modes, whatever the caller's mask is.
     rustix::process::umask(Mode::from_raw_mode(UMASK));
@@ -245,6 +249,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let standing = proxy_link::find(&world).await;
     adoption::adopt_all(&world).await?;
     let api = bind_api(&world.paths)?;
+    let tcp = bind_tcp(world.config.listen_api).await?;
     world.tracker.spawn({
         let world = world.clone();
         async move { world.lives.write_behind(&world.shutdown).await }
@@ -260,11 +265,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
-    let serving = tokio::spawn(perch_api::server::serve(
-        api,
-        Arc::new(api::Api::new(world.clone())),
-        world.shutdown.clone().cancelled_owned(),
-    ));
+    let serving = tokio::spawn(serve_api(world.clone(), api, tcp));
     eprintln!("ready {}", world.paths.api_socket().display());
     service_manager::ready().context("could not tell the service manager")?;
     await_signal().await?;
@@ -363,6 +364,30 @@ fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Listens for holders of tokens, if wanted, and says where: the port may be ours to choose.
+async fn bind_tcp(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("could not listen for the API at {address}"))?;
+    let bound = listener.local_addr().context("could not read the API's own address")?;
+    eprintln!("listening on http://{bound}");
+    Ok(Some(listener))
+}
+
+/// Serves the API on the socket, and on TCP if wanted, until the server ends.
+async fn serve_api(world: Arc<World>, socket: UnixListener, tcp: Option<TcpListener>) {
+    let backend = Arc::new(api::Api::new(world.clone()));
+    let ended = || world.shutdown.clone().cancelled_owned();
+    let local = perch_api::server::serve(socket, backend.clone(), ended());
+    match tcp {
+        Some(tcp) => {
+            tokio::join!(local, perch_api::server::serve_tcp(tcp, backend, ended()));
+        }
+        None => local.await,
+    }
+}
+
 async fn await_signal() -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("could not watch for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("could not watch for SIGINT")?;
@@ -410,6 +435,9 @@ mod tests {
         assert_eq!((options.data_dir, options.region.as_deref()), (Some("/d".into()), Some("fra")));
         assert_eq!(parse(&["--data-dir"]), None);
         assert_eq!(parse(&["--data", "/d"]), None);
+        assert_eq!(parse(&["--listen-api", "localhost"]), None);
+        let address = parse(&["--listen-api", "[::1]:4280"]).expect("valid").listen_api;
+        assert_eq!(address, "[::1]:4280".parse().ok());
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! One request, one connection.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE, USER_AGENT};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
@@ -17,14 +16,13 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
 
+use super::target::{Opened, Target};
 use super::{ANSWER_TIMEOUT, ClientError, Result};
 use crate::wire::{ApiError, ErrorBody, NONCE_HEADER};
 
 // The longest answers are lists of Machines and pages of logs; a whole installation fits.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -111,10 +109,10 @@ fn full(bytes: Bytes) -> RequestBody {
 }
 
 /// Sends a request and reads the whole answer.
-pub(super) async fn call(socket: &Path, request: Request) -> Result<Answer> {
+pub(super) async fn call(target: &Target, request: Request) -> Result<Answer> {
     let (call, timeout) = (request.call(), request.timeout);
     let work = async {
-        let response = send(socket, request).await?;
+        let response = send(target, request).await?;
         read(&call, response).await
     };
     let Some(timeout) = timeout else { return work.await };
@@ -125,11 +123,11 @@ pub(super) async fn call(socket: &Path, request: Request) -> Result<Answer> {
 }
 
 /// Sends a request that turns its connection into a raw stream.
-pub(super) async fn upgrade(socket: &Path, request: Request) -> Result<ProxyStream> {
+pub(super) async fn upgrade(target: &Target, request: Request) -> Result<ProxyStream> {
     let call = request.call();
     let request =
         request.header(CONNECTION, "upgrade").header(UPGRADE, "tcp").extra_time(Duration::ZERO);
-    let response = send(socket, request).await?;
+    let response = send(target, request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let answer = read(&call, response).await?;
         let reason = format!("expected a switch of protocols, got {} bytes", answer.body.len());
@@ -139,9 +137,9 @@ pub(super) async fn upgrade(socket: &Path, request: Request) -> Result<ProxyStre
     Ok(ProxyStream(TokioIo::new(upgraded)))
 }
 
-async fn send(socket: &Path, request: Request) -> Result<http::Response<Incoming>> {
+async fn send(target: &Target, request: Request) -> Result<http::Response<Incoming>> {
     let call = request.call();
-    let stream = connect(socket).await?;
+    let Opened { stream, headers } = target.open().await?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&call, error))?;
     // The task ends with the connection: `sender` and the answer's body keep it, nothing else does.
@@ -150,11 +148,11 @@ async fn send(socket: &Path, request: Request) -> Result<http::Response<Incoming
             tracing::debug!(%error, "connection to the server ended");
         }
     });
-    let http_request = into_http(&call, request)?;
+    let http_request = into_http(&call, request, headers)?;
     sender.send_request(http_request).await.map_err(|error| broken(&call, error))
 }
 
-fn into_http(call: &str, request: Request) -> Result<http::Request<RequestBody>> {
+fn into_http(call: &str, request: Request, own: HeaderMap) -> Result<http::Request<RequestBody>> {
     let mut http_request = http::Request::builder()
         .method(request.method)
         .uri(&request.path)
@@ -165,28 +163,12 @@ fn into_http(call: &str, request: Request) -> Result<http::Request<RequestBody>>
         })?;
     *http_request.headers_mut() = request.headers;
     let headers = http_request.headers_mut();
-    headers.insert(HOST, HeaderValue::from_static("perch"));
+    headers.extend(own);
     headers.insert(
         USER_AGENT,
         HeaderValue::from_static(concat!("perch-fly/", env!("CARGO_PKG_VERSION"))),
     );
     Ok(http_request)
-}
-
-async fn connect(socket: &Path) -> Result<UnixStream> {
-    if SOCKET_PATH_BYTES_MAX < socket.as_os_str().len() {
-        return Err(ClientError::PathTooLong { socket: socket.to_owned() });
-    }
-    UnixStream::connect(socket).await.map_err(|source| {
-        let socket = socket.to_owned();
-        match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { socket }
-            }
-            io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
-            _ => ClientError::Connect { socket, source },
-        }
-    })
 }
 
 /// Reads the whole answer; a bad status becomes the error that its body tells.

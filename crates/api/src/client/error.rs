@@ -39,6 +39,35 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// An address that no server can have.
+    #[error("{url:?} is no address of a Perch server: {reason}")]
+    BadAddress {
+        /// What was given.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The server's address cannot be reached.
+    #[error("could not reach the Perch server at {url}")]
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no token for the server's address.
+    #[error("the Perch server at {url} wants a token")]
+    NoToken {
+        /// Its address.
+        url: String,
+    },
+    /// The token would have been readable on the way.
+    #[error("{url} is not on this host, and http:// would show the token to everybody on the way")]
+    InTheClear {
+        /// Its address.
+        url: String,
+    },
     /// The server refused.
     #[error("{0}")]
     Api(ApiError),
@@ -120,7 +149,20 @@ impl ClientError {
                 "the server's log says more (`journalctl -u perch`); \
                  what was asked may have been done",
             ),
-            Self::Connect { .. } | Self::Api(_) | Self::Body { .. } => None,
+            Self::NoToken { .. } => Some(
+                "make one on the server's host with `perch token create`, and set PERCH_TOKEN, \
+                 or keep it in ~/.config/perch/token (mode 0600)",
+            ),
+            Self::InTheClear { .. } => Some(
+                "use https://; the server speaks it when its configuration has `api_certificate` and `api_key`",
+            ),
+            Self::Unreachable { .. } => Some(
+                "`perch server --listen-api ADDR` listens there; \
+                 without PERCH_API and FLY_FLAPS_BASE_URL the Unix socket of this host is used",
+            ),
+            Self::BadAddress { .. } | Self::Connect { .. } | Self::Api(_) | Self::Body { .. } => {
+                None
+            }
         }
     }
 }

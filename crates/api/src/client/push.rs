@@ -21,7 +21,7 @@ impl Client {
     /// Says whether the server has a blob already.
     pub async fn has_blob(&self, repository: &str, digest: &str) -> Result<bool> {
         let path = format!("/v2/{}/blobs/{digest}", escape(repository));
-        match connection::call(self.socket(), Request::new(Method::HEAD, path)).await {
+        match connection::call(&self.target, Request::new(Method::HEAD, path)).await {
             Ok(_) => Ok(true),
             Err(error) if error.status() == Some(404) => Ok(false),
             Err(error) => Err(error),
@@ -38,7 +38,7 @@ impl Client {
         content: impl AsyncRead + Send + 'static,
     ) -> Result<()> {
         let start = format!("/v2/{}/blobs/uploads/", escape(repository));
-        let answer = connection::call(self.socket(), Request::new(Method::POST, start)).await?;
+        let answer = connection::call(&self.target, Request::new(Method::POST, start)).await?;
         let location = location(&answer)?;
         let separator = if location.contains('?') { '&' } else { '?' };
         let path = format!("{location}{separator}digest={}", escape(digest));
@@ -47,7 +47,7 @@ impl Client {
         let request = Request::new(Method::PUT, path)
             .header(CONTENT_TYPE, "application/octet-stream")
             .stream(body, Some(length));
-        connection::call(self.socket(), request).await.map(drop)
+        connection::call(&self.target, request).await.map(drop)
     }
 
     /// Pushes a manifest under a tag or its digest; answers its digest.
@@ -61,14 +61,14 @@ impl Client {
         let request = Request::new(Method::PUT, manifest_path(repository, reference))
             .header(CONTENT_TYPE, media_type)
             .bytes(bytes.into());
-        let answer = connection::call(self.socket(), request).await?;
+        let answer = connection::call(&self.target, request).await?;
         header_text(&answer, "docker-content-digest")
     }
 
     /// Reads a manifest by tag or digest.
     pub async fn get_manifest(&self, repository: &str, reference: &str) -> Result<ManifestInfo> {
         let request = Request::new(Method::GET, manifest_path(repository, reference));
-        let answer = connection::call(self.socket(), request).await?;
+        let answer = connection::call(&self.target, request).await?;
         let digest = header_text(&answer, "docker-content-digest")?;
         let media_type = header_text(&answer, CONTENT_TYPE.as_str())?;
         Ok(ManifestInfo { digest, media_type, bytes: answer.body.to_vec() })

@@ -1,6 +1,6 @@
 //! Answers: JSON, and the two forms of an error.
 
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -42,12 +42,23 @@ pub(super) fn refusal(error: &ApiError) -> Answer {
     with_error(error, &error.body())
 }
 
+/// For a caller without a good token: nothing more is read from it. The challenge is what `docker
+/// push` needs to send its password.
+pub(super) fn stranger(error: &ApiError) -> Answer {
+    let mut answer = refusal(error);
+    let challenge = HeaderValue::from_static("Basic realm=\"perch\"");
+    answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
 /// The distribution's form. `unknown` is its word for 404 here.
 pub(super) fn registry_refusal(error: &ApiError, unknown: &str) -> Answer {
     let word = match (&error.word, error.code) {
         (Some(word), _) => word,
         (None, 404) => unknown,
         (None, 400 | 422) => "DIGEST_INVALID",
+        (None, 401) => "UNAUTHORIZED",
         (None, 403) => "DENIED",
         (None, 413) => "SIZE_INVALID",
         (None, 405 | 501) => "UNSUPPORTED",

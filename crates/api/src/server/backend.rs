@@ -3,25 +3,17 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::BodyStream;
+use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo,
-    Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter,
-    ManifestInfo, Organization, Process, RegionPage, Release, SignalInput, StartAnswer, StopInput,
-    UpdateRelease, UploadState, WaitQuery,
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
+    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
+    MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage, Release, SignalInput,
+    StartAnswer, StopInput, Token, UpdateRelease, UploadState, WaitQuery,
 };
-
-/// Who calls: read from the socket, not from the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    /// User id of the calling process when it connected.
-    pub uid: u32,
-    /// Its process id, where the kernel tells.
-    pub pid: Option<i32>,
-}
 
 /// A Machine that a call is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +48,18 @@ impl<T, F: Future<Output = Result<T, ApiError>> + Send> BackendFuture<T> for F {
 pub trait Backend: Send + Sync + 'static {
     /// A raw byte stream to an address inside an app's network.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The holder of a token as of now; `None` when it is unknown, revoked or ended. Called for each
+    /// request over TCP, so it must not block.
+    fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>>;
+    /// Resolves when the token with this id is revoked, or its time is over.
+    fn token_ended(&self, id: String) -> impl Future<Output = ()> + Send;
+    /// Lists tokens by name.
+    fn list_tokens(&self, peer: Peer) -> impl BackendFuture<Vec<Token>>;
+    /// Makes a token; 422 when its name is taken.
+    fn create_token(&self, peer: Peer, input: CreateToken) -> impl BackendFuture<NewToken>;
+    /// Ends a token, named by its id or its name.
+    fn revoke_token(&self, peer: Peer, token: String) -> impl BackendFuture<()>;
 
     /// Makes an app; 422 with the word `name_taken` when the name is.
     fn create_app(&self, peer: Peer, input: CreateApp) -> impl BackendFuture<App>;
@@ -188,6 +192,8 @@ pub trait Backend: Send + Sync + 'static {
         id: String,
         input: UpdateRelease,
     ) -> impl BackendFuture<Release>;
+    /// The app of a release; 404 as [`ApiError::no_release`].
+    fn app_of_release(&self, id: String) -> impl BackendFuture<String>;
     /// Lists releases, newest first, at most `limit`.
     fn list_releases(
         &self,

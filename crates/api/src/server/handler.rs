@@ -13,12 +13,12 @@ use super::answer::{self, Answer, Outcome, done, json, json_with};
 use super::query::Query;
 use super::route::Route;
 use super::{
-    Backend, BodyStream, MachineTarget, Peer, Phase, Session, machine_handler, reached, registry,
-    tunnel,
+    Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, machine_handler,
+    reached, registry, token_ended, tunnel,
 };
 use crate::wire::{
-    ApiError, AppPage, IpPage, LogPage, LogPageMeta, LogQuery, NONCE_HEADER, OrganizationAnswer,
-    OrganizationPage, ReleaseAnswer, ReleasePage,
+    ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
+    NONCE_HEADER, OrganizationAnswer, OrganizationPage, ReleaseAnswer, ReleasePage, TokenPage,
 };
 
 // A Machine's config with embedded files is the longest; the store takes 8 MiB.
@@ -40,10 +40,14 @@ pub(super) struct Call<B> {
 }
 
 impl<B: Backend> Call<B> {
-    pub(super) fn new(mut request: Request<Incoming>, session: Arc<Session<B>>) -> Self {
+    pub(super) fn new(
+        mut request: Request<Incoming>,
+        session: Arc<Session<B>>,
+        peer: Peer,
+    ) -> Self {
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
-        Self { peer: session.peer, session, head, body: BodyStream::new(body), upgrade }
+        Self { peer, session, head, body: BodyStream::new(body), upgrade }
     }
 
     pub(super) fn backend(&self) -> &B {
@@ -93,12 +97,17 @@ fn bad_body(error: &serde_json::Error) -> ApiError {
 
 /// Answers a request, whatever it is.
 pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
-    let (method, uri, uid) = (call.head.method.clone(), call.head.uri.clone(), call.peer.uid);
+    let (method, uri) = (call.head.method.clone(), call.head.uri.clone());
+    let (peer, session) = (call.peer.clone(), Arc::clone(&call.session));
     let path = uri.path();
     let (outcome, form) = match Route::parse(path) {
         Ok(route) => {
             let form = Form { unknown: route.registry_word(), allowed: route.methods() };
-            (dispatch(call, route).await, form)
+            let outcome = tokio::select! {
+                outcome = dispatch(call, route) => outcome,
+                () = token_ended(session.backend.as_ref(), &peer) => Err(ended("the token")),
+            };
+            (outcome, form)
         }
         Err(error) => {
             let unknown = path.starts_with("/v2/").then_some("NAME_INVALID");
@@ -111,9 +120,9 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
     };
     let (code, text) = (error.code, &error.error);
     if 500 <= code && code != 501 {
-        tracing::error!(%method, path, uid, code, error = text, "API call failed");
+        tracing::error!(%method, path, %peer, code, error = text, "API call failed");
     } else {
-        tracing::debug!(%method, path, uid, code, error = text, "API call refused");
+        tracing::debug!(%method, path, %peer, code, error = text, "API call refused");
     }
     form.refusal(&error)
 }
@@ -142,6 +151,7 @@ async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         let text = format!("{method} is not possible here; use {allowed}");
         return Err(ApiError::new(405, text));
     }
+    access::check(call.backend(), &call.peer, access::rule(&route, method)).await?;
     match route {
         Route::Apps | Route::App(_) => apps(call, route).await,
         Route::Ips(_) | Route::Ip(..) => ips(call, route).await,
@@ -153,6 +163,7 @@ async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         Route::Releases | Route::Release(_) | Route::AppReleases(_) | Route::CurrentRelease(_) => {
             releases(call, route).await
         }
+        Route::Tokens | Route::Token(_) => tokens(call, route).await,
         Route::Logs(app) => logs(call, app).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
         Route::Machines(_)
@@ -173,14 +184,17 @@ pub(super) fn misrouted() -> Outcome {
 }
 
 async fn apps<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match (call.head.method.clone(), route) {
         (Method::POST, Route::Apps) => {
-            let input = call.read().await?;
+            let mut input: CreateApp = call.read().await?;
+            input.org_slug = access::org_of_new_app(&peer, input.org_slug)?;
             json_with(StatusCode::CREATED, &call.backend().create_app(peer, input).await?)
         }
         (Method::GET, Route::Apps) => {
-            let apps = call.backend().list_apps(peer, call.query()?.owned("org_slug")).await?;
+            let org = call.query()?.owned("org_slug");
+            let mut apps = call.backend().list_apps(peer.clone(), org).await?;
+            access::cut_apps(&peer, &mut apps);
             json(&AppPage { total_apps: apps.len(), apps })
         }
         (Method::GET, Route::App(app)) => json(&call.backend().get_app(peer, app).await?),
@@ -200,13 +214,16 @@ async fn apps<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
 }
 
 async fn ips<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match (call.head.method.clone(), route) {
         (Method::GET, Route::Ips(app)) => {
             json(&IpPage { ips: call.backend().list_ips(peer, app).await? })
         }
         (Method::POST, Route::Ips(app)) => {
-            let input = call.read().await?;
+            let input: AssignIp = call.read().await?;
+            if !input.org_slug.is_empty() {
+                access::check_org(&peer, &input.org_slug)?;
+            }
             json(&call.backend().assign_ip(peer, app, input).await?)
         }
         (Method::DELETE, Route::Ip(app, ip)) => {
@@ -218,7 +235,7 @@ async fn ips<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
 }
 
 async fn facts<B: Backend>(call: Call<B>, route: Route) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match route {
         Route::Images(app) => {
             let reference = call.query()?.required("ref")?;
@@ -226,23 +243,29 @@ async fn facts<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         }
         Route::Regions => json(&call.backend().list_regions(peer).await?),
         Route::Organizations => {
-            let organizations = call.backend().list_organizations(peer).await?;
+            let mut organizations = call.backend().list_organizations(peer.clone()).await?;
+            access::cut_organizations(&peer, &mut organizations);
             json(&OrganizationPage { organizations })
         }
         Route::Organization(slug) => {
             let organization = call.backend().get_organization(peer, slug).await?;
             json(&OrganizationAnswer { organization })
         }
-        Route::Info => json(&call.backend().info(peer).await?),
+        Route::Info => {
+            let mut info = call.backend().info(peer.clone()).await?;
+            access::cut_info(&peer, &mut info);
+            json(&info)
+        }
         _ => misrouted(),
     }
 }
 
 async fn releases<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match route {
         Route::Releases => {
-            let input = call.read().await?;
+            let input: CreateRelease = call.read().await?;
+            access::check_app(call.backend(), &peer, &input.app_name).await?;
             let release = call.backend().create_release(peer, input).await?;
             json_with(StatusCode::CREATED, &ReleaseAnswer { release })
         }
@@ -261,6 +284,24 @@ async fn releases<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
     }
 }
 
+async fn tokens<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
+    let peer = call.peer.clone();
+    match (call.head.method.clone(), route) {
+        (Method::GET, Route::Tokens) => {
+            json(&TokenPage { tokens: call.backend().list_tokens(peer).await? })
+        }
+        (Method::POST, Route::Tokens) => {
+            let input = call.read().await?;
+            json_with(StatusCode::CREATED, &call.backend().create_token(peer, input).await?)
+        }
+        (Method::DELETE, Route::Token(token)) => {
+            call.backend().revoke_token(peer, token).await?;
+            done()
+        }
+        _ => misrouted(),
+    }
+}
+
 async fn logs<B: Backend>(call: Call<B>, app: String) -> Outcome {
     let query = call.query()?;
     let hold = query.number("hold_ms")?.map_or(LOG_HOLD_DEFAULT, Duration::from_millis);
@@ -273,7 +314,7 @@ async fn logs<B: Backend>(call: Call<B>, app: String) -> Outcome {
     let next_token = log_query.next_token.clone();
     let mut phase = call.session.phase.clone();
     tokio::select! {
-        page = call.backend().read_logs(call.peer, app, log_query) => json(&page?),
+        page = call.backend().read_logs(call.peer.clone(), app, log_query) => json(&page?),
         // The client reads on with the next server.
         () = reached(&mut phase, Phase::Draining) => {
             json(&LogPage { data: Vec::new(), meta: LogPageMeta { next_token } })

@@ -39,9 +39,11 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
                 }
                 Part::Wait => wait(call, target).await,
                 Part::Lease => lease(call, target).await,
-                Part::Ps => json(&call.backend().list_processes(call.peer, target).await?),
-                Part::Events => json(&call.backend().list_events(call.peer, target).await?),
-                Part::Metadata => json(&call.backend().get_metadata(call.peer, target).await?),
+                Part::Ps => json(&call.backend().list_processes(call.peer.clone(), target).await?),
+                Part::Events => json(&call.backend().list_events(call.peer.clone(), target).await?),
+                Part::Metadata => {
+                    json(&call.backend().get_metadata(call.peer.clone(), target).await?)
+                }
             }
         }
         _ => misrouted(),
@@ -49,7 +51,7 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
 }
 
 async fn collection<B: Backend>(mut call: Call<B>, app: String) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     if call.head.method == Method::POST {
         let input = call.read().await?;
         return machine_answer(call.backend().create_machine(peer, app, input).await?);
@@ -87,7 +89,7 @@ fn machine_answer(mut machine: Machine) -> Outcome {
 }
 
 async fn single<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match call.head.method {
         Method::POST => {
             let input = call.read().await?;
@@ -104,7 +106,7 @@ async fn single<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome
 }
 
 async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Part) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match part {
         Part::Start => return json(&call.backend().start_machine(peer, target).await?),
         Part::Stop => {
@@ -128,7 +130,7 @@ async fn wait<B: Backend>(call: Call<B>, target: MachineTarget) -> Outcome {
     let wanted = query.states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(" or ");
     let mut phase = call.session.phase.clone();
     tokio::select! {
-        outcome = call.backend().wait_machine(call.peer, target, query) => {
+        outcome = call.backend().wait_machine(call.peer.clone(), target, query) => {
             return outcome.and_then(|()| done());
         }
         () = tokio::time::sleep(timeout) => {}
@@ -157,7 +159,7 @@ fn wait_query(query: &Query) -> Result<WaitQuery, ApiError> {
 }
 
 async fn lease<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match call.head.method {
         Method::POST => {
             let mut input: LeaseInput = call.read_or_default().await?;
@@ -193,6 +195,6 @@ async fn metadata_key<B: Backend>(
     } else {
         None
     };
-    call.backend().set_metadata(call.peer, target, key, value).await?;
+    call.backend().set_metadata(call.peer.clone(), target, key, value).await?;
     done()
 }

@@ -22,7 +22,7 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
             with_headers(json(&serde_json::json!({}))?, [(API_VERSION, "registry/2.0".to_owned())])
         }
         Route::Blob(repository, digest) => {
-            let blob = call.backend().head_blob(call.peer, repository, digest).await?;
+            let blob = call.backend().head_blob(call.peer.clone(), repository, digest).await?;
             let length = blob.size.to_string();
             with_headers(empty(StatusCode::OK), [(DIGEST, blob.digest), (CONTENT_LENGTH, length)])
         }
@@ -38,9 +38,9 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
 
 /// `POST …/uploads/`: begins, or takes the whole blob, or finds that it is here already.
 async fn begin<B: Backend>(call: Call<B>, repository: String) -> Outcome {
-    let (peer, query) = (call.peer, call.query()?);
+    let (peer, query) = (call.peer.clone(), call.query()?);
     if let Some(mount) = query.owned("mount") {
-        match call.backend().head_blob(peer, repository.clone(), mount).await {
+        match call.backend().head_blob(peer.clone(), repository.clone(), mount).await {
             Ok(blob) => return created(&repository, "blobs", blob),
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
@@ -54,7 +54,7 @@ async fn begin<B: Backend>(call: Call<B>, repository: String) -> Outcome {
 }
 
 async fn upload<B: Backend>(call: Call<B>, repository: String, id: String) -> Outcome {
-    let peer = call.peer;
+    let peer = call.peer.clone();
     match call.head.method {
         Method::PATCH => {
             check_range(&call, &repository, &id).await?;
@@ -89,7 +89,8 @@ async fn check_range<B: Backend>(
     let Some(range) = call.header(CONTENT_RANGE.as_str()) else { return Ok(()) };
     let text = range.strip_prefix("bytes ").unwrap_or(range);
     let start: Option<u64> = text.split('-').next().and_then(|start| start.trim().parse().ok());
-    let state = call.backend().get_upload(call.peer, repository.to_owned(), id.to_owned()).await?;
+    let state =
+        call.backend().get_upload(call.peer.clone(), repository.to_owned(), id.to_owned()).await?;
     if start == Some(state.received) {
         return Ok(());
     }
@@ -107,7 +108,7 @@ async fn finish<B: Backend>(
 ) -> Outcome {
     let Call { session, body, peer, .. } = call;
     let backend = session.backend.as_ref();
-    match take(backend, peer, (&repository, &id), digest, body).await {
+    match take(backend, peer.clone(), (&repository, &id), digest, body).await {
         Ok(blob) => created(&repository, "blobs", blob),
         Err(error) => {
             if let Err(second) = backend.cancel_upload(peer, repository, id).await
@@ -128,7 +129,7 @@ async fn take<B: Backend>(
     body: BodyStream,
 ) -> Result<Descriptor, ApiError> {
     if !body.is_empty() {
-        backend.append_upload(peer, repository.to_owned(), id.to_owned(), body).await?;
+        backend.append_upload(peer.clone(), repository.to_owned(), id.to_owned(), body).await?;
     }
     backend.finish_upload(peer, repository.to_owned(), id.to_owned(), digest).await
 }
@@ -144,14 +145,14 @@ async fn put_manifest<B: Backend>(
         return Err(ApiError::bad_request(text).with_word("MANIFEST_INVALID"));
     }
     let bytes = call.body.read_all(MANIFEST_BYTES_MAX).await?;
-    let (peer, backend) = (call.peer, call.backend());
+    let (peer, backend) = (call.peer.clone(), call.backend());
     let manifest =
         backend.put_manifest(peer, repository.clone(), reference, media_type, bytes).await?;
     created(&repository, "manifests", manifest)
 }
 
 async fn get_manifest<B: Backend>(call: Call<B>, repository: String, reference: String) -> Outcome {
-    let manifest = call.backend().get_manifest(call.peer, repository, reference).await?;
+    let manifest = call.backend().get_manifest(call.peer.clone(), repository, reference).await?;
     let mut answer = empty(StatusCode::OK);
     let length = manifest.bytes.len().to_string();
     *answer.body_mut() = Full::new(manifest.bytes.into());

@@ -10,6 +10,46 @@ const NAME_BYTES_MAX: usize = 128;
 // Fly's limit for keys is not documented; ours keeps a metadata map readable.
 const KEY_BYTES_MAX: usize = 256;
 
+/// Every path of the API, with a name in braces for each part that varies. A test sees to it that no
+/// route is missing.
+pub(super) const PATHS: [&str; 35] = [
+    "/v1/apps",
+    "/v1/apps/{app}",
+    "/v1/apps/{app}/ip_assignments",
+    "/v1/apps/{app}/ip_assignments/{ip}",
+    "/v1/apps/{app}/images",
+    "/v1/apps/{app}/proxy",
+    "/v1/apps/{app}/machines",
+    "/v1/apps/{app}/machines/{id}",
+    "/v1/apps/{app}/machines/{id}/start",
+    "/v1/apps/{app}/machines/{id}/stop",
+    "/v1/apps/{app}/machines/{id}/signal",
+    "/v1/apps/{app}/machines/{id}/wait",
+    "/v1/apps/{app}/machines/{id}/cordon",
+    "/v1/apps/{app}/machines/{id}/uncordon",
+    "/v1/apps/{app}/machines/{id}/lease",
+    "/v1/apps/{app}/machines/{id}/ps",
+    "/v1/apps/{app}/machines/{id}/events",
+    "/v1/apps/{app}/machines/{id}/metadata",
+    "/v1/apps/{app}/machines/{id}/metadata/{key}",
+    "/v1/platform/regions",
+    "/api/v1/organizations",
+    "/api/v1/organizations/{org}",
+    "/api/v1/releases",
+    "/api/v1/releases/{release}",
+    "/api/v1/apps/{app}/releases",
+    "/api/v1/apps/{app}/releases/current",
+    "/api/v1/apps/{app}/logs",
+    "/perch/v1/info",
+    "/perch/v1/tokens",
+    "/perch/v1/tokens/{token}",
+    "/v2/",
+    "/v2/{app}/blobs/uploads/",
+    "/v2/{app}/blobs/uploads/{upload}",
+    "/v2/{app}/blobs/{digest}",
+    "/v2/{app}/manifests/{reference}",
+];
+
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
@@ -32,6 +72,8 @@ pub(super) enum Route {
     CurrentRelease(String),
     Logs(String),
     Info,
+    Tokens,
+    Token(String),
     Registry,
     Uploads(String),
     Upload(String, String),
@@ -70,6 +112,8 @@ impl Route {
             ["v2"] => Ok(Some(Self::Registry)),
             ["v2", rest @ ..] => registry(rest),
             ["perch", "v1", "info"] => Ok(Some(Self::Info)),
+            ["perch", "v1", "tokens"] => Ok(Some(Self::Tokens)),
+            ["perch", "v1", "tokens", token] => Ok(Some(Self::Token(name(token)?))),
             _ => Ok(None),
         }?
         .ok_or_else(|| ApiError::not_found(format!("there is no {path} in the API")))
@@ -78,9 +122,9 @@ impl Route {
     /// The methods that it understands, as in the `Allow` header.
     pub(super) fn methods(&self) -> &'static str {
         match self {
-            Self::Apps | Self::Ips(_) | Self::Machines(_) => "GET, POST",
+            Self::Apps | Self::Ips(_) | Self::Machines(_) | Self::Tokens => "GET, POST",
             Self::App(_) => "GET, PATCH, DELETE",
-            Self::Ip(..) => "DELETE",
+            Self::Ip(..) | Self::Token(_) => "DELETE",
             Self::Machine(..) => "GET, POST, DELETE",
             Self::MachinePart(_, _, part) => part.methods(),
             Self::MetadataKey(..) => "POST, DELETE",
@@ -136,6 +180,12 @@ impl Part {
             Self::Lease => "GET, POST, DELETE",
         }
     }
+}
+
+/// A path of [`PATHS`] with something in each varying part.
+pub(super) fn example(path: &str) -> String {
+    let address = path.replace("{ip}", "fdaa::2").replace("{digest}", "sha256:00");
+    address.replace(['{', '}'], "")
 }
 
 type Parsed = Result<Option<Route>, ApiError>;
@@ -276,6 +326,32 @@ mod tests {
         check_refused(&format!("/v1/apps/{}", "a".repeat(129)), 400);
         check_refused("/v1/apps/a/ip_assignments/nonsense", 400);
         check_refused("/v2/a/../b/blobs/sha256:00", 400);
+    }
+
+    /// Names of an enum's variants, as this file has them.
+    fn variants(of: &str) -> Vec<&'static str> {
+        let source = include_str!("route.rs");
+        let (_, body) = source.split_once(&format!("enum {of} {{\n")).expect("it is here");
+        let (body, _) = body.split_once("\n}").expect("it ends");
+        body.lines().map(|line| line.trim().split(['(', ',']).next().unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn every_route_has_its_path_in_the_list() {
+        let routes = PATHS.map(|path| Route::parse(&example(path)).expect(path));
+        let seen: Vec<String> = routes.iter().map(|route| format!("{route:?}")).collect();
+        for route in variants("Route") {
+            assert!(
+                seen.iter().any(|text| text.split('(').next() == Some(route)),
+                "no path for {route}"
+            );
+        }
+        for part in variants("Part") {
+            assert!(
+                seen.iter().any(|text| text.ends_with(&format!(" {part})"))),
+                "no path for {part}"
+            );
+        }
     }
 
     #[test]

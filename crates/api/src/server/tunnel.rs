@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::answer::{Outcome, empty};
 use super::handler::Call;
 use super::query;
-use super::{Backend, Phase, Session, reached};
+use super::{Backend, Peer, Phase, Session, reached, token_ended};
 use crate::wire::ApiError;
 
 // No name is longer (RFC 1035), and no address either.
@@ -31,17 +31,23 @@ pub(super) async fn open<B: Backend>(call: Call<B>, app: String) -> Outcome {
     let port = port
         .ok_or_else(|| query::bad("port", query.get("port").unwrap_or_default(), "1 to 65535"))?;
     // Connected before the switch, so that a refusal is an ordinary answer.
-    let stream = call.backend().open_stream(call.peer, app, host, port).await?;
-    let Call { session, upgrade, .. } = call;
-    tokio::spawn(copy(stream, upgrade, session));
+    let stream = call.backend().open_stream(call.peer.clone(), app, host, port).await?;
+    let Call { session, upgrade, peer, .. } = call;
+    tokio::spawn(copy(stream, upgrade, session, peer));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("tcp"));
     Ok(answer)
 }
 
-/// Copies both ways until both have ended, or the server ends. Keeps the connection's place.
-async fn copy<B: Backend>(mut stream: B::Stream, upgrade: OnUpgrade, session: Arc<Session<B>>) {
+/// Copies both ways until both have ended, the caller's token or the server ends. Keeps the
+/// connection's place.
+async fn copy<B: Backend>(
+    mut stream: B::Stream,
+    upgrade: OnUpgrade,
+    session: Arc<Session<B>>,
+    peer: Peer,
+) {
     let mut phase = session.phase.clone();
     let _permit = Arc::clone(&session.permit);
     let work = async {
@@ -50,8 +56,9 @@ async fn copy<B: Backend>(mut stream: B::Stream, upgrade: OnUpgrade, session: Ar
     };
     tokio::select! {
         outcome = work => if let Err(error) = outcome {
-            tracing::debug!(%error, uid = session.peer.uid, "proxied stream ended");
+            tracing::debug!(%error, %peer, "proxied stream ended");
         },
+        () = token_ended(session.backend.as_ref(), &peer) => {}
         () = reached(&mut phase, Phase::Closing) => {}
     }
 }

@@ -52,6 +52,21 @@ impl ApiError {
         Self::new(403, error)
     }
 
+    /// 401: no token, or none that is good.
+    pub fn unauthorized(error: impl Into<String>) -> Self {
+        Self::new(401, error)
+    }
+
+    /// 404: no app of this name, in flyctl's words; also for who must not know of it.
+    pub fn no_app(name: &str) -> Self {
+        Self::not_found(format!("Could not find App \"{name}\""))
+    }
+
+    /// 404: no release with this id; also for who must not know of it.
+    pub fn no_release(id: &str) -> Self {
+        Self::not_found(format!("there is no release {id}"))
+    }
+
     /// 404: no such object.
     pub fn not_found(error: impl Into<String>) -> Self {
         Self::new(404, error)

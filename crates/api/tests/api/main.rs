@@ -1,6 +1,7 @@
 //! The server and the client of the API against each other and against raw bytes, over a backend in
 //! memory.
 
+mod access;
 mod bad;
 mod calls;
 mod memory;

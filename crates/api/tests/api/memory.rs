@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use perch_api::server::{BodyStream, DeleteMachine, MachineTarget};
+use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo,
-    Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage, LogQuery,
-    Machine, MachineFilter, MachineState, ManifestInfo, Organization, Process, Region, RegionPage,
-    Release, SignalInput, StartAnswer, StopInput, UpdateRelease, UploadState, WaitQuery, WaitState,
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
+    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage,
+    LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken, Organization,
+    OrganizationRef, Process, Region, RegionPage, Release, SignalInput, StartAnswer, StopInput,
+    Token, UpdateRelease, UploadState, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -28,6 +29,8 @@ pub(super) struct Memory {
     /// Waits that have begun and not ended.
     pub(super) waits: AtomicUsize,
     pub(super) wait_ended: Notify,
+    /// Holders by what they send.
+    pub(super) tokens: Mutex<BTreeMap<String, Arc<TokenHolder>>>,
 }
 
 #[derive(Default)]
@@ -50,12 +53,17 @@ impl Memory {
         self.state.lock().expect("no test panics with it")
     }
 
+    pub(super) fn revoke(&self, secret: &str) {
+        self.tokens.lock().expect("no test panics with it").remove(secret);
+        self.changed.notify_waiters();
+    }
+
     fn saw(&self, text: impl Into<String>) {
         self.state().seen.push(text.into());
     }
 
     fn app(&self, name: &str) -> Result<App> {
-        let missing = || ApiError::not_found(format!("could not find app {name}"));
+        let missing = || ApiError::not_found(format!("Could not find App \"{name}\""));
         self.state().apps.get(name).cloned().ok_or_else(missing)
     }
 
@@ -99,15 +107,45 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 impl Backend for Memory {
     type Stream = DuplexStream;
 
+    fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>> {
+        self.tokens.lock().expect("no test panics with it").get(secret).cloned()
+    }
+
+    async fn token_ended(&self, id: String) {
+        loop {
+            let changed = self.changed.notified();
+            let tokens = self.tokens.lock().expect("no test panics with it").clone();
+            if !tokens.values().any(|holder| holder.id == id) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    async fn list_tokens(&self, _: Peer) -> Result<Vec<Token>> {
+        Ok(vec![Token { name: "ci".to_owned(), ..Token::default() }])
+    }
+
+    async fn create_token(&self, _: Peer, input: CreateToken) -> Result<NewToken> {
+        let token = Token { name: input.name, ..Token::default() };
+        Ok(NewToken { token, secret: "perch_1".to_owned() })
+    }
+
+    async fn revoke_token(&self, _: Peer, token: String) -> Result<()> {
+        self.saw(format!("revoke {token}"));
+        Ok(())
+    }
+
     async fn create_app(&self, peer: Peer, input: CreateApp) -> Result<App> {
         if self.state().apps.contains_key(&input.name) {
             return Err(ApiError::invalid("Name has already been taken").with_word("name_taken"));
         }
-        self.saw(format!("uid {}", peer.uid));
+        self.saw(peer.user());
         let app = App {
             id: input.name.clone(),
             name: input.name.clone(),
             network: input.network,
+            organization: OrganizationRef { slug: input.org_slug, ..OrganizationRef::default() },
             address_intent: input.address_intent,
             status: "pending".to_owned(),
             ..App::default()
@@ -352,7 +390,8 @@ impl Backend for Memory {
     }
 
     async fn list_organizations(&self, _: Peer) -> Result<Vec<Organization>> {
-        Ok(vec![Organization { slug: "personal".to_owned(), ..Organization::default() }])
+        let of = |slug: &str| Organization { slug: slug.to_owned(), ..Organization::default() };
+        Ok(vec![of("personal"), of("team")])
     }
 
     async fn get_organization(&self, _: Peer, slug: String) -> Result<Organization> {
@@ -379,6 +418,11 @@ impl Backend for Memory {
         let release = found.ok_or_else(|| ApiError::not_found("release not found"))?;
         release.status = input.status;
         Ok(release.clone())
+    }
+
+    async fn app_of_release(&self, id: String) -> Result<String> {
+        let known = self.state().releases.iter().any(|release| release.id == id);
+        if known { Ok("web".to_owned()) } else { Err(ApiError::no_release(&id)) }
     }
 
     async fn list_releases(&self, _: Peer, _: String, limit: usize) -> Result<Vec<Release>> {
@@ -439,7 +483,7 @@ impl Backend for Memory {
         id: String,
         mut body: BodyStream,
     ) -> Result<UploadState> {
-        self.get_upload(peer, repository.clone(), id.clone()).await?;
+        self.get_upload(peer.clone(), repository.clone(), id.clone()).await?;
         if repository == DISK_FULL_REPOSITORY {
             let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
             return Err(ApiError::from_body(&error));

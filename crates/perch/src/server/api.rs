@@ -7,19 +7,23 @@ mod logs;
 mod machines;
 mod releases;
 mod stream;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer};
+use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, Descriptor, Event, ImageInfo,
-    Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter,
-    ManifestInfo, Organization, Process, Region, RegionPage, Release, SignalInput, StartAnswer,
-    StopInput, UpdateRelease, UploadState, WaitQuery,
+    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
+    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
+    MachineFilter, ManifestInfo, NewToken, Organization, Process, Region, RegionPage, Release,
+    SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UploadState, WaitQuery,
 };
 
+use tokio::sync::watch;
+
+use super::clock;
 use super::views;
 use super::world::World;
 
@@ -27,11 +31,13 @@ use super::world::World;
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     world: Arc<World>,
+    /// Tells calls under way that a token ended.
+    token_ends: watch::Sender<()>,
 }
 
 impl Api {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world }
+        Self { world, token_ends: watch::Sender::new(()) }
     }
 
     /// Runs a change to its end even if its caller goes away.
@@ -65,6 +71,36 @@ impl Api {
 impl Backend for Api {
     type Stream = tokio::net::TcpStream;
 
+    fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>> {
+        tokens::authenticate(&self.world.keeper.read(), secret, clock::unix_secs()).map(Arc::new)
+    }
+
+    async fn token_ended(&self, id: String) {
+        tokens::ended(&self.world, self.token_ends.subscribe(), &id).await;
+    }
+
+    async fn list_tokens(&self, _peer: Peer) -> Result<Vec<Token>, ApiError> {
+        Ok(tokens::list(&self.world))
+    }
+
+    async fn create_token(&self, peer: Peer, input: CreateToken) -> Result<NewToken, ApiError> {
+        let made = self.detached(tokens::create(self.world.clone(), input)).await?;
+        tracing::info!(token = made.token.name, id = made.token.id, by = %peer, "token made");
+        Ok(made)
+    }
+
+    async fn revoke_token(&self, peer: Peer, token: String) -> Result<(), ApiError> {
+        let (ends, world, name) = (self.token_ends.clone(), self.world.clone(), token.clone());
+        self.detached(async move {
+            tokens::revoke(world, name).await?;
+            ends.send_replace(());
+            Ok(())
+        })
+        .await?;
+        tracing::info!(token, by = %peer, "token revoked");
+        Ok(())
+    }
+
     async fn create_app(&self, _peer: Peer, input: CreateApp) -> Result<App, ApiError> {
         self.detached(apps::create(self.world.clone(), input)).await
     }
@@ -82,7 +118,13 @@ impl Backend for Api {
     }
 
     async fn delete_app(&self, _peer: Peer, app: String) -> Result<(), ApiError> {
-        self.detached(apps::delete(self.world.clone(), app)).await
+        let (ends, world) = (self.token_ends.clone(), self.world.clone());
+        self.detached(async move {
+            apps::delete(world, app).await?;
+            ends.send_replace(());
+            Ok(())
+        })
+        .await
     }
 
     async fn list_ips(&self, _peer: Peer, app: String) -> Result<Vec<IpAssignment>, ApiError> {
@@ -265,6 +307,12 @@ impl Backend for Api {
         input: UpdateRelease,
     ) -> Result<Release, ApiError> {
         self.detached(releases::update(self.world.clone(), id, input)).await
+    }
+
+    async fn app_of_release(&self, id: String) -> Result<String, ApiError> {
+        let catalog = self.world.keeper.read();
+        let release = catalog.releases.get(&id).ok_or_else(|| ApiError::no_release(&id))?;
+        Ok(release.app.clone())
     }
 
     async fn list_releases(

@@ -46,11 +46,16 @@ pub(crate) fn stamp_micros(unix_micros: u64) -> String {
 
 /// 64 random bits.
 pub(crate) fn random() -> u64 {
-    let mut bytes = [0_u8; 8];
+    u64::from_ne_bytes(random_bytes())
+}
+
+/// Random bytes, good enough for secrets.
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0_u8; N];
     // The kernel's source cannot fail once it is seeded, which it is long before a server starts.
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     assert!(filled == Ok(bytes.len()), "the kernel gives random numbers");
-    u64::from_ne_bytes(bytes)
+    bytes
 }
 
 /// A new id that sorts by time: 26 characters of Crockford's base 32 (the ULID form).

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 
 use super::ballast::Ballast;
 use super::records::{
-    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord, Wish,
+    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
+    TokenRecord, Wish,
 };
 
 /// Everything the server knows that is not about running processes.
@@ -30,6 +31,8 @@ pub(crate) struct Catalog {
     pub(crate) retired: BTreeMap<String, RetiredRecord>,
     /// By Machine.
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
+    /// By id.
+    pub(crate) tokens: BTreeMap<String, TokenRecord>,
 }
 
 /// One change of one record.
@@ -46,6 +49,8 @@ pub(crate) enum Change {
     DeleteRetired(String),
     PutLease(LeaseRecord),
     DeleteLease(String),
+    PutToken(TokenRecord),
+    DeleteToken(String),
 }
 
 /// Owns the catalog and its store.
@@ -90,6 +95,9 @@ impl Keeper {
         }
         for record in read_all::<LeaseRecord>(&store, "lease/")? {
             catalog.apply(Change::PutLease(record));
+        }
+        for record in read_all::<TokenRecord>(&store, "token/")? {
+            catalog.apply(Change::PutToken(record));
         }
         let inner = Inner {
             store,
@@ -188,8 +196,11 @@ impl Change {
             | Self::DeleteRelease(_)
             | Self::PutRetired(_)
             | Self::DeleteRetired(_)
-            | Self::DeleteLease(_) => true,
-            Self::PutNetwork(_) | Self::PutRelease(_) | Self::PutLease(_) => false,
+            | Self::DeleteLease(_)
+            | Self::DeleteToken(_) => true,
+            Self::PutNetwork(_) | Self::PutRelease(_) | Self::PutLease(_) | Self::PutToken(_) => {
+                false
+            }
         }
     }
 }
@@ -211,14 +222,14 @@ impl Catalog {
             Change::DeleteRetired(ip) => drop(self.retired.remove(&ip)),
             Change::PutLease(it) => drop(self.leases.insert(it.machine.clone(), it)),
             Change::DeleteLease(machine) => drop(self.leases.remove(&machine)),
+            Change::PutToken(it) => drop(self.tokens.insert(it.id.clone(), it)),
+            Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
         }
     }
 
     /// An app, or 404.
     pub(crate) fn app(&self, name: &str) -> Result<&AppRecord, ApiError> {
-        self.apps
-            .get(name)
-            .ok_or_else(|| ApiError::not_found(format!("Could not find App \"{name}\"")))
+        self.apps.get(name).ok_or_else(|| ApiError::no_app(name))
     }
 
     /// An app to which something is to be added, or 404; 409 while it is being destroyed.
@@ -279,6 +290,8 @@ fn transaction(changes: &[Change]) -> serde_json::Result<Txn> {
             Change::DeleteRetired(ip) => txn.deletes.push(format!("retired/{ip}")),
             Change::PutLease(it) => put(&mut txn, format!("lease/{}", it.machine), it)?,
             Change::DeleteLease(machine) => txn.deletes.push(format!("lease/{machine}")),
+            Change::PutToken(it) => put(&mut txn, format!("token/{}", it.id), it)?,
+            Change::DeleteToken(id) => txn.deletes.push(format!("token/{id}")),
         }
     }
     Ok(txn)

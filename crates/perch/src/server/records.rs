@@ -153,6 +153,24 @@ pub(crate) struct LeaseRecord {
     pub(crate) description: String,
 }
 
+/// A token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenRecord {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    /// SHA-256 of the whole token, in hexadecimal.
+    pub(crate) hash: String,
+    /// The only organization that it is good for; given whenever `app` is.
+    pub(crate) org: Option<String>,
+    /// The only app that it is good for.
+    pub(crate) app: Option<String>,
+    pub(crate) read_only: bool,
+    /// Seconds since 1970.
+    pub(crate) created_at: i64,
+    /// Seconds since 1970; `None` = when it is revoked.
+    pub(crate) expires_at: Option<i64>,
+}
+
 impl AppRecord {
     /// Its addresses in order of allocation.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {

@@ -25,3 +25,4 @@ mod stage;
 mod state;
 mod table;
 mod tcp;
+mod token;

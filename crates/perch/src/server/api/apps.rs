@@ -12,7 +12,7 @@ use crate::config::HostAccess;
 use crate::server::clock;
 use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
-use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord};
+use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord, TokenRecord};
 use crate::server::views;
 use crate::server::world::World;
 
@@ -223,6 +223,10 @@ fn removal(catalog: &Catalog, name: &str) -> Result<Vec<Change>, ApiError> {
     let app = catalog.app(name)?;
     let mut changes = vec![Change::DeleteApp(name.to_owned())];
     changes.extend(catalog.releases_of(name).iter().map(|it| Change::DeleteRelease(it.id.clone())));
+    // A later app of this name is another one.
+    let of_app = |it: &&TokenRecord| it.app.as_deref() == Some(name);
+    let tokens = catalog.tokens.values().filter(of_app);
+    changes.extend(tokens.map(|it| Change::DeleteToken(it.id.clone())));
     changes.extend(catalog.machines_of(name).map(|it| Change::DeleteMachine(it.id.clone())));
     let released_at = clock::unix_secs();
     let own = app.ips.iter().filter(|ip| ip.kind != perch_api::wire::IpKind::SharedV4);

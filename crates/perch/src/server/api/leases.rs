@@ -43,7 +43,7 @@ pub(crate) async fn acquire(
                 machine: wanted.id.clone(),
                 nonce,
                 expires_at: clock::unix_secs() + i64::try_from(ttl).unwrap_or(i64::MAX),
-                owner: owner(peer),
+                owner: peer.to_string(),
                 description: input.description,
             };
             Ok((vec![Change::PutLease(lease.clone())], lease))
@@ -61,14 +61,6 @@ fn held_by(lease: &LeaseRecord) -> ApiError {
         lease.owner,
         clock::stamp_at(lease.expires_at)
     ))
-}
-
-/// Who calls, as lease holders are named.
-pub(super) fn owner(peer: Peer) -> String {
-    match peer.pid {
-        Some(pid) => format!("uid {} (pid {pid})", peer.uid),
-        None => format!("uid {}", peer.uid),
-    }
 }
 
 /// Sees to it that the Machine hears of the end of its lease, also of one that an earlier server gave.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use perch_api::server::Peer;
 use perch_api::wire::{ApiError, CreateRelease, Release, ReleaseStatus, UpdateRelease};
 
-use super::leases;
 use crate::server::clock;
 use crate::server::keeper::{Catalog, Change};
 use crate::server::records::{ReleaseLease, ReleaseRecord};
@@ -54,14 +53,11 @@ fn decide_create(
         version: earlier.first().map_or(0, |newest| newest.version) + 1,
         status: ReleaseStatus::Pending,
         strategy: input.strategy,
-        user: format!("uid {}", peer.uid),
+        user: peer.user(),
         created_at: clock::stamp_at(now),
         image: input.image,
         definition: input.definition,
-        lease: Some(renewed(
-            ReleaseLease { owner: leases::owner(peer), ttl, expires_at: now },
-            now,
-        )),
+        lease: Some(renewed(ReleaseLease { owner: peer.to_string(), ttl, expires_at: now }, now)),
         begun: false,
     };
     let mut changes: Vec<_> =
@@ -124,7 +120,7 @@ fn decide_update(
     now: i64,
 ) -> Result<(Vec<Change>, ReleaseRecord), ApiError> {
     let found = catalog.releases.get(id).cloned();
-    let old = found.ok_or_else(|| ApiError::not_found(format!("there is no release {id}")))?;
+    let old = found.ok_or_else(|| ApiError::no_release(id))?;
     check_move(catalog, &old, status)?;
     let status = match (old.status, status) {
         // A refresh that was under way when the rollout began.
@@ -225,8 +221,8 @@ mod tests {
     use super::*;
     use crate::server::records::{LeaseRecord, tests as records};
 
-    const ALICE: Peer = Peer { uid: 1000, pid: Some(10) };
-    const BOB: Peer = Peer { uid: 1001, pid: Some(11) };
+    const ALICE: Peer = Peer::Local { uid: 1000, pid: Some(10) };
+    const BOB: Peer = Peer::Local { uid: 1001, pid: Some(11) };
 
     fn catalog() -> Catalog {
         let mut catalog = Catalog::default();
@@ -301,11 +297,11 @@ mod tests {
         let mut catalog = catalog();
         begin(&mut catalog, ALICE, 0).expect("nobody deploys");
         catalog.apply(Change::PutMachine(Box::new(records::machine("m1"))));
-        let lease = |peer| LeaseRecord {
+        let lease = |peer: Peer| LeaseRecord {
             machine: "m1".to_owned(),
             nonce: "n".to_owned(),
             expires_at: 100,
-            owner: leases::owner(peer),
+            owner: peer.to_string(),
             description: String::new(),
         };
         catalog.apply(Change::PutLease(lease(BOB)));

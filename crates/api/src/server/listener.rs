@@ -1,0 +1,83 @@
+//! Where connections come from: the Unix socket of this host, or TCP.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::Peer;
+
+// A caller that takes or confirms nothing for so long is gone, or wants us to wait for ever.
+const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
+// Shorter than the half hour or less after which routers forget a silent connection.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A connection's bytes.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// What tells who calls.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// The socket has told already.
+    Known(Peer),
+    /// Each request must bring a token.
+    Stranger,
+}
+
+/// How a kind of listener accepts.
+pub(super) trait Listener: Send {
+    /// What it accepts.
+    type Stream: Stream;
+    /// Connections at once; more wait in the listener's backlog.
+    const CONNECTIONS_MAX: u32;
+    /// How long a head may take, and a connection may be kept open and not used.
+    const HEAD_TIMEOUT: Duration;
+
+    /// Waits for the next connection.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Who is at its other end.
+    fn origin(stream: &Self::Stream) -> io::Result<Origin>;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+    // Each long poll and each `fly proxy` stream holds one.
+    const CONNECTIONS_MAX: u32 = 512;
+    const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn origin(stream: &UnixStream) -> io::Result<Origin> {
+        let credentials = stream.peer_cred()?;
+        Ok(Origin::Known(Peer::Local { uid: credentials.uid(), pid: credentials.pid() }))
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+    // Of its own, so that strangers who fill it do not keep the host's own people out.
+    const CONNECTIONS_MAX: u32 = 256;
+    // Half of the other's: here anybody can open connections and say nothing.
+    const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn origin(stream: &TcpStream) -> io::Result<Origin> {
+        stream.set_nodelay(true)?;
+        // Covers a reader that stalls, too: the kernel counts the time that a window stays closed.
+        let millis = u32::try_from(TCP_SILENCE_MAX.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_tcp_user_timeout(stream, millis)?;
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, TCP_KEEPALIVE)?;
+        Ok(Origin::Stranger)
+    }
+}

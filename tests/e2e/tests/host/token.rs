@@ -1,0 +1,171 @@
+//! The API over TCP: tokens as an operator makes them, `fly` as their holders use it.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use perch_testkit::{Host, Network, Output, wait_until};
+
+use crate::stage::{AWAKE, SOON, fly_toml, hello_image, on, private_app};
+
+const CONFIG: &str = "listen_api = \"127.0.0.1:0\"\norganizations = [\"personal\", \"team\"]\n";
+
+fn on_listening_host(test: impl FnOnce(&mut Host) -> Result<()>) {
+    on(|| Host::start_with(Network::Open, CONFIG), test);
+}
+
+/// Where the newest server says that it listens.
+fn address(host: &Host) -> Result<String> {
+    let log = fs::read_to_string(host.server_log())?;
+    let said = log.lines().rev().find_map(|line| line.strip_prefix("listening on "));
+    Ok(said.context("the server says no address")?.to_owned())
+}
+
+fn token(host: &Host, verb: &[&str]) -> Result<Output> {
+    let data = host.data_dir().to_string_lossy().into_owned();
+    host.perch(&[&["token"], verb, &["--data-dir", &data]].concat())
+}
+
+/// Makes a token and returns what its holder sends.
+fn made(host: &Host, flags: &[&str]) -> Result<String> {
+    let output = token(host, &[&["create"], flags].concat())?;
+    Ok(output.ok()?.trim().to_owned())
+}
+
+/// Runs `fly` in the test's directory as somebody without the socket.
+fn far_fly(host: &Host, token: &str, args: &[&str]) -> Result<Output> {
+    let api = format!("PERCH_API={}", address(host)?);
+    let token = format!("PERCH_TOKEN={token}");
+    let binary = std::env::var("PERCH_BIN")?;
+    host.run("env", &[&["-u", "PERCH_SOCKET", &api, &token, &binary, "fly"], args].concat())
+}
+
+fn check_refused(output: &Output, words: &str) -> Result<()> {
+    ensure!(output.status.code() == Some(1), "not refused: {output}");
+    ensure!(output.stderr.contains(words), "{output} lacks {words}");
+    Ok(())
+}
+
+#[test]
+fn a_holder_of_a_token_deploys_from_afar_and_is_named_in_what_he_did() {
+    on_listening_host(|host| {
+        let ci = made(host, &["--name", "ci", "--org", "personal"])?;
+        ensure!(ci.starts_with("perch_") && ci.len() == 83, "not a token: {ci}");
+        let image = hello_image(host)?;
+        let dir = host.app_dir("web", &fly_toml("web", &image, AWAKE))?;
+        let config = dir.join("fly.toml").to_string_lossy().into_owned();
+        let launch = ["launch", "--flycast", "--copy-config", "--config", &config, "--yes"];
+        far_fly(host, &ci, &[&launch[..], &["--name", "web"]].concat())?.ok()?;
+        host.wait_all("web", "started", SOON)?;
+        let releases = host.api("/api/v1/apps/web/releases")?;
+        ensure!(releases["releases"][0]["user"] == "token ci", "not named: {releases}");
+        // flyctl's own variables, as far as they cannot mean Fly.
+        let (base, token) =
+            (format!("FLY_FLAPS_BASE_URL={}", address(host)?), format!("FLY_API_TOKEN={ci}"));
+        let binary = std::env::var("PERCH_BIN")?;
+        let args = ["-u", "PERCH_SOCKET", &base, &token, &binary, "fly", "apps", "list"];
+        let list = host.run("env", &args)?;
+        list.says(&["web"])?;
+        list.ok().map(drop)
+    });
+}
+
+#[test]
+fn a_token_is_good_for_its_scope_only() {
+    on_listening_host(|host| {
+        private_app(host, "web", AWAKE)?;
+        host.fly(&["apps", "create", "secret", "--org", "team"])?.ok()?;
+        let machine = host.machines("web")?.pop().context("a Machine")?.id;
+        check_refused(&far_fly(host, "perch_garbage", &["apps", "list"])?, "unknown")?;
+        check_refused(&far_fly(host, "fm2_garbage", &["apps", "list"])?, "unknown")?;
+
+        let team = made(host, &["--org", "team"])?;
+        check_refused(&far_fly(host, &team, &["status", "-a", "web"])?, "Could not find App")?;
+        let list = far_fly(host, &team, &["apps", "list"])?.ok()?;
+        ensure!(!list.contains("web") && list.contains("secret"), "{list}");
+        let create = ["apps", "create", "new", "--org", "personal"];
+        check_refused(&far_fly(host, &team, &create)?, "no organization")?;
+
+        let reader = made(host, &["--app", "web", "--read-only"])?;
+        far_fly(host, &reader, &["status", "-a", "web"])?.ok()?;
+        let stop = ["machine", "stop", &machine, "-a", "web"];
+        check_refused(&far_fly(host, &reader, &stop)?, "may only read")?;
+        check_refused(&far_fly(host, &reader, &["status", "-a", "secret"])?, "Could not find App")?;
+        ensure!(host.machines("web")?[0].state == "started", "it was stopped");
+        check_refused(&token(host, &["create", "--app", "none"])?, "none")?;
+        check_refused(&token(host, &["revoke", "none"])?, "no token none")
+    });
+}
+
+#[test]
+fn a_token_ends_by_time_by_revocation_and_with_its_app() {
+    on_listening_host(|host| {
+        private_app(host, "web", AWAKE)?;
+        let short = made(host, &["--name", "short", "--expires", "1s"])?;
+        wait_until("the token to end", SOON, || {
+            let output = far_fly(host, &short, &["apps", "list"])?;
+            Ok((!output.status.success()).then_some(output))
+        })
+        .and_then(|output| check_refused(&output, "expired"))?;
+        token(host, &["list"])?.says(&["short", "(expired)"])?;
+
+        let ci = made(host, &["--name", "ci"])?;
+        let binary = std::env::var("PERCH_BIN")?;
+        let mut following = host.command(&binary, &["fly", "logs", "-a", "web"]);
+        following.env("PERCH_API", address(host)?).env("PERCH_TOKEN", &ci);
+        let mut following = following.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        // It is in its long poll when it sleeps in the kernel with a connection; the end must come
+        // in both cases.
+        token(host, &["revoke", "ci"])?.ok()?;
+        let limit = Duration::from_secs(5);
+        let status = wait_until("the logs to end", limit, || Ok(following.try_wait()?))?;
+        ensure!(!status.success(), "logs ended with {status}");
+        check_refused(&far_fly(host, &ci, &["apps", "list"])?, "revoked")?;
+
+        let own = made(host, &["--app", "web"])?;
+        host.fly(&["apps", "destroy", "web", "--yes"])?.ok()?;
+        host.fly(&["apps", "create", "web"])?.ok()?;
+        check_refused(&far_fly(host, &own, &["status", "-a", "web"])?, "unknown")
+    });
+}
+
+#[test]
+fn tokens_outlive_the_server_and_their_secrets_are_nowhere() {
+    on_listening_host(|host| {
+        let ci = made(host, &["--name", "ci"])?;
+        let gone = made(host, &["--name", "gone"])?;
+        token(host, &["revoke", "gone"])?.ok()?;
+        host.kill_server()?;
+        host.start_server()?;
+        far_fly(host, &ci, &["apps", "list"])?.ok()?;
+        check_refused(&far_fly(host, &gone, &["apps", "list"])?, "revoked")?;
+        host.stop_server()?;
+        let secret = ci.rsplit('_').next().context("a secret")?;
+        for file in [host.server_log(), host.data_dir().join("store.db")] {
+            let bytes = fs::read(&file)?;
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            ensure!(!found, "{} holds the secret", file.display());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn beyond_this_host_the_api_is_not_served_in_the_clear() {
+    on(
+        || Host::bare(Network::Open),
+        |host| {
+            let data = host.data_dir().to_string_lossy().into_owned();
+            for address in ["0.0.0.0:4280", "[::]:4280", "192.0.2.1:4280"] {
+                let output =
+                    host.perch(&["server", "--data-dir", &data, "--listen-api", address])?;
+                check_refused(&output, "TLS")?;
+            }
+            let output =
+                host.perch(&["server", "--data-dir", &data, "--listen-api", "localhost"])?;
+            ensure!(output.status.code() == Some(2), "not a wrong usage: {output}");
+            Ok(())
+        },
+    );
+}
