@@ -136,6 +136,12 @@ impl Host {
         finish(&mut self.command(program, args), &format!("{program} {}", args.join(" ")))
     }
 
+    /// Runs any program in the network of the data plane.
+    pub fn run_in_plane(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let plane = format!("--net={}", self.data_dir().join("netns").display());
+        self.run("nsenter", &[&[plane.as_str(), program], args].concat())
+    }
+
     /// Runs `perch …`.
     pub fn perch(&self, args: &[&str]) -> Result<Output> {
         let text = format!("perch {}", args.join(" "));
@@ -264,14 +270,7 @@ impl Host {
 
     /// Runs `work` on a thread that is inside the host's network namespace.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let entrance = self.entrance()?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                entrance.enter()?;
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        self.entrance()?.inside(work)
     }
 
     /// Asks an address from the host.
@@ -349,7 +348,7 @@ impl Host {
             &["ip", "-6", "route", "show", "table", "all"],
             &["ip", "rule"],
             &["nft", "list", "ruleset"],
-            &["cut", "-d ", "-f5", "/proc/self/mounts"],
+            &["cut", "-d ", "-f2", "/proc/self/mounts"],
         ];
         let mut text = String::new();
         for line in asked {
@@ -364,6 +363,22 @@ impl Host {
 pub struct Entrance(File);
 
 impl Entrance {
+    /// A way into the network of a process, such as a Machine's.
+    pub fn of(process: &Process) -> Result<Self> {
+        Ok(Self(File::open(format!("/proc/{}/ns/net", process.pid))?))
+    }
+
+    /// Runs `work` on a thread that is inside.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter()?;
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Moves the calling thread, and those that it will make, into the host's network for good.
     pub fn enter(&self) -> Result<()> {
         let kind = Some(LinkNameSpaceType::Network);

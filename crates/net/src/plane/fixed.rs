@@ -55,7 +55,11 @@ pub(super) fn refresh_host(
     host_nft: &mut Socket,
     nft: &mut Socket,
 ) -> Result<(), NetError> {
-    let addresses = route::ipv4_addresses(host_route)?;
+    let mut addresses = route::ipv4_addresses(host_route)?;
+    // At the very first call the link has no address yet.
+    if !addresses.contains(&config.host_link.0) {
+        addresses.push(config.host_link.0);
+    }
     // The first time there is no such set yet.
     let stale = nft::elements(nft, TABLE, HOST4).unwrap_or_default();
     firewall::ensure_plane(nft, config, &addresses, &stale)?;
