@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use perch_testkit::{Host, get, wait_until};
 
 use crate::stage::{
-    AWAKE, SNIPPET, SOON, check_answer, fly_toml, hello_image, on_host, private_app, wait_asleep,
+    AWAKE, SNIPPET, SOON, check_answer, check_refused, fly_toml, hello_image, on_host, private_app,
+    wait_asleep,
 };
 use crate::table;
 
@@ -58,7 +59,9 @@ fn an_existing_public_app_becomes_private() {
         released
             .says(&[&format!("Released {public} from shop"), "Released 192.0.2.10 from shop"])?;
         released.ok()?;
-        ensure!(host.get(&public, 80, "/").is_err(), "{public} answers after its release");
+        for address in [public.as_str(), "192.0.2.10"] {
+            check_refused(host, address, 80)?;
+        }
 
         let address = check_only_private(host, "shop")?;
         host.fly_in(&dir, &["deploy"])?.ok()?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, exchange, get, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::leaks::Resources;
 use crate::stage::{
     AWAKE, SNIPPET, SOON, check_answer, fly_toml, machine_processes, on_host, private_app,
     shell_image, wait_asleep,
@@ -23,13 +24,13 @@ struct Call {
 fn running_apps_answer_while_the_server_is_dead() {
     on_host(|host| {
         let address = private_app(host, "web", AWAKE)?;
-        let before = starts(host, "web")?;
+        let before = Before::of(host, "web")?;
         let calls = while_calling(host, &address, |host| {
             host.kill_server()?;
             host.start_server()
         })?;
         ensure!(failures(&calls, None).is_empty(), "lost: {:?}", failures(&calls, None));
-        check_nothing_started_twice(host, "web", before)
+        before.check(host, "web")
     });
 }
 
@@ -37,7 +38,7 @@ fn running_apps_answer_while_the_server_is_dead() {
 fn connections_made_without_a_proxy_are_answered_by_its_successor() {
     on_host(|host| {
         let address = private_app(host, "web", AWAKE)?;
-        let before = starts(host, "web")?;
+        let before = Before::of(host, "web")?;
         let mut killed = None;
         let calls = while_calling(host, &address, |host| {
             let old = host.kill_proxy()?;
@@ -49,7 +50,7 @@ fn connections_made_without_a_proxy_are_answered_by_its_successor() {
         })?;
         let lost = failures(&calls, killed);
         ensure!(lost.is_empty(), "lost after the kill: {lost:?}");
-        check_nothing_started_twice(host, "web", before)
+        before.check(host, "web")
     });
 }
 
@@ -57,7 +58,7 @@ fn connections_made_without_a_proxy_are_answered_by_its_successor() {
 fn a_new_server_and_proxy_take_over_what_runs() {
     on_host(|host| {
         let address = private_app(host, "web", AWAKE)?;
-        let before = starts(host, "web")?;
+        let before = Before::of(host, "web")?;
         let mut killed = None;
         let calls = while_calling(host, &address, |host| {
             // The server first, so that it does not replace the proxy.
@@ -68,7 +69,7 @@ fn a_new_server_and_proxy_take_over_what_runs() {
         })?;
         let lost = failures(&calls, killed);
         ensure!(lost.is_empty(), "lost after the kill: {lost:?}");
-        check_nothing_started_twice(host, "web", before)
+        before.check(host, "web")
     });
 }
 
@@ -261,20 +262,33 @@ fn failures(calls: &[Call], since: Option<Instant>) -> Vec<&String> {
     calls.iter().filter(counts).filter_map(|call| call.failure.as_ref()).collect()
 }
 
-fn starts(host: &Host, app: &str) -> Result<usize> {
-    Ok(host.machines(app)?.iter().map(|machine| machine.events("start")).sum())
+/// What a crash must leave as it was.
+struct Before {
+    starts: usize,
+    resources: Resources,
 }
 
-/// As many starts as before, one shim per started Machine, no zombies (adoption is no start).
-fn check_nothing_started_twice(host: &Host, app: &str, before: usize) -> Result<()> {
-    let now = starts(host, app)?;
-    ensure!(now == before, "{before} starts became {now}");
-    let states = host.states(app)?;
-    ensure!(states.iter().all(|state| state == "started"), "{states:?}");
-    let shims = host.perch_processes("shim").len();
-    ensure!(shims == states.len(), "{shims} shims for {} Machines", states.len());
-    wait_until("no zombies", SOON, || {
-        let left = host.processes().into_iter().filter(|process| process.state == 'Z').count();
-        Ok((left == 0).then_some(()))
-    })
+impl Before {
+    fn of(host: &Host, app: &str) -> Result<Self> {
+        Ok(Self { starts: starts(host, app)?, resources: Resources::of(host)? })
+    }
+
+    /// As many starts (adoption is none) and shims, no zombies, and nothing that leaked.
+    fn check(&self, host: &Host, app: &str) -> Result<()> {
+        let now = starts(host, app)?;
+        ensure!(now == self.starts, "{} starts became {now}", self.starts);
+        let states = host.states(app)?;
+        ensure!(states.iter().all(|state| state == "started"), "{states:?}");
+        let shims = host.perch_processes("shim").len();
+        ensure!(shims == states.len(), "{shims} shims for {} Machines", states.len());
+        wait_until("no zombies", SOON, || {
+            let left = host.processes().into_iter().filter(|process| process.state == 'Z').count();
+            Ok((left == 0).then_some(()))
+        })?;
+        Resources::check_not_grown(host, &self.resources)
+    }
+}
+
+fn starts(host: &Host, app: &str) -> Result<usize> {
+    Ok(host.machines(app)?.iter().map(|machine| machine.events("start")).sum())
 }

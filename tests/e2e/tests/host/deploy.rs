@@ -73,27 +73,33 @@ fn a_second_deploy_is_told_who_holds_the_lease() {
         private_app_of(host, "web", &image, AWAKE)?;
         let dir = host.dir().join("web");
         let mut first = host.fly_command(&dir, &["deploy"]).spawn()?;
-        wait_until("the first deploy to be at work", SOON, || {
-            let lease = host.run("curl", &lease_request(host)?)?;
-            Ok(lease.stdout.contains("nonce").then_some(()))
+        let id = host.machines("web")?[0].id.clone();
+        let lease = wait_until("the first deploy to be at work", SOON, || {
+            Ok(host.api(&format!("/v1/apps/web/machines/{id}/lease")).ok())
         })?;
+        let owner = lease["data"]["owner"].as_str().unwrap_or_default().to_owned();
+        ensure!(owner.starts_with("uid 0 (pid "), "held by somebody without a name: {lease}");
+        ensure!(lease["data"]["description"] == "fly deploy of web", "{lease}");
+        ensure!(lease["data"]["nonce"] == "", "the nonce is not for strangers: {lease}");
+
+        let stop = host.fly_in(&dir, &["machine", "stop", &id])?;
+        stop.says(&[
+            &format!("could not lease machine {id}"),
+            &format!("lease currently held by {owner}, expires at 20"),
+        ])?;
+        stop.fails()?;
         let second = host.fly_in(&dir, &["deploy"])?;
+        second.says(&[
+            "could not begin a release of web",
+            &format!("lease on app web currently held by {owner}"),
+            "uid 0 with release 2 (since ",
+            " is changing this app; nothing was deployed",
+        ])?;
+        second.fails()?;
         let status = first.wait()?;
         ensure!(status.success(), "the first deploy ended with {status}");
-        second.says(&["lease"])?;
-        second.fails()?;
         Ok(())
     });
-}
-
-/// The call that reads the lease of the app's first Machine.
-fn lease_request(host: &Host) -> Result<[&'static str; 5]> {
-    let id = host.machines("web")?[0].id.clone();
-    let url = format!("http://localhost/v1/apps/web/machines/{id}/lease");
-    // Tests end before these few bytes matter.
-    let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-    let socket = host.socket().to_string_lossy().into_owned();
-    Ok(["-sS", "-m5", "--unix-socket", leak(socket), leak(url)])
 }
 
 fn versioned(host: &Host, sections: &str) -> Result<(String, std::path::PathBuf)> {

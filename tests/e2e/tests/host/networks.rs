@@ -1,11 +1,13 @@
 //! Two organizations on one host cannot reach each other.
 
+use std::net::{SocketAddr, UdpSocket};
+
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Network};
+use perch_testkit::{Entrance, Host, Network};
 
 use crate::stage::{
-    AWAKE, check_answer, fly_toml, hello_image, on, private_app, private_app_of, run_in_machine,
-    shell_image,
+    AWAKE, SOON, check_answer, fly_toml, hello_image, machine_processes, on, private_app,
+    private_app_of, run_in_machine, shell_image,
 };
 
 const CONFIG: &str = "organizations = [\"personal\", \"other\"]\nauto_stop_after = \"1s\"\n";
@@ -68,17 +70,42 @@ fn check_unreachable(host: &Host, from: &str, address: &str, six: &str) -> Resul
 }
 
 /// Takes an address of the other network inside the stranger's Machine and calls with it.
+///
+/// An answer would go to the address's owner and never to the stranger: what counts is what arrives.
 fn check_forged_source(host: &Host, six: &str) -> Result<()> {
-    let stranger = &host.machines("stranger")?[0].id.clone();
-    let friend = &host.machines("friend")?[0];
+    let (friend, stranger) = (&host.machines("friend")?[0], &host.machines("stranger")?[0]);
     let url = format!("http://[{six}]:8081/");
-    let call = |id: &str, source: &str| {
-        run_in_machine(host, id, &["curl", "-sS", "-m", "3", "--interface", source, &url])
-    };
-    call(&friend.id, &friend.private_ip)?.ok().context("the friend's own address")?;
+    let own = ["curl", "-sS", "-m", "3", "--interface", &friend.private_ip, &url];
+    run_in_machine(host, &friend.id, &own)?.ok().context("the friend's own address")?;
     let forged = format!("{}/128", friend.private_ip);
-    run_in_machine(host, stranger, &["ip", "-6", "addr", "add", &forged, "dev", "lo"])?.ok()?;
-    let answer = call(stranger, &friend.private_ip)?;
-    ensure!(!answer.status.success(), "a forged source is let through: {answer}");
+    run_in_machine(host, &stranger.id, &["ip", "-6", "addr", "add", &forged, "dev", "lo"])?.ok()?;
+
+    let mine = &host.machines("mine")?[0];
+    let listener = network_of(host, &mine.id)?.inside(|| Ok(UdpSocket::bind("[::]:0")?))?;
+    listener.set_read_timeout(Some(SOON))?;
+    let target: SocketAddr = format!("[{six}]:{}", listener.local_addr()?.port()).parse()?;
+    let send = |id: &str, text: &str| -> Result<()> {
+        network_of(host, id)?.inside(|| {
+            let socket = UdpSocket::bind(format!("[{}]:0", friend.private_ip))?;
+            // That the kernel lets it go is no promise that it arrives.
+            socket.send_to(text.as_bytes(), target).map(drop).context("sending a datagram")
+        })
+    };
+    for _ in 0..3 {
+        send(&stranger.id, "forged")?;
+        send(&friend.id, "own")?;
+    }
+    let mut buffer = [0; 16];
+    for _ in 0..3 {
+        let (read, from) = listener.recv_from(&mut buffer).context("the friend's datagrams")?;
+        let text = String::from_utf8_lossy(&buffer[..read]);
+        ensure!(text == "own", "a datagram that is {text} arrives from {from}");
+    }
     Ok(())
+}
+
+/// The network namespace of a Machine.
+fn network_of(host: &Host, id: &str) -> Result<Entrance> {
+    let process = machine_processes(host, id).pop().context("the Machine does not run")?;
+    Entrance::of(&process)
 }

@@ -1,5 +1,7 @@
 //! What the tests share: running on a host, and the apps that they deploy.
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -106,6 +108,15 @@ pub(crate) fn wait_asleep(host: &Host, app: &str) -> Result<()> {
 pub(crate) fn check_answer(answer: &Response, part: &str) -> Result<()> {
     ensure!(answer.status == 200, "not answered with 200: {answer:?}");
     ensure!(answer.body.contains(part), "`{part}` is not in the answer: {answer:?}");
+    Ok(())
+}
+
+/// Fails unless a connection from the host is refused, which is not the same as lost.
+pub(crate) fn check_refused(host: &Host, address: &str, port: u16) -> Result<()> {
+    let target = SocketAddr::new(address.parse()?, port);
+    let called = host.inside(|| Ok(TcpStream::connect_timeout(&target, SOON)))?;
+    let error = called.err().with_context(|| format!("{target} takes connections"))?;
+    ensure!(error.kind() == ErrorKind::ConnectionRefused, "{target}: not refused, but: {error}");
     Ok(())
 }
 

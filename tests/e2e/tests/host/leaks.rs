@@ -1,0 +1,134 @@
+//! What a host has of everything that can be forgotten: it must not grow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use perch_testkit::{Host, Process, wait_until};
+
+use crate::stage::{
+    AWAKE, SNIPPET, SOON, check_answer, machine_processes, on_host, private_app, wait_asleep,
+};
+
+/// A pooled connection or two come and go with requests; a leak of each crash is more.
+const DESCRIPTORS_MORE_MAX: usize = 3;
+
+/// Counts at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resources {
+    /// Links in the plane, links, routes, rules and tables of the host, mounts, and groups; each line
+    /// once.
+    listed: BTreeSet<String>,
+    /// Network namespaces that a process is in or holds.
+    namespaces: usize,
+    shims: usize,
+    /// Open descriptors by role.
+    descriptors: BTreeMap<&'static str, usize>,
+}
+
+impl Resources {
+    pub(crate) fn of(host: &Host) -> Result<Self> {
+        let plane = host.run_in_plane("ip", &["-o", "link"])?.ok()?;
+        let around = host.surroundings(&host.data_dir())?;
+        let lines = plane.lines().map(|line| format!("plane {line}"));
+        // Counters and the order of a hash say nothing.
+        let listed =
+            lines.chain(around.lines().map(str::to_owned)).map(|line| without_numbers(&line));
+        let server = host.server_process()?;
+        let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?;
+        Ok(Self {
+            listed: listed.collect(),
+            namespaces: namespaces(&host.processes()),
+            shims: host.perch_processes("shim").len(),
+            descriptors: [("server", &server), ("proxy", &proxy)]
+                .into_iter()
+                .map(|(role, process)| (role, links_of(process).len()))
+                .collect(),
+        })
+    }
+
+    /// Fails unless there is as much as before, as soon as what is under way has ended.
+    pub(crate) fn check_not_grown(host: &Host, before: &Self) -> Result<()> {
+        wait_until("as much as before the crash", SOON, || {
+            let now = Self::of(host)?;
+            let more: Vec<_> = now.listed.difference(&before.listed).collect();
+            ensure!(more.is_empty(), "there are more: {more:#?}");
+            // The link of a Machine that sleeps is kept by the server that saw it awake only.
+            let lost = before.listed.difference(&now.listed);
+            let less: Vec<_> = lost.filter(|line| !line.starts_with("plane link")).collect();
+            ensure!(less.is_empty(), "there are no more: {less:#?}");
+            let namespaces = (before.namespaces, now.namespaces);
+            ensure!(now.namespaces <= before.namespaces, "namespaces: {namespaces:?}");
+            ensure!(now.shims == before.shims, "{} shims became {}", before.shims, now.shims);
+            for (role, count) in &now.descriptors {
+                let limit = before.descriptors[role] + DESCRIPTORS_MORE_MAX;
+                ensure!(
+                    *count <= limit,
+                    "{role}: {count} descriptors, {:?} before",
+                    before.descriptors
+                );
+            }
+            Ok(Some(()))
+        })
+    }
+}
+
+/// Handles of rules and numbers of links change when they are made again.
+fn without_numbers(line: &str) -> String {
+    let link = line.strip_prefix("plane ").unwrap_or(line);
+    let name = link.split_once(": ").filter(|(number, _)| number.parse::<u32>().is_ok());
+    let name = name.and_then(|(_, rest)| rest.split(['@', ':']).next());
+    match name {
+        Some(name) if link.len() < line.len() => format!("plane link {name}"),
+        Some(name) => format!("link {name}"),
+        None => line.to_owned(),
+    }
+}
+
+/// Where the descriptors of a process lead.
+fn links_of(process: &Process) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).collect()
+}
+
+fn namespaces(processes: &[Process]) -> usize {
+    let mut seen = BTreeSet::new();
+    for process in processes {
+        let own = fs::read_link(format!("/proc/{}/ns/net", process.pid));
+        seen.extend(own.map(|link| link.to_string_lossy().into_owned()));
+        seen.extend(links_of(process).into_iter().filter(|link| link.starts_with("net:[")));
+    }
+    seen.len()
+}
+
+#[test]
+fn crashes_leave_nothing_behind_however_many() {
+    on_host(|host| {
+        let awake = private_app(host, "awake", AWAKE)?;
+        let quotes = private_app(host, "quotes", SNIPPET)?;
+        wait_asleep(host, "quotes")?;
+        let before = Resources::of(host)?;
+        for round in 0..5 {
+            match round % 3 {
+                0 => host.kill_server()?,
+                1 => drop(host.kill_proxy()?),
+                _ => {
+                    host.kill_server()?;
+                    host.kill_proxy()?;
+                }
+            }
+            if round % 3 != 1 {
+                host.start_server()?;
+            }
+            check_answer(&host.get(&awake, 80, "/")?, "")?;
+            check_answer(&host.get(&quotes, 80, "/")?, "")?;
+            wait_asleep(host, "quotes")?;
+        }
+        for machine in host.machines("quotes")? {
+            let left = machine_processes(host, &machine.id);
+            ensure!(left.is_empty(), "{} sleeps and has processes: {left:?}", machine.id);
+        }
+        Resources::check_not_grown(host, &before)
+    });
+}
