@@ -7,6 +7,7 @@ mod connection;
 mod error;
 mod push;
 mod target;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,12 +54,14 @@ impl Client {
     }
 
     /// A client of the server at `url`, such as `http://127.0.0.1:4280`, with the right of `token`.
+    /// For `https://`, its certificate must descend from one in the PEM file `roots`, or else in the
+    /// system's bundle.
     ///
     /// Nothing is checked before the first call, which then fails as [`ClientError::BadAddress`],
     /// [`ClientError::NoToken`], or [`ClientError::InTheClear`] when the token would travel
     /// unencrypted beyond this host.
-    pub fn remote(url: impl Into<String>, token: Option<String>) -> Self {
-        Self { target: Target::remote(url.into(), token) }
+    pub fn remote(url: impl Into<String>, token: Option<String>, roots: Option<PathBuf>) -> Self {
+        Self { target: Target::remote(url.into(), token, roots) }
     }
 
     /// Makes a token. Only over the Unix socket, as the next two.

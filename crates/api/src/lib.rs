@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod server;
+mod tls;
 pub mod wire;
 
 pub use client::{Client, ClientError};

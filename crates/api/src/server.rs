@@ -18,6 +18,7 @@ mod peer;
 mod query;
 mod registry;
 mod route;
+mod tls;
 mod tunnel;
 
 use std::convert::Infallible;
@@ -37,16 +38,19 @@ pub use access::{Operation, operations};
 pub use backend::{Backend, BackendFuture, DeleteMachine, MachineTarget};
 pub use body::BodyStream;
 pub use peer::{Peer, Scope, TokenHolder};
+pub use tls::{BadTls, Tls};
 
 use crate::wire::ApiError;
 use answer::Answer;
 use handler::Call;
-use listener::{Listener, Origin, Stream};
+use listener::{Listener, Origin, Strangers, Stream};
 
 // A deploy's next call may come to the next server; what has begun gets this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 // Out of descriptors or memory: somebody must close something first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+// For the handshake of TLS: some packets both ways.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 // For a head, while no token is known; bodies come in pieces of this size at the most.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -81,12 +85,14 @@ pub async fn serve<B: Backend>(
 }
 
 /// As [`serve`], for strangers: every request needs a token, and may do what the token is good for.
+/// Without TLS everybody on the way reads the tokens.
 pub async fn serve_tcp<B: Backend>(
     listener: TcpListener,
+    tls: Option<Tls>,
     backend: Arc<B>,
     shutdown: impl Future<Output = ()>,
 ) {
-    serve_on(listener, backend, shutdown).await;
+    serve_on(Strangers { listener, tls }, backend, shutdown).await;
 }
 
 async fn serve_on<L: Listener, B: Backend>(
@@ -101,7 +107,7 @@ async fn serve_on<L: Listener, B: Backend>(
             let permit =
                 Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            spawn_connection::<L, B>(stream, &backend, phase_receiver.clone(), permit);
+            spawn_connection(&listener, stream, &backend, phase_receiver.clone(), permit);
         }
     };
     tokio::select! {
@@ -130,6 +136,7 @@ async fn accept<L: Listener>(listener: &L) -> L::Stream {
 }
 
 fn spawn_connection<L: Listener, B: Backend>(
+    listener: &L,
     stream: L::Stream,
     backend: &Arc<B>,
     phase: watch::Receiver<Phase>,
@@ -144,11 +151,18 @@ fn spawn_connection<L: Listener, B: Backend>(
     };
     let backend = Arc::clone(backend);
     let session = Arc::new(Session { backend, origin, phase, permit: Arc::new(permit) });
-    tokio::spawn(run_connection(stream, session, L::HEAD_TIMEOUT));
+    let opening = listener.open(stream);
+    tokio::spawn(async move {
+        match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+            Ok(Ok(stream)) => run_connection(stream, session, L::HEAD_TIMEOUT).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no API connection came about"),
+            Err(_) => tracing::debug!("an API connection was not secured in time"),
+        }
+    });
 }
 
 async fn run_connection<B: Backend>(
-    stream: impl Stream,
+    stream: Box<dyn Stream>,
     session: Arc<Session<B>>,
     head_timeout: Duration,
 ) {

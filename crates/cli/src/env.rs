@@ -13,6 +13,8 @@ use perch_api::client::Client;
 pub(crate) const API: &str = "PERCH_API";
 /// flyctl's variable for the same, after [`SOCKET`].
 pub(crate) const FLAPS_BASE_URL: &str = "FLY_FLAPS_BASE_URL";
+/// Certificates to trust instead of the system's, as Go programs have it.
+pub(crate) const ROOTS: &str = "SSL_CERT_FILE";
 /// The token for an address.
 pub(crate) const TOKEN: &str = "PERCH_TOKEN";
 /// flyctl's variable for the same, if its value can be one of ours.
@@ -68,7 +70,7 @@ impl Environment {
     pub(crate) fn client(&self) -> Client {
         let flaps = || if self.get(SOCKET).is_none() { self.get(FLAPS_BASE_URL) } else { None };
         match self.get(API).or_else(flaps) {
-            Some(url) => Client::remote(url, self.token()),
+            Some(url) => Client::remote(url, self.token(), self.get(ROOTS).map(PathBuf::from)),
             None => Client::unix(self.socket()),
         }
     }

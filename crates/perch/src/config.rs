@@ -1,10 +1,12 @@
 //! The server's configuration: a TOML file in which an unknown key is an error with its place.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use perch_api::server::Tls;
 use serde::Deserialize;
 
 /// What an operator may set. Every key has a default; the file may be absent.
@@ -33,6 +35,10 @@ pub(crate) struct Config {
     pub(crate) image_grace: Length,
     /// Where holders of tokens reach the API over TCP; nowhere unless said.
     pub(crate) listen_api: Option<SocketAddr>,
+    /// PEM file with the API's certificate, and those between it and its root. With it the API over TCP speaks TLS.
+    pub(crate) api_certificate: Option<PathBuf>,
+    /// PEM file with its key.
+    pub(crate) api_key: Option<PathBuf>,
 }
 
 /// Whose processes on this host are the peer `host`. The word `group` means the group of the API's socket.
@@ -63,6 +69,8 @@ impl Default for Config {
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
             listen_api: None,
+            api_certificate: None,
+            api_key: None,
         }
     }
 }
@@ -112,8 +120,32 @@ impl Config {
             grace.contains(&self.image_grace.0),
             "image_grace must be between 1s and 8760h; it has to be longer than a push takes"
         );
+        anyhow::ensure!(
+            self.api_certificate.is_some() == self.api_key.is_some(),
+            "api_certificate and api_key need each other"
+        );
         anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
         Ok(())
+    }
+
+    /// Certificate and key for the API over TCP; both or neither.
+    ///
+    /// # Errors
+    /// When they cannot be used, or everybody on this host could read the key.
+    pub(crate) fn api_tls(&self) -> anyhow::Result<Option<Tls>> {
+        let (Some(certificate), Some(key)) = (&self.api_certificate, &self.api_key) else {
+            return Ok(None);
+        };
+        let mode = std::fs::metadata(key)
+            .with_context(|| format!("could not look at `api_key` {}", key.display()))?
+            .mode();
+        anyhow::ensure!(
+            mode & 0o007 == 0,
+            "everybody may use `api_key` {0}; run: chmod o= {0}",
+            key.display()
+        );
+        let tls = Tls::read(certificate, key);
+        Ok(Some(tls.context("the API cannot be secured (`api_certificate`, `api_key`)")?))
     }
 
     /// Refuses to show tokens to everybody on the way.
@@ -123,8 +155,9 @@ impl Config {
     pub(crate) fn check_api(&self) -> anyhow::Result<()> {
         let Some(address) = self.listen_api else { return Ok(()) };
         anyhow::ensure!(
-            address.ip().to_canonical().is_loopback(),
-            "the API cannot listen at {address}: beyond this host it would need TLS; use 127.0.0.1 or [::1]"
+            address.ip().to_canonical().is_loopback() || self.api_certificate.is_some(),
+            "the API cannot listen at {address} without TLS: set `api_certificate` and `api_key` in the \
+             configuration to PEM files, or listen at 127.0.0.1 or [::1]"
         );
         Ok(())
     }
@@ -205,7 +238,25 @@ mod tests {
         let words = &[":2:15", "wheel", "`none`", "`root`", "`group`", "`all`"];
         check_refused("\nhost_access = \"wheel\"\n", words);
         check_refused("host_access = true\n", &[":1:15"]);
+        check_refused("api_key = \"/k\"\n", &["api_certificate", "need each other"]);
+        check_refused("listen_api = \"localhost\"\n", &[":1:14"]);
         check_refused("= 1\n", &[":1:1"]);
+    }
+
+    #[test]
+    fn beyond_this_host_the_api_needs_a_certificate() {
+        let config = |address: &str, more: &str| {
+            read(&format!("listen_api = \"{address}\"\n{more}")).expect("well formed").check_api()
+        };
+        let pair = "api_certificate = \"/c\"\napi_key = \"/k\"\n";
+        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:192.0.2.1]:1"] {
+            let error = config(address, "").expect_err(address).to_string();
+            assert!(error.contains("api_certificate") && error.contains(address), "{error}");
+            config(address, pair).expect(address);
+        }
+        for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            config(address, "").expect(address);
+        }
     }
 
     #[test]

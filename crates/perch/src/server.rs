@@ -39,6 +39,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use perch_api::server::Tls;
 use perch_machine::{ImageLimits, ImageStore};
 use perch_net::{NetError, Plane, PlaneConfig, Prefix};
 use perch_store::Store;
@@ -249,7 +250,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let standing = proxy_link::find(&world).await;
     adoption::adopt_all(&world).await?;
     let api = bind_api(&world.paths)?;
-    let tcp = bind_tcp(world.config.listen_api).await?;
+    let tcp = bind_tcp(&world.config).await?;
     world.tracker.spawn({
         let world = world.clone();
         async move { world.lives.write_behind(&world.shutdown).await }
@@ -365,24 +366,31 @@ fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
 }
 
 /// Listens for holders of tokens, if wanted, and says where: the port may be ours to choose.
-async fn bind_tcp(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
-    let Some(address) = address else { return Ok(None) };
+async fn bind_tcp(config: &Config) -> anyhow::Result<Option<(TcpListener, Option<Tls>)>> {
+    let Some(address) = config.listen_api else { return Ok(None) };
+    let tls = config.api_tls()?;
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("could not listen for the API at {address}"))?;
     let bound = listener.local_addr().context("could not read the API's own address")?;
-    eprintln!("listening on http://{bound}");
-    Ok(Some(listener))
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    eprintln!("listening on {scheme}://{bound}");
+    Ok(Some((listener, tls)))
 }
 
 /// Serves the API on the socket, and on TCP if wanted, until the server ends.
-async fn serve_api(world: Arc<World>, socket: UnixListener, tcp: Option<TcpListener>) {
+async fn serve_api(
+    world: Arc<World>,
+    socket: UnixListener,
+    tcp: Option<(TcpListener, Option<Tls>)>,
+) {
     let backend = Arc::new(api::Api::new(world.clone()));
     let ended = || world.shutdown.clone().cancelled_owned();
     let local = perch_api::server::serve(socket, backend.clone(), ended());
     match tcp {
-        Some(tcp) => {
-            tokio::join!(local, perch_api::server::serve_tcp(tcp, backend, ended()));
+        Some((listener, tls)) => {
+            let far = perch_api::server::serve_tcp(listener, tls, backend, ended());
+            tokio::join!(local, far);
         }
         None => local.await,
     }

@@ -4,16 +4,17 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HOST};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Uri};
+use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{ClientError, Result};
+use super::{ClientError, Result, trust};
 
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 // A host that takes longer to accept is not there.
@@ -31,6 +32,9 @@ pub(super) enum Target {
 pub(super) struct Remote {
     url: String,
     token: Option<String>,
+    roots: Option<PathBuf>,
+    // Kept: reading the system's bundle takes longer than a call.
+    tls: OnceLock<Arc<ClientConfig>>,
 }
 
 impl fmt::Debug for Remote {
@@ -51,8 +55,8 @@ pub(super) struct Opened {
 }
 
 impl Target {
-    pub(super) fn remote(url: String, token: Option<String>) -> Self {
-        Self::Remote(Arc::new(Remote { url, token }))
+    pub(super) fn remote(url: String, token: Option<String>, roots: Option<PathBuf>) -> Self {
+        Self::Remote(Arc::new(Remote { url, token, roots, tls: OnceLock::new() }))
     }
 
     pub(super) async fn open(&self) -> Result<Opened> {
@@ -88,6 +92,13 @@ impl Remote {
         let stream =
             stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
+        if address.is_secure {
+            let config = self.tls().map_err(failed)?;
+            let securing = trust::secure(stream, &address.host, config);
+            let secured = tokio::time::timeout(CONNECT_TIMEOUT, securing).await;
+            let secured = secured.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            return Ok(Box::new(secured.map_err(failed)?));
+        }
         // Nothing has been sent yet, so the token has not been seen.
         if !is_loopback(stream.peer_addr().map_err(failed)?.ip()) {
             return Err(ClientError::InTheClear { url: self.url.clone() });
@@ -96,9 +107,20 @@ impl Remote {
     }
 }
 
+impl Remote {
+    fn tls(&self) -> io::Result<Arc<ClientConfig>> {
+        if let Some(config) = self.tls.get() {
+            return Ok(Arc::clone(config));
+        }
+        let config = trust::config(self.roots.as_deref())?;
+        Ok(Arc::clone(self.tls.get_or_init(|| config)))
+    }
+}
+
 /// A base address as flyctl reads it: of its path nothing remains.
 #[derive(Debug)]
 struct Address {
+    is_secure: bool,
     host: String,
     port: u16,
     authority: HeaderValue,
@@ -111,9 +133,10 @@ impl Address {
             reason: reason.to_owned(),
         };
         let uri: Uri = url.trim().parse().map_err(|_| bad("it is not a URL"))?;
-        let port = match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => 80,
-            _ => return Err(bad("it must begin with http://")),
+        let (is_secure, port) = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => (true, 443),
+            Some(scheme) if *scheme == Scheme::HTTP => (false, 80),
+            _ => return Err(bad("it must begin with https:// or http://")),
         };
         let authority = uri.authority().ok_or_else(|| bad("it names no host"))?;
         if authority.as_str().contains('@') {
@@ -124,7 +147,8 @@ impl Address {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = authority.port_u16().unwrap_or(port);
         let authority = HeaderValue::from_str(authority.as_str());
-        Ok(Self { host, port, authority: authority.map_err(|_| bad("it names no host"))? })
+        let authority = authority.map_err(|_| bad("it names no host"))?;
+        Ok(Self { is_secure, host, port, authority })
     }
 }
 
@@ -172,6 +196,7 @@ mod tests {
             ("http://127.0.0.1:4280", "127.0.0.1", 4280),
             (" http://localhost/v1/", "localhost", 80),
             ("http://[::1]:7", "::1", 7),
+            ("https://perch.example", "perch.example", 443),
         ] {
             let address = Address::parse(url).expect(url);
             assert_eq!((address.host.as_str(), address.port), (host, port));
@@ -180,14 +205,15 @@ mod tests {
 
     #[test]
     fn a_token_is_not_printed_with_its_client() {
-        let target = Target::remote("http://127.0.0.1:1".to_owned(), Some("s3cret".to_owned()));
+        let target =
+            Target::remote("http://127.0.0.1:1".to_owned(), Some("s3cret".to_owned()), None);
         assert!(!format!("{target:?}").contains("s3cret"));
     }
 
     #[tokio::test]
     async fn without_a_token_nothing_is_connected() {
         for token in [None, Some("a\nb".to_owned())] {
-            let target = Target::remote("http://127.0.0.1:1".to_owned(), token);
+            let target = Target::remote("http://127.0.0.1:1".to_owned(), token, None);
             let error = target.open().await.err().expect("no token");
             assert!(matches!(error, ClientError::NoToken { .. }), "{error}");
         }

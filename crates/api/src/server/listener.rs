@@ -8,7 +8,7 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::Peer;
+use super::{Peer, Tls};
 
 // A caller that takes or confirms nothing for so long is gone, or wants us to wait for ever.
 const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(super) enum Origin {
 /// How a kind of listener accepts.
 pub(super) trait Listener: Send {
     /// What it accepts.
-    type Stream: Stream;
+    type Stream;
     /// Connections at once; more wait in the listener's backlog.
     const CONNECTIONS_MAX: u32;
     /// How long a head may take, and a connection may be kept open and not used.
@@ -40,6 +40,11 @@ pub(super) trait Listener: Send {
 
     /// Waits for the next connection.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Makes it ready for requests.
+    fn open(
+        &self,
+        stream: Self::Stream,
+    ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<Self> + 'static;
     /// Who is at its other end.
     fn origin(stream: &Self::Stream) -> io::Result<Origin>;
 }
@@ -54,13 +59,26 @@ impl Listener for UnixListener {
         self.accept().await.map(|(stream, _)| stream)
     }
 
+    fn open(
+        &self,
+        stream: UnixStream,
+    ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
+        std::future::ready(Ok(Box::new(stream) as Box<dyn Stream>))
+    }
+
     fn origin(stream: &UnixStream) -> io::Result<Origin> {
         let credentials = stream.peer_cred()?;
         Ok(Origin::Known(Peer::Local { uid: credentials.uid(), pid: credentials.pid() }))
     }
 }
 
-impl Listener for TcpListener {
+/// A TCP listener, with TLS or without.
+pub(super) struct Strangers {
+    pub(super) listener: TcpListener,
+    pub(super) tls: Option<Tls>,
+}
+
+impl Listener for Strangers {
     type Stream = TcpStream;
     // Of its own, so that strangers who fill it do not keep the host's own people out.
     const CONNECTIONS_MAX: u32 = 256;
@@ -68,7 +86,20 @@ impl Listener for TcpListener {
     const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 
     async fn next(&self) -> io::Result<TcpStream> {
-        self.accept().await.map(|(stream, _)| stream)
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn open(
+        &self,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
+        let tls = self.tls.clone();
+        async move {
+            Ok(match tls {
+                Some(tls) => Box::new(tls.accept(stream).await?) as Box<dyn Stream>,
+                None => Box::new(stream),
+            })
+        }
     }
 
     fn origin(stream: &TcpStream) -> io::Result<Origin> {

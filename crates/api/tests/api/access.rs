@@ -41,7 +41,12 @@ impl Remote {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         // Ends with the test's runtime.
-        tokio::spawn(serve_tcp(listener, Arc::clone(&server.backend), std::future::pending()));
+        tokio::spawn(serve_tcp(
+            listener,
+            None,
+            Arc::clone(&server.backend),
+            std::future::pending(),
+        ));
         let remote = Self { server, address, machine };
         remote.add("all", Scope::default());
         remote.add("reader", Scope { read_only: true, ..Scope::default() });
@@ -59,7 +64,8 @@ impl Remote {
     }
 
     fn client(&self, token: &str) -> Client {
-        Client::remote(format!("http://{}", self.address), Some(format!("perch_{token}")))
+        let token = Some(format!("perch_{token}"));
+        Client::remote(format!("http://{}", self.address), token, None)
     }
 
     /// The status of a call made with a token, and its whole answer.
@@ -284,4 +290,73 @@ async fn tokens_are_made_listed_and_revoked_over_the_socket_only() {
     assert_eq!(far.create_token(&input).await.expect_err("far").status(), Some(403));
     assert_eq!(far.list_tokens().await.expect_err("far").status(), Some(403));
     assert_eq!(far.revoke_token("ci").await.expect_err("far").status(), Some(403));
+}
+
+mod tls {
+    use std::path::PathBuf;
+
+    use perch_api::server::{BadTls, Tls};
+
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/api/tls").join(name)
+    }
+
+    /// A secured server, and its address.
+    async fn start() -> (Remote, SocketAddr) {
+        let remote = Remote::start().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let tls = Tls::read(&file("certificate.pem"), &file("key.pem")).expect("a pair");
+        let backend = Arc::clone(&remote.server.backend);
+        tokio::spawn(serve_tcp(listener, Some(tls), backend, std::future::pending()));
+        (remote, address)
+    }
+
+    fn client(url: String, roots: &str) -> Client {
+        Client::remote(url, Some("perch_all".to_owned()), Some(file(roots)))
+    }
+
+    async fn check_refused(client: Client, words: &str) {
+        let error = client.info().await.expect_err(words);
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        let text = format!("{error}: {}", cause.unwrap_or_default());
+        assert!(text.contains(words), "{text} lacks {words}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_prove_its_name_gets_no_token() {
+        let (remote, address) = start().await;
+        check_refused(client(format!("https://{address}"), "other.pem"), "certificate").await;
+        check_refused(client(format!("https://{address}"), "key.pem"), "PEM").await;
+        check_refused(client(format!("https://{address}"), "none.pem"), "none.pem").await;
+        check_refused(client(format!("https://{}", remote.address), "certificate.pem"), "").await;
+        check_refused(client(format!("http://{address}"), "certificate.pem"), "").await;
+    }
+
+    #[tokio::test]
+    async fn calls_and_streams_go_through_tls() {
+        let (_remote, address) = start().await;
+        for host in ["127.0.0.1", "localhost"] {
+            let client = client(format!("https://{host}:{}", address.port()), "certificate.pem");
+            assert_eq!(client.list_apps(None).await.expect("apps").len(), 3);
+            let mut stream = client.open_stream("web", "db.internal", 5432).await.expect("stream");
+            stream.write_all(b"hello").await.expect("write");
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).await.expect("read");
+            assert_eq!(&answer, b"HELLO");
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_pair_are_refused_by_name() {
+        let refused = |certificate: &str, key: &str| {
+            Tls::read(&file(certificate), &file(key)).expect_err(certificate)
+        };
+        assert!(matches!(refused("key.pem", "key.pem"), BadTls::Empty { .. }));
+        assert!(matches!(refused("other.pem", "key.pem"), BadTls::Pair { .. }));
+        assert!(matches!(refused("certificate.pem", "certificate.pem"), BadTls::Pem { .. }));
+        assert!(refused("none.pem", "key.pem").to_string().contains("none.pem"));
+    }
 }

@@ -1,6 +1,7 @@
 //! The API over TCP: tokens as an operator makes them, `fly` as their holders use it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -166,6 +167,40 @@ fn beyond_this_host_the_api_is_not_served_in_the_clear() {
                 host.perch(&["server", "--data-dir", &data, "--listen-api", "localhost"])?;
             ensure!(output.status.code() == Some(2), "not a wrong usage: {output}");
             Ok(())
+        },
+    );
+}
+
+#[test]
+fn beyond_this_host_the_api_speaks_tls_with_the_operators_certificate() {
+    on(
+        || Host::bare(Network::Open),
+        |host| {
+            let file = |name: &str| host.dir().join(name).to_string_lossy().into_owned();
+            let (certificate, key) = (file("certificate.pem"), file("key.pem"));
+            fs::write(
+                &certificate,
+                include_str!("../../../../crates/api/tests/api/tls/certificate.pem"),
+            )?;
+            fs::write(&key, include_str!("../../../../crates/api/tests/api/tls/key.pem"))?;
+            host.configure(&format!(
+            "listen_api = \"0.0.0.0:0\"\napi_certificate = \"{certificate}\"\napi_key = \"{key}\"\n"
+        ));
+            fs::set_permissions(&key, PermissionsExt::from_mode(0o644))?;
+            let refused = host.start_server().expect_err("everybody may read the key").to_string();
+            ensure!(refused.contains("chmod o="), "not said why: {refused}");
+            fs::set_permissions(&key, PermissionsExt::from_mode(0o600))?;
+            host.start_server()?;
+            let said = address(host)?;
+            let port = said.strip_prefix("https://0.0.0.0:").with_context(|| said.clone())?;
+            let ci = made(host, &[])?;
+            let (api, token) =
+                (format!("PERCH_API=https://127.0.0.1:{port}"), format!("PERCH_TOKEN={ci}"));
+            let binary = std::env::var("PERCH_BIN")?;
+            let trust = format!("SSL_CERT_FILE={certificate}");
+            let list = [&api, &token, &binary, "fly", "apps", "list"];
+            check_refused(&host.run("env", &list)?, "certificate")?;
+            host.run("env", &[&[trust.as_str()], &list[..]].concat())?.ok().map(drop)
         },
     );
 }

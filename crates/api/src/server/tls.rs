@@ -1,0 +1,92 @@
+//! TLS for callers from beyond this host: 1.3 only, by rustls with ring.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::tls;
+
+/// The server's side of TLS.
+#[derive(Clone)]
+pub struct Tls(TlsAcceptor);
+
+/// Why TLS is not possible with these files.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTls {
+    /// A file could not be read as PEM.
+    #[error("could not read {} as PEM", file.display())]
+    Pem {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// A file without a certificate.
+    #[error("{} holds no certificate", file.display())]
+    Empty {
+        /// Which.
+        file: PathBuf,
+    },
+    /// They do not fit each other, or are of a kind that is not supported.
+    #[error("{} and {} cannot be used together", certificate.display(), key.display())]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's.
+        key: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+impl Tls {
+    /// Reads a certificate, with those between it and its root, and its key.
+    ///
+    /// # Errors
+    /// See [`BadTls`].
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, BadTls> {
+        let bad = |file: &Path| {
+            let file = file.to_owned();
+            |source| BadTls::Pem { file, source }
+        };
+        let chain = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(bad(certificate))?;
+        if chain.is_empty() {
+            return Err(BadTls::Empty { file: certificate.to_owned() });
+        }
+        let private = PrivateKeyDer::from_pem_file(key).map_err(bad(key))?;
+        let pair = |source| BadTls::Pair {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            source,
+        };
+        let mut config = ServerConfig::builder_with_provider(tls::provider())
+            .with_protocol_versions(tls::VERSIONS)
+            .map_err(pair)?
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .map_err(pair)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.0.accept(stream).await
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
