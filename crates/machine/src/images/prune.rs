@@ -364,20 +364,23 @@ mod tests {
     #[test]
     fn pushes_beside_prunes_are_whole_or_told_what_is_missing() -> Tested {
         let (store, dir) = store("prune-race")?;
-        let done = std::sync::atomic::AtomicBool::new(false);
+        // A rendezvous for each round: a loop without one holds the lock nearly always, and a push may never get it.
+        let (begin, begun) = std::sync::mpsc::sync_channel(0);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            let store = &store;
+            scope.spawn(move || {
+                for () in begun {
                     store.prune(&BTreeSet::new(), later()).expect("it can be pruned");
                 }
             });
             for round in 0..50 {
-                match image(&store, "web", &format!("image {round}")) {
+                begin.send(()).expect("somebody prunes");
+                match image(store, "web", &format!("image {round}")) {
                     Ok(_) | Err(ImageError::BlobUnknown(_)) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
-            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            drop(begin);
         });
         store.prune(&BTreeSet::new(), later())?;
         assert_eq!((count(&store, "manifests"), count(&store, "blobs")), (0, 0));
