@@ -17,6 +17,9 @@ pub(crate) const TESTS: &[Need] = &[
     ("busybox", "busybox-static"),
     ("python3", "python3-minimal"),
     ("curl", "curl"),
+    ("jq", "jq"),
+    ("ldd", "libc-bin"),
+    ("redis-cli", "redis-tools"),
 ];
 
 /// What the benchmarks compare with and measure by.

@@ -1,8 +1,10 @@
 //! Builds OCI image layouts out of static binaries.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -45,6 +47,37 @@ impl Image {
             .entry("bin/busybox", &Entry::File(binary, 0o755))
             .entry("bin/sh", &Entry::Symlink("busybox".to_owned()));
         Ok(image.entrypoint(&["/bin/sh", "-c", script]))
+    }
+
+    /// A program of this machine as `/NAME`, with the libraries that it is linked with.
+    pub fn program(program: &str, name: &str) -> Result<Self> {
+        let path =
+            process::which(program).with_context(|| format!("{program} is not installed"))?;
+        let linked = Command::new("ldd").arg(&path).output().context("running ldd")?;
+        let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
+        let binary = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mut image = Self::empty().entry(name, &Entry::File(binary, 0o755));
+        let mut known = BTreeSet::new();
+        for library in linked.split_whitespace().filter(|word| word.starts_with('/')) {
+            image = image.copied(library, &mut known)?;
+        }
+        Ok(image)
+    }
+
+    /// Adds a file of this machine at its own path, and the directories above it.
+    fn copied(mut self, file: &str, known: &mut BTreeSet<String>) -> Result<Self> {
+        let inside = file.trim_start_matches('/');
+        let ends = inside.match_indices('/').map(|(end, _)| end);
+        for dir in ends.map(|end| &inside[..end]) {
+            if known.insert(dir.to_owned()) {
+                self = self.entry(dir, &Entry::Dir);
+            }
+        }
+        if known.insert(inside.to_owned()) {
+            let bytes = fs::read(file).with_context(|| format!("reading {file}"))?;
+            self = self.entry(inside, &Entry::File(bytes, 0o755));
+        }
+        Ok(self)
     }
 
     /// All directories, files and symbolic links below `dir`, with their modes.
@@ -96,19 +129,26 @@ impl Image {
         self
     }
 
+    /// Writes the file that `docker save` makes, with this name for the image.
+    pub fn write_docker_archive(self, name: &str, file: &Path) -> Result<()> {
+        let layer = self.layer.finish();
+        let config = config(&self.config, &layer);
+        let manifest =
+            json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+        let archive = Archive::default()
+            .with("manifest.json", &Entry::File(bytes(&manifest), 0o644))
+            .with("config.json", &Entry::File(bytes(&config), 0o644))
+            .with("layer.tar", &Entry::File(layer, 0o644));
+        fs::write(file, archive.finish()).with_context(|| format!("writing {}", file.display()))
+    }
+
     /// Writes a layout with tag `latest` into a new directory; returns what `--image` takes.
     pub fn write(self, dir: &Path) -> Result<String> {
         let blobs = dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).with_context(|| format!("making {}", blobs.display()))?;
         let layer = self.layer.finish();
-        let diff_id = digest(&layer);
+        let config = config(&self.config, &layer);
         let layer = blob(&blobs, "application/vnd.oci.image.layer.v1.tar", &layer)?;
-        let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-            "os": "linux",
-            "config": self.config,
-            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-        });
         let config = blob(&blobs, "application/vnd.oci.image.config.v1+json", &bytes(&config))?;
         let manifest = json!({
             "schemaVersion": 2,
@@ -133,6 +173,16 @@ pub fn hello_binary() -> Result<PathBuf> {
     }
     let perch = std::env::var_os("PERCH_BIN").context("PERCH_BIN is not set")?;
     Ok(PathBuf::from(perch).with_file_name("perch-hello"))
+}
+
+/// The configuration of an image with one layer.
+fn config(config: &Value, layer: &[u8]) -> Value {
+    json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
+    })
 }
 
 fn bytes(value: &Value) -> Vec<u8> {

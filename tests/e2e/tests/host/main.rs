@@ -14,6 +14,7 @@ mod deploy;
 mod dns;
 mod down;
 mod firewall;
+mod guides;
 mod leaks;
 mod listen;
 mod networks;
