@@ -23,6 +23,7 @@ usage: cargo x COMMAND
 
   test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, guest), or one crate
   check                 format, clippy, tidy, docs, deny
+  docs                  write what is made from code: docs/compat-commands.md and crates/cli/tests/help
   tidy                  the rules of this repository that clippy does not know
   deny                  licences, bans and sources of all dependencies
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
@@ -53,6 +54,7 @@ fn run(args: &[String]) -> Result<bool> {
     match command {
         "test" => ring::test(rest),
         "check" => ring::check(),
+        "docs" => ring::docs_from_code(),
         "tidy" => tidy::run(),
         "deny" => deny::run(),
         "sim" => ring::sim(rest),

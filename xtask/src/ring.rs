@@ -46,6 +46,14 @@ pub(crate) fn check() -> Result<bool> {
     Ok(summary(&steps, started.elapsed()))
 }
 
+/// Has the tests that compare checked-in pages with the code write them instead.
+pub(crate) fn docs_from_code() -> Result<bool> {
+    let mut command =
+        shell::cargo(&["test", "--locked", "--quiet", "--package", "perch-cli", "--lib", "compat"]);
+    command.env("PERCH_WRITE_DOCS", "1");
+    shell::succeeds(&mut command)
+}
+
 /// The simulation with the caller's arguments.
 pub(crate) fn sim(args: &[String]) -> Result<bool> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

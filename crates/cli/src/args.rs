@@ -1,18 +1,19 @@
 //! The command line, as flyctl has it: names, aliases, shorthands and defaults.
 //!
-//! Boolean flags take an optional `=true|false` as pflag's do. Flags of flyctl that steer things
-//! Perch does not have (remote builders, WireGuard tunnels of the client) are accepted and hidden, so
-//! that scripts go on working.
+//! Boolean flags take an optional `=true|false` as pflag's do. What is not here of flyctl's, commands and
+//! flags, has a line in `answers.txt` instead: so scripts go on working or are told why not.
 
-use crate::console::Console;
-use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Run private apps on your own machines
 #[derive(Debug, Parser)]
-#[command(name = "fly", disable_version_flag = true, infer_subcommands = false)]
+#[command(
+    name = "fly",
+    disable_version_flag = true,
+    infer_subcommands = false,
+    args_override_self = true
+)]
 pub(crate) struct Fly {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -22,9 +23,9 @@ pub(crate) struct Fly {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Accepted for compatibility; the Unix socket needs no token
-    #[arg(short = 't', long, global = true, hide = true)]
-    access_token: Option<String>,
+    /// Token for a server that is reached over TCP
+    #[arg(short = 't', long, global = true)]
+    pub(crate) access_token: Option<String>,
     /// Verbose output
     #[arg(long, global = true)]
     verbose: bool,
@@ -162,8 +163,6 @@ pub(crate) struct Rollout {
     pub(crate) smoke_checks: bool,
     #[command(flatten)]
     pub(crate) vm: Vm,
-    #[command(flatten)]
-    unused: Unused,
 }
 
 /// Size of Machines.
@@ -181,25 +180,6 @@ pub(crate) struct Vm {
     /// shared or performance
     #[arg(long, alias = "vm-cpukind")]
     pub(crate) vm_cpu_kind: Option<String>,
-}
-
-/// Flags of flyctl that mean nothing here.
-#[derive(Debug, Clone, Args)]
-struct Unused {
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    remote_only: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    local_only: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    depot: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    wg: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    dns_checks: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    now: Option<bool>,
-    #[arg(long, hide = true)]
-    deploy_retries: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -493,37 +473,12 @@ pub(crate) struct Proxy {
     pub(crate) quiet: bool,
 }
 
-/// Why parsing ended without a command: help was asked for, or the arguments are wrong.
-#[derive(Debug)]
-pub(crate) struct Stop(clap::Error);
-
-pub(crate) fn parse(args: Vec<OsString>) -> Result<Fly, Stop> {
-    Fly::try_parse_from(args).map_err(Stop)
-}
-
-impl Stop {
-    /// Prints help to stdout with exit code 0, or the error to stderr with flyctl's exit code 1.
-    pub(crate) fn print(&self, console: &Console) -> u8 {
-        let text = self.0.render().to_string();
-        let help = matches!(
-            self.0.kind(),
-            ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-        );
-        if help {
-            console.text(&text);
-            return 0;
-        }
-        console.note(format!("Error: {}", text.trim_start_matches("error: ").trim_end()));
-        1
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Option<Fly> {
-        parse(line.split(' ').map(OsString::from).collect()).ok()
+        Fly::try_parse_from(line.split(' ')).ok()
     }
 
     #[test]

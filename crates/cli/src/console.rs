@@ -2,41 +2,116 @@
 //!
 //! Writing never fails a command: when the reader of our output has gone (`fly logs | head`), the
 //! console remembers it, and long-running commands ask [`Console::is_closed`].
+//!
+//! Colours, spinners and bars are for terminals only; into a pipe or a file go plain lines. What moves
+//! stands below the last line, on stderr, and is taken away before anything else is written:
+//!
+//! ```text
+//!   Machine 148e [app] was created                            a line that stays
+//! ⠹ Waiting for 148e [app] to have state: started             live: drawn again ten times a second
+//! ```
+//!
+//! The cursor is never hidden and rests where the live lines begin: a command that dies leaves nothing to
+//! restore.
 
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+mod live;
+
+use crate::env::{self, Environment};
+use live::Area;
+pub(crate) use live::Progress;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How often what moves is drawn again.
+const FRAME: Duration = Duration::from_millis(100);
+/// The live line of what the command waits for; those of Machines have their numbers.
+const TASK: usize = usize::MAX;
 
 /// Standard streams, or their stand-ins in tests.
 pub struct Console {
-    out: Mutex<Box<dyn Write + Send>>,
-    err: Mutex<Box<dyn Write + Send>>,
+    screen: Mutex<Screen>,
     input: Mutex<Box<dyn BufRead + Send>>,
     interactive: bool,
+    live: bool,
+    out_colored: bool,
+    err_colored: bool,
+    columns: Option<usize>,
     closed: AtomicBool,
+    /// Something moves.
+    moved: Notify,
+}
+
+struct Screen {
+    out: Box<dyn Write + Send>,
+    err: Box<dyn Write + Send>,
+    area: Option<Area>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Out,
+    Err,
+}
+
+/// How a word is set off, where colours are; none carries a meaning of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Style {
+    Bold = 1,
+    Faint = 2,
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+    Blue = 34,
+    Cyan = 36,
 }
 
 impl Console {
-    /// The process's own streams. Interactive means that stdin and stdout are terminals.
-    pub fn of_process() -> Self {
-        let terminal = std::io::stdout().is_terminal();
+    /// The process's own streams.
+    pub fn of_process(env: &Environment) -> Self {
+        Self::on(std::io::stdin(), std::io::stdout(), std::io::stderr(), env)
+    }
+
+    /// Streams that may be terminals. Interactive means that stdin and stdout are.
+    pub fn on(
+        input: impl Read + AsFd + Send + 'static,
+        out: impl Write + AsFd + Send + 'static,
+        err: impl Write + AsFd + Send + 'static,
+        env: &Environment,
+    ) -> Self {
+        let able = env.get(env::TERM) != Some("dumb");
+        let (out_terminal, err_terminal) = (is_terminal(&out), is_terminal(&err));
+        let area = (able && out_terminal && err_terminal).then(|| Area::on(err.as_fd())).flatten();
+        let columns =
+            out_terminal.then(|| live::size(out.as_fd())).flatten().map(|size| size.columns);
         Self {
-            out: Mutex::new(Box::new(std::io::stdout())),
-            err: Mutex::new(Box::new(std::io::stderr())),
-            input: Mutex::new(Box::new(BufReader::new(std::io::stdin()))),
-            interactive: terminal && std::io::stdin().is_terminal(),
+            interactive: out_terminal && is_terminal(&input),
+            live: area.is_some(),
+            out_colored: colored(env, able && out_terminal),
+            err_colored: colored(env, able && err_terminal),
+            columns,
+            screen: Mutex::new(Screen { out: Box::new(out), err: Box::new(err), area }),
+            input: Mutex::new(Box::new(BufReader::new(input))),
             closed: AtomicBool::new(false),
+            moved: Notify::new(),
         }
     }
 
-    /// Streams given by the caller; not interactive, nothing to read.
+    /// Streams given by the caller; not interactive, nothing to read, no colours.
     pub fn of_streams(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Self {
         Self {
-            out: Mutex::new(out),
-            err: Mutex::new(err),
+            screen: Mutex::new(Screen { out, err, area: None }),
             input: Mutex::new(Box::new(std::io::empty())),
             interactive: false,
+            live: false,
+            out_colored: false,
+            err_colored: false,
+            columns: None,
             closed: AtomicBool::new(false),
+            moved: Notify::new(),
         }
     }
 
@@ -49,25 +124,110 @@ impl Console {
         self.closed.load(Ordering::Relaxed)
     }
 
+    /// Whether lines can be drawn again in place.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Width of the terminal that data goes to.
+    pub(crate) fn columns(&self) -> Option<usize> {
+        self.columns
+    }
+
     /// Prints a line of data.
     pub(crate) fn line(&self, text: impl AsRef<str>) {
-        self.write(&self.out, &format!("{}\n", text.as_ref()));
+        self.write(Stream::Out, &format!("{}\n", text.as_ref()));
     }
 
     /// Prints data as it is.
     pub(crate) fn text(&self, text: &str) {
-        self.write(&self.out, text);
+        self.write(Stream::Out, text);
     }
 
     /// Prints a line of words for a person.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
-        self.write(&self.err, &format!("{}\n", text.as_ref()));
+        self.write(Stream::Err, &format!("{}\n", text.as_ref()));
+    }
+
+    /// Prints a line of words in a style.
+    pub(crate) fn styled_note(&self, style: Style, text: &str) {
+        self.note(painted(self.err_colored, style, text));
+    }
+
+    /// Prints `Error: …`.
+    pub(crate) fn error(&self, text: &str) {
+        self.note(format!("{}{text}", painted(self.err_colored, Style::Red, "Error: ")));
+    }
+
+    /// A part of a line of data in a style.
+    pub(crate) fn paint(&self, style: Style, text: &str) -> String {
+        painted(self.out_colored, style, text)
     }
 
     /// Asks a yes/no question, which needs a terminal; anything but y or yes is a no.
     pub(crate) fn confirm(&self, question: &str) -> bool {
-        self.write(&self.out, &format!("? {question} (y/N) "));
+        self.write(Stream::Out, &format!("? {question} (y/N) "));
         matches!(self.read_line().to_lowercase().as_str(), "y" | "yes")
+    }
+
+    /// Shows on a terminal what is waited for, until the guard is dropped.
+    pub(crate) fn waiting(&self, text: impl Into<String>) -> Waiting<'_> {
+        self.live(TASK, Progress::Spinner(text.into()));
+        Waiting(self)
+    }
+
+    /// Shows on a terminal how far something is, until the guard is dropped.
+    pub(crate) fn progress(&self, progress: Progress) -> Waiting<'_> {
+        self.live(TASK, progress);
+        Waiting(self)
+    }
+
+    /// Sets the live line of a number.
+    pub(crate) fn live(&self, key: usize, progress: Progress) {
+        self.redraw(|area| area.set(key, progress));
+        self.moved.notify_one();
+    }
+
+    /// Takes the live line of a number away.
+    pub(crate) fn settle(&self, key: usize) {
+        self.redraw(|area| area.remove(key));
+    }
+
+    /// Takes all live lines away.
+    pub(crate) fn settle_all(&self) {
+        self.redraw(Area::clear);
+    }
+
+    /// Does something while what moves is drawn.
+    pub(crate) async fn animate<T>(&self, work: impl Future<Output = T>) -> T {
+        if !self.live {
+            return work.await;
+        }
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => return result,
+                () = self.frame() => {}
+            }
+        }
+    }
+
+    /// The next picture; while nothing moves nothing wakes us.
+    async fn frame(&self) {
+        if self.screen().area.as_ref().is_none_or(Area::is_empty) {
+            return self.moved.notified().await;
+        }
+        tokio::time::sleep(FRAME).await;
+        self.redraw(Area::advance);
+    }
+
+    fn redraw(&self, change: impl FnOnce(&mut Area)) {
+        let mut screen = self.screen();
+        let Screen { err, area: Some(area), .. } = &mut *screen else { return };
+        let text = area.changed(change);
+        let result = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+        self.remember(result);
     }
 
     fn read_line(&self) -> String {
@@ -80,18 +240,79 @@ impl Console {
         line.trim().to_owned()
     }
 
-    fn write(&self, stream: &Mutex<Box<dyn Write + Send>>, text: &str) {
-        let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+    fn write(&self, stream: Stream, text: &str) {
+        let result = self.screen().write(stream, text);
+        self.remember(result);
+    }
+
+    fn screen(&self) -> MutexGuard<'_, Screen> {
+        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, result: std::io::Result<()>) {
         if result.is_err() {
             self.closed.store(true, Ordering::Relaxed);
         }
     }
 }
 
+impl Drop for Console {
+    /// A command that panics takes its live lines with it.
+    fn drop(&mut self) {
+        self.settle_all();
+    }
+}
+
+/// A live line that goes when this is dropped.
+pub(crate) struct Waiting<'a>(&'a Console);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.settle(TASK);
+    }
+}
+
+impl Screen {
+    /// Live lines make room first and come back below.
+    fn write(&mut self, stream: Stream, text: &str) -> std::io::Result<()> {
+        let (before, after) = match &mut self.area {
+            Some(area) => area.around(text.ends_with('\n')),
+            None => Default::default(),
+        };
+        self.err.write_all(before.as_bytes())?;
+        let to = match stream {
+            Stream::Out => &mut self.out,
+            Stream::Err => &mut self.err,
+        };
+        to.write_all(text.as_bytes())?;
+        to.flush()?;
+        self.err.write_all(after.as_bytes())?;
+        self.err.flush()
+    }
+}
+
+fn is_terminal(stream: &impl AsFd) -> bool {
+    rustix::termios::isatty(stream)
+}
+
+/// flyctl's rule: `CLICOLOR_FORCE` wins, then `NO_COLOR` and `CLICOLOR=0`, then what the stream is.
+fn colored(env: &Environment, able: bool) -> bool {
+    let forced = env.get(env::CLICOLOR_FORCE).is_some_and(|value| value != "0");
+    let disabled = env.get(env::NO_COLOR).is_some() || env.get(env::CLICOLOR) == Some("0");
+    forced || (able && !disabled)
+}
+
+fn painted(colored: bool, style: Style, text: &str) -> String {
+    match colored {
+        true => format!("\x1b[{}m{text}\x1b[0m", style as u8),
+        false => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     /// What a console printed to stdout.
@@ -122,6 +343,13 @@ pub(crate) mod tests {
         (Console::of_streams(Box::new(out.clone()), Box::new(std::io::sink())), out)
     }
 
+    /// As [`captured`], with the colours of a terminal.
+    pub(crate) fn colorful() -> (Console, Captured) {
+        let (mut console, out) = captured();
+        console.out_colored = true;
+        (console, out)
+    }
+
     #[test]
     fn a_reader_that_went_away_is_remembered_and_fails_nothing() {
         struct Gone;
@@ -136,5 +364,18 @@ pub(crate) mod tests {
         let console = Console::of_streams(Box::new(Gone), Box::new(std::io::sink()));
         console.line("x");
         assert!(console.is_closed());
+    }
+
+    #[test]
+    fn colours_follow_the_terminal_unless_variables_say_otherwise() {
+        let colored = |vars: &[(&str, &str)], able| {
+            let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            colored(&Environment { dir: "/".into(), vars: BTreeMap::from_iter(vars) }, able)
+        };
+        assert!(colored(&[], true) && !colored(&[], false));
+        assert!(!colored(&[("NO_COLOR", "1")], true) && colored(&[("NO_COLOR", "")], true));
+        assert!(!colored(&[("CLICOLOR", "0")], true) && colored(&[("CLICOLOR", "1")], true));
+        assert!(colored(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], false));
+        assert!(!colored(&[("CLICOLOR_FORCE", "0")], false));
     }
 }

@@ -3,6 +3,7 @@
 //! All names of variables are here. `~/.fly` belongs to another service and is never read; of
 //! `FLY_API_TOKEN` only what cannot be that service's is (DESIGN 3).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,15 @@ pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
 /// Where programs such as `docker` and `buildah` are looked for.
 pub(crate) const PATH: &str = "PATH";
 
+/// What the terminal can; `dumb` ones get plain lines.
+pub(crate) const TERM: &str = "TERM";
+/// Set to anything: no colours.
+pub(crate) const NO_COLOR: &str = "NO_COLOR";
+/// `0`: no colours.
+pub(crate) const CLICOLOR: &str = "CLICOLOR";
+/// Anything but `0`: colours, into pipes too.
+pub(crate) const CLICOLOR_FORCE: &str = "CLICOLOR_FORCE";
+
 const SOCKET_DEFAULT: &str = "/run/perch/api.sock";
 
 /// Environment variables and working directory of one invocation.
@@ -59,6 +69,16 @@ impl Environment {
             dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")),
             vars: std::env::vars_os().filter_map(utf8).collect(),
         }
+    }
+
+    /// The same with the token of `--access-token`, which comes before every other. One of Fly's is none of
+    /// ours here either.
+    pub(crate) fn with_token(&self, token: Option<&str>) -> Cow<'_, Self> {
+        let ours = token.filter(|token| !FLY_TOKEN_STARTS.iter().any(|s| token.starts_with(s)));
+        let Some(token) = ours else { return Cow::Borrowed(self) };
+        let mut env = self.clone();
+        env.vars.insert(TOKEN.to_owned(), token.to_owned());
+        Cow::Owned(env)
     }
 
     /// A variable's value; one that is set but empty counts as unset.
@@ -115,6 +135,14 @@ mod tests {
         let both = environment(&[(FLY_TOKEN, "b"), (TOKEN, "a")]);
         assert_eq!(both.token().as_deref(), Some("a"));
         assert_eq!(environment(&[(FLY_TOKEN, "b")]).token().as_deref(), Some("b"));
+    }
+
+    #[test]
+    fn a_token_on_the_command_line_comes_first_unless_it_is_of_fly() {
+        let env = environment(&[(TOKEN, "a")]);
+        assert_eq!(env.with_token(Some("b")).token().as_deref(), Some("b"));
+        assert_eq!(env.with_token(Some("fm2_b")).token().as_deref(), Some("a"));
+        assert_eq!(env.with_token(None).token().as_deref(), Some("a"));
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Failure {
         if self.code == EXIT_INTERRUPTED {
             return self.code;
         }
-        console.note(format!("Error: {}", self.message()));
+        console.error(&self.message());
         if let Some(hint) = &self.hint {
             console.note(format!("{hint}\n"));
         }

@@ -5,15 +5,21 @@
 //! errors carry their cause and are printed at one place, here. Data goes to stdout, words about
 //! progress and trouble to stderr, as flyctl divides them.
 
+mod answers;
 mod args;
 mod command;
+#[cfg(test)]
+mod compat;
 mod console;
 mod env;
 mod failure;
+mod flyctl;
 pub mod flytoml;
+mod help;
 mod image;
 mod interrupt;
 mod render;
+mod usage;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,7 +32,7 @@ pub use env::Environment;
 /// Prints to the process's standard streams and blocks until the command has ended; it builds its
 /// own single-threaded runtime, so it must not be called from within one.
 pub fn run(args: Vec<OsString>, env: Environment) -> ExitCode {
-    ExitCode::from(run_until(ctrl_c(), args, &env, &Console::of_process()))
+    ExitCode::from(run_until(ctrl_c(), args, &env, &Console::of_process(&env)))
 }
 
 /// As [`run`], with the streams given, and a future that resolves when the user wants it to end: tests
@@ -37,13 +43,16 @@ pub fn run_until(
     env: &Environment,
     console: &Console,
 ) -> u8 {
-    let parsed = match args::parse(args) {
+    let parsed = match usage::parse(args, console) {
         Ok(parsed) => parsed,
         Err(stop) => return stop.print(console),
     };
-    let command = |interrupt| command::dispatch(parsed, env, console, interrupt);
-    let result = failure::runtime()
-        .and_then(|runtime| runtime.block_on(interrupt::run(interrupted, command)));
+    let env = env.with_token(parsed.global.access_token.as_deref());
+    let command = |interrupt| command::dispatch(parsed, &env, console, interrupt);
+    let result = failure::runtime().and_then(|runtime| {
+        runtime.block_on(console.animate(interrupt::run(interrupted, command)))
+    });
+    console.settle_all();
     match result {
         Ok(()) => 0,
         Err(failure) => failure.print(console),

@@ -1,6 +1,6 @@
 //! Tables, JSON and times as flyctl prints them (flyctl-cli section 2), byte for byte.
 
-use crate::console::Console;
+use crate::console::{Console, Style};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -102,10 +102,31 @@ pub(crate) fn now_rfc3339() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// Titles are bold even in pipes, as flyctl's are.
+/// `54 MB`: thousands, not 1024, as registries count.
+pub(crate) fn decimal_size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1_000)),
+        1_000_000..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// The beginning of a text that fits into so many columns.
+pub(crate) fn cut(text: &str, columns: usize) -> String {
+    let mut left = columns;
+    let fits = |c: &char| {
+        let width = char_width(*c);
+        let fits = width <= left;
+        left = left.saturating_sub(width);
+        fits
+    };
+    text.chars().take_while(fits).collect()
+}
+
+/// Titles are bold on terminals.
 fn print_title(console: &Console, title: &str) {
     if !title.is_empty() {
-        console.line(format!("\x1b[1m{title}\x1b[0m"));
+        console.line(console.paint(Style::Bold, title));
     }
 }
 

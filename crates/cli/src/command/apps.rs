@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::args::Apps;
+use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::render;
 use jiff::Timestamp;
@@ -167,7 +168,7 @@ async fn destroy(context: &Context<'_>, apps: &[String], yes: bool) -> Outcome {
     }
     for app in apps {
         if !yes {
-            context.console.note("Destroying an app is not reversible.");
+            context.console.styled_note(Style::Red, "Destroying an app is not reversible.");
             if !context.confirm(&format!("Destroy app {app}?"))? {
                 continue;
             }

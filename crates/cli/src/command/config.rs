@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::args::{AppArgs, Config as Command};
+use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Level, LoadError, Loaded, Problem, Verdict};
 use perch_api::wire::AddressIntent;
@@ -63,14 +64,16 @@ pub(super) fn report(context: &Context<'_>, loaded: &Loaded) -> Outcome {
 
 fn judge(context: &Context<'_>, loaded: &Loaded, wanted: Use) -> Outcome {
     let path = loaded.path.display();
-    context.console.line(format!("Validating {path}"));
+    let console = context.console;
+    console.line(format!("Validating {path}"));
+    let (wrong, warn) = (console.paint(Style::Red, "✘"), console.paint(Style::Yellow, "WARN"));
     let mut valid = true;
     for problem in &loaded.problems {
         let stops =
             problem.is_error() || (wanted == Use::Deploy && problem.level == Level::Refused);
         match (stops, problem.level) {
-            (true, _) => context.console.line(format!("   ✘{path}:{problem}")),
-            (false, Level::Warning) => context.console.line(format!("   WARN {path}:{problem}")),
+            (true, _) => console.line(format!("   {wrong}{path}:{problem}")),
+            (false, Level::Warning) => console.line(format!("   {warn} {path}:{problem}")),
             (false, _) => hint(context, &loaded.path, problem),
         }
         valid &= !stops;
@@ -78,7 +81,7 @@ fn judge(context: &Context<'_>, loaded: &Loaded, wanted: Use) -> Outcome {
     if !valid {
         return Err(Failure::new("App configuration is not valid"));
     }
-    context.console.line("✓ Configuration is valid");
+    console.line(format!("{} Configuration is valid", console.paint(Style::Green, "✓")));
     Ok(())
 }
 

@@ -22,6 +22,7 @@ mod watch;
 
 use super::Context;
 use crate::args::{Deploy, Rollout};
+use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config, Vm, format_duration};
 use perch_api::wire::{AddressIntent, App, ImageInfo};
@@ -59,7 +60,7 @@ pub(super) struct Options {
 pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     let env = super::entered(context.env, args.dir.as_deref().unwrap_or(Path::new("")))?;
     let context = context.entering(&env);
-    context.console.note("==> Verifying app config");
+    context.console.styled_note(Style::Green, "==> Verifying app config");
     let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
     super::config::report(&context, &loaded)?;
     let name = context.given_app(&args.app).or(loaded.config.app.clone());
@@ -72,7 +73,7 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     refuse_unsupported(&config)?;
     let scope = if args.update_only { Scope::UpdateOnly } else { Scope::Everything };
     let options = Options::resolve(&context, &config, &args.rollout, scope)?;
-    context.console.note("--> Verified app config");
+    context.console.styled_note(Style::Faint, "--> Verified app config");
     let app = find_app(&context, &name).await?;
     let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
     let image = open(&context, &config, &args.rollout, &base)?;

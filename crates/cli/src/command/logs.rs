@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::args::Logs;
+use crate::console::{Console, Style};
 use crate::failure::Outcome;
 use crate::render;
 use perch_api::wire::{LogAttributes, LogQuery};
@@ -33,7 +34,7 @@ pub(super) async fn run(context: &Context<'_>, args: Logs) -> Outcome {
 
 fn print(context: &Context<'_>, entry: &LogAttributes, as_json: bool) -> Outcome {
     if !as_json {
-        context.console.line(line(entry));
+        context.console.line(line(context.console, entry));
         return Ok(());
     }
     let value = json!({
@@ -57,8 +58,8 @@ fn print(context: &Context<'_>, entry: &LogAttributes, as_json: bool) -> Outcome
     Ok(render::json(context.console, &value)?)
 }
 
-/// `TIME PROVIDER[INSTANCE] REGION [LEVEL]MESSAGE`, with colours even in pipes, as flyctl has them.
-fn line(entry: &LogAttributes) -> String {
+/// `TIME PROVIDER[INSTANCE] REGION [LEVEL]MESSAGE`, in flyctl's colours.
+fn line(console: &Console, entry: &LogAttributes) -> String {
     let time = match entry.timestamp.parse::<jiff::Timestamp>() {
         Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         Err(_) => entry.timestamp.clone(),
@@ -69,20 +70,21 @@ fn line(entry: &LogAttributes) -> String {
         provider => format!("{provider}[{}]", entry.instance),
     };
     let color = match entry.level.as_str() {
-        "debug" => 36,
-        "info" => 34,
-        "warn" | "warning" => 33,
-        _ => 31,
+        "debug" => Style::Cyan,
+        "info" => Style::Blue,
+        "warn" | "warning" => Style::Yellow,
+        _ => Style::Red,
     };
-    let LogAttributes { region, level, message, .. } = entry;
-    format!(
-        "\x1b[2m{time}\x1b[0m {origin} \x1b[32m{region}\x1b[0m [\x1b[{color}m{level}\x1b[0m]{message}"
-    )
+    let (time, region) =
+        (console.paint(Style::Faint, &time), console.paint(Style::Green, &entry.region));
+    let level = console.paint(color, &entry.level);
+    format!("{time} {origin} {region} [{level}]{}", entry.message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::tests::{captured, colorful};
     use perch_api::wire::{LogEvent, LogMeta};
 
     #[test]
@@ -97,6 +99,8 @@ mod tests {
         };
         let expected = "\x1b[2m2026-01-02T03:04:05Z\x1b[0m app[148e] \x1b[32mlcl\x1b[0m \
                         [\x1b[34minfo\x1b[0m]hi";
-        assert_eq!(line(&entry), expected);
+        assert_eq!(line(&colorful().0, &entry), expected);
+        let plain = "2026-01-02T03:04:05Z app[148e] lcl [info]hi";
+        assert_eq!(line(&captured().0, &entry), plain);
     }
 }

@@ -247,9 +247,11 @@ fn event_info(event: &Event) -> String {
 async fn start(context: &Context<'_>, args: &AppArgs, id: &str) -> Outcome {
     let (app, _) = find(context, args, id).await?;
     let _leased = context.interrupt.hold();
+    let waiting = context.console.waiting(format!("Starting {id}"));
     let nonce = lease(context, &app, id, "machine start").await?;
     let answer = context.client.start_machine(&app, id, Some(&nonce)).await;
     release(context, &app, id, &nonce).await;
+    drop(waiting);
     let answer = answer
         .map_err(|error| Failure::from(error).context(format!("could not start machine {id}")))?;
     if answer.status == "error" {
@@ -294,6 +296,7 @@ async fn stop(
 
 async fn wait_stopped(context: &Context<'_>, app: &str, id: &str, limit: Duration) -> Outcome {
     let deadline = Instant::now() + limit;
+    let _waiting = context.console.waiting(format!("Waiting for {id} to have state: stopped"));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

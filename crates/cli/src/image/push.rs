@@ -1,12 +1,14 @@
 //! Pushing an image: blobs that the server does not have, then the manifest under a tag.
 
 use super::{Blob, Content, Image};
+use crate::console::{Console, Progress};
 use crate::failure::Outcome;
 use perch_api::client::Client;
 use std::fs::File;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 
@@ -19,29 +21,61 @@ pub(crate) struct Pushed {
 }
 
 /// Pushes an image to an app's repository under a tag.
-pub(crate) async fn push(client: &Client, app: &str, tag: &str, image: Image) -> Outcome<Pushed> {
+pub(crate) async fn push(
+    client: &Client,
+    console: &Console,
+    app: &str,
+    tag: &str,
+    image: Image,
+) -> Outcome<Pushed> {
     let size = image.blobs.iter().map(|blob| blob.size).sum();
+    let done = Arc::new(AtomicU64::new(0));
+    let bar =
+        Progress::Bytes { label: "Pushing the image".into(), done: done.clone(), total: size };
+    let _bar = console.progress(bar);
     for blob in image.blobs {
-        if !client.has_blob(app, &blob.digest).await? {
-            push_blob(client, app, blob).await?;
+        match client.has_blob(app, &blob.digest).await? {
+            true => _ = done.fetch_add(blob.size, Ordering::Relaxed),
+            false => push_blob(client, app, blob, done.clone()).await?,
         }
     }
     let digest = client.put_manifest(app, tag, &image.media_type, image.manifest).await?;
     Ok(Pushed { digest, size })
 }
 
-async fn push_blob(client: &Client, app: &str, blob: Blob) -> Outcome {
+async fn push_blob(client: &Client, app: &str, blob: Blob, done: Arc<AtomicU64>) -> Outcome {
     let Blob { digest, size, content } = blob;
     match content {
         Content::Bytes(bytes) => {
-            client.push_blob(app, &digest, size, io::Cursor::new(bytes)).await?;
+            let reader = Counted { inner: io::Cursor::new(bytes), done };
+            client.push_blob(app, &digest, size, reader).await?;
         }
         Content::Part { file, offset } => {
-            let reader = FilePart { file, offset, left: size };
+            let reader = Counted { inner: FilePart { file, offset, left: size }, done };
             client.push_blob(app, &digest, size, reader).await?;
         }
     }
     Ok(())
+}
+
+/// A stream that says how much of it was read.
+struct Counted<R> {
+    inner: R,
+    done: Arc<AtomicU64>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let read = buffer.filled().len() - before;
+        self.done.fetch_add(read as u64, Ordering::Relaxed);
+        polled
+    }
 }
 
 /// A part of a local file as a stream. It reads in place: while an image is pushed nothing else

@@ -60,14 +60,31 @@ impl Fixture {
 
     /// As if Ctrl-C were pressed when the future resolves.
     pub(crate) fn fly_until(&self, interrupted: impl Future<Output = ()>, args: &[&str]) -> Run {
-        let socket = self.socket().display().to_string();
-        let vars = BTreeMap::from([("PERCH_SOCKET".to_owned(), socket)]);
-        let env = Environment { dir: self.dir.path().to_owned(), vars };
         let (out, err) = (Captured::default(), Captured::default());
         let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
-        let args = std::iter::once("fly").chain(args.iter().copied()).map(Into::into).collect();
-        let code = perch_cli::run_until(interrupted, args, &env, &console);
+        let code = self.fly_with(&console, &self.environment(&[]), interrupted, args);
         Run { code, out: out.text(), err: err.text() }
+    }
+
+    /// With a console and variables of the test's own.
+    pub(crate) fn fly_with(
+        &self,
+        console: &Console,
+        env: &Environment,
+        interrupted: impl Future<Output = ()>,
+        args: &[&str],
+    ) -> u8 {
+        let args = std::iter::once("fly").chain(args.iter().copied()).map(Into::into).collect();
+        perch_cli::run_until(interrupted, args, env, console)
+    }
+
+    /// The server's socket and these variables, in this directory.
+    pub(crate) fn environment(&self, vars: &[(&str, &str)]) -> Environment {
+        let socket = self.socket().display().to_string();
+        let mut vars: BTreeMap<_, _> =
+            vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        vars.insert("PERCH_SOCKET".to_owned(), socket);
+        Environment { dir: self.dir.path().to_owned(), vars }
     }
 }
 

@@ -8,6 +8,7 @@ mod flytoml;
 mod interrupt;
 mod mutate;
 mod server;
+mod terminal;
 
 use fixture::{Fixture, oci_layout};
 use serde_json::json;

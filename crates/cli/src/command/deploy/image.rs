@@ -2,9 +2,11 @@
 
 use super::super::{Context, fill_random};
 use crate::args::Rollout;
+use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::Config;
 use crate::image::{self, BuildOptions, Image, Source};
+use crate::render;
 use perch_api::wire::ImageInfo;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,7 +26,7 @@ pub(in crate::command) fn open(
     rollout: &Rollout,
     base: &Path,
 ) -> Outcome<OpenImage> {
-    context.console.note("==> Building image");
+    context.console.styled_note(Style::Green, "==> Building image");
     let tag = format!("deployment-{}", ulid());
     let of_file = config.build.as_ref().and_then(|build| build.image.clone());
     // A flag's path starts from where the user is, the file's from the file.
@@ -51,11 +53,12 @@ pub(in crate::command) async fn bring(
     app: &str,
     open: OpenImage,
 ) -> Outcome<ImageInfo> {
-    let pushed = image::push(&context.client, app, &open.tag, open.image).await;
+    let pushed = image::push(&context.client, context.console, app, &open.tag, open.image).await;
     let pushed = pushed.map_err(|failure| failure.context("could not push the image"))?;
     context.console.note(format!("image found: {}", pushed.digest));
-    context.console.note(format!("image size: {}", decimal_size(pushed.size)));
+    context.console.note(format!("image size: {}", render::decimal_size(pushed.size)));
     let reference = format!("{app}:{}", open.tag);
+    let _waiting = context.console.waiting("Unpacking the image");
     let resolved = context.client.resolve_image(app, &reference).await;
     resolved.map_err(|error| Failure::from(error).context("the server does not accept the image"))
 }
@@ -102,14 +105,6 @@ fn ulid() -> String {
     let number = u128::from_be_bytes(bytes);
     let letter = |index: u32| char::from(LETTERS[(number >> (125 - 5 * index)) as usize & 31]);
     (0..26).map(letter).collect()
-}
-
-fn decimal_size(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{} kB", bytes.div_ceil(1_000)),
-        1_000_000..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
 }
 
 impl OpenImage {

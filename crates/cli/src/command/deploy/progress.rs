@@ -1,6 +1,8 @@
-//! The status lines of a rollout: one line per change, `GLYPH [1/2] TEXT`.
+//! The status lines of a rollout: one line per change, `GLYPH [1/2] TEXT`. On a terminal what is under way
+//! is a live line with a spinner, and only what came of it stays.
 
 use super::super::Context;
+use crate::console::{Console, Progress, Style};
 
 /// Where one Machine stands.
 #[derive(Debug, Clone, Copy)]
@@ -20,32 +22,53 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn print(self, context: &Context<'_>, mark: Mark, text: &str) {
-        context.console.line(self.text(mark, text));
+        let console = context.console;
+        if matches!(mark, Mark::Running) && console.is_live() {
+            return self.show(context, text);
+        }
+        console.settle(self.index);
+        console.line(self.text(console, mark, text));
+    }
+
+    /// What is under way, on a terminal only.
+    pub(super) fn show(self, context: &Context<'_>, text: &str) {
+        context.console.live(self.index, Progress::Spinner(self.numbered(text)));
+    }
+
+    /// Nothing of this Machine is under way any more.
+    pub(super) fn end(self, context: &Context<'_>) {
+        context.console.settle(self.index);
+    }
+
+    fn text(self, console: &Console, mark: Mark, text: &str) -> String {
+        let glyph = match mark {
+            Mark::None => " ".to_owned(),
+            Mark::Running => ">".to_owned(),
+            Mark::Done => console.paint(Style::Green, "✔"),
+            Mark::Failed => console.paint(Style::Red, "✖"),
+        };
+        format!("{glyph} {}", self.numbered(text))
     }
 
     /// The index is there only when there are several, padded with zeros to one width.
-    fn text(self, mark: Mark, text: &str) -> String {
-        let glyph = match mark {
-            Mark::None => " ",
-            Mark::Running => ">",
-            Mark::Done => "✔",
-            Mark::Failed => "✖",
-        };
+    fn numbered(self, text: &str) -> String {
         if self.total < 2 {
-            return format!("{glyph} {text}");
+            return text.to_owned();
         }
         let width = self.total.to_string().len();
-        format!("{glyph} [{:0width$}/{}] {text}", self.index + 1, self.total)
+        format!("[{:0width$}/{}] {text}", self.index + 1, self.total)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::tests::captured;
 
     #[test]
     fn the_index_is_padded_and_left_out_when_alone() {
-        assert_eq!(Line { index: 0, total: 1 }.text(Mark::Done, "x"), "✔ x");
-        assert_eq!(Line { index: 1, total: 12 }.text(Mark::Running, "x"), "> [02/12] x");
+        let console = captured().0;
+        assert_eq!(Line { index: 0, total: 1 }.text(&console, Mark::Done, "x"), "✔ x");
+        assert_eq!(Line { index: 1, total: 12 }.text(&console, Mark::Running, "x"), "> [02/12] x");
     }
 }

@@ -169,6 +169,7 @@ impl Rollout<'_> {
             LaunchInput { region, lease_ttl: self.leases.input().ttl, ..LaunchInput::new(config) };
         let app = &self.job.app.name;
         self.guard.check(self.context).await?;
+        line.show(self.context, "Launching new machine");
         let machine = self.context.client.create_machine(app, &input).await?;
         if let Some(nonce) = &machine.nonce {
             self.leases.insert(&machine.id, nonce.clone());
@@ -264,7 +265,9 @@ impl Rollout<'_> {
             (false, true) => Check::Crashes,
             (false, false) => return Ok(()),
         };
-        self.context.interrupt.cut(watch.check(check)).await
+        let checked = self.context.interrupt.cut(watch.check(check)).await;
+        line.end(self.context);
+        checked
     }
 }
 

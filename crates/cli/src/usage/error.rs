@@ -1,0 +1,106 @@
+//! What nobody understands, said as flyctl says it.
+
+use super::words::Reading;
+use crate::args::Fly;
+use crate::console::Console;
+use crate::flyctl::Tree;
+use crate::help;
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::error::Error;
+use std::ffi::OsString;
+
+/// A wrong command line.
+#[derive(Debug)]
+pub(crate) struct Wrong {
+    message: String,
+    hint: Option<String>,
+    /// For a command that does not exist: whose help to read, which flyctl prints to stdout.
+    see: Option<String>,
+}
+
+impl Wrong {
+    pub(super) fn new(args: &[OsString], error: &clap::Error) -> Self {
+        let mut root = Fly::command();
+        root.build();
+        let path = Reading::new(args, &root, &Tree::read()).path;
+        let command = help::name(&path);
+        let usage = help::usage(&root, &path);
+        let word = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => text.as_str(),
+            Some(ContextValue::Strings(all)) => all.first().map_or("", String::as_str),
+            _ => "",
+        };
+        let (flag, value) = (word(ContextKind::InvalidArg), word(ContextKind::InvalidValue));
+        let name = flag.split([' ', '=']).next().unwrap_or_default();
+        let message = match error.kind() {
+            ErrorKind::InvalidSubcommand => {
+                return Self::unknown(&command, word(ContextKind::InvalidSubcommand), error);
+            }
+            ErrorKind::UnknownArgument if !flag.starts_with('-') => {
+                return Self::unknown(&command, flag, error);
+            }
+            ErrorKind::UnknownArgument => unknown_flag(args, flag),
+            ErrorKind::MissingRequiredArgument => {
+                missing(flag).unwrap_or_else(|| format!("required flag(s) {name:?} not set"))
+            }
+            ErrorKind::InvalidValue if value.is_empty() => {
+                format!("flag needs an argument: {name}")
+            }
+            ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                format!("invalid argument {value:?} for {name:?} flag{cause}")
+            }
+            _ => first_line(error),
+        };
+        Self { message, hint: Some(format!("Usage: {usage}")), see: None }
+    }
+
+    fn unknown(command: &str, word: &str, error: &clap::Error) -> Self {
+        let similar = match error.get(ContextKind::SuggestedSubcommand) {
+            Some(ContextValue::Strings(words)) => words.as_slice(),
+            Some(ContextValue::String(word)) => std::slice::from_ref(word),
+            _ => &[],
+        };
+        let hint = (!similar.is_empty())
+            .then(|| format!("\nDid you mean this?\n\t{}", similar.join("\n\t")));
+        let message = format!("unknown command {word:?} for {command:?}");
+        Self { message, hint, see: Some(command.to_owned()) }
+    }
+
+    pub(super) fn print(&self, console: &Console) {
+        console.error(&self.message);
+        if let Some(hint) = &self.hint {
+            console.note(format!("{hint}\n"));
+        }
+        if let Some(command) = &self.see {
+            console.line(format!("Run '{command} --help' for usage.\n"));
+        }
+    }
+}
+
+fn unknown_flag(args: &[OsString], flag: &str) -> String {
+    if flag.starts_with("--") {
+        return format!("unknown flag: {}", flag.split('=').next().unwrap_or(flag));
+    }
+    let letter = flag.chars().nth(1).unwrap_or_default();
+    let has =
+        |word: &str| word.starts_with('-') && !word.starts_with("--") && word.contains(letter);
+    let words = args.iter().map(|word| word.to_string_lossy());
+    let group = words.into_iter().find(|word| has(word));
+    format!("unknown shorthand flag: '{letter}' in {}", group.as_deref().unwrap_or(flag))
+}
+
+/// What is missing, if it is an argument and no flag.
+fn missing(argument: &str) -> Option<String> {
+    argument.starts_with(['<', '[']).then(|| match argument.ends_with("...") {
+        true => "requires at least 1 arg(s), only received 0".to_owned(),
+        false => "accepts 1 arg(s), received 0".to_owned(),
+    })
+}
+
+fn first_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.trim_start_matches("error: ").to_owned()
+}
