@@ -25,6 +25,9 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("fish", "share/fish/vendor_completions.d/fly.fish"),
 ];
 
+/// Where manual pages go, below the prefix.
+const PAGES: &str = "share/man/man1";
+
 /// One file of the tree: where it comes from, where it goes below the root, its mode.
 type Placed = (PathBuf, PathBuf, u32);
 
@@ -44,8 +47,9 @@ pub(crate) fn install(args: &[String]) -> Result<bool> {
         let binary = binary.to_string_lossy();
         return as_root(&[&["install", BUILT, &binary], &words(args)[..]].concat());
     }
-    let made = completions(&binary)?;
-    for placed in files(&binary, made.path(), &prefix, Path::new(UNITS_OF_HOST)) {
+    let made = tempfile::tempdir()?;
+    write_made(&binary, made.path())?;
+    for placed in files(&binary, made.path(), &prefix, Path::new(UNITS_OF_HOST))? {
         let keep = placed.1.extension().is_some_and(|suffix| suffix == "toml");
         let target = Path::new("/").join(&placed.1);
         if keep && target.exists() {
@@ -75,8 +79,15 @@ pub(crate) fn uninstall(args: &[String]) -> Result<bool> {
     if fs::read_link(&link).is_ok_and(|target| target == Path::new("perch")) {
         remove(&link)?;
     }
-    let none = Path::new("");
-    for (_source, target, _mode) in files(&binary, none, &prefix, Path::new(UNITS_OF_HOST)) {
+    let pages = Path::new("/").join(&prefix).join(PAGES);
+    for (link, page) in links(&pages)? {
+        let link = pages.join(link);
+        if fs::read_link(&link).is_ok_and(|target| target == Path::new(&page)) {
+            remove(&link)?;
+        }
+    }
+    // The pages that are there are those that were made.
+    for (_source, target, _mode) in files(&binary, &pages, &prefix, Path::new(UNITS_OF_HOST))? {
         let target = Path::new("/").join(target);
         if target.extension().is_none_or(|suffix| suffix != "toml") && target.exists() {
             remove(&target)?;
@@ -148,27 +159,27 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
 
 /// The same tree for the tarball and the package.
 fn lay_out(root: &Path, binary: &Path, prefix: &Path, units: &Path) -> Result<()> {
-    let made = completions(binary)?;
-    let files = files(binary, made.path(), prefix, units);
+    let made = tempfile::tempdir()?;
+    write_made(binary, made.path())?;
+    let files = files(binary, made.path(), prefix, units)?;
     files.iter().try_for_each(|placed| place(root, placed, prefix))
 }
 
-/// Has the binary itself write them, one file for each shell.
-fn completions(binary: &Path) -> Result<tempfile::TempDir> {
-    let dir = tempfile::tempdir()?;
+/// Has the binary itself write completions, one file for each shell, and manual pages.
+fn write_made(binary: &Path, dir: &Path) -> Result<()> {
     for (shell, _target) in COMPLETIONS {
         let text = shell::output(Command::new(binary).args(["fly", "completion", shell]))?;
-        fs::write(dir.path().join(shell), text)?;
+        fs::write(dir.join(shell), text)?;
     }
-    Ok(dir)
+    shell::output(Command::new(binary).arg("man").arg(dir)).map(drop)
 }
 
-fn files(binary: &Path, completions: &Path, prefix: &Path, units: &Path) -> Vec<Placed> {
+fn files(binary: &Path, made: &Path, prefix: &Path, units: &Path) -> Result<Vec<Placed>> {
     let ours = |name: &str| packaging().join(name);
     let document =
         |name: &str| (shell::root().join(name), prefix.join("share/doc/perch").join(name), 0o644);
-    let completion =
-        |(shell, target): (&str, &str)| (completions.join(shell), prefix.join(target), 0o644);
+    let completion = |(shell, target): (&str, &str)| (made.join(shell), prefix.join(target), 0o644);
+    let page = |name: String| (made.join(&name), prefix.join(PAGES).join(name), 0o644);
     let mut files = vec![
         (binary.to_path_buf(), prefix.join("bin/perch"), 0o755),
         (ours("perch.service"), units.join("perch.service"), 0o644),
@@ -178,7 +189,26 @@ fn files(binary: &Path, completions: &Path, prefix: &Path, units: &Path) -> Vec<
         document("LICENSE"),
     ];
     files.extend(COMPLETIONS.map(completion));
-    files
+    files.extend(pages(made)?.into_iter().map(page));
+    Ok(files)
+}
+
+/// Our pages in a directory: `perch.1`, and `perch-fly-apps.1` for what is `fly apps` where `fly` is ours.
+fn pages(dir: &Path) -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(Vec::new()) };
+    let names: Result<Vec<_>, _> = entries.map(|entry| entry.map(|it| it.file_name())).collect();
+    let mut names: Vec<String> =
+        names?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+    names.retain(|name| name == "perch.1" || (name.starts_with("perch-") && name.ends_with(".1")));
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The pages of the client, each with the name it has where `fly` is ours.
+fn links(dir: &Path) -> Result<Vec<(String, String)>> {
+    let link = |page: String| Some((page.strip_prefix("perch-")?.to_owned(), page));
+    let all = pages(dir)?.into_iter().filter_map(link);
+    Ok(all.filter(|(link, _)| link == "fly.1" || link.starts_with("fly-")).collect())
 }
 
 /// Writes one file; the unit names the binary where it is.
@@ -241,10 +271,25 @@ fn link_client(prefix: &Path) -> Result<()> {
     });
     if let Some(other) = stranger {
         println!("not linked {}: {} is there; use `perch fly`", link.display(), other.display());
-    } else if fs::symlink_metadata(&link).is_err() {
+        return Ok(());
+    }
+    if fs::symlink_metadata(&link).is_err() {
         symlink("perch", &link).with_context(|| format!("linking {}", link.display()))?;
         println!("linked     {}", link.display());
     }
+    link_pages(&Path::new("/").join(prefix).join(PAGES))
+}
+
+/// The pages of `fly` have its name where it has: with another client, `man fly` is that one's.
+fn link_pages(dir: &Path) -> Result<()> {
+    let links = links(dir)?;
+    for (link, page) in &links {
+        let link = dir.join(link);
+        if fs::symlink_metadata(&link).is_err() {
+            symlink(page, &link).with_context(|| format!("linking {}", link.display()))?;
+        }
+    }
+    println!("linked     {} manual pages in {}", links.len(), dir.display());
     Ok(())
 }
 
@@ -303,14 +348,29 @@ mod tests {
     fn the_unit_names_the_binary_below_the_prefix() {
         let root = tempfile::tempdir().expect("a directory");
         let binary = root.path().join("binary");
-        write(&binary, b"#!/bin/sh\necho \"$@\"", 0o755).expect("written");
+        let script = b"#!/bin/sh\nif [ $1 = man ]; then touch $2/perch.1; else echo \"$@\"; fi";
+        write(&binary, script, 0o755).expect("written");
         let units = Path::new(UNITS_OF_HOST);
         lay_out(root.path(), &binary, Path::new("opt/p"), units).expect("laid out");
         let unit = fs::read_to_string(root.path().join(units).join("perch.service"));
         let unit = unit.expect("the unit");
         assert!(unit.contains("ExecStart=/opt/p/bin/perch server"), "{unit}");
         assert!(root.path().join("opt/p/bin/perch").exists());
+        assert!(root.path().join("opt/p/share/man/man1/perch.1").exists());
         let fish = root.path().join("opt/p/share/fish/vendor_completions.d/fly.fish");
         assert_eq!(fs::read_to_string(fish).expect("completions"), "fly completion fish\n");
+    }
+
+    #[test]
+    fn pages_of_the_client_get_its_name_and_those_of_others_are_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let all = ["perch.1", "perch-server.1", "perch-fly.1", "perch-fly-apps.1", "fly.1", "x.1"];
+        let touch = |name: &str| fs::write(dir.path().join(name), name).expect("written");
+        all.iter().for_each(|name| touch(name));
+        link_pages(dir.path()).expect("linked");
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("a page");
+        assert_eq!(text("fly.1"), "fly.1", "it was there");
+        assert_eq!(text("fly-apps.1"), "perch-fly-apps.1");
+        assert!(!dir.path().join("server.1").exists());
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const TESTS: &[Need] = &[
     ("jq", "jq"),
     ("ldd", "libc-bin"),
     ("redis-cli", "redis-tools"),
+    ("mandoc", "mandoc"),
+    ("script", "bsdutils"),
 ];
 
 /// What the benchmarks compare with and measure by.

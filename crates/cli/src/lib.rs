@@ -18,6 +18,7 @@ pub mod flytoml;
 mod help;
 mod image;
 mod interrupt;
+pub mod manual;
 mod render;
 mod usage;
 

@@ -2,13 +2,15 @@
 //!
 //! This crate wires the others together and decides nothing. `perch` is the operator's program;
 //! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`,
-//! `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file.
+//! `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
+//! who installs it.
 
 mod config;
 mod doctor;
 mod down;
 mod embedded;
 mod ids;
+mod manual;
 mod paths;
 mod process;
 mod proxy;
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         "doctor" => doctor::main(&rest),
         "down" => down::main(&rest),
         "fly" => fly(args[1..].to_vec()),
+        "man" => manual::main(&rest),
         "version" | "--version" | "-V" => {
             println!("perch {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -11,7 +11,7 @@ use perch_api::wire::{CreateToken, GoDuration, Token};
 
 use crate::paths::Paths;
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 error: usage: perch token create [--name NAME] [--org SLUG] [--app APP] [--read-only] [--expires 720h]
               perch token list [--json]
               perch token revoke NAME|ID

@@ -17,6 +17,7 @@ mod firewall;
 mod guides;
 mod leaks;
 mod listen;
+mod manual;
 mod networks;
 mod one_deploy;
 mod persistence;
