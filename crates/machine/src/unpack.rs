@@ -360,7 +360,10 @@ impl Target {
             return self.hide_below(parent);
         }
         if last.starts_with(WHITEOUT) {
-            return whiteout(&dir, &last).map_err(failed);
+            return match whiteout(&dir, &last).map_err(failed)? {
+                Some(own) => self.hide_below(parent.join(own)),
+                None => Ok(()),
+            };
         }
         let file = Path::new(name.file_name().unwrap_or_default());
         match entry.header().entry_type() {
@@ -369,7 +372,9 @@ impl Target {
                 self.write_file(&dir, file, entry, &meta, &name)
             }
             EntryType::Directory => {
-                make_dir(&dir, file).map_err(failed)?;
+                if make_dir(&dir, file).map_err(failed)? == Under::Whiteout {
+                    self.hide_below(name.clone())?;
+                }
                 self.times.insert(name.clone(), meta.mtime);
                 set_meta(&open_dir(&dir, file).map_err(failed)?, &meta, &name)
             }
@@ -401,12 +406,19 @@ impl Target {
             return dir.try_clone().map_err(failed);
         }
         let mut dir = self.root.try_clone().map_err(failed)?;
+        let mut walked = PathBuf::new();
         for component in path.components() {
             let name = Path::new(component.as_os_str());
+            walked.push(name);
             dir = match open_dir(&dir, name) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound || is_whiteout(&dir, name) =>
+                {
                     self.count()?;
-                    make_dir(&dir, name).and_then(|()| open_dir(&dir, name)).map_err(failed)?
+                    if make_dir(&dir, name).map_err(failed)? == Under::Whiteout {
+                        self.hide_below(walked.clone())?;
+                    }
+                    open_dir(&dir, name).map_err(failed)?
                 }
                 Err(error) if is_link_error(&error) => {
                     let reason = "its directory is a link or a file";
@@ -487,19 +499,30 @@ impl Target {
     }
 }
 
-/// A mark that something of the lower layers is gone. It never concerns this layer's own files.
-fn whiteout(dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+/// A mark that something of the lower layers is gone. It never concerns this layer's own files: where it has a directory
+/// of that name, that one is answered, and has to hide what is below it.
+fn whiteout<'a>(dir: &OwnedFd, name: &'a [u8]) -> io::Result<Option<&'a Path>> {
+    use std::os::unix::ffi::OsStrExt;
     if name.starts_with(RESERVED) {
-        return Ok(());
+        return Ok(None);
     }
     let hidden = &name[WHITEOUT.len()..];
     if hidden.is_empty() || hidden == b"." || hidden == b".." {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "deletes no name"));
     }
     match rustix::fs::mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
-        Err(Errno::EXIST) => Ok(()),
-        made => made.map_err(Into::into),
+        Err(Errno::EXIST) => {
+            let own = Path::new(std::ffi::OsStr::from_bytes(hidden));
+            Ok(open_dir(dir, own).is_ok().then_some(own))
+        }
+        made => made.map(|()| None).map_err(Into::into),
     }
+}
+
+/// Whether this layer said before that what the lower ones have there is gone. It can have no other devices.
+fn is_whiteout(dir: &OwnedFd, name: &Path) -> bool {
+    let found = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    found.is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::CharacterDevice)
 }
 
 /// A name without `.` components; empty for the root. Refuses what would lead outside.
@@ -558,16 +581,26 @@ fn is_link_error(error: &io::Error) -> bool {
 }
 
 /// Makes a directory unless there is one; anything else of that name goes.
-fn make_dir(dir: &OwnedFd, name: &Path) -> io::Result<()> {
+fn make_dir(dir: &OwnedFd, name: &Path) -> io::Result<Under> {
     let make = || rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755));
     match make() {
-        Err(Errno::EXIST) if open_dir(dir, name).is_ok() => Ok(()),
+        Err(Errno::EXIST) if open_dir(dir, name).is_ok() => Ok(Under::Lower),
         Err(Errno::EXIST) => {
+            let under = if is_whiteout(dir, name) { Under::Whiteout } else { Under::Lower };
             make_room(dir, name)?;
-            make().map_err(Into::into)
+            make().map(|()| under).map_err(Into::into)
         }
-        made => made.map_err(Into::into),
+        made => made.map(|()| Under::Lower).map_err(Into::into),
     }
+}
+
+/// What a directory of this layer is laid over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Under {
+    /// What the lower layers have there.
+    Lower,
+    /// Nothing: this layer says that what they have there is gone.
+    Whiteout,
 }
 
 /// Removes what an earlier entry of the same layer put there.

@@ -14,6 +14,7 @@ use crate::fixture::{Fixture, Tested, program};
 pub(crate) const TESTS: &[crate::Test] = &[
     ("an_image_is_pushed_unpacked_and_run", an_image_is_pushed_unpacked_and_run),
     ("upper_layers_delete_and_hide", upper_layers_delete_and_hide),
+    ("whiteouts_spare_their_own_layer", whiteouts_spare_their_own_layer),
     ("owners_modes_and_links_are_kept", owners_modes_and_links_are_kept),
     ("hostile_names_are_refused", hostile_names_are_refused),
     ("devices_and_pipes_are_refused_by_name", devices_and_pipes_are_refused_by_name),
@@ -154,6 +155,33 @@ fn upper_layers_delete_and_hide(fixture: &Fixture) -> Tested {
     let mut lines = fixture.run(&spec)?.1;
     lines.sort();
     assert_eq!(lines, ["a/kept", "b/new", "c/now/a/directory"]);
+    Ok(())
+}
+
+/// Whatever the order: a whiteout is about the lower layers, and a layer's own files stay.
+fn whiteouts_spare_their_own_layer(fixture: &Fixture) -> Tested {
+    let mut lower = Layer::new().file("bin/busybox", &fs::read("/bin/busybox")?);
+    for dir in ["after", "before", "bare", "file"] {
+        lower = lower.file(&format!("{dir}/lower"), b"x");
+    }
+    let upper = Layer::new()
+        .add("after", EntryType::Directory, "", b"")
+        .file("after/own", b"x")
+        .file(".wh.after", b"")
+        .file(".wh.before", b"")
+        .add("before", EntryType::Directory, "", b"")
+        .file("before/own", b"x")
+        .file(".wh.bare", b"")
+        .file("bare/own", b"x")
+        .file("file", b"x")
+        .file(".wh.file", b"");
+    let mut spec = fixture.spec("");
+    spec.layers = unpack(fixture, vec![lower, upper])?.layers;
+    let argv = ["/bin/busybox", "find", "after", "before", "bare", "file", "-type", "f"];
+    spec.argv = argv.map(str::to_owned).to_vec();
+    let mut lines = fixture.run(&spec)?.1;
+    lines.sort();
+    assert_eq!(lines, ["after/own", "bare/own", "before/own", "file"]);
     Ok(())
 }
 
