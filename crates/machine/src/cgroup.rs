@@ -15,6 +15,9 @@ use rustix::process::{Pid, Signal};
 /// Where container runtimes look for cgroups.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The cgroup of the shims, beside those of the Machines. No Machine has this name.
+pub(crate) const SHIMS: &str = "shims";
+
 /// One period of the CPU controller, the kernel's default.
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel takes no smaller share of a period.
@@ -138,6 +141,14 @@ impl Cgroups {
     /// Finds this host's hierarchies. `path` is relative to their roots.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, path))
+    }
+
+    /// The v2 cgroup of the shims below this parent, made if it is not there. `None` on a host without v2.
+    pub(crate) fn of_shims(parent: &str) -> io::Result<Option<OwnedFd>> {
+        let Some(dir) = Self::find(&Path::new(parent).join(SHIMS))?.v2 else { return Ok(None) };
+        fs::create_dir_all(&dir).map_err(named("make", &dir))?;
+        let opened = File::open(&dir).map_err(named("open", &dir))?;
+        Ok(Some(opened.into()))
     }
 
     fn parse(mountinfo: &str, path: &Path) -> Self {

@@ -28,7 +28,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::cgroup::{Allowance, Cgroups};
+use crate::cgroup::{self, Allowance, Cgroups};
 use crate::files::{self, Content};
 use crate::ids::Ids;
 use crate::process::{self, Process};
@@ -527,6 +527,16 @@ fn is_locked(dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether a run of the Machine in `dir` lives, or its end is not written down yet. Changes nothing.
+pub fn lives(dir: &Path) -> Result<bool, LaunchError> {
+    is_locked(dir).map_err(io_error("lock", dir))
+}
+
+/// First of the host's ids with which the newest run of the Machine in `dir` was started, if that can be told.
+pub fn uid_base(dir: &Path) -> Option<u32> {
+    require_spec(dir).ok().map(|spec| spec.uid_base)
+}
+
 /// Who holds the lock, as far as the kernel tells: some file systems have other device numbers there.
 fn lock_holder(dir: &Path) -> io::Result<Option<Pid>> {
     let file = fs::metadata(dir.join(LOCK_FILE))?;
@@ -640,8 +650,9 @@ fn check(spec: &LaunchSpec) -> Result<(), LaunchError> {
     if !spec.dir.is_absolute() || spec.files.iter().any(|file| !file.path.starts_with('/')) {
         return bad("a path is not absolute");
     }
-    if spec.machine.is_empty() || spec.machine.contains('/') || spec.machine.starts_with('.') {
-        return bad("the machine id is not a file name");
+    let id = spec.machine.as_str();
+    if id.is_empty() || id.contains('/') || id.starts_with('.') || id == cgroup::SHIMS {
+        return bad("the machine id is not a file name, or not free");
     }
     Ok(())
 }
@@ -909,6 +920,7 @@ mod tests {
         refused(|spec| spec.uid_base = u32::MAX - 5, "user ids");
         refused(|spec| spec.dir = "relative".into(), "absolute");
         refused(|spec| spec.machine = "../x".into(), "file name");
+        refused(|spec| spec.machine = "shims".into(), "not free");
         assert!(check(&test_spec()).is_ok());
     }
 

@@ -35,7 +35,7 @@ pub use images::{
 };
 pub use launch::{
     ExitCause, ExitRecord, Fault, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
-    install_init, launch, remove,
+    install_init, launch, lives, remove, uid_base,
 };
 pub use process::{ListenSocket, Process};
 

@@ -82,8 +82,39 @@ fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError
 /// Entry point of `perch shim DIR`. Call it first thing in `main`, before any thread or runtime exists: standard input
 /// is the network namespace, standard output the answer to the launcher.
 pub fn main(dir: &Path) -> ExitCode {
-    let Ok(mut answer) = Outlet::take() else { return ExitCode::FAILURE };
+    let Ok(answer) = Outlet::take() else { return ExitCode::FAILURE };
     usual_umask();
+    let group = launch::require_spec(dir).and_then(|spec| Cgroups::of_shims(&spec.cgroup_parent));
+    match group {
+        Ok(Some(group)) => run_in(group, dir, answer),
+        Ok(None) => run(dir, answer),
+        Err(error) => {
+            eprintln!("stays in the server's cgroup: {error}");
+            run(dir, answer)
+        }
+    }
+}
+
+/// Goes on as a child that is born in the shims' cgroup: who kills all of the server's kills no shim, and with it its
+/// Machine. This process is small and has done nothing yet, so a second birth costs less than a move (see `cgroup`). Whoever
+/// started it reaps it at once; the child is reaped as an orphan, as every shim is whose server has been replaced.
+fn run_in(group: OwnedFd, dir: &Path, answer: Outlet) -> ExitCode {
+    // Out of the way of the descriptor that init will know; the child has it too.
+    let moved = rustix::io::fcntl_dupfd_cloexec(&group, REPORT_FD + 1);
+    drop(group);
+    let Ok(group) = moved else { return run(dir, answer) };
+    let mut answer = Some(answer);
+    let act = || answer.take().map_or(1, |answer| i32::from(run(dir, answer) != ExitCode::SUCCESS));
+    match crate::sys::fork_into(group.as_fd(), act) {
+        Ok(_child) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stays in the server's cgroup: {error}");
+            answer.map_or(ExitCode::FAILURE, |answer| run(dir, answer))
+        }
+    }
+}
+
+fn run(dir: &Path, mut answer: Outlet) -> ExitCode {
     match start(dir, &answer) {
         Ok(keeper) => keeper.keep(&mut answer),
         Err(error) => {

@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_living_machine_is_adopted", a_living_machine_is_adopted),
     ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
     ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
+    ("shims_are_in_a_cgroup_of_their_own", shims_are_apart),
     ("a_run_that_nobody_can_name_is_killed", a_run_that_nobody_can_name_is_killed),
     ("a_damaged_exit_record_is_a_lost_run", a_damaged_exit_record_is_a_lost_run),
     ("a_start_clears_away_what_nobody_can_name", a_start_clears_away_what_nobody_can_name),
@@ -225,15 +226,30 @@ fn an_end_that_nobody_saw_is_kept(fixture: &Fixture) -> Tested {
 fn a_machine_dies_with_its_shim(fixture: &Fixture) -> Tested {
     let mut spec = fixture.spec("exec /bin/busybox sleep 1000");
     let machine = fixture.launch(&spec)?;
-    let status = fs::read_to_string(format!("/proc/{}/status", machine.pid()))?;
-    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
-    let shim = shim.and_then(rustix::process::Pid::from_raw).ok_or("no parent")?;
+    let shim = rustix::process::Pid::from_raw(shim_of(&machine)?).ok_or("no parent")?;
     rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
     let record = fixture.wait(&machine)?;
     assert_eq!(record.cause, ExitCause::ShimLost);
     assert!(fixture.cgroups()?.is_empty());
     spec.run = 2;
     assert_eq!(fixture.launch(&spec)?.run(), 2);
+    Ok(())
+}
+
+/// The parent of its PID 1.
+fn shim_of(machine: &perch_machine::Machine) -> Result<i32, Box<dyn std::error::Error>> {
+    let status = fs::read_to_string(format!("/proc/{}/status", machine.pid()))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok());
+    parent.ok_or_else(|| "no parent".into())
+}
+
+fn shims_are_apart(fixture: &Fixture) -> Tested {
+    let machine = fixture.launch(&fixture.spec("exec /bin/busybox sleep 1000"))?;
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", shim_of(&machine)?))?;
+    let v2 = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    // Without v2 there is nothing to be born in.
+    assert!(v2.is_none_or(|group| group == "/perch-test/shims"), "{groups}");
+    assert_eq!(fixture.adopt()?.map(|found| found.pid()), Some(machine.pid()));
     Ok(())
 }
 

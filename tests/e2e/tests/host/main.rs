@@ -9,6 +9,7 @@ mod bad_image;
 mod bad_input;
 mod blueprint;
 mod burst;
+mod cgroup;
 mod crash;
 mod deploy;
 mod dns;
