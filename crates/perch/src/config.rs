@@ -1,6 +1,7 @@
 //! The server's configuration: a TOML file in which an unknown key is an error with its place.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) host_access: HostAccess,
     /// How long an image that nothing refers to is kept after it was pushed.
     pub(crate) image_grace: Length,
+    /// Host ids of Machines' users; those from 2^31 on unless said.
+    pub(crate) host_ids: Option<HostIdRange>,
     /// Where holders of tokens reach the API over TCP; nowhere unless said.
     pub(crate) listen_api: Option<SocketAddr>,
     /// PEM file with the API's certificate, and those between it and its root. With it the API over TCP speaks TLS.
@@ -68,6 +71,7 @@ impl Default for Config {
             starts_max: 8,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
+            host_ids: None,
             listen_api: None,
             api_certificate: None,
             api_key: None,
@@ -84,6 +88,48 @@ impl<'de> Deserialize<'de> for Length {
         let text = String::deserialize(deserializer)?;
         let parsed: perch_api::wire::GoDuration = text.parse().map_err(serde::de::Error::custom)?;
         Ok(Self(parsed.0))
+    }
+}
+
+/// Ids of the host's users and groups, written as text, such as `"100000-1148575"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostIdRange(pub(crate) RangeInclusive<u32>);
+
+impl HostIdRange {
+    /// Ids that each app has for itself.
+    pub(crate) const PER_APP: u32 = 65_536;
+    /// Apps that fit at least: with fewer ranges than apps, some apps share one.
+    const APPS_MIN: u32 = 16;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('-');
+        let numbers = numbers.and_then(|(first, last)| {
+            Some((first.trim().parse::<u32>().ok()?, last.trim().parse::<u32>().ok()?))
+        });
+        let (first, last) = numbers.ok_or("host_ids must be \"FIRST-LAST\", two numbers of ids")?;
+        if first < Self::PER_APP {
+            return Err(format!(
+                "host_ids must begin at {} or above: ids below belong to the host's own users",
+                Self::PER_APP
+            ));
+        }
+        if last == u32::MAX {
+            return Err(format!("host_ids must end below {last}, which means no id"));
+        }
+        let least = Self::PER_APP * Self::APPS_MIN;
+        if last < first || last - first + 1 < least {
+            return Err(format!(
+                "host_ids must have at least {least} ids: {} for each app, and apps beyond that share them",
+                Self::PER_APP
+            ));
+        }
+        Ok(Self(first..=last))
+    }
+}
+
+impl<'de> Deserialize<'de> for HostIdRange {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -238,6 +284,12 @@ mod tests {
         let words = &[":2:15", "wheel", "`none`", "`root`", "`group`", "`all`"];
         check_refused("\nhost_access = \"wheel\"\n", words);
         check_refused("host_access = true\n", &[":1:15"]);
+        check_refused("host_ids = 100000\n", &[":1:12", "string"]);
+        check_refused("host_ids = \"100000\"\n", &[":1:12", "FIRST-LAST"]);
+        check_refused("host_ids = \"1000-9999999\"\n", &[":1:12", "65536 or above"]);
+        check_refused("host_ids = \"100000-200000\"\n", &[":1:12", "1048576 ids"]);
+        check_refused("host_ids = \"200000-100000\"\n", &[":1:12", "1048576 ids"]);
+        check_refused("host_ids = \"100000-4294967295\"\n", &[":1:12", "end below"]);
         check_refused("api_key = \"/k\"\n", &["api_certificate", "need each other"]);
         check_refused("listen_api = \"localhost\"\n", &[":1:14"]);
         check_refused("= 1\n", &[":1:1"]);
@@ -257,6 +309,12 @@ mod tests {
         for address in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             config(address, "").expect(address);
         }
+    }
+
+    #[test]
+    fn ids_of_the_host_are_a_range() {
+        let config = read("host_ids = \"100000-1148575\"\n").expect("valid");
+        assert_eq!(config.host_ids, Some(HostIdRange(100_000..=1_148_575)));
     }
 
     #[test]

@@ -280,7 +280,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let host_access = members::host_access(config.host_access)?;
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
     let plane = Plane::ensure(&plane).map_err(no_plane)?;
-    let host_ids = HostIds::of_this_host(paths.tag());
+    let host_ids = HostIds::of_this_host(paths.tag(), config.host_ids.as_ref())?;
     let images = open_images(&paths, &keeper, &host_ids)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
@@ -317,8 +317,11 @@ fn no_plane(error: NetError) -> anyhow::Error {
 /// Opens the image store and finds out how Machines get their files.
 fn open_images(paths: &Paths, keeper: &Keeper, ids: &HostIds) -> anyhow::Result<images::Images> {
     let store = ImageStore::open(&paths.images(), ImageLimits::standard())?;
-    let bases: Vec<u32> =
+    let mut bases: Vec<u32> =
         keeper.read().apps.values().flat_map(|app| ids.all(app.uid_slot)).collect();
+    // Runs that another configuration began.
+    let machines = keeper.read().machines.keys().cloned().collect::<Vec<_>>();
+    bases.extend(machines.iter().filter_map(|id| perch_machine::uid_base(&paths.machine(id))));
     // What a crash left of apps that are gone; of others nothing, since their Machines may run on it.
     store.retain_shifted(&bases)?;
     let found = crate::ids::choose(&paths.images()).context("no Machine's files can be mounted")?;

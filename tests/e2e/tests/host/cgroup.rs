@@ -67,14 +67,13 @@ fn who_kills_all_of_the_servers_cgroup_kills_no_machine() {
         let address = private_app(host, "web", AWAKE)?;
         let before = pids(&host.perch_processes("shim"));
         ensure!(before.len() == 2, "not two shims: {before:?}");
-        let doomed = group.pids()?;
-        ensure!(doomed.iter().all(|pid| !before.contains(pid)), "a shim is with the server");
-        for process in host.processes() {
-            if doomed.contains(&process.pid) && process.pid != host.server_process()?.pid {
-                process.kill()?;
-            }
-        }
+        ensure!(group.pids()?.iter().all(|pid| !before.contains(pid)), "a shim is with the server");
+        // The server first: it would start another proxy.
         host.kill_server()?;
+        let doomed = group.pids()?;
+        for process in host.processes().iter().filter(|it| doomed.contains(&it.pid)) {
+            process.kill()?;
+        }
         host.start_server()?;
         ensure!(pids(&host.perch_processes("shim")) == before, "a Machine was started anew");
         check_answer(&host.get(&address, 80, "/")?, "Hello")
