@@ -11,6 +11,7 @@
 //!
 //! All calls block on the disk; an async caller uses `spawn_blocking`. The store opens no path that a client names.
 
+mod parts;
 mod prune;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::launch::{DISK_FULL, Fault, HOST_FAULT, is_disk_full};
 use crate::{shift, unpack};
+pub use parts::{Parts, parts};
 pub use prune::Pruned;
 
 /// Layers that are unpacked or copied at once; others wait. Each takes up to [`Limits::unpack_memory_bytes_max`], and more
@@ -454,7 +456,12 @@ impl ImageStore {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
             made.map_err(io_error("make", &path))?;
         }
-        Ok(Self {
+        Ok(Self::at(dir, limits))
+    }
+
+    /// The store in `dir` as it is, which somebody else may have open.
+    fn at(dir: &Path, limits: Limits) -> Self {
+        Self {
             dir: dir.to_owned(),
             limits,
             uploads: Mutex::default(),
@@ -462,7 +469,7 @@ impl ImageStore {
             making: Mutex::default(),
             fills: Turns { left: Mutex::new(FILLS_MAX), given_back: Condvar::new() },
             gate: Mutex::default(),
-        })
+        }
     }
 
     /// The lock of a directory that is made or removed as a whole.

@@ -227,7 +227,9 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         std::fs::remove_dir_all(dir)
             .with_context(|| format!("could not remove {}", dir.display()))?;
     }
+    purge_restores(paths)?;
     let own = [
+        "perch.toml.from-backup",
         "store.db",
         "store.db-wal",
         "store.db-shm",
@@ -250,6 +252,23 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         match std::fs::remove_dir(root) {
             Ok(()) => {}
             Err(error) => tracing::debug!(dir = %root.display(), %error, "left in place"),
+        }
+    }
+    Ok(())
+}
+
+/// What restores left half-done or put aside, and copies of the store that migrations made.
+fn purge_restores(paths: &Paths) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(&paths.data).context("could not list the data directory")? {
+        let path = entry.context("could not list the data directory")?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let of_restore = ["restore.new", "restore.swap"].contains(&name)
+            || name.starts_with(Paths::BEFORE_RESTORE);
+        if of_restore {
+            std::fs::remove_dir_all(&path)
+                .with_context(|| format!("could not remove {}", path.display()))?;
+        } else if name.starts_with("store.db.schema-") {
+            remove_file(&path)?;
         }
     }
     Ok(())

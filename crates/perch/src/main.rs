@@ -5,6 +5,7 @@
 //! `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
+mod backup;
 mod config;
 mod doctor;
 mod down;
@@ -15,6 +16,7 @@ mod paths;
 mod process;
 mod proxy;
 mod quickstart;
+mod restore;
 mod server;
 mod service_manager;
 mod token;
@@ -31,6 +33,8 @@ Usage: perch COMMAND
 
   server      Run the server            [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]
   token       Make, list and revoke tokens for the API over TCP   create|list|revoke
+  backup      Write what the server keeps into one file, also while it runs   FILE [--data-dir DIR] [--logs]
+  restore     Make a data directory out of such a file                        FILE [--data-dir DIR]
   quickstart  Watch a private app sleep and wake, in a place of its own   [--once] [--dir DIR]
   doctor      Check what this machine offers, and how to mend it
   down        Stop all Machines and remove namespace, routes and tables   [--data-dir DIR] [--purge]
@@ -52,6 +56,8 @@ fn main() -> ExitCode {
     match role {
         "server" => server::main(&rest),
         "token" => token::main(&rest),
+        "backup" => backup::main(&rest),
+        "restore" => restore::main(&rest),
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
         "unpack" => unpack(&rest),

@@ -27,6 +27,9 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
+    /// How directories begin that keep what a restore replaced.
+    pub(crate) const BEFORE_RESTORE: &str = "before-restore-";
+
     /// The default server's places, or everything below `dir`. The directory need not be there; however it is spelled,
     /// it is the same server's.
     ///
@@ -110,6 +113,11 @@ impl Paths {
 
     pub(crate) fn machines(&self) -> PathBuf {
         self.data.join("machines")
+    }
+
+    /// There while a restore puts its data in place of the former ones.
+    pub(crate) fn restore_swap(&self) -> PathBuf {
+        self.data.join("restore.swap")
     }
 
     pub(crate) fn machine(&self, id: &str) -> PathBuf {

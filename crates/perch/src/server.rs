@@ -11,6 +11,7 @@ mod adoption;
 mod api;
 mod ballast;
 mod clock;
+mod contents;
 mod delegation;
 mod history;
 mod host_ids;
@@ -51,7 +52,9 @@ use crate::config::{Config, check_region};
 use crate::paths::Paths;
 use crate::service_manager;
 use ballast::Ballast;
+pub(crate) use contents::{Contents, contents};
 use host_ids::HostIds;
+pub(crate) use images::chain;
 use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::ProxyPort;
@@ -136,6 +139,11 @@ fn serve(options: Options) -> anyhow::Result<()> {
     let kept = service_manager::kept().context("could not take what the service manager kept")?;
     make_dirs(&paths)?;
     let _lock = DirLock::take(&paths.lock())?;
+    anyhow::ensure!(
+        !paths.restore_swap().exists(),
+        "a restore into {} was interrupted; repeat it with --force: perch restore FILE --force",
+        paths.data.display()
+    );
     crate::doctor::require()?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -169,7 +177,7 @@ fn make_dirs(paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// Makes a directory for root alone, or takes one that is root's already.
-fn make_own(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_own(dir: &Path) -> anyhow::Result<()> {
     let failed = || format!("could not make {}", dir.display());
     fs::create_dir_all(dir.parent().unwrap_or(dir)).with_context(failed)?;
     match fs::DirBuilder::new().mode(0o700).create(dir) {

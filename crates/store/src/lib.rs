@@ -14,6 +14,7 @@ mod handle;
 mod lease;
 mod number;
 mod schema;
+mod snapshot;
 mod txn;
 mod watch;
 
@@ -27,6 +28,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 pub use handle::{HandleError, StoreHandle};
 pub use lease::{Expired, LeaseError, LeaseId};
+pub use snapshot::{schema_known, snapshot};
 pub use txn::{Check, CommitError, Expect, Put, Txn};
 pub use watch::{Change, Watch, WatchError};
 

@@ -27,17 +27,31 @@ pub(crate) fn prepare(
     path: &Path,
     migrations: &[&str],
 ) -> Result<(), OpenError> {
-    let failed = |source| database(path, source);
-    let found =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
-    let known = u32::try_from(migrations.len()).expect("a handful of migrations");
+    let found = check(connection, path, migrations)?;
+    if 0 < found && found < newest(migrations) {
+        copy(connection, path, found)?;
+    }
+    migrate(connection, found, migrations).map_err(|source| database(path, source))
+}
+
+/// The schema to which these migrations lead.
+pub(crate) fn newest(migrations: &[&str]) -> u32 {
+    u32::try_from(migrations.len()).expect("a handful of migrations")
+}
+
+/// The database's schema, unless it is newer than what we know.
+pub(crate) fn check(
+    connection: &Connection,
+    path: &Path,
+    migrations: &[&str],
+) -> Result<u32, OpenError> {
+    let found = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    let found = found.map_err(|source| database(path, source))?;
+    let known = newest(migrations);
     if known < found {
         return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
-    if 0 < found && found < known {
-        copy(connection, path, found)?;
-    }
-    migrate(connection, found, migrations).map_err(failed)
+    Ok(found)
 }
 
 /// Copies the file before a migration, so that an older release can be put back.

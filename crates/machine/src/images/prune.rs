@@ -34,9 +34,9 @@ struct Doomed {
 
 /// What the kept images consist of, by the hexadecimal part of each digest.
 #[derive(Debug, Default)]
-struct Live {
-    manifests: BTreeSet<String>,
-    blobs: BTreeSet<String>,
+pub(super) struct Live {
+    pub(super) manifests: BTreeSet<String>,
+    pub(super) blobs: BTreeSet<String>,
     layers: BTreeSet<String>,
 }
 
@@ -99,7 +99,11 @@ impl ImageStore {
     }
 
     /// Marks from the manifests that stay. An error leaves it open what a kept image needs, so nothing may go.
-    fn live(&self, used: &BTreeSet<Digest>, since: SystemTime) -> Result<Live, ImageError> {
+    pub(super) fn live(
+        &self,
+        used: &BTreeSet<Digest>,
+        since: SystemTime,
+    ) -> Result<Live, ImageError> {
         let known = entries(&self.dir.join("manifests"))?;
         let used: BTreeSet<&str> = used.iter().map(Digest::hex).collect();
         let stays = |path: &&PathBuf| used.contains(name(path)) || is_young(path, since);

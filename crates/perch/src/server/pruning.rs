@@ -56,7 +56,7 @@ fn used(world: &World) -> BTreeSet<Digest> {
 }
 
 /// Digests that records name.
-fn referred_to(catalog: &Catalog) -> BTreeSet<String> {
+pub(crate) fn referred_to(catalog: &Catalog) -> BTreeSet<String> {
     let mut found: BTreeSet<String> =
         catalog.machines.values().map(|machine| machine.image.clone()).collect();
     let mut releases: BTreeMap<&str, Vec<_>> = BTreeMap::new();

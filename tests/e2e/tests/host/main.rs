@@ -5,6 +5,7 @@
 //! `cargo x test host`, which sets `PERCH_BIN`.
 
 mod access;
+mod backup;
 mod bad_image;
 mod bad_input;
 mod blueprint;
