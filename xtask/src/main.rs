@@ -7,6 +7,7 @@
 mod bench;
 mod deny;
 mod dist;
+mod fixture;
 mod guest;
 mod packages;
 mod ring;
@@ -29,6 +30,7 @@ usage: cargo x COMMAND
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
   install, uninstall    on this host (root) [--prefix DIR, default /usr/local]
+  fixture               this release's data directory for the tests of later ones (root)
   dist                  a tarball and a Debian package in target/dist
 
 E2E_REQUIRED=1 turns every skip into a failure.";
@@ -62,6 +64,7 @@ fn run(args: &[String]) -> Result<bool> {
         "install" => dist::install(rest),
         "uninstall" => dist::uninstall(rest),
         "dist" => dist::dist(),
+        "fixture" => fixture::make(),
         bench::UPSTREAM => bench::upstream(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

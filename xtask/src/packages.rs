@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("redis-cli", "redis-tools"),
     ("mandoc", "mandoc"),
     ("script", "bsdutils"),
+    ("xz", "xz-utils"),
 ];
 
 /// What the benchmarks compare with and measure by.

@@ -31,3 +31,4 @@ mod state;
 mod table;
 mod tcp;
 mod token;
+mod upgrade;
