@@ -6,7 +6,9 @@ export NO_COLOR=1
 apps=/root/apps
 
 check() {
-    if out=$(set -e; "$1" 2>&1); then
+    # Not as a condition: the shell would pass over all failures but the last.
+    out=$(set -e; "$1" 2>&1)
+    if [ $? = 0 ]; then
         echo "ok $1"
     else
         echo "FAILED $1"
@@ -23,6 +25,9 @@ soon() {
         sleep 0.2
     done
 }
+
+# fails COMMAND...: the shell never ends for a failure that is expected by `!`.
+fails() { if "$@"; then echo "should have failed: $*"; return 1; fi; }
 
 address() { fly ips list -a "$1" --json | sed -n 's/.*"Address": *"\(fdaa[^"]*\)".*/\1/p'; }
 answers() { curl -sS -m 100 "http://[$(address "$1")]/"; }
@@ -66,6 +71,16 @@ the_unit_is_what_systemd_understands() {
     [ -z "$says" ] || { echo "$says"; return 1; }
 }
 
+the_unit_is_no_more_exposed_than_promised() {
+    systemd-analyze security --no-pager --threshold=87 perch.service | tail -1
+}
+
+the_client_is_documented() {
+    [ -s /usr/share/bash-completion/completions/fly ]
+    # Manual pages come with the package where the release has them.
+    [ ! -d /usr/share/man/man1 ] || [ -n "$(find /usr/share/man/man1 -name 'fly*' -size +0)" ]
+}
+
 doctor_finds_nothing() { perch doctor; }
 
 a_sleeping_app_is_woken() {
@@ -82,6 +97,12 @@ machines_are_in_cgroups_of_the_unit() {
     grep -x "0::/system.slice/perch.service/daemon" "/proc/$(server)/cgroup"
     for pid in $(programs); do grep "^0::/system.slice/perch.service/machines/" "/proc/$pid/cgroup"; done
     [ -d $unit/machines ] && [ ! -d /sys/fs/cgroup/perch ]
+}
+
+shims_are_apart_from_the_server() {
+    local pid pids
+    pids=$(pgrep -f ' shim /var/lib/perch/machines/')
+    for pid in $pids; do grep -x "0::/system.slice/perch.service/machines/shims" "/proc/$pid/cgroup"; done
 }
 
 machines_do_not_inherit_the_servers_privileges() {
@@ -135,10 +156,40 @@ a_crash_of_the_server_is_followed_by_a_new_one() {
     [ "$before" = "$(programs)" ]
 }
 
+after_a_kill_of_the_whole_unit_apps_come_back() {
+    # systemd kills what is below the unit's cgroup too, Machines among it: `--kill-whom=main` spares them.
+    local before after
+    before=$(programs)
+    systemctl kill perch
+    soon systemctl is-active perch
+    soon are web started
+    answers web | grep Hello
+    after=$(programs)
+    [ "$before" != "$after" ]
+}
+
+a_backup_is_restored_over_other_data() {
+    perch backup /root/backup --logs
+    [ "$(stat -c '%a %U' /root/backup)" = '600 root' ]
+    fly apps destroy web --yes
+    fails perch restore /root/backup --force
+    systemctl stop perch
+    perch down
+    fails perch restore /root/backup
+    perch restore /root/backup --force
+    cmp /etc/perch/perch.toml /var/lib/perch/perch.toml.from-backup
+    systemctl start perch
+    soon are web started
+    are quotes stopped
+    answers web | grep Hello
+    answers quotes | grep Hello
+    rm -r /var/lib/perch/before-restore-*
+}
+
 members_of_the_group_may_and_others_may_not() {
     useradd -m member; usermod -aG perch member; useradd -m stranger
     su member -c 'fly apps list' | grep web
-    ! su stranger -c 'fly apps list'
+    fails su stranger -c 'fly apps list'
 }
 
 quickstart_runs_beside_the_server() {
@@ -168,7 +219,7 @@ purging_the_package_leaves_nothing() {
     dpkg --purge perch
     [ -z "$(programs)" ]
     [ ! -e /var/lib/perch ] && [ ! -e /etc/perch ] && [ ! -e /usr/bin/fly ]
-    ! ip link show perch0
+    fails ip link show perch0
     [ -z "$(nft list tables | grep perch)" ]
     [ ! -e /sys/fs/cgroup/perch ] && [ ! -e /sys/fs/cgroup/system.slice/perch.service/machines ]
 }
@@ -178,14 +229,19 @@ if [ ! -e /root/booted ]; then
     check the_guest_has_cgroup_v2_alone
     check the_package_installs_and_starts_the_server
     check the_unit_is_what_systemd_understands
+    check the_unit_is_no_more_exposed_than_promised
+    check the_client_is_documented
     check doctor_finds_nothing
     check a_sleeping_app_is_woken
     check machines_are_in_cgroups_of_the_unit
+    check shims_are_apart_from_the_server
     check machines_do_not_inherit_the_servers_privileges
     check a_restart_leaves_machines_alone
     check a_stop_leaves_machines_alone
     check connections_wait_while_server_and_proxy_are_dead
     check a_crash_of_the_server_is_followed_by_a_new_one
+    check after_a_kill_of_the_whole_unit_apps_come_back
+    check a_backup_is_restored_over_other_data
     check members_of_the_group_may_and_others_may_not
     check quickstart_runs_beside_the_server
     echo "rebooting"

@@ -15,6 +15,8 @@ const UNITS_OF_HOST: &str = "etc/systemd/system";
 /// Where it looks for packages' units.
 const UNITS_OF_PACKAGES: &str = "usr/lib/systemd/system";
 const GROUP: &str = "perch";
+/// Whom a Debian package names.
+const MAINTAINER: &str = "The Perch authors <perch@example.org>";
 /// What comes first when the binary is built already.
 const BUILT: &str = "--built";
 
@@ -129,6 +131,7 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
     let stage = tempfile::tempdir()?;
     let root = stage.path().join("perch");
     lay_out(&root, binary, Path::new("usr"), Path::new(UNITS_OF_PACKAGES))?;
+    debian_papers(&root)?;
     let control = root.join("DEBIAN");
     fs::create_dir(&control)?;
     for script in ["postinst", "prerm", "postrm"] {
@@ -143,7 +146,7 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
     let fields = format!(
         "Package: perch\nVersion: {version}\nArchitecture: {architecture}\nSection: admin\n\
-         Priority: optional\nMaintainer: The Perch authors <perch@localhost>\n\
+         Priority: optional\nMaintainer: {MAINTAINER}\n\
          Recommends: systemd\nDescription: private apps that sleep and wake\n \
          Runs private apps on this machine, reachable over a private IPv6 network, and puts\n \
          their Machines to sleep until the next request.\n"
@@ -155,6 +158,26 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
         Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).arg(&root).arg(&package),
     );
     made.map(|_says| package)
+}
+
+/// What Debian wants to find beside a program, where it wants it.
+fn debian_papers(root: &Path) -> Result<()> {
+    let documents = root.join("usr/share/doc/perch");
+    fs::remove_file(documents.join("LICENSE")).context("leaving the licence to Debian's copy")?;
+    let ours = |name: &str| fs::read(packaging().join("debian").join(name));
+    write(&documents.join("copyright"), &ours("copyright")?, 0o644)?;
+    let overrides = root.join("usr/share/lintian/overrides/perch");
+    write(&overrides, &ours("lintian-overrides")?, 0o644)?;
+    let changes = shell::root().join("CHANGELOG.md");
+    let date = shell::output(Command::new("date").args(["-R", "-r"]).arg(&changes))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let entry = format!(
+        "perch ({version}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- {MAINTAINER}  {}\n",
+        date.trim()
+    );
+    let changelog = documents.join("changelog");
+    write(&changelog, entry.as_bytes(), 0o644)?;
+    shell::output(Command::new("gzip").arg("-9n").arg(&changelog)).map(drop)
 }
 
 /// The same tree for the tarball and the package.
@@ -186,6 +209,8 @@ fn files(binary: &Path, made: &Path, prefix: &Path, units: &Path) -> Result<Vec<
         (ours("perch.sysusers"), prefix.join("lib/sysusers.d/perch.conf"), 0o644),
         (ours("perch.toml"), "etc/perch/perch.toml".into(), 0o644),
         document("README.md"),
+        document("CHANGELOG.md"),
+        document("docs/backup.md"),
         document("LICENSE"),
     ];
     files.extend(COMPLETIONS.map(completion));
