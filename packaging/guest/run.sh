@@ -77,8 +77,10 @@ the_unit_is_no_more_exposed_than_promised() {
 
 the_client_is_documented() {
     [ -s /usr/share/bash-completion/completions/fly ]
-    # Manual pages come with the package where the release has them.
-    [ ! -d /usr/share/man/man1 ] || [ -n "$(find /usr/share/man/man1 -name 'fly*' -size +0)" ]
+    local page
+    for page in perch perch-backup perch-restore perch-fly fly fly-launch; do
+        zcat "/usr/share/man/man1/$page.1.gz" | grep '^\.TH'
+    done
 }
 
 doctor_finds_nothing() { perch doctor; }
@@ -219,6 +221,7 @@ purging_the_package_leaves_nothing() {
     dpkg --purge perch
     [ -z "$(programs)" ]
     [ ! -e /var/lib/perch ] && [ ! -e /etc/perch ] && [ ! -e /usr/bin/fly ]
+    [ -z "$(find /usr/share/man/man1 -name 'fly*')" ]
     fails ip link show perch0
     [ -z "$(nft list tables | grep perch)" ]
     [ ! -e /sys/fs/cgroup/perch ] && [ ! -e /sys/fs/cgroup/system.slice/perch.service/machines ]

@@ -148,8 +148,8 @@ pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
         "Package: perch\nVersion: {version}\nArchitecture: {architecture}\nSection: admin\n\
          Priority: optional\nMaintainer: {MAINTAINER}\n\
          Recommends: systemd\nDescription: private apps that sleep and wake\n \
-         Runs private apps on this machine, reachable over a private IPv6 network, and puts\n \
-         their Machines to sleep until the next request.\n"
+         Runs private apps on this machine, reachable over a private IPv6 network, and\n \
+         puts their Machines to sleep until the next request.\n"
     );
     write(&control.join("control"), fields.as_bytes(), 0o644)?;
     write(&control.join("conffiles"), b"/etc/perch/perch.toml\n", 0o644)?;
@@ -177,7 +177,9 @@ fn debian_papers(root: &Path) -> Result<()> {
     );
     let changelog = documents.join("changelog");
     write(&changelog, entry.as_bytes(), 0o644)?;
-    shell::output(Command::new("gzip").arg("-9n").arg(&changelog)).map(drop)
+    let manual = root.join("usr").join(PAGES);
+    let pages = pages(&manual)?.into_iter().map(|page| manual.join(page));
+    shell::output(Command::new("gzip").arg("-9n").arg(&changelog).args(pages)).map(drop)
 }
 
 /// The same tree for the tarball and the package.

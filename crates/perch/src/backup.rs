@@ -24,7 +24,7 @@ use crate::paths::{self, Paths};
 use crate::server;
 use archive::{Head, Writer};
 
-const USAGE: &str =
+pub(crate) const USAGE: &str =
     "error: usage: perch backup FILE [--data-dir DIR] [--config FILE] [--logs] [--force]\n";
 /// The packaged unit's configuration.
 const CONFIG: &str = "/etc/perch/perch.toml";

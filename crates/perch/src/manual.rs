@@ -57,6 +57,8 @@ fn perch() -> Command {
                 listen,
             ]),
             token(data_dir()),
+            backup(data_dir()),
+            restore(data_dir()),
             Command::new("quickstart")
                 .about("Watch a private app sleep and wake, in a place of its own")
                 .args([
@@ -72,6 +74,34 @@ fn perch() -> Command {
                 .hide(true),
             Command::new("version").about("Print the version"),
         ])
+}
+
+fn backup(data_dir: Arg) -> Command {
+    Command::new("backup")
+        .about("Write what the server keeps into one file, also while it runs")
+        .after_help("The key of the secrets is not in it; keep a copy of that in another place")
+        .args([
+            file("The file to write"),
+            data_dir,
+            value("config", "FILE", "The server's configuration [default: /etc/perch/perch.toml]"),
+            flag("logs", "With what the Machines printed"),
+            flag("force", "Replace a file that is there"),
+        ])
+}
+
+fn restore(data_dir: Arg) -> Command {
+    Command::new("restore")
+        .about("Make a data directory out of such a file")
+        .after_help("Everything is checked before anything is changed; no server may run meanwhile")
+        .args([
+            file("A file that `perch backup` wrote"),
+            data_dir,
+            flag("force", "Put the data aside that are there"),
+        ])
+}
+
+fn file(help: &'static str) -> Arg {
+    Arg::new("file").value_name("FILE").required(true).help(help)
 }
 
 fn token(data_dir: Arg) -> Command {
@@ -112,7 +142,8 @@ mod tests {
             let flags = text.split(move |c| !is_part(c)).filter(|word| word.starts_with("--"));
             flags.map(|flag| flag[2..].to_owned()).collect()
         };
-        let usage = format!("{}{}", crate::USAGE, crate::token::USAGE);
+        let own = [crate::token::USAGE, crate::backup::USAGE, crate::restore::USAGE].concat();
+        let usage = crate::USAGE.to_owned() + &own;
         let mut flags = BTreeSet::new();
         collect(&perch(), &mut flags);
         assert_eq!(flags, words(&usage));

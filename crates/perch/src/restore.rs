@@ -22,7 +22,7 @@ use crate::paths::Paths;
 use crate::server::lock::DirLock;
 use crate::server::{self, Contents};
 
-const USAGE: &str = "error: usage: perch restore FILE [--data-dir DIR] [--force]\n";
+pub(crate) const USAGE: &str = "error: usage: perch restore FILE [--data-dir DIR] [--force]\n";
 /// Where the server's configuration goes: whether it fits this host is for its operator to say.
 const CONFIG: &str = "perch.toml.from-backup";
 /// Magic number of the file system of namespaces.
