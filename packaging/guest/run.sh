@@ -63,6 +63,7 @@ the_package_installs_and_starts_the_server() {
     [ "$(stat -c '%a %G' /run/perch/api.sock)" = '660 perch' ]
     [ "$(stat -c '%a %U' /var/lib/perch)" = '700 root' ]
     fly version
+    [ -e /usr/share/man/man1/perch.1.gz ] && [ -e /usr/share/man/man1/fly-apps-list.1.gz ]
 }
 
 the_unit_is_what_systemd_understands() {
