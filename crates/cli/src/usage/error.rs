@@ -49,7 +49,10 @@ impl Wrong {
             }
             ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-                format!("invalid argument {value:?} for {name:?} flag{cause}")
+                match name.starts_with('-') {
+                    true => format!("invalid argument {value:?} for {name:?} flag{cause}"),
+                    false => format!("invalid argument {value:?} for {command:?}{cause}"),
+                }
             }
             _ => first_line(error),
         };

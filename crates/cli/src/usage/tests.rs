@@ -169,6 +169,7 @@ fn what_nobody_knows_has_flyctls_words() {
         ("fly deploy --vm-cpus many", "invalid argument"),
         ("fly apps destroy -y", "requires at least 1 arg(s), only received 0"),
         ("fly proxy", "accepts 1 arg(s), received 0"),
+        ("fly completion tcsh", "invalid argument \\\\\"tcsh\\\\\" for \\\\\"fly completion\\\\\""),
     ] {
         let text = stopped(line).replace("\\\"", "\\\\\"");
         assert!(text.contains(words), "{line}: {text}");
@@ -191,9 +192,15 @@ fn every_boolean_takes_a_value_as_pflag_has_it() {
 
 #[test]
 fn help_is_help_at_every_place() {
-    for line in
-        ["fly", "fly help", "fly -h", "fly apps", "fly help apps list", "fly apps ls --help"]
-    {
+    for line in [
+        "fly",
+        "fly help",
+        "fly -h",
+        "fly apps",
+        "fly help apps list",
+        "fly apps ls --help",
+        "fly apps help list",
+    ] {
         assert_eq!(stopped(line), "help", "{line}");
     }
 }

@@ -46,7 +46,7 @@ impl Reading {
                     }
                     reading.flags.push(token);
                 }
-                None if reading.path.is_empty() && word == "help" && deeper => {}
+                None if word == "help" && deeper && place.is_group() => {}
                 None => deeper = deeper && reading.enter(&mut place, &word),
             }
             at += 1;
@@ -146,6 +146,10 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    fn is_group(&self) -> bool {
+        self.ours.is_some_and(Command::has_subcommands)
+    }
+
     fn takes_value(&self, token: &Token) -> bool {
         if token.long {
             return self.flag_takes_value(&token.name);

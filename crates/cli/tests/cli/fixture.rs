@@ -62,12 +62,12 @@ impl Fixture {
     pub(crate) fn fly_until(&self, interrupted: impl Future<Output = ()>, args: &[&str]) -> Run {
         let (out, err) = (Captured::default(), Captured::default());
         let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
-        let code = self.fly_with(&console, &self.environment(&[]), interrupted, args);
+        let code = self.fly_on(&console, &self.environment(&[]), interrupted, args);
         Run { code, out: out.text(), err: err.text() }
     }
 
     /// With a console and variables of the test's own.
-    pub(crate) fn fly_with(
+    pub(crate) fn fly_on(
         &self,
         console: &Console,
         env: &Environment,

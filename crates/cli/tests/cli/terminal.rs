@@ -70,7 +70,7 @@ fn on_terminal(
     let terminal = Terminal::open();
     let env = fixture.environment(vars);
     let console = Console::on(terminal.file(), terminal.file(), terminal.file(), &env);
-    let code = fixture.fly_with(&console, &env, interrupted, args);
+    let code = fixture.fly_on(&console, &env, interrupted, args);
     drop(console);
     (code, terminal.seen())
 }
@@ -132,7 +132,7 @@ fn what_goes_to_a_file_is_plain_though_the_other_stream_is_a_terminal() {
     let env = fixture.environment(&[]);
     let out = file.reopen().expect("it is there");
     let console = Console::on(terminal.file(), out, terminal.file(), &env);
-    assert_eq!(fixture.fly_with(&console, &env, pending(), &["deploy"]), 0);
+    assert_eq!(fixture.fly_on(&console, &env, pending(), &["deploy"]), 0);
     drop(console);
     let text = std::fs::read_to_string(file.path()).expect("it is text");
     assert!(!text.contains('\x1b') && text.contains("> Waiting for m0 [app]"), "{text:?}");
@@ -160,7 +160,7 @@ fn colours_can_be_forced_into_a_pipe_and_nothing_else_comes_along() {
     let env = fixture.environment(&[("CLICOLOR_FORCE", "1")]);
     let input = File::open("/dev/null").expect("it is there");
     let console = Console::on(input, out.reopen().expect("it is there"), err, &env);
-    assert_eq!(fixture.fly_with(&console, &env, pending(), &["status"]), 0);
+    assert_eq!(fixture.fly_on(&console, &env, pending(), &["status"]), 0);
     let text = std::fs::read_to_string(out.path()).expect("it is text");
     assert!(text.contains("\x1b[1mApp\x1b[0m\n") && !text.contains(ERASE), "{text:?}");
 }
