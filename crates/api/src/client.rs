@@ -187,6 +187,12 @@ impl Client {
         self.call::<IgnoredAny>(request).await.map(drop)
     }
 
+    /// Begins to suspend a Machine.
+    pub async fn suspend_machine(&self, app: &str, id: &str, nonce: Option<&str>) -> Result<()> {
+        let request = Request::new(Method::POST, machine_path(app, id, "/suspend")).nonce(nonce);
+        self.call::<IgnoredAny>(request).await.map(drop)
+    }
+
     /// Sends a signal.
     pub async fn signal_machine(
         &self,

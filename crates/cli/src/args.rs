@@ -408,6 +408,16 @@ pub(crate) enum Machine {
         #[arg(short, long)]
         wait_timeout: Option<String>,
     },
+    /// Suspend Machines: frozen where they are, with their memory
+    Suspend {
+        /// IDs of the Machines
+        ids: Vec<String>,
+        #[command(flatten)]
+        app: AppArgs,
+        /// Wait so long for the Machine to be suspended, such as 30s
+        #[arg(short, long)]
+        wait_timeout: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -242,6 +242,8 @@ pub enum StartOutcome {
 pub enum StopOutcome {
     /// The run has ended.
     Stopped,
+    /// The run is frozen.
+    Suspended,
     /// It goes on.
     Refused {
         /// For people.
@@ -563,7 +565,8 @@ impl Balancer {
             return;
         }
         match outcome {
-            StopOutcome::Stopped => machine.on_stopped(now),
+            StopOutcome::Stopped => machine.on_asleep(MachineState::Stopped, now),
+            StopOutcome::Suspended => machine.on_asleep(MachineState::Suspended, now),
             StopOutcome::Refused { .. } => machine.on_stop_refused(now),
         }
         self.rebuild();

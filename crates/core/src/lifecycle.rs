@@ -9,7 +9,16 @@
 //!              └─────────────────── Stopped or Restarting ◄── Exited ────────────┘
 //!                                               │ back-off over, or Start
 //!                                               └──► Starting (next run, newest config)
+//!
+//!            Suspend, or a stop by a proxy whose policy says so          Frozen
+//!  Started ──────────────────────────────────────────────────► Suspending ─────► Suspended
+//!     ▲ └─── the same run ◄── Start calls it off (AS-56) ◄─────────┘ │               │
+//!     └───────────── the same run ◄── Start thaws it ◄───────────────┼───────────────┘
+//!                                        FreezeFailed, or time over  └──► Stopping (AS-54)
 //! ```
+//!
+//! What is stopped, updated or destroyed while it is suspended is thawed for its end: the next start
+//! is a cold one (AS-105, AS-106).
 //!
 //! What was asked while the Machine is on its way down is remembered (`After`): a start during a
 //! stop starts it again afterwards (AS-66), an update on the way down is launched if the Machine was
@@ -28,6 +37,9 @@
 //! - `Drain`: ask the proxy; without a proxy feed `Drained` at once (nothing can be in flight).
 //! - `Launch`: start this run with this config. Feed `Launched`, or `LaunchFailed`, later `Exited`
 //!   *after everything of the run has been reaped*. A `Kill` while the launch is going on ends it.
+//! - `Freeze`: stop all of the run where it is; feed `Frozen` when nothing of it runs any more, or
+//!   `FreezeFailed`. `Thaw`: let it go on, also if the freezing is still under way; feed `ThawFailed`
+//!   if that cannot be done. Nothing waits for a thaw.
 //! - `Signal`, `Kill`: to init; a run that is gone already is no error, `Exited` follows or has
 //!   been fed.
 //! - `Remove`: delete everything on disk and all addresses; then feed `Removed`.
@@ -58,6 +70,9 @@ pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(300);
 /// A killed run that is not reaped yet is killed again after this: a process can be forked between
 /// listing and killing where the kernel has no `cgroup.kill`.
 pub const KILL_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// A run that is not frozen by then is stopped instead (AS-54): freezing takes less than a millisecond,
+/// but a process that waits for a disk can make it wait.
+pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The proxy's own limit ends a drain; this much later we go on without its answer.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -72,6 +87,17 @@ pub struct Policy {
     pub drain_timeout: Duration,
     /// What follows an exit that nobody asked for.
     pub restart: RestartPolicy,
+    /// How it sleeps when the proxy says that nobody needs it.
+    pub sleep: SleepBy,
+}
+
+/// How a Machine that nobody needs is put to sleep (AS-02).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepBy {
+    /// Its run ends.
+    Stopping,
+    /// Its run is frozen; where that fails it ends (AS-54).
+    Suspending,
 }
 
 /// Who asks for a start.
@@ -130,6 +156,27 @@ pub enum Event {
         policy: Policy,
         /// What happens if the Machine is down.
         asleep: Asleep,
+    },
+    /// Be frozen: a user's wish. The proxy's is a stop, by [`Policy::sleep`].
+    Suspend,
+    /// The answer to [`Effect::Freeze`]: nothing of the run goes on.
+    Frozen {
+        /// Of the effect.
+        token: u64,
+    },
+    /// The other answer to [`Effect::Freeze`].
+    FreezeFailed {
+        /// Of the effect.
+        token: u64,
+        /// For people.
+        reason: String,
+    },
+    /// The run cannot be thawed.
+    ThawFailed {
+        /// The run.
+        run: u64,
+        /// For people.
+        reason: String,
     },
     /// Go away for ever.
     Destroy,
@@ -205,6 +252,18 @@ pub enum Effect {
         /// With this config.
         config_version: u64,
     },
+    /// Let nothing of the run go on.
+    Freeze {
+        /// The run.
+        run: u64,
+        /// Given back in [`Event::Frozen`] or [`Event::FreezeFailed`].
+        token: u64,
+    },
+    /// Let the run go on.
+    Thaw {
+        /// The run.
+        run: u64,
+    },
     /// Send a signal to the run's program.
     Signal {
         /// The run.
@@ -242,6 +301,24 @@ pub enum Happened {
     StartAsked(StartBy),
     /// A stop was asked for.
     StopAsked(StopBy),
+    /// A suspend was asked for.
+    SuspendAsked,
+    /// It is frozen.
+    Suspended,
+    /// It could not be frozen, and is stopped instead (AS-54).
+    SuspendFailed {
+        /// For people.
+        reason: String,
+    },
+    /// A suspend was called off by a start (AS-56).
+    SuspendCalledOff,
+    /// A start thawed it: no cold start (AS-108).
+    Resumed,
+    /// It could not be thawed, and is started anew (AS-104).
+    ResumeFailed {
+        /// For people.
+        reason: String,
+    },
     /// A new config was taken.
     Updated {
         /// Its version.
@@ -319,6 +396,13 @@ pub enum Found {
         /// The config it was launched with.
         config_version: u64,
     },
+    /// Its run is alive and frozen.
+    Frozen {
+        /// The run.
+        run: u64,
+        /// The config it was launched with.
+        config_version: u64,
+    },
     /// The run ended while nobody looked.
     Ended {
         /// The run.
@@ -362,9 +446,18 @@ enum Phase {
     Started { since: Timestamp },
     Draining { token: u64, deadline: Timestamp, after: After, stop: HowToStop },
     Stopping { kill_at: Timestamp, after: After },
+    Suspending { token: u64, deadline: Timestamp, step: SuspendStep },
+    Suspended,
     Restarting { due: Timestamp },
     Destroying,
     Destroyed,
+}
+
+/// How far a suspend is; each step has its own token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SuspendStep {
+    Draining,
+    Freezing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,6 +527,9 @@ impl Lifecycle {
             Found::Running { run, config_version } => {
                 life.adopt(stored, run, config_version, now);
             }
+            Found::Frozen { run, config_version } => {
+                life.adopt_frozen(stored, run, config_version, now);
+            }
             // The last launch was stored, but had not begun.
             Found::Ended { run, .. } if run < stored.run => {
                 life.on_lost(stored, AfterLoss::Launch, now);
@@ -468,6 +564,10 @@ impl Lifecycle {
             Event::Update { config_version, policy, asleep } => {
                 self.on_update(config_version, policy, asleep, now)?;
             }
+            Event::Suspend => self.on_suspend(now)?,
+            Event::Frozen { token } => self.on_frozen(token),
+            Event::FreezeFailed { token, reason } => self.on_freeze_failed(token, reason, now),
+            Event::ThawFailed { run, reason } => self.on_thaw_failed(run, reason, now),
             Event::Destroy => self.on_destroy(now)?,
             Event::Lease(lease) => self.lease = lease,
             Event::Launched { run } => self.on_launched(run, now),
@@ -489,9 +589,14 @@ impl Lifecycle {
             Phase::Starting { .. } => self.on_launch_timeout(now),
             Phase::Draining { after, stop, .. } => self.begin_stopping(stop, after, now),
             Phase::Stopping { after, .. } => self.kill(after, now),
+            Phase::Suspending { step: SuspendStep::Draining, .. } => self.begin_freezing(now),
+            Phase::Suspending { step: SuspendStep::Freezing, .. } => {
+                self.stop_instead("it did not freeze in time".to_owned(), now);
+            }
             Phase::Restarting { .. } => self.launch(now),
             Phase::Created
             | Phase::Stopped
+            | Phase::Suspended
             | Phase::Failed
             | Phase::Started { .. }
             | Phase::Destroying
@@ -510,9 +615,11 @@ impl Lifecycle {
             Phase::Starting { deadline } => Some((deadline, "launch takes too long")),
             Phase::Draining { deadline, .. } => Some((deadline, "drain takes too long")),
             Phase::Stopping { kill_at, .. } => Some((kill_at, "kill timeout")),
+            Phase::Suspending { deadline, .. } => Some((deadline, "suspend takes too long")),
             Phase::Restarting { due } => Some((due, "restart back-off")),
             Phase::Created
             | Phase::Stopped
+            | Phase::Suspended
             | Phase::Failed
             | Phase::Started { .. }
             | Phase::Destroying
@@ -533,6 +640,8 @@ impl Lifecycle {
                 After::Replace => MachineState::Replacing,
                 After::Destroy => MachineState::Destroying,
             },
+            Phase::Suspending { .. } => MachineState::Suspending,
+            Phase::Suspended => MachineState::Suspended,
             Phase::Restarting { .. } => MachineState::Restarting,
             Phase::Destroying => MachineState::Destroying,
             Phase::Destroyed => MachineState::Destroyed,
@@ -571,7 +680,11 @@ impl Lifecycle {
     pub fn stored(&self) -> Stored {
         let wish = match self.phase {
             Phase::Starting { .. } | Phase::Started { .. } | Phase::Restarting { .. } => Wish::Up,
-            Phase::Created | Phase::Stopped | Phase::Failed => Wish::Down,
+            Phase::Created
+            | Phase::Stopped
+            | Phase::Suspending { .. }
+            | Phase::Suspended
+            | Phase::Failed => Wish::Down,
             Phase::Draining { after, .. } | Phase::Stopping { after, .. } => match after {
                 After::Sleep => Wish::Down,
                 After::Wake | After::Replace => Wish::Up,
@@ -599,6 +712,8 @@ impl Lifecycle {
             (Phase::Draining { .. } | Phase::Stopping { .. }, _) => {
                 self.start_on_the_way_down(by)?;
             }
+            (Phase::Suspending { step, .. }, _) => self.call_off_suspend(step, by, now),
+            (Phase::Suspended, _) => self.resume(by, now),
             (Phase::Destroying | Phase::Destroyed, by) => self.refuse_start(by)?,
         }
         Ok(())
@@ -643,6 +758,32 @@ impl Lifecycle {
         self.phase = Phase::Started { since: now };
         self.finish_stop(StopOutcome::Refused { reason: "started again".to_owned() });
         self.announce(Happened::StopCalledOff);
+    }
+
+    fn call_off_suspend(&mut self, step: SuspendStep, by: StartBy, now: Timestamp) {
+        let run = self.run;
+        self.effects.push_back(match step {
+            SuspendStep::Draining => Effect::Undrain { run },
+            SuspendStep::Freezing => Effect::Thaw { run },
+        });
+        self.finish_stop(StopOutcome::Refused { reason: "started again".to_owned() });
+        self.be_up_again(Happened::SuspendCalledOff, by, now);
+    }
+
+    /// The run goes on where it was. Nothing waits for the thaw: what is sent to the program meanwhile
+    /// waits in its sockets.
+    fn resume(&mut self, by: StartBy, now: Timestamp) {
+        if self.mutant != Mutant::ResumeDoesNotThaw {
+            self.effects.push_back(Effect::Thaw { run: self.run });
+        }
+        self.be_up_again(Happened::Resumed, by, now);
+    }
+
+    fn be_up_again(&mut self, happened: Happened, by: StartBy, now: Timestamp) {
+        self.phase = Phase::Started { since: now };
+        self.announce(happened);
+        self.remember(by);
+        self.finish_start(StartOutcome::Started { run: self.run });
     }
 
     fn launch(&mut self, now: Timestamp) {
@@ -743,6 +884,10 @@ impl Lifecycle {
                 self.refuse_waiting_start("stopped by a user");
                 self.announce(happened);
             }
+            Phase::Suspending { .. } | Phase::Suspended => {
+                self.leave_suspend(After::Sleep, stop, now);
+                self.announce(happened);
+            }
             Phase::Destroying | Phase::Destroyed => {
                 return Err(InvalidTransition { state: self.state(), verb: "stop" });
             }
@@ -770,8 +915,25 @@ impl Lifecycle {
             Phase::Started { .. } if self.lease == Lease::Held => Err("leased"),
             Phase::Started { .. } => {
                 self.stop_attempt = Some(attempt);
-                self.begin_stopping(self.how_to_stop(None, None), After::Sleep, now);
-                self.announce(Happened::StopAsked(StopBy::Proxy { run, attempt }));
+                match self.policy.sleep {
+                    SleepBy::Stopping => {
+                        self.begin_stopping(self.how_to_stop(None, None), After::Sleep, now);
+                        self.announce(Happened::StopAsked(StopBy::Proxy { run, attempt }));
+                    }
+                    SleepBy::Suspending => {
+                        self.begin_freezing(now);
+                        self.announce(Happened::SuspendAsked);
+                    }
+                }
+                Ok(())
+            }
+            Phase::Suspending { .. } => {
+                self.stop_attempt = Some(attempt);
+                Ok(())
+            }
+            Phase::Suspended => {
+                let outcome = StopOutcome::Suspended;
+                self.effects.push_back(Effect::StopDone { attempt, outcome });
                 Ok(())
             }
             Phase::Draining { after: After::Sleep, .. }
@@ -795,19 +957,28 @@ impl Lifecycle {
     }
 
     fn begin_draining(&mut self, after: After, stop: HowToStop, why: Happened, now: Timestamp) {
-        self.tokens += 1;
-        let (token, timeout) = (self.tokens, self.policy.drain_timeout);
-        let deadline = now + timeout + DRAIN_GRACE;
+        let token = self.ask_drain();
+        let deadline = now + self.policy.drain_timeout + DRAIN_GRACE;
         self.phase = Phase::Draining { token, deadline, after, stop };
-        self.effects.push_back(Effect::Drain { run: self.run, token, timeout });
         self.announce(why);
     }
 
+    fn ask_drain(&mut self) -> u64 {
+        self.tokens += 1;
+        let (token, timeout) = (self.tokens, self.policy.drain_timeout);
+        self.effects.push_back(Effect::Drain { run: self.run, token, timeout });
+        token
+    }
+
     fn on_drained(&mut self, answered: u64, now: Timestamp) {
-        if let Phase::Draining { token, after, stop, .. } = self.phase
-            && token == answered
-        {
-            self.begin_stopping(stop, after, now);
+        match self.phase {
+            Phase::Draining { token, after, stop, .. } if token == answered => {
+                self.begin_stopping(stop, after, now);
+            }
+            Phase::Suspending { token, step: SuspendStep::Draining, .. } if token == answered => {
+                self.begin_freezing(now);
+            }
+            _ => {}
         }
     }
 
@@ -819,6 +990,80 @@ impl Lifecycle {
     fn kill(&mut self, after: After, now: Timestamp) {
         self.phase = Phase::Stopping { kill_at: now + KILL_AGAIN_AFTER, after };
         self.effects.push_back(Effect::Kill { run: self.run });
+    }
+
+    // ---- suspends -----------------------------------------------------------------------------
+
+    fn on_suspend(&mut self, now: Timestamp) -> Result<(), InvalidTransition> {
+        match self.phase {
+            Phase::Started { .. } => {
+                let token = self.ask_drain();
+                let deadline = now + self.policy.drain_timeout + DRAIN_GRACE;
+                self.phase = Phase::Suspending { token, deadline, step: SuspendStep::Draining };
+                self.announce(Happened::SuspendAsked);
+                Ok(())
+            }
+            Phase::Suspending { .. } | Phase::Suspended => Ok(()),
+            Phase::Created
+            | Phase::Stopped
+            | Phase::Failed
+            | Phase::Starting { .. }
+            | Phase::Draining { .. }
+            | Phase::Stopping { .. }
+            | Phase::Restarting { .. }
+            | Phase::Destroying
+            | Phase::Destroyed => Err(InvalidTransition { state: self.state(), verb: "suspend" }),
+        }
+    }
+
+    fn begin_freezing(&mut self, now: Timestamp) {
+        self.tokens += 1;
+        let (token, deadline) = (self.tokens, now + FREEZE_TIMEOUT);
+        self.phase = Phase::Suspending { token, deadline, step: SuspendStep::Freezing };
+        self.effects.push_back(Effect::Freeze { run: self.run, token });
+    }
+
+    fn on_frozen(&mut self, answered: u64) {
+        let awaited = match self.phase {
+            Phase::Suspending { token, step: SuspendStep::Freezing, .. } => token == answered,
+            _ => self.mutant == Mutant::LateFreezeAccepted && self.started_at().is_some(),
+        };
+        if awaited {
+            self.phase = Phase::Suspended;
+            self.announce(Happened::Suspended);
+            self.finish_stop(StopOutcome::Suspended);
+        }
+    }
+
+    fn on_freeze_failed(&mut self, answered: u64, reason: String, now: Timestamp) {
+        if let Phase::Suspending { token, step: SuspendStep::Freezing, .. } = self.phase
+            && token == answered
+        {
+            self.stop_instead(reason, now);
+        }
+    }
+
+    fn stop_instead(&mut self, reason: String, now: Timestamp) {
+        self.leave_suspend(After::Sleep, self.how_to_stop(None, None), now);
+        self.announce(Happened::SuspendFailed { reason });
+    }
+
+    /// To its end, by the way that its step allows. A signal sent before the thaw is the first thing
+    /// that the program meets.
+    fn leave_suspend(&mut self, after: After, stop: HowToStop, now: Timestamp) {
+        if let Phase::Suspending { token, deadline, step: SuspendStep::Draining } = self.phase {
+            self.phase = Phase::Draining { token, deadline, after, stop };
+        } else {
+            self.begin_stopping(stop, after, now);
+            self.effects.push_back(Effect::Thaw { run: self.run });
+        }
+    }
+
+    fn on_thaw_failed(&mut self, run: u64, reason: String, now: Timestamp) {
+        if run == self.run && self.started_at().is_some() {
+            self.kill(After::Wake, now);
+            self.announce(Happened::ResumeFailed { reason });
+        }
     }
 
     // ---- exits --------------------------------------------------------------------------------
@@ -837,6 +1082,7 @@ impl Lifecycle {
             Phase::Draining { after, .. } | Phase::Stopping { after, .. } => {
                 self.on_asked_exit(exit, after, now);
             }
+            Phase::Suspending { .. } | Phase::Suspended => self.on_exit_asleep(exit),
             Phase::Created
             | Phase::Stopped
             | Phase::Failed
@@ -854,6 +1100,13 @@ impl Lifecycle {
         };
         let restarting = back_off.is_some();
         self.announce(Happened::Exited { exit, requested: false, restarting });
+    }
+
+    /// It sleeps on: whoever needs it gets a cold start.
+    fn on_exit_asleep(&mut self, exit: Exit) {
+        self.phase = Phase::Stopped;
+        self.announce(Happened::Exited { exit, requested: false, restarting: false });
+        self.finish_stop(StopOutcome::Stopped);
     }
 
     fn on_asked_exit(&mut self, exit: Exit, after: After, now: Timestamp) {
@@ -914,6 +1167,14 @@ impl Lifecycle {
                 }
                 self.announce(happened);
             }
+            Phase::Suspending { .. } | Phase::Suspended => {
+                let after = match asleep {
+                    Asleep::Stays => After::Sleep,
+                    Asleep::Launches => After::Replace,
+                };
+                self.leave_suspend(after, stop, now);
+                self.announce(happened);
+            }
             Phase::Destroying | Phase::Destroyed => {}
         }
         Ok(())
@@ -936,6 +1197,14 @@ impl Lifecycle {
             Phase::Started { .. } => self.begin_draining(After::Destroy, stop, happened, now),
             Phase::Draining { after, .. } | Phase::Stopping { after, .. } => {
                 *after = After::Destroy;
+                self.announce(happened);
+            }
+            Phase::Suspending { step: SuspendStep::Draining, .. } => {
+                self.leave_suspend(After::Destroy, stop, now);
+                self.announce(happened);
+            }
+            Phase::Suspending { .. } | Phase::Suspended => {
+                self.kill(After::Destroy, now);
                 self.announce(happened);
             }
             Phase::Destroying => {}
@@ -967,6 +1236,11 @@ impl Lifecycle {
         self.phase = Phase::Started { since: now };
         let stop = self.how_to_stop(None, None);
         match on_adoption(stored, run, config_version) {
+            Adoption::GoesOn if stored.state == MachineState::Suspending => {
+                let token = self.ask_drain();
+                let deadline = now + self.policy.drain_timeout + DRAIN_GRACE;
+                self.phase = Phase::Suspending { token, deadline, step: SuspendStep::Draining };
+            }
             Adoption::GoesOn => {}
             Adoption::Ends(After::Sleep) => self.begin_stopping(stop, After::Sleep, now),
             Adoption::Ends(After::Destroy) => self.kill(After::Destroy, now),
@@ -976,6 +1250,21 @@ impl Lifecycle {
             }
         }
         // Not before: a proxy that hears `started` lets callers in.
+        self.announce(Happened::Adopted);
+    }
+
+    /// A start that was asked for, and what is going anyway, thaws it; else it sleeps on.
+    fn adopt_frozen(&mut self, stored: Stored, run: u64, config_version: u64, now: Timestamp) {
+        (self.run, self.running_version) = (run, config_version);
+        self.phase = Phase::Suspended;
+        let stop = self.how_to_stop(None, None);
+        match (on_adoption(stored, run, config_version), stored.wish) {
+            (Adoption::GoesOn, Wish::Up) => return self.resume(StartBy::User, now),
+            (Adoption::GoesOn, _) => {}
+            (Adoption::Ends(After::Destroy), _) => self.kill(After::Destroy, now),
+            (Adoption::Ends(_), Wish::Down) => self.leave_suspend(After::Sleep, stop, now),
+            (Adoption::Ends(after), _) => self.leave_suspend(after, stop, now),
+        }
         self.announce(Happened::Adopted);
     }
 

@@ -47,11 +47,15 @@ pub enum Mutant {
     DestroyedMachineStarted,
     /// Who waits for an app that is destroyed waits on.
     CallersOfDestroyedAppForgotten,
+    /// A Machine is called started while it is still frozen.
+    ResumeDoesNotThaw,
+    /// The answer to a freeze that was called off is believed.
+    LateFreezeAccepted,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -72,5 +76,7 @@ impl Mutant {
         Self::StartSlotLeaked,
         Self::DestroyedMachineStarted,
         Self::CallersOfDestroyedAppForgotten,
+        Self::ResumeDoesNotThaw,
+        Self::LateFreezeAccepted,
     ];
 }

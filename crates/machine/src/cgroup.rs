@@ -233,7 +233,37 @@ impl Cgroups {
         texts.filter_map(|text| counter(&text, "oom_kill")).max().unwrap_or(0)
     }
 
-    /// Lets a frozen Machine run again, so that it can die: a v1-frozen process keeps SIGKILL pending.
+    /// Asks for everything in the Machine to stop where it is; [`Self::is_frozen`] tells when it has. The sockets
+    /// stay as they are, the kernel goes on accepting and acknowledging for them.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        if let Some(leaf) = &self.v2 {
+            return write_existing(&leaf.join("cgroup.freeze"), "1");
+        }
+        let freezer = self.freezer_state().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this host has no freezer for control groups",
+            )
+        })?;
+        write_existing(&freezer, "FROZEN")
+    }
+
+    /// Whether nothing of the Machine runs any more because of [`Self::freeze`].
+    pub(crate) fn is_frozen(&self) -> io::Result<bool> {
+        if let Some(leaf) = &self.v2 {
+            let events = fs::read_to_string(leaf.join("cgroup.events"))?;
+            return Ok(counter(&events, "frozen") == Some(1));
+        }
+        let Some(freezer) = self.freezer_state() else { return Ok(false) };
+        Ok(fs::read_to_string(freezer)?.trim_end() == "FROZEN")
+    }
+
+    fn freezer_state(&self) -> Option<PathBuf> {
+        let freezer = self.v1.iter().find(|v1| v1.options.split(',').any(|it| it == "freezer"));
+        freezer.map(|v1| v1.dir.join("freezer.state")).filter(|file| file.exists())
+    }
+
+    /// Lets a frozen Machine go on. Also so that it can die: a v1-frozen process keeps SIGKILL pending.
     pub(crate) fn thaw(&self) -> io::Result<()> {
         for dir in self.v1_dirs() {
             write_if_there(&dir.join("freezer.state"), "THAWED")?;
@@ -283,13 +313,14 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Never creates the file: in a cgroup that lacks it the kernel answers that with "permission denied".
+fn write_existing(file: &Path, value: &str) -> io::Result<()> {
+    let opened = OpenOptions::new().write(true).open(file);
+    opened.and_then(|mut file| file.write_all(value.as_bytes()))
+}
+
 fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
-    // Never creates the file: in a cgroup that lacks it the kernel answers that with "permission denied".
-    let written = OpenOptions::new()
-        .write(true)
-        .open(file)
-        .and_then(|mut file| file.write_all(value.as_bytes()));
-    match written {
+    match write_existing(file, value) {
         // ENODEV: the cgroup was removed between the two.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
             Ok(())

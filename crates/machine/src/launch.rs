@@ -48,6 +48,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the remains of a dead Machine may take to go, and how often that is looked at.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 const CLEAN_INTERVAL: Duration = Duration::from_millis(2);
+/// How often a freeze that takes long is looked at; nothing tells of its end on every kind of host.
+const FREEZE_INTERVAL: Duration = Duration::from_micros(200);
+const FREEZE_INTERVAL_MAX: Duration = Duration::from_millis(20);
 /// How long a half-started run that an earlier server left may take to show itself.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -435,6 +438,29 @@ impl Machine {
         let machine = self.spec.machine.clone();
         // SIGKILL to PID 1 takes the rest of its namespace along; a v1-frozen process dies only when thawed.
         self.cgroups.thaw().map_err(|source| SignalError::Send { machine, signal: 9, source })
+    }
+
+    /// Stops everything in the Machine where it is, and waits until nothing of it runs: usually less than a
+    /// millisecond, longer while a process waits for a disk. Its memory and its sockets stay. Cancelling the wait
+    /// leaves the freeze under way; [`Machine::thaw`] takes it back.
+    pub async fn freeze(&self) -> io::Result<()> {
+        self.cgroups.freeze()?;
+        let mut wait = FREEZE_INTERVAL;
+        while !self.cgroups.is_frozen()? {
+            tokio::time::sleep(wait).await;
+            wait = (2 * wait).min(FREEZE_INTERVAL_MAX);
+        }
+        Ok(())
+    }
+
+    /// Lets a frozen Machine go on. Nothing has to be waited for: what is sent to it meanwhile waits in its sockets.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.cgroups.thaw()
+    }
+
+    /// Whether it is frozen now; `false` also for a run that has ended.
+    pub fn is_frozen(&self) -> bool {
+        self.alive.is_some() && self.cgroups.is_frozen().unwrap_or(false)
     }
 
     /// Lists the Machine's processes with their listening sockets. Does not wake or disturb them. Reads `/proc`

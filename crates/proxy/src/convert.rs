@@ -95,6 +95,7 @@ pub(crate) fn start_outcome(outcome: control::StartOutcome) -> balancer::StartOu
 pub(crate) fn stop_outcome(outcome: control::StopOutcome) -> balancer::StopOutcome {
     match outcome {
         control::StopOutcome::Stopped => balancer::StopOutcome::Stopped,
+        control::StopOutcome::Suspended => balancer::StopOutcome::Suspended,
         control::StopOutcome::Refused { reason } => balancer::StopOutcome::Refused { reason },
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perch_core::balancer::MachineView;
 use perch_core::ids::{MachineId, Region};
-use perch_core::lifecycle::{MachineState, Policy, RestartPolicy};
+use perch_core::lifecycle::{MachineState, Policy, RestartPolicy, SleepBy};
 use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
 
 use crate::choices::Choices;
@@ -54,11 +54,15 @@ impl AppPlan {
         let regions = (0..count).map(|_| region(two_regions && choices.chance(50))).collect();
         let services = 1 + usize::from(choices.chance(25));
         let service = service(choices);
+        let sleep = match service.autostop {
+            Autostop::Suspend => SleepBy::Suspending,
+            Autostop::Off | Autostop::Stop => SleepBy::Stopping,
+        };
         Self {
             machines: first..first + count,
             regions,
             services: PORTS[..services].iter().map(|p| on_port(&service, *p)).collect(),
-            policy: policy(choices),
+            policy: Policy { sleep, ..policy(choices) },
         }
     }
 
@@ -155,7 +159,7 @@ fn service(choices: &mut Choices) -> ServiceSpec {
     ServiceSpec {
         internal_port: 8080,
         ports: Vec::new(),
-        autostop: Autostop::Stop,
+        autostop: [Autostop::Stop, Autostop::Suspend][choices.below(2)],
         autostart: Autostart::On,
         min_machines_running: [0, 0, 1, 2][choices.below(4)],
         concurrency: Concurrency {
@@ -184,5 +188,6 @@ fn policy(choices: &mut Choices) -> Policy {
         kill_timeout: choices.millis(100, 5_000),
         drain_timeout: choices.millis(1_000, 10_000),
         restart: restart[choices.below(3)],
+        sleep: SleepBy::Stopping,
     }
 }

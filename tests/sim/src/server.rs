@@ -63,12 +63,21 @@ pub(crate) enum Process {
     None,
     Launching { run: u64, config_version: u64 },
     Running { run: u64, config_version: u64 },
+    Frozen { run: u64, config_version: u64 },
     Ended { run: u64, exit: Exit },
 }
 
 impl Process {
     pub(crate) fn is_running(self, wanted: u64) -> bool {
         matches!(self, Self::Running { run, .. } if run == wanted)
+    }
+
+    /// Something of it is there, be it frozen.
+    pub(crate) fn is_alive(self) -> bool {
+        match self {
+            Self::Launching { .. } | Self::Running { .. } | Self::Frozen { .. } => true,
+            Self::None | Self::Ended { .. } => false,
+        }
     }
 }
 
@@ -93,6 +102,7 @@ impl Truth {
             Process::None => Found::Nothing { was_up: AfterLoss::Launch },
             Process::Launching { run, config_version }
             | Process::Running { run, config_version } => Found::Running { run, config_version },
+            Process::Frozen { run, config_version } => Found::Frozen { run, config_version },
             Process::Ended { run, exit } => Found::Ended { run, exit },
         }
     }
@@ -263,7 +273,7 @@ impl World {
             return;
         }
         let process = self.truths[index].process;
-        if matches!(process, Process::Launching { .. } | Process::Running { .. }) {
+        if process.is_alive() {
             self.fail(&format!("{} is removed, but {process:?}", id(index)));
         }
         self.truths[index].end = End::Removed;
@@ -340,6 +350,8 @@ impl World {
             Effect::Drain { run, token, timeout } => self.ask_drain(index, run, token, timeout),
             Effect::Undrain { run } => self.send_to_proxy(ToProxy::Undrain { index, run }),
             Effect::Launch { run, config_version } => self.launch(index, run, config_version),
+            Effect::Freeze { run, token } => self.freeze(index, run, token),
+            Effect::Thaw { run } => self.thaw(index, run),
             Effect::Signal { run, .. } => self.signal(index, run),
             Effect::Kill { run } => self.kill(index, run),
             Effect::Remove => {
@@ -426,6 +438,37 @@ impl World {
         }
     }
 
+    /// The answer comes late, at times later than the lifecycle waits for it.
+    fn freeze(&mut self, index: usize, wanted: u64, token: u64) {
+        let fails = self.choices.chance(self.plan.launch_fails);
+        if let Process::Running { run, config_version } = self.truths[index].process
+            && run == wanted
+            && !fails
+        {
+            self.truths[index].process = Process::Frozen { run, config_version };
+        }
+        let late = self.is_chaos() && self.choices.chance(10);
+        let length =
+            if late { self.choices.millis(5_000, 15_000) } else { self.choices.millis(1, 50) };
+        self.later(length, Ev::FreezeEnds { index, token, fails });
+    }
+
+    pub(crate) fn on_freeze_ends(&mut self, index: usize, token: u64, fails: bool) {
+        let event = match fails {
+            true => Event::FreezeFailed { token, reason: "no".to_owned() },
+            false => Event::Frozen { token },
+        };
+        self.life_event(index, event);
+    }
+
+    fn thaw(&mut self, index: usize, wanted: u64) {
+        if let Process::Frozen { run, config_version } = self.truths[index].process
+            && run == wanted
+        {
+            self.truths[index].process = Process::Running { run, config_version };
+        }
+    }
+
     fn signal(&mut self, index: usize, run: u64) {
         if !self.choices.chance(self.plan.deaf) {
             let length = self.choices.millis(1, 3_000);
@@ -438,7 +481,9 @@ impl World {
     }
 
     pub(crate) fn crash_process(&mut self, index: usize) {
-        if let Process::Running { run, .. } = self.truths[index].process {
+        if let Process::Running { run, .. } | Process::Frozen { run, .. } =
+            self.truths[index].process
+        {
             let exit = if self.choices.chance(30) { CLEAN } else { CRASH };
             self.note(&format!("machine {index}: program ends by itself"));
             self.end_process(index, run, exit);
@@ -447,7 +492,10 @@ impl World {
 
     pub(crate) fn end_process(&mut self, index: usize, ended: u64, exit: Exit) {
         match self.truths[index].process {
-            Process::Launching { run, .. } | Process::Running { run, .. } if run == ended => {}
+            Process::Launching { run, .. }
+            | Process::Running { run, .. }
+            | Process::Frozen { run, .. }
+                if run == ended => {}
             _ => return,
         }
         if self.truths[index].stopped_by_proxy {
@@ -466,8 +514,7 @@ impl World {
         }
         let truth = &self.truths[index];
         let (newest, last) = (truth.config_version, truth.runs_launched);
-        let alive = matches!(truth.process, Process::Launching { .. } | Process::Running { .. });
-        if alive {
+        if truth.process.is_alive() {
             self.fail(&format!("{} is launched twice at the same time", id(index)));
         }
         if run <= last {
@@ -480,6 +527,8 @@ impl World {
 
     fn check_announced(&mut self, index: usize, state: MachineState, run: u64, why: &Happened) {
         let launched = self.truths[index].runs_launched;
+        // Callers are let in (again): what ends the run now is not that stop.
+        self.truths[index].stopped_by_proxy &= state != MachineState::Started;
         if state == MachineState::Started && run != launched {
             self.fail(&format!(
                 "{} is started as run {run}, but {launched} is last ({why:?})",

@@ -62,6 +62,11 @@ pub(crate) enum Ev {
         run: u64,
         fails: bool,
     },
+    FreezeEnds {
+        index: usize,
+        token: u64,
+        fails: bool,
+    },
     ProcessEnds {
         index: usize,
         run: u64,
@@ -272,6 +277,7 @@ impl World {
             Ev::LeaseEnds(index) => self.set_lease(index, false),
             Ev::Drained { index, token } => self.life_event(index, Event::Drained { token }),
             Ev::LaunchEnds { index, run, fails } => self.on_launch_ends(index, run, fails),
+            Ev::FreezeEnds { index, token, fails } => self.on_freeze_ends(index, token, fails),
             Ev::ProcessEnds { index, run, exit } => self.end_process(index, run, exit),
             Ev::Connect(name) => self.connect_to_machine(name),
             Ev::Finish(name) => self.finish(name),
@@ -394,7 +400,8 @@ impl World {
             78..81 => self.toggle_cordon(index),
             81..86 => self.kill_server(),
             86..91 => self.kill_proxy(),
-            91..97 => self.crash_process(index),
+            91..96 => self.crash_process(index),
+            96..99 => self.user_event(index, Event::Suspend),
             _ => {}
         }
         let pause = if self.choices.chance(25) {
@@ -559,7 +566,10 @@ impl World {
         let truth = &self.truths[index];
         let really = matches!(truth.process, Process::Running { .. });
         let said = state == MachineState::Started;
-        if really != said || (really && !truth.process.is_running(run)) {
+        let frozen = matches!(truth.process, Process::Frozen { .. });
+        let called_frozen = state == MachineState::Suspended;
+        let other_run = really && !truth.process.is_running(run);
+        if really != said || frozen != called_frozen || other_run {
             let text = format!("{}: {state} run {run}, but {:?}", id(index), truth.process);
             self.fail(&text);
             return;
@@ -578,8 +588,7 @@ impl World {
     /// Who was told that it is destroyed was told the truth, whatever crashed meanwhile.
     fn check_destroyed(&mut self, index: usize) {
         let truth = &self.truths[index];
-        let alive = matches!(truth.process, Process::Launching { .. } | Process::Running { .. });
-        if truth.end != End::Removed || alive {
+        if truth.end != End::Removed || truth.process.is_alive() {
             let text =
                 format!("{} was destroyed, but {:?}, {:?}", id(index), truth.end, truth.process);
             self.fail(&text);

@@ -65,6 +65,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         Route::MachinePart(app, _, part) => match part {
             Part::Start
             | Part::Stop
+            | Part::Suspend
             | Part::Signal
             | Part::Wait
             | Part::Cordon

@@ -124,6 +124,8 @@ pub trait Backend: Send + Sync + 'static {
         target: MachineTarget,
         input: StopInput,
     ) -> impl BackendFuture<()>;
+    /// Begins to suspend a Machine.
+    fn suspend_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
     /// Sends a signal.
     fn signal_machine(
         &self,

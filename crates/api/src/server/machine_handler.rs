@@ -34,9 +34,12 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         Route::MachinePart(app, id, part) => {
             let target = call.target(&app, &id);
             match part {
-                Part::Start | Part::Stop | Part::Signal | Part::Cordon | Part::Uncordon => {
-                    command(call, target, part).await
-                }
+                Part::Start
+                | Part::Stop
+                | Part::Suspend
+                | Part::Signal
+                | Part::Cordon
+                | Part::Uncordon => command(call, target, part).await,
                 Part::Wait => wait(call, target).await,
                 Part::Lease => lease(call, target).await,
                 Part::Ps => json(&call.backend().list_processes(call.peer.clone(), target).await?),
@@ -113,6 +116,7 @@ async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Par
             let input = call.read_or_default().await?;
             call.backend().stop_machine(peer, target, input).await?;
         }
+        Part::Suspend => call.backend().suspend_machine(peer, target).await?,
         Part::Signal => {
             let input = call.read().await?;
             call.backend().signal_machine(peer, target, input).await?;

@@ -12,7 +12,7 @@ const KEY_BYTES_MAX: usize = 256;
 
 /// Every path of the API, with a name in braces for each part that varies. A test sees to it that no
 /// route is missing.
-pub(super) const PATHS: [&str; 35] = [
+pub(super) const PATHS: [&str; 36] = [
     "/v1/apps",
     "/v1/apps/{app}",
     "/v1/apps/{app}/ip_assignments",
@@ -23,6 +23,7 @@ pub(super) const PATHS: [&str; 35] = [
     "/v1/apps/{app}/machines/{id}",
     "/v1/apps/{app}/machines/{id}/start",
     "/v1/apps/{app}/machines/{id}/stop",
+    "/v1/apps/{app}/machines/{id}/suspend",
     "/v1/apps/{app}/machines/{id}/signal",
     "/v1/apps/{app}/machines/{id}/wait",
     "/v1/apps/{app}/machines/{id}/cordon",
@@ -86,6 +87,7 @@ pub(super) enum Route {
 pub(super) enum Part {
     Start,
     Stop,
+    Suspend,
     Signal,
     Wait,
     Cordon,
@@ -161,6 +163,7 @@ impl Part {
         Some(match text {
             "start" => Self::Start,
             "stop" => Self::Stop,
+            "suspend" => Self::Suspend,
             "signal" => Self::Signal,
             "wait" => Self::Wait,
             "cordon" => Self::Cordon,
@@ -175,7 +178,12 @@ impl Part {
 
     fn methods(self) -> &'static str {
         match self {
-            Self::Start | Self::Stop | Self::Signal | Self::Cordon | Self::Uncordon => "POST",
+            Self::Start
+            | Self::Stop
+            | Self::Suspend
+            | Self::Signal
+            | Self::Cordon
+            | Self::Uncordon => "POST",
             Self::Wait | Self::Ps | Self::Events | Self::Metadata => "GET",
             Self::Lease => "GET, POST, DELETE",
         }
@@ -211,7 +219,7 @@ fn machine(app: String, id: String, rest: &[&str]) -> Parsed {
     Ok(Some(match rest {
         [] => Route::Machine(app, id),
         ["metadata", metadata_key] => Route::MetadataKey(app, id, key(metadata_key)?),
-        [what @ ("suspend" | "restart" | "exec" | "versions" | "memory")] => {
+        [what @ ("restart" | "exec" | "versions" | "memory")] => {
             return Err(missing(what));
         }
         [part] => return Ok(Part::parse(part).map(|part| Route::MachinePart(app, id, part))),
@@ -309,7 +317,7 @@ mod tests {
         check_refused("/v1/apps/a/b", 404);
         check_refused("/v1/apps/a/machines/m/dance", 404);
         check_refused("/v1/apps/a/volumes", 501);
-        check_refused("/v1/apps/a/machines/m/suspend", 501);
+        check_refused("/v1/apps/a/machines/m/exec", 501);
     }
 
     #[test]

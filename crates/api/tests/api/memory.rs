@@ -283,6 +283,12 @@ impl Backend for Memory {
         Ok(())
     }
 
+    async fn suspend_machine(&self, _: Peer, target: MachineTarget) -> Result<()> {
+        self.writable(&target)?;
+        self.set_state(&target.id, MachineState::Suspended);
+        Ok(())
+    }
+
     async fn signal_machine(
         &self,
         _: Peer,

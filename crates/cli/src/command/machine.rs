@@ -1,4 +1,4 @@
-//! `machine list | status | start | stop`.
+//! `machine list | status | start | stop | suspend`.
 
 use super::Context;
 use crate::args::{AppArgs, Machine as Command};
@@ -54,6 +54,13 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
             let wait = wait_timeout.as_deref().map(flytoml::parse_duration).transpose()?;
             for id in some_ids(ids)? {
                 stop(context, &app, &id, &input, wait).await?;
+            }
+            Ok(())
+        }
+        Command::Suspend { ids, app, wait_timeout } => {
+            let wait = wait_timeout.as_deref().map(flytoml::parse_duration).transpose()?;
+            for id in some_ids(ids)? {
+                suspend(context, &app, &id, wait.filter(|wait| !wait.is_zero())).await?;
             }
             Ok(())
         }
@@ -282,7 +289,8 @@ async fn stop(
     let stopped = context.client.stop_machine(&app, id, input, Some(&nonce)).await;
     let waited = match (&stopped, wait) {
         (Ok(()), Some(limit)) if !limit.is_zero() => {
-            context.interrupt.cut(wait_stopped(context, &app, id, limit)).await
+            let reached = wait_for(context, &app, id, WaitState::Stopped, limit);
+            context.interrupt.cut(reached).await
         }
         _ => Ok(()),
     };
@@ -294,16 +302,49 @@ async fn stop(
     Ok(())
 }
 
-async fn wait_stopped(context: &Context<'_>, app: &str, id: &str, limit: Duration) -> Outcome {
+async fn suspend(
+    context: &Context<'_>,
+    args: &AppArgs,
+    id: &str,
+    wait: Option<Duration>,
+) -> Outcome {
+    let (app, _) = find(context, args, id).await?;
+    let _leased = context.interrupt.hold();
+    let nonce = lease(context, &app, id, "machine suspend").await?;
+    let asked = context.client.suspend_machine(&app, id, Some(&nonce)).await;
+    let waited = match (&asked, wait) {
+        (Ok(()), Some(limit)) => {
+            let reached = wait_for(context, &app, id, WaitState::Suspended, limit);
+            context.interrupt.cut(reached).await
+        }
+        _ => Ok(()),
+    };
+    release(context, &app, id, &nonce).await;
+    asked
+        .map_err(|error| Failure::from(error).context(format!("could not suspend machine {id}")))?;
+    waited?;
+    let word = if wait.is_some() { "has been" } else { "is being" };
+    context.console.line(format!("{id} {word} suspended"));
+    Ok(())
+}
+
+async fn wait_for(
+    context: &Context<'_>,
+    app: &str,
+    id: &str,
+    state: WaitState,
+    limit: Duration,
+) -> Outcome {
     let deadline = Instant::now() + limit;
     let _waiting = context.console.waiting(format!("Waiting for {id} to have state: stopped"));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Failure::deadline(format!("machine {id} did not stop in time")));
+            let message = format!("machine {id} was not {} in time", state.as_str());
+            return Err(Failure::deadline(message));
         }
         let timeout = left.clamp(Duration::from_secs(1), WAIT_MAX);
-        let query = WaitQuery::for_state(WaitState::Stopped, timeout);
+        let query = WaitQuery::for_state(state, timeout);
         match context.client.wait_machine(app, id, &query).await {
             Err(error) if error.status() == Some(408) => {}
             other => return Ok(other?),

@@ -154,9 +154,15 @@ impl Machine {
         !self.is_open() && !self.view.cordoned && (self.start.is_some() || coming)
     }
 
-    /// Its start waits until its stop is over, which may take its whole `kill_timeout`.
+    /// Its start waits until its stop is over, which may take its whole `kill_timeout`. A suspend is
+    /// called off by a start instead (AS-56).
     pub(super) fn is_starting_behind_a_stop(&self) -> bool {
-        self.is_starting() && self.is_alive()
+        self.is_starting() && self.is_alive() && !self.is_being_suspended()
+    }
+
+    fn is_being_suspended(&self) -> bool {
+        let asked = self.stop.is_some() && self.autostop() == Autostop::Suspend;
+        self.view.state == MachineState::Suspending || (self.is_up() && asked)
     }
 
     /// Out of rotation as one too many.
@@ -265,17 +271,21 @@ impl Machine {
         if service.autostart == Autostart::Off || self.view.cordoned || backing_off {
             return None;
         }
+        if self.is_being_suspended() {
+            return Some(Readiness::Suspended);
+        }
         match self.view.state {
             MachineState::Suspended => Some(Readiness::Suspended),
             MachineState::Created | MachineState::Stopped | MachineState::Failed => {
                 Some(Readiness::Down)
             }
             MachineState::Restarting => Some(Readiness::BackingOff),
-            MachineState::Stopping | MachineState::Suspending => Some(Readiness::GoingDown),
+            MachineState::Stopping => Some(Readiness::GoingDown),
             MachineState::Started => self.stop.map(|_| Readiness::GoingDown),
             MachineState::Updating | MachineState::Replacing => Some(Readiness::BeingReplaced),
             MachineState::Creating
             | MachineState::Starting
+            | MachineState::Suspending
             | MachineState::LaunchFailed
             | MachineState::Destroying
             | MachineState::Destroyed => None,
@@ -376,8 +386,12 @@ impl Machine {
     }
 
     pub(super) fn on_started(&mut self, run: u64, now: Timestamp) {
-        let starting = self.view.state == MachineState::Starting;
-        let newer = self.view.run < run || (self.view.run == run && starting);
+        // A resume goes on with the run that was frozen.
+        let coming = matches!(
+            self.view.state,
+            MachineState::Starting | MachineState::Suspending | MachineState::Suspended
+        );
+        let newer = self.view.run < run || (self.view.run == run && coming);
         if newer {
             let view = MachineView { run, state: MachineState::Started, ..self.view.clone() };
             self.update(view, now);
@@ -393,11 +407,12 @@ impl Machine {
         self.retry_at = Some(now + BACK_OFF_MIN);
     }
 
-    pub(super) fn on_stopped(&mut self, now: Timestamp) {
+    /// The stop that we asked for is over, and this is how it sleeps.
+    pub(super) fn on_asleep(&mut self, state: MachineState, now: Timestamp) {
         let same_run = self.stop.is_none_or(|s| s.run == self.view.run);
         self.stop = None;
         if same_run && self.is_up() {
-            let view = MachineView { state: MachineState::Stopped, ..self.view.clone() };
+            let view = MachineView { state, ..self.view.clone() };
             self.update(view, now);
         }
     }

@@ -5,7 +5,9 @@ const POLICY: Policy = Policy {
     kill_timeout: Duration::from_secs(5),
     drain_timeout: Duration::from_secs(10),
     restart: RestartPolicy::OnFailure { retries_max: 10 },
+    sleep: SleepBy::Stopping,
 };
+const SUSPENDING: Policy = Policy { sleep: SleepBy::Suspending, ..POLICY };
 const CLEAN: Exit = Exit { code: 0, signal: None, oom_killed: false };
 const CRASH: Exit = Exit { code: 1, signal: None, oom_killed: false };
 const USER_STOP: Event = Event::Stop(StopBy::User { signal: None, timeout: None });
@@ -237,6 +239,100 @@ fn after_a_reboot_machines_come_back_as_the_caller_says() {
     assert_eq!(world.life.state(), MachineState::Stopped);
 }
 
+#[test]
+fn an_idle_machine_is_frozen_and_the_next_wake_goes_on_with_the_same_run() {
+    let mut world = World { life: Lifecycle::new(1, SUSPENDING), now: Timestamp::ZERO };
+    world.event(Event::Start(StartBy::User));
+    world.event(Event::Launched { run: 1 });
+    assert_eq!(world.event(proxy_stop(1, 4)), ["freeze 1 token 1", "suspending"]);
+    assert_eq!(world.event(Event::Frozen { token: 1 }), ["suspended", "stop 4 suspended"]);
+    assert_eq!(world.life.stored().wish, Wish::Down);
+    assert_eq!(world.event(wake(5)), ["thaw 1", "started", "start 5 started as 1"]);
+}
+
+#[test]
+fn a_start_during_a_suspend_calls_it_off_and_the_late_answer_is_dropped() {
+    let mut world = World::up();
+    world.event(Event::Suspend);
+    world.event(Event::Drained { token: 1 });
+    let effects = world.event(wake(5));
+    assert_eq!(effects, ["thaw 1", "started", "start 5 started as 1"], "AS-56");
+    assert_eq!(world.event(Event::Frozen { token: 2 }), Vec::<String>::new());
+    let late = Event::FreezeFailed { token: 2, reason: String::new() };
+    assert_eq!(world.event(late), Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_frozen_is_stopped_and_says_so() {
+    let mut world = World::up().after([Event::Suspend, Event::Drained { token: 1 }]);
+    let failed = Event::FreezeFailed { token: 2, reason: "no".to_owned() };
+    assert_eq!(world.event(failed), ["signal 1 with 2", "thaw 1", "stopping"], "AS-54");
+    let mut slow = World::up().after([Event::Suspend, Event::Drained { token: 1 }]);
+    assert_eq!(slow.pass(FREEZE_TIMEOUT), ["signal 1 with 2", "thaw 1", "stopping"]);
+}
+
+#[test]
+fn a_suspended_machine_that_is_stopped_starts_cold_the_next_time() {
+    let mut world = World::suspended();
+    assert_eq!(world.event(USER_STOP), ["signal 1 with 2", "thaw 1", "stopping"], "AS-106");
+    assert_eq!(world.event(Event::Exited { run: 1, exit: CLEAN }), ["stopped"]);
+    assert_eq!(world.event(wake(3)), ["starting", "launch 2 config 1"]);
+}
+
+#[test]
+fn an_update_ends_a_suspended_run_and_keeps_the_machine_asleep() {
+    let mut world = World::suspended();
+    let effects = world.event(update(2, Asleep::Stays));
+    assert_eq!(effects, ["signal 1 with 2", "thaw 1", "stopping"], "AS-105");
+    assert_eq!(world.event(Event::Exited { run: 1, exit: CLEAN }), ["stopped"]);
+    assert_eq!(world.event(wake(3)), ["starting", "launch 2 config 2"]);
+}
+
+#[test]
+fn a_suspended_run_that_dies_is_a_stopped_machine() {
+    let mut world = World::suspended();
+    assert_eq!(world.event(Event::Exited { run: 1, exit: CRASH }), ["stopped"]);
+    assert_eq!(world.event(wake(3)), ["starting", "launch 2 config 1"]);
+}
+
+#[test]
+fn a_new_server_finds_a_frozen_run() {
+    let suspended = World::suspended().life.stored();
+    let frozen = |config_version| Found::Frozen { run: 1, config_version };
+    let mut world = World::restore(suspended, frozen(1));
+    assert_eq!(world.drain_effects(), ["suspended"]);
+    assert_eq!(world.event(wake(3)), ["thaw 1", "started", "start 3 started as 1"]);
+    let started = Stored { wish: Wish::Up, state: MachineState::Started, ..suspended };
+    let mut world = World::restore(started, frozen(1));
+    assert_eq!(world.drain_effects(), ["thaw 1", "started"], "a start was stored, not done");
+    let updated = Stored { config_version: 2, ..suspended };
+    let mut world = World::restore(updated, frozen(1));
+    assert_eq!(world.drain_effects(), ["signal 1 with 2", "thaw 1", "stopping"]);
+    let destroyed = Stored { wish: Wish::Gone, ..suspended };
+    assert_eq!(World::restore(destroyed, frozen(1)).drain_effects(), ["kill 1", "destroying"]);
+}
+
+#[test]
+fn a_new_server_finds_a_run_that_should_be_frozen_running() {
+    let suspended = World::suspended().life.stored();
+    let running = Found::Running { run: 1, config_version: 1 };
+    let mut world = World::restore(suspended, running.clone());
+    assert_eq!(world.drain_effects(), ["started"], "a wake was not stored: what runs is true");
+    let suspending = Stored { state: MachineState::Suspending, ..suspended };
+    let mut world = World::restore(suspending, running);
+    assert_eq!(world.drain_effects(), ["drain 1 token 1", "suspending"], "it is finished");
+}
+
+#[test]
+fn a_run_that_cannot_be_thawed_is_started_anew() {
+    let mut world = World::suspended();
+    world.event(wake(3));
+    let failed = Event::ThawFailed { run: 1, reason: "no".to_owned() };
+    assert_eq!(world.event(failed), ["kill 1", "stopping"], "AS-104");
+    let effects = world.event(Event::Exited { run: 1, exit: CRASH });
+    assert_eq!(effects, ["stopping", "starting", "launch 2 config 1"]);
+}
+
 /// Every state and every event, as a file that a reviewer sees as a difference.
 #[test]
 fn the_committed_table_shows_every_transition() {
@@ -257,7 +353,7 @@ fn the_committed_table_shows_every_transition() {
     assert!(committed == table, "lifecycle/transitions.txt differs; the new one is:\n{table}");
 }
 
-type Phases = [(&'static str, fn() -> World); 15];
+type Phases = [(&'static str, fn() -> World); 18];
 
 const PHASES: Phases = [
     ("created", World::new),
@@ -273,6 +369,9 @@ const PHASES: Phases = [
         World::up().after([update(2, Asleep::Stays), Event::Drained { token: 1 }])
     }),
     ("stopping to destroy", || World::up().after([Event::Destroy, Event::Drained { token: 1 }])),
+    ("draining to suspend", || World::up().after([Event::Suspend])),
+    ("freezing", || World::up().after([Event::Suspend, Event::Drained { token: 1 }])),
+    ("suspended", World::suspended),
     ("restarting", || World::up().after([Event::Exited { run: 1, exit: CRASH }])),
     ("stopped", || World::up().after([Event::Exited { run: 1, exit: CLEAN }])),
     ("destroying", || World::new().after([Event::Destroy])),
@@ -293,6 +392,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("exited clean", Event::Exited { run: 1, exit: CLEAN }),
         ("exited crashed", Event::Exited { run: 1, exit: CRASH }),
         ("drained", Event::Drained { token: 1 }),
+        ("suspend", Event::Suspend),
+        ("frozen", Event::Frozen { token: 2 }),
+        ("freeze failed", Event::FreezeFailed { token: 2, reason: "no".to_owned() }),
+        ("thaw failed", Event::ThawFailed { run: 1, reason: "no".to_owned() }),
         ("removed", Event::Removed),
     ]
 }
@@ -322,6 +425,10 @@ impl World {
     fn up() -> Self {
         let up = [Event::Start(StartBy::User), Event::Launched { run: 1 }];
         Self::new().after(up)
+    }
+
+    fn suspended() -> Self {
+        Self::up().after([Event::Suspend, Event::Drained { token: 1 }, Event::Frozen { token: 2 }])
     }
 
     fn restore(stored: Stored, found: Found) -> Self {
@@ -358,6 +465,8 @@ fn text(effect: Effect) -> String {
         Effect::Drain { run, token, .. } => format!("drain {run} token {token}"),
         Effect::Undrain { run } => format!("undrain {run}"),
         Effect::Launch { run, config_version } => format!("launch {run} config {config_version}"),
+        Effect::Freeze { run, token } => format!("freeze {run} token {token}"),
+        Effect::Thaw { run } => format!("thaw {run}"),
         Effect::Signal { run, signal } => format!("signal {run} with {signal}"),
         Effect::Kill { run } => format!("kill {run}"),
         Effect::Remove => "remove".to_owned(),
@@ -368,6 +477,7 @@ fn text(effect: Effect) -> String {
         },
         Effect::StopDone { attempt, outcome } => match outcome {
             StopOutcome::Stopped => format!("stop {attempt} stopped"),
+            StopOutcome::Suspended => format!("stop {attempt} suspended"),
             StopOutcome::Refused { reason } => format!("stop {attempt} refused: {reason}"),
         },
     }

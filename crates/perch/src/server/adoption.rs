@@ -108,7 +108,11 @@ async fn look(
     let newest = version.is_some_and(|(_, version)| *version == record.instance_id);
     let config_version =
         if newest { record.config_version } else { record.config_version.saturating_sub(1) };
-    (Found::Running { run, config_version }, Some(found))
+    let seen = match found.is_frozen() {
+        true => Found::Frozen { run, config_version },
+        false => Found::Running { run, config_version },
+    };
+    (seen, Some(found))
 }
 
 /// How a run ended that is over; `None` when it was lost. May wait until what is left of it has died.

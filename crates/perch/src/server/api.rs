@@ -201,6 +201,10 @@ impl Backend for Api {
         self.detached(machines::stop(self.world.clone(), target, input)).await
     }
 
+    async fn suspend_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::suspend(self.world.clone(), target)).await
+    }
+
     async fn signal_machine(
         &self,
         _peer: Peer,

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use perch_api::wire::Signal;
 use perch_core::address;
 use perch_core::ids::NetworkId;
-use perch_core::lifecycle::{Policy, RestartPolicy};
+use perch_core::lifecycle::{Policy, RestartPolicy, SleepBy};
 use perch_machine::{ImageError, LaunchError, LaunchSpec, RootFile, Unpacked};
 
 use super::records::{AppRecord, MachineRecord};
@@ -169,7 +169,14 @@ pub(crate) fn policy(record: &MachineRecord) -> Policy {
                 retries_max: retries_max.unwrap_or(perch_core::lifecycle::RETRIES_DEFAULT),
             },
         },
+        sleep: sleep_by(&view.services),
     }
+}
+
+/// AS-65: suspend is for a Machine all of whose services say so.
+fn sleep_by(services: &[perch_api::wire::Service]) -> SleepBy {
+    let suspends = services.iter().all(|it| it.autostop == perch_api::wire::Autostop::Suspend);
+    if suspends && !services.is_empty() { SleepBy::Suspending } else { SleepBy::Stopping }
 }
 
 #[cfg(test)]

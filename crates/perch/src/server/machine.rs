@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use perch_api::wire;
 use perch_core::lifecycle::{
-    Asleep, Effect, Event, Exit, Happened, InvalidTransition, Lease, Lifecycle, StartBy, StopBy,
+    Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
+    StartBy, StopBy,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -40,6 +41,10 @@ pub(crate) enum Command {
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
     Launched { run: u64, result: Result<Box<perch_machine::Machine>, Failure> },
+    /// A run stays frozen.
+    ThawFailed { run: u64, reason: String },
+    /// The end of a freeze, by the lifecycle's own token.
+    FreezeEnded { token: u64, result: Result<(), String> },
     /// The end of a removal.
     Removed,
 }
@@ -201,6 +206,15 @@ impl Task {
             }
             Command::Processes { reply } => self.list_processes(reply),
             Command::Launched { run, result } => self.on_launched(run, result).await,
+            Command::ThawFailed { run, reason } => {
+                self.feed(Event::ThawFailed { run, reason }).await;
+            }
+            Command::FreezeEnded { token, result: Ok(()) } => {
+                self.feed(Event::Frozen { token }).await;
+            }
+            Command::FreezeEnded { token, result: Err(reason) } => {
+                self.feed(Event::FreezeFailed { token, reason }).await;
+            }
             Command::Removed => {
                 self.feed(Event::Removed).await;
                 return Next::End;
@@ -298,6 +312,8 @@ impl Task {
             }
             Effect::Undrain { run } => self.world.proxy.undrain(&self.id, run),
             Effect::Launch { run, config_version } => self.launch(run, config_version),
+            Effect::Freeze { run, token } => self.freeze(run, token),
+            Effect::Thaw { run } => self.thaw(run),
             Effect::Signal { run, signal } => {
                 if let Err(error) = self.signal_run(run, signal) {
                     tracing::debug!(machine = self.id, run, error, "signal not delivered");
@@ -325,6 +341,34 @@ impl Task {
             // A task that has ended was destroyed; its removal kills the run.
             mailbox.send(Command::Launched { run, result }).await.ok();
         });
+    }
+
+    /// A freeze that a thaw overtakes would wait for ever; who thaws ends the wait by what it then sees.
+    fn freeze(&self, run: u64, token: u64) {
+        let machine = self.running.clone().filter(|machine| machine.run() == run);
+        let mailbox = self.mailbox_sender.clone();
+        self.world.tracker.spawn(async move {
+            let frozen = async {
+                let machine = machine.ok_or_else(|| "that run has ended".to_owned())?;
+                machine.freeze().await.map_err(|error| super::images::chain(&error))
+            };
+            let result = tokio::time::timeout(FREEZE_TIMEOUT, frozen).await;
+            let result = result.unwrap_or_else(|_| Err("it did not freeze in time".to_owned()));
+            mailbox.send(Command::FreezeEnded { token, result }).await.ok();
+        });
+    }
+
+    fn thaw(&self, run: u64) {
+        let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else {
+            return;
+        };
+        if let Err(error) = machine.thaw() {
+            let reason = format!("could not thaw it: {}", super::images::chain(&error));
+            let mailbox = self.mailbox_sender.clone();
+            self.world.tracker.spawn(async move {
+                mailbox.send(Command::ThawFailed { run, reason }).await.ok();
+            });
+        }
     }
 
     fn signal_run(&self, run: u64, number: i32) -> Result<(), String> {
@@ -431,6 +475,11 @@ impl Task {
             Happened::DestroyAsked => "destroy",
             Happened::Launched => "start",
             Happened::LaunchFailed { .. } | Happened::Exited { .. } => "exit",
+            Happened::SuspendAsked | Happened::Suspended | Happened::SuspendFailed { .. } => {
+                "suspend"
+            }
+            Happened::Resumed | Happened::ResumeFailed { .. } => "resume",
+            Happened::SuspendCalledOff => "start",
             Happened::Adopted => "adopt",
             Happened::StopCalledOff => "start",
             Happened::Removed => return None,
@@ -447,6 +496,11 @@ impl Task {
             Happened::LaunchFailed { reason } => {
                 let exit = Exit { code: 127, signal: None, oom_killed: false };
                 let mut request = exit_request(exit, false, false, self.life.restart_count());
+                request.details.insert("reason".to_owned(), reason.as_str().into());
+                request
+            }
+            Happened::SuspendFailed { reason } | Happened::ResumeFailed { reason } => {
+                let mut request = wire::EventRequest::default();
                 request.details.insert("reason".to_owned(), reason.as_str().into());
                 request
             }

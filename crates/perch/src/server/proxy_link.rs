@@ -136,6 +136,7 @@ impl ProxyPort {
     pub(crate) fn stop_done(&self, machine: &str, attempt: u64, outcome: StopOutcome) {
         let outcome = match outcome {
             StopOutcome::Stopped => control::StopOutcome::Stopped,
+            StopOutcome::Suspended => control::StopOutcome::Suspended,
             StopOutcome::Refused { reason } => control::StopOutcome::Refused { reason },
         };
         self.answer(ToProxy::StopDone { machine: machine.to_owned(), attempt, outcome });

@@ -144,8 +144,8 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
         ports: service.ports.iter().filter_map(port_view).collect(),
         autostop: match service.autostop {
             wire::Autostop::Off => Autostop::Off,
-            // Freezing is not built yet: a Machine that should be suspended is stopped (AS-54).
-            wire::Autostop::Stop | wire::Autostop::Suspend => Autostop::Stop,
+            wire::Autostop::Stop => Autostop::Stop,
+            wire::Autostop::Suspend => Autostop::Suspend,
         },
         autostart: service.autostart.unwrap_or(unset(service)),
         min_machines_running: service.min_machines_running.unwrap_or(0),

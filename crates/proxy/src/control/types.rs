@@ -174,6 +174,8 @@ pub enum StartOutcome {
 pub enum StopOutcome {
     /// The Machine is stopped.
     Stopped,
+    /// The Machine is suspended; its run goes on at the next start.
+    Suspended,
     /// It goes on running.
     Refused {
         /// Why.

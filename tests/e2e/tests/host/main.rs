@@ -28,6 +28,7 @@ mod prune;
 mod quickstart;
 mod stage;
 mod state;
+mod suspend;
 mod table;
 mod tcp;
 mod token;

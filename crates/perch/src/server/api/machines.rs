@@ -363,6 +363,12 @@ pub(crate) async fn stop(
     ask(&handle(&world, &target)?, Event::Stop(by), Source::User).await
 }
 
+/// Begins to suspend a Machine; 412 unless it is started, suspending or suspended (MA-06).
+pub(crate) async fn suspend(world: Arc<World>, target: MachineTarget) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    ask(&handle(&world, &target)?, Event::Suspend, Source::User).await
+}
+
 /// Sends a signal to a Machine's program.
 pub(crate) async fn signal(
     world: &World,
