@@ -28,6 +28,7 @@ Flags are the same where nothing else is said.
 Said once: `--app`/`-a`, `--config`/`-c`, `--json`/`-j`, `--org`/`-o`, `--region`/`-r` and `--yes`/`-y` (`--auto-confirm`) are the same in each
 command of ours that has them in flyctl; `--access-token`/`-t`, `--verbose`, `--debug` and `--help`/`-h` are in all. The token of `-t` is for
 servers that are reached over TCP; `--verbose` and `--debug` change nothing.
+`fly --version`/`-v` is `fly version`.
 ";
 
 /// Compares a file of the repository with what it should be, or writes it.

@@ -75,6 +75,11 @@ fn look_up(
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Stop::Help(help::text(&root, &reading.path, console.columns())))
         }
+        // cobra's own, of the program and not of its commands.
+        ErrorKind::UnknownArgument if path.is_empty() && is_version(given(error)) => {
+            let program = args.iter().take(1).cloned();
+            Ok(Some(silently(program.chain(["version".into()]).collect())))
+        }
         ErrorKind::UnknownArgument => match unknown_flag(&tree, &path, error) {
             Some(flag) => without(args, &root, &tree, flag).map(Some),
             // What clap makes of `-q=true`.
@@ -87,6 +92,10 @@ fn look_up(
         }
         _ => Ok(None),
     }
+}
+
+fn is_version(flag: &str) -> bool {
+    matches!(flag, "--version" | "-v")
 }
 
 fn silently(args: Vec<OsString>) -> Without {

@@ -191,6 +191,13 @@ fn every_boolean_takes_a_value_as_pflag_has_it() {
 }
 
 #[test]
+fn the_version_is_a_flag_of_the_program_as_well() {
+    assert_eq!(stopped("fly --version"), "a command");
+    assert_eq!(stopped("fly -v"), "a command");
+    assert!(stopped("fly apps list --version").contains("unknown flag: --version"));
+}
+
+#[test]
 fn help_is_help_at_every_place() {
     for line in [
         "fly",
