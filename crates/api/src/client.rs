@@ -22,8 +22,8 @@ use crate::wire::{
     App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Event, ImageInfo,
     Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
     MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer, OrganizationPage,
-    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, SignalInput, StartAnswer, StopInput,
-    Token, TokenPage, UpdateRelease, WaitQuery,
+    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretPage, SecretsAnswer,
+    SignalInput, StartAnswer, StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, WaitQuery,
 };
 
 pub use connection::ProxyStream;
@@ -267,6 +267,16 @@ impl Client {
     ) -> Result<()> {
         let path = machine_path(app, id, &format!("/metadata/{}", escape(key)));
         self.command(Method::DELETE, path, nonce).await
+    }
+
+    /// Lists an app's secrets by name, without values.
+    pub async fn list_secrets(&self, app: &str) -> Result<Vec<Secret>> {
+        Ok(self.get::<SecretPage>(app_path(app, "/secrets")).await?.secrets)
+    }
+
+    /// Sets and unsets secrets, all or none.
+    pub async fn update_secrets(&self, app: &str, input: &UpdateSecrets) -> Result<SecretsAnswer> {
+        self.send(Method::POST, app_path(app, "/secrets"), input).await
     }
 
     /// Takes a lease for `input.ttl` seconds.

@@ -18,6 +18,7 @@ mod peer;
 mod query;
 mod registry;
 mod route;
+mod secret_handler;
 mod tls;
 mod tunnel;
 

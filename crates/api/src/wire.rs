@@ -15,6 +15,7 @@ mod log;
 mod machine;
 mod platform;
 mod release;
+mod secret;
 mod signal;
 mod token;
 
@@ -39,6 +40,10 @@ pub use machine::{
 pub use platform::{Info, Organization, OrganizationAnswer, OrganizationPage, Region, RegionPage};
 pub use release::{
     CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease,
+};
+pub use secret::{
+    Secret, SecretAnswer, SecretPage, SecretValue, SecretsAnswer, SecretsVersion, SetSecret,
+    UpdateSecrets,
 };
 pub use signal::{BadSignal, Signal, SignalInput};
 pub use token::{CreateToken, NewToken, Token, TokenPage};

@@ -5,7 +5,8 @@
 //!    no_new_privs, system call filter, limits ─► start PROGRAM ─► wait: signals in, ended children out ─► exit code
 //! ```
 //!
-//! Descriptor 3 is a packet socket to the shim. One packet each: `started`, `failed REASON`, `exit CODE SIGNAL`.
+//! Descriptor 4 has variables that only the program gets: `NAME=VALUE`, each ended by a NUL. It is closed before the
+//! program starts. Descriptor 3 is a packet socket to the shim. One packet each: `started`, `failed REASON`, `exit CODE SIGNAL`.
 //! When the shim dies the kernel kills this process, and with it everything in the Machine.
 //!
 //! It allocates little, keeps no state beyond the child's id, and uses nothing but the standard library, because every
@@ -16,6 +17,7 @@ mod sys;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -35,7 +37,21 @@ fn main() -> ExitCode {
     if let Err(error) = confine() {
         return fail(NOT_EXECUTABLE, &format!("could not confine the machine: {error}"));
     }
-    run(&program, args.collect())
+    let secrets = match sys::take_secrets() {
+        Ok(bytes) => variables(bytes),
+        Err(error) => return fail(NOT_EXECUTABLE, &format!("could not read the secrets: {error}")),
+    };
+    run(&program, args.collect(), secrets)
+}
+
+/// Takes apart what the launcher packed.
+fn variables(bytes: Vec<u8>) -> Vec<(OsString, OsString)> {
+    let pair = |text: &[u8]| {
+        let at = text.iter().position(|byte| *byte == b'=')?;
+        let word = |part: &[u8]| OsString::from_vec(part.to_vec());
+        Some((word(&text[..at]), word(&text[at + 1..])))
+    };
+    bytes.split(|byte| *byte == 0).filter_map(pair).collect()
 }
 
 fn confine() -> io::Result<()> {
@@ -49,9 +65,9 @@ fn confine() -> io::Result<()> {
 }
 
 /// Starts the program and stays until it has ended.
-fn run(program: &OsString, args: Vec<OsString>) -> ExitCode {
+fn run(program: &OsString, args: Vec<OsString>, secrets: Vec<(OsString, OsString)>) -> ExitCode {
     // Its own process group: what the program sends to its group must not reach PID 1.
-    match Command::new(program).args(args).process_group(0).spawn() {
+    match Command::new(program).args(args).envs(secrets).process_group(0).spawn() {
         Ok(child) => supervise(child.id().cast_signed()),
         Err(error) => not_executed(program, &error),
     }
@@ -149,6 +165,16 @@ mod tests {
     fn a_signal_ends_as_128_and_its_number() {
         assert_eq!(ended(ExitStatus::from_raw(9)), ExitCode::from(137));
         assert_eq!(ended(ExitStatus::from_raw(7 << 8)), ExitCode::from(7));
+    }
+
+    #[test]
+    fn values_may_hold_anything_but_a_nul() {
+        let taken = variables(b"A=b=c\0EMPTY=\0LINES=x\ny\0".to_vec());
+        let words: Vec<_> =
+            taken.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())).collect();
+        let pair = |name: &'static str, value: &'static str| (name.as_ref(), value.as_ref());
+        assert_eq!(words, [pair("A", "b=c"), pair("EMPTY", ""), pair("LINES", "x\ny")]);
+        assert!(variables(Vec::new()).is_empty());
     }
 
     #[test]

@@ -5,8 +5,10 @@
 )]
 
 use std::ffi::{c_int, c_ulong, c_void};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
+use std::os::fd::FromRawFd;
 
 use crate::filter::Instruction;
 
@@ -19,6 +21,7 @@ const PR_SET_DUMPABLE: c_int = 4;
 const PR_SET_SECCOMP: c_int = 22;
 const PR_SET_NO_NEW_PRIVS: c_int = 38;
 const SECCOMP_MODE_FILTER: c_ulong = 2;
+const F_GETFD: c_int = 1;
 const F_SETFD: c_int = 2;
 const FD_CLOEXEC: c_int = 1;
 const RLIMIT_CORE: c_int = 4;
@@ -30,6 +33,9 @@ const MSG_NOSIGNAL: c_int = 0x4000;
 
 /// Descriptor of the socket to the shim.
 const REPORT: c_int = 3;
+/// Descriptor of the memory file with the program's secrets.
+const SECRETS: c_int = 4;
+const EBADF: i32 = 9;
 
 /// The C library's `sigset_t`: 1,024 bits on Linux.
 #[repr(C)]
@@ -95,6 +101,19 @@ pub(crate) fn close_report_on_exec() -> io::Result<()> {
 pub(crate) fn send_report(bytes: &[u8]) {
     // SAFETY: pointer and length belong to one live slice.
     unsafe { send(REPORT, bytes.as_ptr().cast(), bytes.len(), MSG_NOSIGNAL) };
+}
+
+/// Reads the program's secrets and closes their file. Another launcher than the shim may give none.
+pub(crate) fn take_secrets() -> io::Result<Vec<u8>> {
+    // SAFETY: reads a flag of a descriptor, touches no memory.
+    if let Err(error) = check(unsafe { fcntl(SECRETS, F_GETFD) }) {
+        return if error.raw_os_error() == Some(EBADF) { Ok(Vec::new()) } else { Err(error) };
+    }
+    // SAFETY: it is open, and this process, which has only begun, has opened nothing itself that could own it.
+    let mut file = unsafe { File::from_raw_fd(SECRETS) };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn all_signals() -> SignalSet {

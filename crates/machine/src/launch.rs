@@ -16,8 +16,9 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -25,13 +26,14 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::unix::pipe;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 
 use crate::cgroup::{self, Allowance, Cgroups};
 use crate::files::{self, Content};
 use crate::ids::Ids;
 use crate::process::{self, Process};
+use crate::secrets::Secrets;
 use crate::sys;
 
 const SPEC_FILE: &str = "spec.json";
@@ -636,11 +638,21 @@ pub fn install_init(dir: &Path, binary: &[u8]) -> io::Result<PathBuf> {
 /// `netns` is the network namespace that the Machine joins. Needs a tokio runtime; takes about 10 ms, of which the
 /// calling thread is busy for less than one. Cancelling it may leave a run that [`adopt`] finds.
 pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine, LaunchError> {
-    check(spec)?;
+    launch_with(spec, netns, &Secrets::default()).await
+}
+
+/// As [`launch`], with variables that are in no file and that no process but the program has in its environment.
+pub async fn launch_with(
+    spec: &LaunchSpec,
+    netns: BorrowedFd<'_>,
+    secrets: &Secrets,
+) -> Result<Machine, LaunchError> {
+    check(spec, secrets)?;
     clear_former_run(spec).await?;
     write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
     let spawned = spawn_shim(spec, netns).map_err(io_error("start the shim of", &spec.dir))?;
-    let (reason, fault) = match tokio::time::timeout(START_TIMEOUT, read_answer(spawned)).await {
+    let answer = talk(spawned, secrets);
+    let (reason, fault) = match tokio::time::timeout(START_TIMEOUT, answer).await {
         Ok(Ok(Answer::Started(state))) => {
             discard_former_files(spec);
             return Machine::new(spec.clone(), state);
@@ -655,7 +667,7 @@ pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine,
 }
 
 /// Finds what cannot work before anything is made.
-fn check(spec: &LaunchSpec) -> Result<(), LaunchError> {
+fn check(spec: &LaunchSpec, secrets: &Secrets) -> Result<(), LaunchError> {
     let bad = |reason: &str| {
         Err(LaunchError::BadSpec { machine: spec.machine.clone(), reason: reason.to_owned() })
     };
@@ -669,6 +681,9 @@ fn check(spec: &LaunchSpec) -> Result<(), LaunchError> {
     }
     if spec.env.iter().any(|(name, _)| name.is_empty() || name.contains('=')) {
         return bad("an environment variable has no name or an = in it");
+    }
+    if secrets.is_bad() {
+        return bad("a secret has no name, an = in its name, or a NUL byte");
     }
     if spec.uid_base == 0 || spec.uid_base.checked_add(crate::bundle::IDS).is_none() {
         return bad("the range of user ids is outside what the kernel has");
@@ -716,29 +731,34 @@ fn remove_file(path: &Path) -> Result<(), LaunchError> {
     }
 }
 
-fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<Child> {
+/// Starts the shim with a socket to it as its standard output.
+fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, StdStream)> {
+    let (near, far) = StdStream::pair()?;
     let words = OpenOptions::new()
         .create(true)
         .truncate(true)
         .write(true)
         .mode(0o600)
         .open(spec.dir.join(SHIM_LOG))?;
-    Command::new("/proc/self/exe")
+    let shim = Command::new("/proc/self/exe")
         .arg("shim")
         .arg(&spec.dir)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")
         .stdin(netns.try_clone_to_owned()?)
-        .stdout(Stdio::piped())
+        .stdout(OwnedFd::from(far))
         .stderr(words)
-        .spawn()
+        .spawn()?;
+    Ok((shim, near))
 }
 
-async fn read_answer(mut shim: Child) -> io::Result<Answer> {
-    let answer = shim.stdout.take().ok_or_else(|| io::Error::other("the shim has no output"))?;
-    let answer = pipe::Receiver::from_owned_fd(answer.into())?;
+/// Tells the shim the secrets, and reads its answer.
+async fn talk((shim, stream): (Child, StdStream), secrets: &Secrets) -> io::Result<Answer> {
+    stream.set_nonblocking(true)?;
+    let mut answer = UnixStream::from_std(stream)?;
     reap(shim)?;
+    answer.write_all(&secrets.packed()).await?;
     let mut bytes = Vec::new();
     // Up to the end of the line, not of the file: a container that hangs half-made holds the other end open.
     BufReader::new(answer.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut bytes).await?;
@@ -934,7 +954,10 @@ mod tests {
     fn refused(change: impl FnOnce(&mut LaunchSpec), words: &str) {
         let mut spec = test_spec();
         change(&mut spec);
-        let error = check(&spec).err().map(|error| error.to_string()).unwrap_or_default();
+        let error = check(&spec, &Secrets::default())
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
         assert!(error.contains(words), "{error:?} does not say {words:?}");
     }
 
@@ -947,7 +970,7 @@ mod tests {
         refused(|spec| spec.dir = "relative".into(), "absolute");
         refused(|spec| spec.machine = "../x".into(), "file name");
         refused(|spec| spec.machine = "shims".into(), "not free");
-        assert!(check(&test_spec()).is_ok());
+        assert!(check(&test_spec(), &Secrets::default()).is_ok());
     }
 
     #[test]

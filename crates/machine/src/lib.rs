@@ -17,6 +17,7 @@ pub mod images;
 pub mod launch;
 pub mod logs;
 pub mod process;
+pub mod secrets;
 pub mod shim;
 pub mod unpack;
 
@@ -35,9 +36,10 @@ pub use images::{
 };
 pub use launch::{
     ExitCause, ExitRecord, Fault, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
-    install_init, launch, lives, remove, uid_base,
+    install_init, launch, launch_with, lives, remove, uid_base,
 };
 pub use process::{ListenSocket, Process};
+pub use secrets::Secrets;
 
 /// A new directory below the system's temporary one, for a test.
 #[cfg(test)]

@@ -28,6 +28,7 @@ use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::files;
 use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, ShimState};
 use crate::logs::{Lines, LogWriter};
+use crate::secrets::{self, SECRETS_FD};
 use crate::stage::{self, StageError};
 use crate::user::{self, BadUser};
 
@@ -80,7 +81,7 @@ fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError
 }
 
 /// Entry point of `perch shim DIR`. Call it first thing in `main`, before any thread or runtime exists: standard input
-/// is the network namespace, standard output the answer to the launcher.
+/// is the network namespace, standard output a socket: secrets come in, the answer to the launcher goes out.
 pub fn main(dir: &Path) -> ExitCode {
     let Ok(answer) = Outlet::take() else { return ExitCode::FAILURE };
     usual_umask();
@@ -99,8 +100,8 @@ pub fn main(dir: &Path) -> ExitCode {
 /// Machine. This process is small and has done nothing yet, so a second birth costs less than a move (see `cgroup`). Whoever
 /// started it reaps it at once; the child is reaped as an orphan, as every shim is whose server has been replaced.
 fn run_in(group: OwnedFd, dir: &Path, answer: Outlet) -> ExitCode {
-    // Out of the way of the descriptor that init will know; the child has it too.
-    let moved = rustix::io::fcntl_dupfd_cloexec(&group, REPORT_FD + 1);
+    // Out of the way of the descriptors that init will know; the child has it too.
+    let moved = rustix::io::fcntl_dupfd_cloexec(&group, SECRETS_FD + 1);
     drop(group);
     let Ok(group) = moved else { return run(dir, answer) };
     let mut answer = Some(answer);
@@ -115,7 +116,7 @@ fn run_in(group: OwnedFd, dir: &Path, answer: Outlet) -> ExitCode {
 }
 
 fn run(dir: &Path, mut answer: Outlet) -> ExitCode {
-    match start(dir, &answer) {
+    match start(dir, &mut answer) {
         Ok(keeper) => keeper.keep(&mut answer),
         Err(error) => {
             answer.send(&Answer::Failed { reason: chain(&error), fault: error.fault() });
@@ -143,7 +144,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The way back to the launcher, used once.
+/// The way back to the launcher; answered once.
 #[derive(Debug)]
 struct Outlet(Option<File>);
 
@@ -154,7 +155,7 @@ impl Outlet {
         // Keeps descriptor 3, which init will know, free of this one.
         let report =
             rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let answer = rustix::io::fcntl_dupfd_cloexec(io::stdout(), REPORT_FD + 2)?;
+        let answer = rustix::io::fcntl_dupfd_cloexec(io::stdout(), SECRETS_FD + 1)?;
         let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         crate::sys::replace_stdout(&null)?;
         drop(report);
@@ -166,7 +167,14 @@ impl Outlet {
         let Some(file) = &self.0 else { return true };
         let mut fds = [PollFd::new(file, PollFlags::empty())];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::ERR)
+        let gone = PollFlags::ERR | PollFlags::HUP;
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(gone)
+    }
+
+    /// The program's secrets, for init to read.
+    fn receive_secrets(&mut self) -> io::Result<OwnedFd> {
+        let file = self.0.as_mut().ok_or_else(|| io::Error::other("the launcher is gone"))?;
+        secrets::receive(file)
     }
 
     fn send(&mut self, answer: &Answer) {
@@ -203,9 +211,10 @@ enum Report {
     Exit { code: i32, signal: i32 },
 }
 
-fn start(dir: &Path, answer: &Outlet) -> Result<Keeper, ShimError> {
+fn start(dir: &Path, answer: &mut Outlet) -> Result<Keeper, ShimError> {
     let (report, init_report) = report_socket().map_err(doing("make the report socket"))?;
-    let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), REPORT_FD + 1);
+    let secrets = answer.receive_secrets().map_err(doing("receive the secrets"))?;
+    let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), SECRETS_FD + 1);
     let netns = netns.map_err(doing("take the network namespace"))?;
     let lock = launch::lock(dir).map_err(doing("lock the machine's directory"))?;
     if answer.is_closed() {
@@ -219,14 +228,14 @@ fn start(dir: &Path, answer: &Outlet) -> Result<Keeper, ShimError> {
     if let Err(error) = crate::complaints::to_stderr() {
         eprintln!("could not watch the container runtime: {error}");
     }
-    create(spec, netns, report, init_report, lock)
+    create(spec, netns, report, (init_report, secrets), lock)
 }
 
 fn create(
     spec: LaunchSpec,
     netns: OwnedFd,
     report: OwnedFd,
-    init_report: OwnedFd,
+    for_init: (OwnedFd, OwnedFd),
     lock: File,
 ) -> Result<Keeper, ShimError> {
     let log = LogWriter::open(&spec.dir).map_err(doing("open the log"))?;
@@ -251,7 +260,7 @@ fn create(
         Some(leaf) => run_born_in(leaf, stdout_end, stderr_end, entrances)?,
         None => run_container(stdout_end, stderr_end, Parent::Caller, |_| Ok(()))?,
     };
-    drop((init_report, user_namespace));
+    drop((for_init, user_namespace));
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(doing("watch init"))?;
     let output = [(stdout, Lines::new("stdout")), (stderr, Lines::new("stderr"))];
@@ -282,6 +291,8 @@ fn report_socket() -> io::Result<(OwnedFd, OwnedFd)> {
         return Err(io::Error::other("descriptor 3 is taken"));
     }
     rustix::io::fcntl_setfd(&far, FdFlags::empty())?;
+    // Leaves the next descriptor to the secrets.
+    let near = rustix::io::fcntl_dupfd_cloexec(near, SECRETS_FD + 1)?;
     Ok((near, far))
 }
 
@@ -361,7 +372,7 @@ fn run_container(
     let builder = ContainerBuilder::new(CONTAINER.to_owned(), SyscallType::Linux)
         .with_root_path(format!("{}/state", stage::STAGE))
         .map_err(Box::new)?
-        .with_preserved_fds(1)
+        .with_preserved_fds(2)
         .with_stdin(null.map_err(doing("open /dev/null"))?)
         .with_stdout(stdout)
         .with_stderr(stderr)

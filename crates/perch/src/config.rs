@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) image_grace: Length,
     /// Host ids of Machines' users; those from 2^31 on unless said.
     pub(crate) host_ids: Option<HostIdRange>,
+    /// File with the key that seals the secrets of apps, outside the data directory; made at first use.
+    pub(crate) secrets_key: Option<PathBuf>,
     /// Where holders of tokens reach the API over TCP; nowhere unless said.
     pub(crate) listen_api: Option<SocketAddr>,
     /// PEM file with the API's certificate, and those between it and its root. With it the API over TCP speaks TLS.
@@ -72,6 +74,7 @@ impl Default for Config {
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
             host_ids: None,
+            secrets_key: None,
             listen_api: None,
             api_certificate: None,
             api_key: None,
@@ -165,6 +168,10 @@ impl Config {
         anyhow::ensure!(
             grace.contains(&self.image_grace.0),
             "image_grace must be between 1s and 8760h; it has to be longer than a push takes"
+        );
+        anyhow::ensure!(
+            self.secrets_key.as_ref().is_none_or(|file| file.is_absolute()),
+            "secrets_key must be an absolute path"
         );
         anyhow::ensure!(
             self.api_certificate.is_some() == self.api_key.is_some(),
@@ -292,6 +299,7 @@ mod tests {
         check_refused("host_ids = \"100000-4294967295\"\n", &[":1:12", "end below"]);
         check_refused("api_key = \"/k\"\n", &["api_certificate", "need each other"]);
         check_refused("listen_api = \"localhost\"\n", &[":1:14"]);
+        check_refused("secrets_key = \"key\"\n", &["secrets_key", "absolute"]);
         check_refused("= 1\n", &[":1:1"]);
     }
 

@@ -85,6 +85,13 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
     if data == Data::Purge {
         purge(paths)?;
         println!("Removed {}", paths.data.display());
+        let key = paths.secrets_key();
+        if key.exists() {
+            println!(
+                "Left {}, which opens the secrets in backups; remove it if you keep none",
+                key.display()
+            );
+        }
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ use anyhow::Context;
 pub(crate) const DATA_DIR: &str = "/var/lib/perch";
 /// Sockets and the namespace's pin of the default server; a reboot empties it.
 const RUN_DIR: &str = "/run/perch";
+/// The default server's key of its secrets.
+const SECRETS_KEY: &str = "/etc/perch/secrets.key";
 /// `sockaddr_un` holds 108 bytes with the final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -124,6 +126,15 @@ impl Paths {
         self.machines().join(id)
     }
 
+    /// The key of the secrets, if the configuration names no other place: never in the data directory, so that no copy
+    /// of that has it.
+    pub(crate) fn secrets_key(&self) -> PathBuf {
+        match self.tag {
+            None => SECRETS_KEY.into(),
+            Some(_) => self.data.with_added_extension("secrets.key"),
+        }
+    }
+
     /// Parent of the Machines' cgroups below the root of each hierarchy, as the last server chose it.
     pub(crate) fn cgroup_parent(&self) -> String {
         let chosen = std::fs::read_to_string(self.cgroup_parent_file()).ok();
@@ -147,7 +158,7 @@ impl Paths {
 }
 
 /// The path without links and dots; what is not there yet is taken as it is spelled.
-fn real(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn real(dir: &Path) -> anyhow::Result<PathBuf> {
     let dir = std::path::absolute(dir).context("could not read the current directory")?;
     for there in dir.ancestors() {
         match there.canonicalize() {
@@ -207,6 +218,12 @@ mod tests {
 
     fn paths(dir: &Path) -> Paths {
         Paths::new(Some(dir)).expect("short")
+    }
+
+    #[test]
+    fn the_key_of_the_secrets_lies_outside_the_data_directory() {
+        assert_eq!(Paths::new(None).expect("default").secrets_key(), Path::new(SECRETS_KEY));
+        assert_eq!(paths(Path::new("/srv/a.b/")).secrets_key(), Path::new("/srv/a.b.secrets.key"));
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod proxy_link;
 mod pruning;
 mod publishing;
 mod records;
+mod secrets;
 mod views;
 mod world;
 
@@ -58,6 +59,7 @@ pub(crate) use images::chain;
 use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::ProxyPort;
+use secrets::vault::Vault;
 use world::{Parts, World};
 
 const USAGE: &str = "error: usage: perch server [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]\n";
@@ -289,6 +291,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
     let plane = Plane::ensure(&plane).map_err(no_plane)?;
     let host_ids = HostIds::of_this_host(paths.tag(), config.host_ids.as_ref())?;
+    let vault = Vault::new(secrets_key(&paths, &config)?);
     let images = open_images(&paths, &keeper, &host_ids)?;
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
@@ -306,8 +309,24 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         cgroup_parent,
         host_ids,
         proxy,
+        vault,
         events,
     }))
+}
+
+/// Where the key of the secrets is: not with what it seals.
+fn secrets_key(paths: &Paths, config: &Config) -> anyhow::Result<PathBuf> {
+    let file = match &config.secrets_key {
+        Some(file) => crate::paths::real(file)?,
+        None => paths.secrets_key(),
+    };
+    anyhow::ensure!(
+        !file.starts_with(&paths.data),
+        "`secrets_key` {} lies in the data directory; who gets a copy of that would get the key with it: choose \
+         another place",
+        file.display()
+    );
+    Ok(file)
 }
 
 /// Two servers with the same public addresses would take each other's callers.

@@ -55,6 +55,8 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         | Route::Machines(app)
         | Route::Machine(app, _)
         | Route::MetadataKey(app, ..)
+        | Route::Secrets(app)
+        | Route::Secret(app, _)
         | Route::AppReleases(app)
         | Route::CurrentRelease(app)
         | Route::Logs(app)

@@ -11,8 +11,9 @@ use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
     ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
     ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage, Release, SignalInput,
-    StartAnswer, StopInput, Token, UpdateRelease, UploadState, WaitQuery,
+    MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage, Release, Secret,
+    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UploadState, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -164,6 +165,21 @@ pub trait Backend: Send + Sync + 'static {
         key: String,
         value: Option<String>,
     ) -> impl BackendFuture<()>;
+
+    /// Lists an app's secrets by name, without values; 422 when they have not reached `min_version`.
+    fn list_secrets(
+        &self,
+        peer: Peer,
+        app: String,
+        min_version: u64,
+    ) -> impl BackendFuture<Vec<Secret>>;
+    /// Sets and unsets secrets, all or none. Machines start with them after their next update.
+    fn update_secrets(
+        &self,
+        peer: Peer,
+        app: String,
+        input: UpdateSecrets,
+    ) -> impl BackendFuture<SecretsAnswer>;
 
     /// Takes a lease, or extends it when `target.nonce` is its nonce; 409 at once when somebody
     /// else has it.

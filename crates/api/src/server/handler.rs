@@ -14,7 +14,7 @@ use super::query::Query;
 use super::route::Route;
 use super::{
     Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, machine_handler,
-    reached, registry, token_ended, tunnel,
+    reached, registry, secret_handler, token_ended, tunnel,
 };
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
@@ -164,6 +164,7 @@ async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
             releases(call, route).await
         }
         Route::Tokens | Route::Token(_) => tokens(call, route).await,
+        Route::Secrets(_) | Route::Secret(..) => secret_handler::answer(call, route).await,
         Route::Logs(app) => logs(call, app).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
         Route::Machines(_)

@@ -12,7 +12,7 @@ const KEY_BYTES_MAX: usize = 256;
 
 /// Every path of the API, with a name in braces for each part that varies. A test sees to it that no
 /// route is missing.
-pub(super) const PATHS: [&str; 36] = [
+pub(super) const PATHS: [&str; 38] = [
     "/v1/apps",
     "/v1/apps/{app}",
     "/v1/apps/{app}/ip_assignments",
@@ -33,6 +33,8 @@ pub(super) const PATHS: [&str; 36] = [
     "/v1/apps/{app}/machines/{id}/events",
     "/v1/apps/{app}/machines/{id}/metadata",
     "/v1/apps/{app}/machines/{id}/metadata/{key}",
+    "/v1/apps/{app}/secrets",
+    "/v1/apps/{app}/secrets/{name}",
     "/v1/platform/regions",
     "/api/v1/organizations",
     "/api/v1/organizations/{org}",
@@ -64,6 +66,8 @@ pub(super) enum Route {
     Machine(String, String),
     MachinePart(String, String, Part),
     MetadataKey(String, String, String),
+    Secrets(String),
+    Secret(String, String),
     Regions,
     Organizations,
     Organization(String),
@@ -124,10 +128,12 @@ impl Route {
     /// The methods that it understands, as in the `Allow` header.
     pub(super) fn methods(&self) -> &'static str {
         match self {
-            Self::Apps | Self::Ips(_) | Self::Machines(_) | Self::Tokens => "GET, POST",
+            Self::Apps | Self::Ips(_) | Self::Machines(_) | Self::Secrets(_) | Self::Tokens => {
+                "GET, POST"
+            }
             Self::App(_) => "GET, PATCH, DELETE",
             Self::Ip(..) | Self::Token(_) => "DELETE",
-            Self::Machine(..) => "GET, POST, DELETE",
+            Self::Machine(..) | Self::Secret(..) => "GET, POST, DELETE",
             Self::MachinePart(_, _, part) => part.methods(),
             Self::MetadataKey(..) => "POST, DELETE",
             Self::Proxy(_) | Self::Releases | Self::Uploads(_) => "POST",
@@ -209,7 +215,9 @@ fn v1(parts: &[&str]) -> Parsed {
         ["apps", app, "proxy"] => Route::Proxy(name(app)?),
         ["apps", app, "machines"] => Route::Machines(name(app)?),
         ["apps", app, "machines", id, rest @ ..] => return machine(name(app)?, name(id)?, rest),
-        ["apps", _, what @ ("volumes" | "secrets" | "secretkeys" | "certificates"), ..]
+        ["apps", app, "secrets"] => Route::Secrets(name(app)?),
+        ["apps", app, "secrets", secret] => Route::Secret(name(app)?, name(secret)?),
+        ["apps", _, what @ ("volumes" | "secretkeys" | "certificates"), ..]
         | ["platform", what @ "placements"] => return Err(missing(what)),
         _ => return Ok(None),
     }))

@@ -285,6 +285,12 @@ pub struct LaunchInput {
     /// Update only if the Machine's `instance_id` is this one; empty = always.
     #[serde(default, deserialize_with = "null_default")]
     pub current_version: String,
+    /// The app's secrets must be at least this version; 0 = whatever they are.
+    #[serde(default, deserialize_with = "null_default")]
+    pub min_secrets_version: u64,
+    /// Start it without the app's secrets.
+    #[serde(default, deserialize_with = "null_default")]
+    pub skip_secrets: bool,
 }
 
 impl LaunchInput {
@@ -298,6 +304,8 @@ impl LaunchInput {
             skip_service_registration: false,
             lease_ttl: 0,
             current_version: String::new(),
+            min_secrets_version: 0,
+            skip_secrets: false,
         }
     }
 }

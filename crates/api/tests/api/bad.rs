@@ -22,7 +22,11 @@ async fn paths_and_methods_that_are_not_there_are_answered_in_json() {
     let server = Server::start();
     check(&server, "GET /", "", 404, r#"{"error":"#).await;
     check(&server, "GET /v1/nothing", "", 404, "/v1/nothing").await;
-    check(&server, "GET /v1/apps/a/secrets", "", 501, "no secrets").await;
+    check(&server, "GET /v1/apps/a/secretkeys", "", 501, "no secretkeys").await;
+    let echo = r#"{"values": {"A": ["hunter2"]}}"#;
+    check(&server, "POST /v1/apps/a/secrets", echo, 422, "must be a text or null").await;
+    check(&server, "GET /v1/apps/a/secrets?show_secrets=true", "", 403, "not shown").await;
+    check(&server, "GET /v1/apps/a/secrets?version=x", "", 400, "version").await;
     check(&server, "GET /v1/apps/%2e%2e", "", 400, "cannot be a name").await;
     check(&server, "PUT /v1/apps", "", 405, "use GET, POST").await;
     check(&server, "BREW /v1/apps/a/machines/m/start", "", 405, "allow: POST").await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use perch_api::wire::{
     AddressIntent, AppPatch, AssignIp, CreateApp, CreateRelease, GoDuration, IpKind, LaunchInput,
-    LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus, SignalInput,
-    StopInput, UpdateRelease, WaitQuery, WaitState,
+    LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus, SecretValue,
+    SignalInput, StopInput, UpdateRelease, UpdateSecrets, WaitQuery, WaitState,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -272,6 +272,32 @@ async fn releases_are_recorded_and_moved_on() {
     server.client.create_release(&input).await.expect("second");
     let newest = server.client.list_releases("web", 1).await.expect("list");
     assert_eq!((newest.len(), newest[0].version), (1, 2));
+}
+
+#[tokio::test]
+async fn secrets_come_in_and_only_their_names_go_out() {
+    let server = Server::with_app().await;
+    let values = [("A", Some("hunter2")), ("B", Some("")), ("GONE", None)];
+    let values = values.map(|(name, value)| (name.to_owned(), value.map(SecretValue::new)));
+    let update = UpdateSecrets { values: values.into() };
+    let answer = server.client.update_secrets("web", &update).await.expect("update");
+    assert_eq!((answer.version, answer.secrets.len()), (7, 2));
+    let listed = server.client.list_secrets("web").await.expect("list");
+    assert_eq!(listed, answer.secrets);
+    assert_eq!(server.seen(), "secrets from 0");
+    let page = server.request("GET /v1/apps/web/secrets?version=3", "", "").await;
+    assert!(page.contains("\"secrets\":[{\"name\":\"A\",\"digest\":\"len:7\""), "{page}");
+    assert!(!page.contains("hunter2"), "{page}");
+    assert_eq!(server.seen(), "secrets from 3");
+    let one = server.request("GET /v1/apps/web/secrets/A", "", "").await;
+    assert!(one.contains("{\"name\":\"A\""), "{one}");
+    let body = r#"{"value": "four"}"#;
+    let set = server.request("POST /v1/apps/web/secrets/C", "", body).await;
+    assert!(set.contains("\"digest\":\"len:4\"") && set.contains("\"version\":7"), "{set}");
+    let gone = server.request("DELETE /v1/apps/web/secrets/C", "", "").await;
+    assert!(gone.ends_with("{\"version\":7}"), "{gone}");
+    let none = server.request("GET /v1/apps/web/secrets/C", "", "").await;
+    assert!(none.starts_with("HTTP/1.1 404") && none.contains("no secret C"), "{none}");
 }
 
 #[tokio::test]

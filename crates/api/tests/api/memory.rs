@@ -10,8 +10,8 @@ use perch_api::wire::{
     ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
     ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage,
     LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken, Organization,
-    OrganizationRef, Process, Region, RegionPage, Release, SignalInput, StartAnswer, StopInput,
-    Token, UpdateRelease, UploadState, WaitQuery, WaitState,
+    OrganizationRef, Process, Region, RegionPage, Release, Secret, SecretsAnswer, SignalInput,
+    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -40,6 +40,7 @@ pub(super) struct State {
     pub(super) machines: BTreeMap<String, Machine>,
     pub(super) lease: Option<LeaseData>,
     releases: Vec<Release>,
+    secrets: BTreeMap<String, Secret>,
     pub(super) logs: Vec<LogEntry>,
     pub(super) uploads: BTreeMap<String, Vec<u8>>,
     pub(super) blobs: BTreeMap<String, Vec<u8>>,
@@ -298,6 +299,33 @@ impl Backend for Memory {
         self.writable(&target)?;
         self.saw(input.signal.name());
         Ok(())
+    }
+
+    async fn list_secrets(&self, _: Peer, app: String, min: u64) -> Result<Vec<Secret>> {
+        self.app(&app)?;
+        self.saw(format!("secrets from {min}"));
+        Ok(self.state().secrets.values().cloned().collect())
+    }
+
+    async fn update_secrets(
+        &self,
+        _: Peer,
+        app: String,
+        input: UpdateSecrets,
+    ) -> Result<SecretsAnswer> {
+        self.app(&app)?;
+        for (name, value) in input.values {
+            match value {
+                Some(value) => {
+                    let digest = format!("len:{}", value.reveal().len());
+                    let secret = Secret { name: name.clone(), digest, ..Secret::default() };
+                    self.state().secrets.insert(name, secret);
+                }
+                None => drop(self.state().secrets.remove(&name)),
+            }
+        }
+        let secrets = self.state().secrets.values().cloned().collect();
+        Ok(SecretsAnswer { secrets, version: 7 })
     }
 
     async fn wait_machine(&self, _: Peer, target: MachineTarget, query: WaitQuery) -> Result<()> {

@@ -13,6 +13,9 @@ const INDEX_TYPES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
+/// How much of a blob is read and hashed at once.
+const READ_BYTES: usize = 64 * 1024;
+
 /// Annotation that carries the tag in a layout's index.
 const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 
@@ -115,9 +118,19 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 
 /// `sha256:` of all that a reader gives, and how much it was.
 pub(super) fn digest_reader(mut reader: impl std::io::Read) -> std::io::Result<(String, u64)> {
-    let mut hash = Sha256::new();
-    let size = std::io::copy(&mut reader, &mut hash)?;
-    Ok((named(hash.finalize().as_slice()), size))
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok((named(hash.finalize().as_slice()), size)),
+            Ok(len) => {
+                hash.update(&buffer[..len]);
+                size += len as u64;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn named(hash: &[u8]) -> String {

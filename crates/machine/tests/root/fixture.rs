@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use perch_machine::{
     ExitRecord, Ids, ImageConfig, ImageError, ImageLimits, ImageStore, LaunchError, LaunchSpec,
-    Machine, Unpacked,
+    Machine, Secrets, Unpacked,
 };
 
 pub(crate) type Tested = Result<(), Box<dyn Error>>;
@@ -158,6 +158,14 @@ impl Fixture {
     }
 
     pub(crate) fn try_launch(&self, spec: &LaunchSpec) -> Result<Machine, LaunchError> {
+        self.launch_with(spec, &Secrets::default())
+    }
+
+    pub(crate) fn launch_with(
+        &self,
+        spec: &LaunchSpec,
+        secrets: &Secrets,
+    ) -> Result<Machine, LaunchError> {
         let path = format!("/run/netns/{}", self.name);
         let netns = File::open(&path).map_err(|source| LaunchError::Io {
             doing: "open",
@@ -165,7 +173,7 @@ impl Fixture {
             source,
         })?;
         let spec = LaunchSpec { layers: self.own_layers(spec), ..spec.clone() };
-        self.runtime.block_on(perch_machine::launch(&spec, netns.as_fd()))
+        self.runtime.block_on(perch_machine::launch_with(&spec, netns.as_fd(), secrets))
     }
 
     /// Layers as this fixture's kernel would need them. Tests change layers between launches, so nothing is kept.
@@ -182,6 +190,13 @@ impl Fixture {
             store.shift(&Unpacked { layers, config, manifest }, spec.uid_base)
         };
         shifted().expect("an ordinary layer can be copied").layers
+    }
+
+    /// Process id, as the host sees it, of what the Machine's PID 1 runs.
+    pub(crate) fn program_of(&self, machine: &Machine) -> Result<String, Box<dyn Error>> {
+        let file = format!("/proc/{0}/task/{0}/children", machine.pid());
+        let children = fs::read_to_string(file)?;
+        Ok(children.split_ascii_whitespace().next().ok_or("it runs nothing")?.to_owned())
     }
 
     pub(crate) fn wait(&self, machine: &Machine) -> Result<ExitRecord, Box<dyn Error>> {

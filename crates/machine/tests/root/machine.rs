@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use perch_machine::{ExitCause, LaunchError, RootFile};
+use perch_machine::{ExitCause, LaunchError, RootFile, Secrets};
 
 use crate::fixture::{Fixture, Tested, program};
 
@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_user_without_root_holds_nothing", a_user_without_root_holds_nothing),
     ("forbidden_calls_are_refused", forbidden_calls_are_refused),
     ("exit_code_and_output_are_kept", exit_code_and_output_are_kept),
+    ("secrets_reach_the_program_and_nothing_else", secrets_reach_the_program_and_nothing_else),
     ("a_program_that_ends_at_once_is_told_from_a_lost_shim", an_end_at_once_is_recorded),
     ("a_program_killed_by_a_signal_says_so", a_program_killed_by_a_signal_says_so),
     ("a_program_that_cannot_run_fails_the_start", a_program_that_cannot_run_fails_the_start),
@@ -92,6 +93,43 @@ fn exit_code_and_output_are_kept(fixture: &Fixture) -> Tested {
     lines.sort();
     assert_eq!(lines, ["b c from /srv/app", "cut", "no end"]);
     assert!(fixture.cgroups()?.is_empty());
+    Ok(())
+}
+
+fn secrets_reach_the_program_and_nothing_else(fixture: &Fixture) -> Tested {
+    let script =
+        "echo $A:$B; /bin/busybox ls /proc/self/fd; echo ready; exec /bin/busybox sleep 1000";
+    let mut spec = fixture.spec(script);
+    spec.env = vec![("A".to_owned(), "plain".to_owned()), ("P".to_owned(), "p".to_owned())];
+    // Longer than a socket's or pipe's buffer.
+    let long = "hunter2".repeat(80_000);
+    let variables = [("A", "hunter2"), ("B", "x=y"), ("LONG", &long[..100_000]), ("C", "")];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let machine = fixture.launch_with(&spec, &Secrets::new(variables))?;
+    fixture.await_line("ready")?;
+    let lines = fixture.lines()?;
+    assert_eq!(lines.first().map(String::as_str), Some("hunter2:x=y"));
+    assert_eq!(lines[1..lines.len() - 1].join(" "), "0 1 2 3", "the last is the listing's own");
+    let has = |file: &std::path::Path| {
+        fs::read(file).is_ok_and(|it| it.windows(7).any(|part| part == b"hunter2"))
+    };
+    for name in ["spec.json", "shim.json", "shim.log"] {
+        assert!(!has(&fixture.machine_dir().join(name)), "{name}");
+    }
+    let own = machine.pid();
+    let status = fs::read_to_string(format!("/proc/{own}/status"))?;
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).ok_or("no parent")?;
+    for pid in [shim, &own.to_string()] {
+        for file in ["environ", "cmdline"] {
+            assert!(!has(format!("/proc/{pid}/{file}").as_ref()), "{file} of {pid}");
+        }
+        for fd in fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let target = fs::read_link(fd?.path())?;
+            assert!(!target.to_string_lossy().contains("memfd"), "{pid} has {target:?}");
+        }
+    }
+    let program = fixture.program_of(&machine)?;
+    assert!(has(format!("/proc/{program}/environ").as_ref()), "nobody has it");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod leases;
 mod logs;
 mod machines;
 mod releases;
+mod secrets;
 mod stream;
 mod tokens;
 
@@ -18,7 +19,8 @@ use perch_api::wire::{
     ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
     ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
     MachineFilter, ManifestInfo, NewToken, Organization, Process, Region, RegionPage, Release,
-    SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UploadState, WaitQuery,
+    Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease,
+    UpdateSecrets, UploadState, WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -264,6 +266,28 @@ impl Backend for Api {
         value: Option<String>,
     ) -> Result<(), ApiError> {
         self.detached(machines::set_metadata(self.world.clone(), target, key, value)).await
+    }
+
+    async fn list_secrets(
+        &self,
+        _peer: Peer,
+        app: String,
+        min_version: u64,
+    ) -> Result<Vec<Secret>, ApiError> {
+        secrets::list(&self.world, &app, min_version)
+    }
+
+    async fn update_secrets(
+        &self,
+        peer: Peer,
+        app: String,
+        input: UpdateSecrets,
+    ) -> Result<SecretsAnswer, ApiError> {
+        let names: Vec<_> = input.values.keys().cloned().collect();
+        let answer = self.detached(secrets::update(self.world.clone(), app.clone(), input)).await?;
+        let version = answer.version;
+        tracing::info!(app, ?names, version, by = %peer, "secrets changed");
+        Ok(answer)
     }
 
     async fn acquire_lease(

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::ballast::Ballast;
 use super::records::{
     AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
-    TokenRecord, Wish,
+    SecretRecord, TokenRecord, Wish,
 };
 
 /// Everything the server knows that is not about running processes.
@@ -33,6 +33,8 @@ pub(crate) struct Catalog {
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
     /// By id.
     pub(crate) tokens: BTreeMap<String, TokenRecord>,
+    /// By app, name and version.
+    pub(crate) secrets: BTreeMap<(String, String, u64), SecretRecord>,
 }
 
 /// One change of one record.
@@ -51,6 +53,9 @@ pub(crate) enum Change {
     DeleteLease(String),
     PutToken(TokenRecord),
     DeleteToken(String),
+    PutSecret(Box<SecretRecord>),
+    /// App, name and version.
+    DeleteSecret((String, String, u64)),
 }
 
 /// Owns the catalog and its store.
@@ -98,6 +103,9 @@ impl Keeper {
         }
         for record in read_all::<TokenRecord>(&store, "token/")? {
             catalog.apply(Change::PutToken(record));
+        }
+        for record in read_all::<SecretRecord>(&store, "secret/")? {
+            catalog.apply(Change::PutSecret(Box::new(record)));
         }
         let inner = Inner {
             store,
@@ -197,10 +205,13 @@ impl Change {
             | Self::PutRetired(_)
             | Self::DeleteRetired(_)
             | Self::DeleteLease(_)
-            | Self::DeleteToken(_) => true,
-            Self::PutNetwork(_) | Self::PutRelease(_) | Self::PutLease(_) | Self::PutToken(_) => {
-                false
-            }
+            | Self::DeleteToken(_)
+            | Self::DeleteSecret(_) => true,
+            Self::PutNetwork(_)
+            | Self::PutRelease(_)
+            | Self::PutLease(_)
+            | Self::PutToken(_)
+            | Self::PutSecret(_) => false,
         }
     }
 }
@@ -224,6 +235,8 @@ impl Catalog {
             Change::DeleteLease(machine) => drop(self.leases.remove(&machine)),
             Change::PutToken(it) => drop(self.tokens.insert(it.id.clone(), it)),
             Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
+            Change::PutSecret(it) => drop(self.secrets.insert(it.key(), *it)),
+            Change::DeleteSecret(key) => drop(self.secrets.remove(&key)),
         }
     }
 
@@ -255,6 +268,12 @@ impl Catalog {
         app: &'a str,
     ) -> impl Iterator<Item = &'a MachineRecord> {
         self.machines.values().filter(move |machine| machine.app == app)
+    }
+
+    /// Values of an app's secrets, by name and version.
+    pub(crate) fn secrets_of<'a>(&'a self, app: &'a str) -> impl Iterator<Item = &'a SecretRecord> {
+        let all = self.secrets.range((app.to_owned(), String::new(), 0)..);
+        all.map(|(_, record)| record).take_while(move |record| record.app == app)
     }
 
     /// Releases of an app, newest first.
@@ -292,9 +311,15 @@ fn transaction(changes: &[Change]) -> serde_json::Result<Txn> {
             Change::DeleteLease(machine) => txn.deletes.push(format!("lease/{machine}")),
             Change::PutToken(it) => put(&mut txn, format!("token/{}", it.id), it)?,
             Change::DeleteToken(id) => txn.deletes.push(format!("token/{id}")),
+            Change::PutSecret(it) => put(&mut txn, secret_key(&it.key()), it)?,
+            Change::DeleteSecret(key) => txn.deletes.push(secret_key(key)),
         }
     }
     Ok(txn)
+}
+
+fn secret_key((app, name, version): &(String, String, u64)) -> String {
+    format!("secret/{app}/{name}/{version:020}")
 }
 
 fn put(txn: &mut Txn, key: String, record: &impl Serialize) -> serde_json::Result<()> {

@@ -105,7 +105,21 @@ pub(crate) fn argv(
     image.argv(given(&init.entrypoint).as_deref(), given(&init.cmd).as_deref())
 }
 
-/// The image's environment, then the config's, then the platform's, which wins (fly-semantics 5.8).
+/// Variables that the platform sets; secrets cannot.
+pub(crate) const PLATFORM_VARIABLES: [&str; 9] = [
+    "FLY_APP_NAME",
+    "FLY_REGION",
+    "FLY_PROCESS_GROUP",
+    "FLY_MACHINE_ID",
+    "FLY_ALLOC_ID",
+    "FLY_MACHINE_VERSION",
+    "FLY_IMAGE_REF",
+    "FLY_VM_MEMORY_MB",
+    "FLY_PRIVATE_IP",
+];
+
+/// The image's environment, then the config's, then the platform's, which wins (fly-semantics 5.8). Secrets, which win over
+/// the first two, go another way.
 fn environment(
     record: &MachineRecord,
     image: &perch_machine::ImageConfig,
@@ -118,17 +132,17 @@ fn environment(
     env.extend(view.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     let memory = view.guest.clone().unwrap_or_default().memory_mb;
     let own = [
-        ("FLY_APP_NAME", record.app.clone()),
-        ("FLY_REGION", record.region.clone()),
-        ("FLY_PROCESS_GROUP", record.group().to_owned()),
-        ("FLY_MACHINE_ID", record.id.clone()),
-        ("FLY_ALLOC_ID", record.id.clone()),
-        ("FLY_MACHINE_VERSION", record.instance_id.clone()),
-        ("FLY_IMAGE_REF", view.image.clone()),
-        ("FLY_VM_MEMORY_MB", memory.to_string()),
-        ("FLY_PRIVATE_IP", record.private_ip.to_string()),
+        record.app.clone(),
+        record.region.clone(),
+        record.group().to_owned(),
+        record.id.clone(),
+        record.id.clone(),
+        record.instance_id.clone(),
+        view.image.clone(),
+        memory.to_string(),
+        record.private_ip.to_string(),
     ];
-    env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    env.extend(PLATFORM_VARIABLES.map(str::to_owned).into_iter().zip(own));
     env
 }
 

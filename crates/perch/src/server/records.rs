@@ -9,6 +9,8 @@ use perch_api::wire::{AddressIntent, IpKind, MachineConfig, ReleaseStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::secrets::vault::Sealed;
+
 /// A private network of an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NetworkRecord {
@@ -41,6 +43,33 @@ pub(crate) struct AppRecord {
     /// Whether it is being destroyed: nothing is added to it any more, and its addresses refuse.
     #[serde(default)]
     pub(crate) going: bool,
+    /// Grows with each change of its secrets; 0 = there never was one.
+    #[serde(default)]
+    pub(crate) secrets_version: u64,
+}
+
+/// A value that a secret had from one version of its app's secrets on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SecretRecord {
+    pub(crate) app: String,
+    pub(crate) name: String,
+    pub(crate) version: u64,
+    /// `None` from the version on in which it was unset.
+    pub(crate) value: Option<Sealed>,
+    /// Length of the value.
+    pub(crate) bytes: usize,
+    pub(crate) digest: String,
+    /// When the name was first set, `2006-01-02T15:04:05Z`.
+    pub(crate) created_at: String,
+    /// When this value was.
+    pub(crate) updated_at: String,
+}
+
+impl SecretRecord {
+    /// App, name and version.
+    pub(crate) fn key(&self) -> (String, String, u64) {
+        (self.app.clone(), self.name.clone(), self.version)
+    }
 }
 
 /// An address of an app.
@@ -102,6 +131,9 @@ pub(crate) struct MachineRecord {
     /// The Machine's end of its private link.
     pub(crate) link_ip: Ipv4Addr,
     pub(crate) cordoned: bool,
+    /// Version of its app's secrets that it starts with; 0 = none.
+    #[serde(default)]
+    pub(crate) secrets: u64,
     pub(crate) life: LifeRecord,
     /// `2006-01-02T15:04:05Z`.
     pub(crate) created_at: String,
@@ -203,6 +235,21 @@ pub(crate) mod tests {
             ips: Vec::new(),
             uid_slot: 0,
             going: false,
+            secrets_version: 0,
+        }
+    }
+
+    /// A secret's value from a version on; unset from there on without one.
+    pub(crate) fn secret(app: &str, name: &str, version: u64, value: Option<&str>) -> SecretRecord {
+        SecretRecord {
+            app: app.to_owned(),
+            name: name.to_owned(),
+            version,
+            value: value.map(Sealed::pretended),
+            bytes: value.map_or(0, str::len),
+            digest: String::new(),
+            created_at: String::new(),
+            updated_at: String::new(),
         }
     }
 
@@ -237,6 +284,7 @@ pub(crate) mod tests {
             private_ip: Ipv6Addr::LOCALHOST,
             link_ip: Ipv4Addr::LOCALHOST,
             cordoned: false,
+            secrets: 0,
             life: LifeRecord { state: "created".to_owned(), run: 0, wish: Wish::Down },
             created_at: String::new(),
             updated_at: String::new(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use perch_api::wire;
-use perch_machine::Machine;
+use perch_machine::{Machine, Secrets};
 use perch_net::{Attach, Plane};
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::history;
 use super::host_ids::HostIds;
 use super::images::Images;
-use super::keeper::{Change, Keeper};
+use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
 use super::lives::Lives;
 use super::machine::Handle;
@@ -24,6 +24,8 @@ use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
 use super::publishing::Published;
 use super::records::{AppRecord, MachineRecord};
+use super::secrets;
+use super::secrets::vault::Vault;
 use crate::config::Config;
 use crate::paths::Paths;
 
@@ -48,6 +50,7 @@ pub(crate) struct World {
     /// Which of the host's ids Machines use.
     pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
+    pub(crate) vault: Vault,
     pub(crate) platform_log: PlatformLog,
     events: history::Writer,
     pub(crate) tracker: TaskTracker,
@@ -79,6 +82,7 @@ pub(crate) struct Parts {
     pub(crate) cgroup_parent: String,
     pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
+    pub(crate) vault: Vault,
     pub(crate) events: history::Writer,
 }
 
@@ -96,6 +100,7 @@ impl World {
             cgroup_parent: parts.cgroup_parent,
             host_ids: parts.host_ids,
             proxy: parts.proxy,
+            vault: parts.vault,
             platform_log: PlatformLog::default(),
             events: parts.events,
             tracker: TaskTracker::new(),
@@ -160,8 +165,8 @@ impl World {
         let _turn = self.launches.acquire().await.context("the server is ending")?;
         let (world, id) = (self.clone(), id.to_owned());
         let prepared = tokio::task::spawn_blocking(move || world.prepare(&id, run, config_version));
-        let (spec, netns) = prepared.await.context("the launch was interrupted")??;
-        let launched = perch_machine::launch(&spec, netns.as_fd()).await?;
+        let (spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
+        let launched = perch_machine::launch_with(&spec, netns.as_fd(), &secrets).await?;
         let plane = self.plane.clone();
         self.tracker.spawn_blocking(move || plane.stock_up());
         Ok(launched)
@@ -190,15 +195,16 @@ impl World {
         id: &str,
         run: u64,
         config_version: u64,
-    ) -> anyhow::Result<(perch_machine::LaunchSpec, Arc<OwnedFd>)> {
+    ) -> anyhow::Result<(perch_machine::LaunchSpec, Arc<OwnedFd>, Secrets)> {
         let (record, app) = self.records(id)?;
         anyhow::ensure!(
             record.config_version >= config_version,
             "config {config_version} of Machine {id} is not stored"
         );
+        let secrets = secrets::open(self, &record.app, record.secrets)?;
         let unpacked = self.images.own(&record.image, self.host_ids.base(app.uid_slot))?;
         let spec = launching::spec(self, &record, &app, run, unpacked)?;
-        Ok((spec, self.namespace(&record)?))
+        Ok((spec, self.namespace(&record)?, secrets))
     }
 
     /// The namespace of a Machine's earlier run, or a new one.
@@ -268,8 +274,8 @@ impl World {
         }
         let app = self.keeper.read().machines.get(id).map(|machine| machine.app.clone());
         let gone = id.to_owned();
-        let changes = vec![Change::DeleteMachine(gone.clone()), Change::DeleteLease(gone)];
-        if let Err(error) = self.keeper.write(move |_| Ok((changes, ()))).await {
+        let removed = move |catalog: &Catalog| Ok((removal(catalog, gone), ()));
+        if let Err(error) = self.keeper.write(removed).await {
             tracing::error!(machine = id, %error, "the record of a destroyed Machine remains");
         }
         lock(&self.running_images).remove(id);
@@ -295,6 +301,15 @@ impl World {
             tracing::error!(%error, "could not publish");
         }
     }
+}
+
+/// A Machine's records, and the secrets that only it started with.
+fn removal(catalog: &Catalog, id: String) -> Vec<Change> {
+    let app = catalog.machines.get(&id).map(|machine| machine.app.as_str());
+    let secrets = app.map(|app| secrets::forgotten_with(catalog, app, None, Some(&id)));
+    let mut changes = secrets.unwrap_or_default();
+    changes.extend([Change::DeleteMachine(id.clone()), Change::DeleteLease(id)]);
+    changes
 }
 
 /// What a mutex guards, also after a panic elsewhere.

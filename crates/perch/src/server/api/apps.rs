@@ -77,6 +77,7 @@ fn decide_create(
         ips: Vec::new(),
         uid_slot: free_uid_slot(catalog)?,
         going: false,
+        secrets_version: 0,
     };
     let mut changes = vec![Change::PutApp(app)];
     changes.extend(new_network.clone().map(Change::PutNetwork));
@@ -227,6 +228,7 @@ fn removal(catalog: &Catalog, name: &str) -> Result<Vec<Change>, ApiError> {
     let of_app = |it: &&TokenRecord| it.app.as_deref() == Some(name);
     let tokens = catalog.tokens.values().filter(of_app);
     changes.extend(tokens.map(|it| Change::DeleteToken(it.id.clone())));
+    changes.extend(catalog.secrets_of(name).map(|it| Change::DeleteSecret(it.key())));
     changes.extend(catalog.machines_of(name).map(|it| Change::DeleteMachine(it.id.clone())));
     let released_at = clock::unix_secs();
     let own = app.ips.iter().filter(|ip| ip.kind != perch_api::wire::IpKind::SharedV4);

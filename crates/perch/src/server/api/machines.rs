@@ -21,6 +21,7 @@ use crate::server::keeper::{Catalog, Change};
 use crate::server::launching;
 use crate::server::machine::{self, Command, Handle, Refused};
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
+use crate::server::secrets;
 use crate::server::world::World;
 
 /// Number of this host in addresses (PN-11); more hosts come later.
@@ -36,6 +37,7 @@ pub(crate) async fn create(
     check_region(&world, &input.region)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
+    check_secrets(&world, &app, &input).await?;
     let _until_recorded = ready.claim.clone();
     let random = (clock::random(), clock::random());
     let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
@@ -64,6 +66,12 @@ pub(crate) async fn create(
     let mut made = get(&world, &target(&app, &record.id))?;
     made.nonce = lease.map(|lease| lease.data.nonce);
     Ok(made)
+}
+
+/// A start that the key's absence will fail fails here, where its caller reads why.
+async fn check_secrets(world: &Arc<World>, app: &str, input: &LaunchInput) -> Result<(), ApiError> {
+    let pinned = secrets::pin(&world.keeper.read(), app, input)?;
+    secrets::check_opens(world, app, pinned).await
 }
 
 fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
@@ -109,6 +117,7 @@ fn plan(
         private_ip: address::plan_machine(network, HOST, &ips, random.1).map_err(refused)?,
         link_ip: address::plan_link(&links).map_err(refused)?.machine,
         cordoned: input.skip_service_registration,
+        secrets: secrets::pin(catalog, app, input)?,
         life: LifeRecord { state: MachineState::Created.to_string(), run: 0, wish: Wish::Down },
         created_at: now.clone(),
         updated_at: now,
@@ -208,6 +217,7 @@ pub(crate) async fn update(
     leases::check(&world, &target)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&target.app)?.uid_slot);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
+    check_secrets(&world, &target.app, &input).await?;
     let _until_recorded = ready.claim.clone();
     let handle = handle(&world, &target)?;
     let skip_launch = input.skip_launch;
@@ -233,9 +243,13 @@ fn decide_update(
     ready: &Ready,
 ) -> Result<(Vec<Change>, MachineRecord), ApiError> {
     leases::check_in(catalog, target)?;
+    let pinned = secrets::pin(catalog, &target.app, &input)?;
     let record = updated(catalog.machine(&target.app, &target.id)?, input, ready)?;
+    let record = MachineRecord { secrets: pinned, ..record };
     runnable(&record, ready)?;
-    Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
+    let mut changes = secrets::forgotten_with(catalog, &target.app, Some(&record), None);
+    changes.push(Change::PutMachine(Box::new(record.clone())));
+    Ok((changes, record))
 }
 
 fn updated(
@@ -340,6 +354,8 @@ pub(crate) async fn start(
 ) -> Result<StartAnswer, ApiError> {
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
+    let pinned = world.keeper.read().machine(&target.app, &target.id)?.secrets;
+    secrets::check_opens(&world, &target.app, pinned).await?;
     let previous = handle.status().state;
     ask(&handle, Event::Start(StartBy::User), Source::User).await?;
     Ok(StartAnswer {
@@ -531,6 +547,7 @@ mod tests {
     /// A Machine that somebody leased after the first look at its lease.
     fn leased_meanwhile() -> Catalog {
         let mut catalog = Catalog::default();
+        catalog.apply(Change::PutApp(records::app("web")));
         catalog.apply(Change::PutMachine(Box::new(records::machine("m"))));
         catalog.apply(Change::PutLease(LeaseRecord {
             machine: "m".to_owned(),
