@@ -60,6 +60,9 @@ pub(crate) enum Command {
     /// Manage Machines
     #[command(subcommand, visible_aliases = ["machines", "m"])]
     Machine(Machine),
+    /// Manage application secrets with the set and unset commands
+    #[command(subcommand)]
+    Secrets(crate::command::secrets::Secrets),
     /// View an app's logs
     Logs(Logs),
     /// Show and check an app's configuration

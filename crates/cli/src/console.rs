@@ -36,6 +36,7 @@ pub struct Console {
     screen: Mutex<Screen>,
     input: Mutex<Box<dyn BufRead + Send>>,
     interactive: bool,
+    piped: bool,
     live: bool,
     out_colored: bool,
     err_colored: bool,
@@ -89,6 +90,7 @@ impl Console {
             out_terminal.then(|| live::size(out.as_fd())).flatten().map(|size| size.columns);
         Self {
             interactive: out_terminal && is_terminal(&input),
+            piped: is_piped(&input),
             live: area.is_some(),
             out_colored: colored(env, able && out_terminal),
             err_colored: colored(env, able && err_terminal),
@@ -106,6 +108,7 @@ impl Console {
             screen: Mutex::new(Screen { out, err, area: None }),
             input: Mutex::new(Box::new(std::io::empty())),
             interactive: false,
+            piped: false,
             live: false,
             out_colored: false,
             err_colored: false,
@@ -113,6 +116,34 @@ impl Console {
             closed: AtomicBool::new(false),
             moved: Notify::new(),
         }
+    }
+
+    /// The same with something to read, as from a pipe.
+    #[must_use]
+    pub fn with_input(mut self, input: Box<dyn BufRead + Send>) -> Self {
+        self.input = Mutex::new(input);
+        self.piped = true;
+        self
+    }
+
+    /// Whether something other than a terminal or `/dev/null` is to be read.
+    pub(crate) fn is_piped(&self) -> bool {
+        self.piped
+    }
+
+    /// Reads all of the input.
+    ///
+    /// # Errors
+    /// When it cannot be read, has more than so many bytes, or is no text.
+    pub(crate) fn read_all(&self, bytes_max: u64) -> std::io::Result<String> {
+        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        input.by_ref().take(bytes_max + 1).read_to_string(&mut text)?;
+        if bytes_max < text.len() as u64 {
+            let text = format!("Input exceeded max length of {bytes_max} bytes");
+            return Err(std::io::Error::other(text));
+        }
+        Ok(text)
     }
 
     pub(crate) fn is_interactive(&self) -> bool {
@@ -289,6 +320,12 @@ impl Screen {
         self.err.write_all(after.as_bytes())?;
         self.err.flush()
     }
+}
+
+/// As flyctl decides it: a character device has nothing for us.
+fn is_piped(stream: &impl AsFd) -> bool {
+    let stat = rustix::fs::fstat(stream);
+    stat.is_ok_and(|it| !rustix::fs::FileType::from_raw_mode(it.st_mode).is_char_device())
 }
 
 fn is_terminal(stream: &impl AsFd) -> bool {

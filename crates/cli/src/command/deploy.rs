@@ -17,6 +17,7 @@ mod leases;
 mod machine_config;
 mod ports;
 mod progress;
+mod restart;
 mod rollout;
 mod watch;
 
@@ -31,6 +32,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub(super) use image::{OpenImage, bring, open};
+pub(super) use restart::restart;
 
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 /// Long enough for a few lost refreshes, short enough that a dead deploy blocks nobody for long (MA-63).
@@ -43,6 +45,16 @@ pub(super) struct Job {
     pub(super) config: Config,
     pub(super) image: ImageInfo,
     pub(super) options: Options,
+    pub(super) work: Work,
+}
+
+/// What is done to an app's Machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// They become what the configuration says.
+    Deploy,
+    /// Those that are there stay as they are, and begin anew with the newest secrets (DE-70).
+    Restart,
 }
 
 /// How to deploy.
@@ -78,7 +90,7 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
     let image = open(&context, &config, &args.rollout, &base)?;
     let image = bring(&context, &name, image).await?;
-    deploy(&context, Job { app, config, image, options }).await
+    deploy(&context, Job { app, config, image, options, work: Work::Deploy }).await
 }
 
 /// Carries out a job whose image the server has.

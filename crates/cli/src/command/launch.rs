@@ -354,7 +354,7 @@ async fn first_deploy(
     image: ImageInfo,
 ) -> Outcome {
     let options = Options::resolve(context, &config, &args.rollout, Scope::Everything)?;
-    deploy::deploy(context, Job { app, config, image, options }).await
+    deploy::deploy(context, Job { app, config, image, options, work: deploy::Work::Deploy }).await
 }
 
 #[cfg(test)]

@@ -60,9 +60,24 @@ impl Fixture {
 
     /// As if Ctrl-C were pressed when the future resolves.
     pub(crate) fn fly_until(&self, interrupted: impl Future<Output = ()>, args: &[&str]) -> Run {
+        self.run(interrupted, args, |console| console)
+    }
+
+    /// With something on its standard input.
+    pub(crate) fn fly_reading(&self, input: &str, args: &[&str]) -> Run {
+        let input = std::io::Cursor::new(input.to_owned());
+        self.run(std::future::pending(), args, |console| console.with_input(Box::new(input)))
+    }
+
+    fn run(
+        &self,
+        interrupted: impl Future<Output = ()>,
+        args: &[&str],
+        equip: impl FnOnce(Console) -> Console,
+    ) -> Run {
         let (out, err) = (Captured::default(), Captured::default());
         let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
-        let code = self.fly_on(&console, &self.environment(&[]), interrupted, args);
+        let code = self.fly_on(&equip(console), &self.environment(&[]), interrupted, args);
         Run { code, out: out.text(), err: err.text() }
     }
 

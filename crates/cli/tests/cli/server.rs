@@ -17,6 +17,9 @@ struct State {
     machines: Vec<Value>,
     releases: Vec<Value>,
     leases: BTreeMap<String, Value>,
+    /// By name: value, version, and how many updates of Machines there were before.
+    secrets: BTreeMap<String, Value>,
+    secrets_version: u64,
     blobs: BTreeSet<String>,
     image_error: Option<String>,
     machine_error: Option<String>,
@@ -94,10 +97,22 @@ impl Server {
         self.state().machine(id).expect("it exists")["state"] = word.into();
     }
 
+    /// As if a Machine started with this version of the secrets.
+    pub(crate) fn set_secrets_of(&self, id: &str, version: u64) {
+        self.state().machine(id).expect("it exists")["secrets"] = version.into();
+    }
+
     pub(crate) fn release_statuses(&self, app: &str) -> Vec<String> {
         let state = self.state();
         let releases = state.releases.iter().filter(|release| release["app_name"] == app);
         releases.map(|release| release["status"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// The values of the secrets by name.
+    pub(crate) fn secrets(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let value = |it: &Value| it["v"].as_str().unwrap_or_default().to_owned();
+        state.secrets.iter().map(|(name, it)| (name.clone(), value(it))).collect()
     }
 
     pub(crate) fn leases(&self) -> usize {
@@ -257,6 +272,7 @@ impl State {
             (_, ["v1", "apps", app, "machines", rest @ ..]) => {
                 self.answer_machines(request, app, rest)
             }
+            (_, ["v1", "apps", _, "secrets"]) => self.answer_secrets(request),
             (_, ["api", "v1", ..]) => self.answer_releases(request, &path[2..]),
             (_, ["v2", _, rest @ ..]) => self.answer_registry(request, rest),
             _ => error(404, "no such route"),
@@ -269,6 +285,30 @@ impl State {
             "organization": {"slug": "personal"}, "address_intent": body["address_intent"]});
         self.apps.insert(name, app.clone());
         ok(app)
+    }
+
+    fn answer_secrets(&mut self, request: &Request) -> Answer {
+        if request.method == "POST" {
+            self.secrets_version += 1;
+            for (name, value) in request.body["values"].as_object().into_iter().flatten() {
+                let version = self.secrets_version;
+                match value {
+                    Value::Null => drop(self.secrets.remove(name)),
+                    _ => drop(
+                        self.secrets.insert(name.clone(), json!({"v": value, "version": version})),
+                    ),
+                }
+            }
+        }
+        let pins: Vec<u64> =
+            self.machines.iter().map(|it| it["secrets"].as_u64().unwrap_or(0)).collect();
+        let wire = |(name, secret): (&String, &Value)| {
+            let version = secret["version"].as_u64().unwrap_or(0);
+            let machines = pins.iter().filter(|pin| version <= **pin).count();
+            json!({"name": name, "digest": format!("d{version}"), "machines": machines})
+        };
+        let secrets: Vec<Value> = self.secrets.iter().map(wire).collect();
+        ok(json!({"secrets": secrets, "version": self.secrets_version}))
     }
 
     fn answer_addresses(&mut self, request: &Request, app: &str, rest: &[&str]) -> Answer {
@@ -346,10 +386,11 @@ impl State {
     /// Applies a config: the Machine starts, crashes, or stays asleep.
     fn launch(&mut self, id: &str, request: &Request) -> Value {
         self.clock_ms += 1;
-        let (now, crash) = (self.clock_ms, self.crash.is_some());
+        let (now, crash, secrets) = (self.clock_ms, self.crash.is_some(), self.secrets_version);
         let machine = self.machine(id).expect("it exists");
         machine["config"] = request.body["config"].clone();
         machine["instance_id"] = format!("v{now}").into();
+        machine["secrets"] = secrets.into();
         machine["region"] = "lcl".into();
         if request.body["skip_launch"] == true {
             return machine.clone();
@@ -449,6 +490,14 @@ impl State {
                 app["latest_deploy"] = jiff::Timestamp::now().to_string().into();
                 ok(release)
             }
+            ("GET", ["apps", _, "releases", "current"]) => match self.releases.last() {
+                Some(release) => {
+                    let mut release = release.clone();
+                    release["image_ref"] = release["image"].clone();
+                    ok(release)
+                }
+                None => error(404, "no release"),
+            },
             ("GET", ["apps", _, "releases"]) => {
                 ok(json!({"releases": self.releases.iter().rev().collect::<Vec<_>>()}))
             }

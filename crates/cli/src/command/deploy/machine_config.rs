@@ -31,6 +31,24 @@ pub(super) fn of_existing(
     Ok(MachineConfig::new(config)?.keeping(old, &kept)?)
 }
 
+/// The config that a Machine has, as part of a newer release.
+pub(super) fn of_same(machine: &Machine, release: &Release) -> Outcome<MachineConfig> {
+    let entries = release_entries(release);
+    let mut config = machine.config.clone();
+    for (key, value) in &entries {
+        config = config.with_metadata(key, Some(value))?;
+    }
+    Ok(config)
+}
+
+fn release_entries(release: &Release) -> [(&'static str, String); 3] {
+    [
+        ("fly_flyctl_version", concat!("perch-", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("fly_release_id", release.id.clone()),
+        ("fly_release_version", release.version.to_string()),
+    ]
+}
+
 fn of_group(job: &Job, group: &str, release: &Release) -> Outcome<Map<String, Value>> {
     let mut config = job.config.machine_config(group)?;
     config.insert("image".to_owned(), Value::from(job.image.reference.as_str()));

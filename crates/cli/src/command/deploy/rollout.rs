@@ -9,7 +9,7 @@ use super::guard::Guard;
 use super::leases::Leases;
 use super::progress::{Line, Mark};
 use super::watch::{Check, Watch};
-use super::{Job, addresses, machine_config};
+use super::{Job, Work, addresses, machine_config};
 use crate::failure::{Failure, Outcome};
 use perch_api::wire::{LaunchInput, Machine, MachineFilter};
 use perch_core::deploy::{
@@ -62,13 +62,21 @@ async fn interrupted(context: &Context<'_>) -> Failure {
     Failure::interrupted()
 }
 
+/// A restart plans with the groups that there are.
 fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
     let observe = |machine: &Machine| {
         let activity = Activity::of_state(machine.state.as_str())?;
         Some(ObservedMachine { id: machine.id.clone(), group: process_group(machine), activity })
     };
     let observed: Vec<_> = machines.iter().filter_map(observe).collect();
-    let wanted: Vec<_> = job.config.groups().into_iter().map(|name| wanted(job, name)).collect();
+    let groups = match job.work {
+        Work::Deploy => job.config.groups(),
+        Work::Restart => {
+            let there: BTreeSet<_> = machines.iter().map(process_group).collect();
+            there.into_iter().collect()
+        }
+    };
+    let wanted: Vec<_> = groups.into_iter().map(|name| wanted(job, name)).collect();
     plan(&wanted, &observed, job.options.settings)
 }
 
@@ -85,11 +93,15 @@ async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases
     let first = managed.is_empty() && job.app.latest_deploy.is_none();
     let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
     leases.acquire(context, app, &plan.leased()).await?;
-    context.console.line("");
-    context.console.line(format!("Watch your deployment with: fly logs -a {app}"));
-    context.console.line("");
+    if job.work == Work::Deploy {
+        context.console.line("");
+        context.console.line(format!("Watch your deployment with: fly logs -a {app}"));
+        context.console.line("");
+    }
     guard.run(context).await?;
-    addresses::ensure(context, job, occasion).await?;
+    if job.work == Work::Deploy {
+        addresses::ensure(context, job, occasion).await?;
+    }
     announce(context, &plan);
     let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
     let looked_at = RefCell::default();
@@ -229,7 +241,11 @@ impl Rollout<'_> {
             return Err(Failure::new(format!("machine {id} was destroyed meanwhile")));
         };
         let after = after_update(activity);
-        let config = machine_config::of_existing(self.job, &before, &self.guard.release)?;
+        let release = &self.guard.release;
+        let config = match self.job.work {
+            Work::Deploy => machine_config::of_existing(self.job, &before, release)?,
+            Work::Restart => machine_config::of_same(&before, release)?,
+        };
         let input = LaunchInput {
             skip_launch: after == AfterUpdate::StayAsleep,
             ..LaunchInput::new(config)
