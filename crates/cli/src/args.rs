@@ -60,6 +60,9 @@ pub(crate) enum Command {
     /// Manage Machines
     #[command(subcommand, visible_aliases = ["machines", "m"])]
     Machine(Machine),
+    /// Scale application resources
+    #[command(subcommand)]
+    Scale(crate::command::scale::Scale),
     /// Manage application secrets with the set and unset commands
     #[command(subcommand)]
     Secrets(crate::command::secrets::Secrets),
@@ -196,6 +199,9 @@ pub(crate) struct Deploy {
     /// Region for new Machines
     #[arg(long)]
     pub(crate) primary_region: Option<String>,
+    /// Deploy to machines only in these process groups
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) process_groups: Vec<String>,
     /// Change existing Machines only
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value_t = false)]

@@ -9,6 +9,7 @@ mod launch;
 mod logs;
 mod machine;
 mod proxy;
+pub(crate) mod scale;
 pub(crate) mod secrets;
 mod status;
 
@@ -44,6 +45,7 @@ pub(crate) async fn dispatch(
         Command::Apps(command) => apps::run(&context, command).await,
         Command::Status(args) => status::run(&context, args).await,
         Command::Machine(command) => machine::run(&context, command).await,
+        Command::Scale(command) => scale::run(&context, command).await,
         Command::Secrets(command) => secrets::run(&context, command).await,
         Command::Logs(args) => logs::run(&context, args).await,
         Command::Config(command) => config::run(&context, command).await,

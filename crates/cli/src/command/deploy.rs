@@ -28,11 +28,14 @@ use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config, Vm, format_duration};
 use perch_api::wire::{AddressIntent, App, ImageInfo};
 use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 pub(super) use image::{OpenImage, bring, open};
-pub(super) use restart::restart;
+pub(super) use leases::Leases;
+pub(super) use machine_config::group_config;
+pub(super) use restart::{deployed, restart};
 
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 /// Long enough for a few lost refreshes, short enough that a dead deploy blocks nobody for long (MA-63).
@@ -66,6 +69,8 @@ pub(super) struct Options {
     smoke_checks: bool,
     flycast: bool,
     no_public_ips: bool,
+    /// The only groups whose Machines are touched; empty = all.
+    groups: BTreeSet<String>,
 }
 
 /// Runs the command.
@@ -84,7 +89,9 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     apply_flags(&mut config, &args.rollout)?;
     refuse_unsupported(&config)?;
     let scope = if args.update_only { Scope::UpdateOnly } else { Scope::Everything };
-    let options = Options::resolve(&context, &config, &args.rollout, scope)?;
+    check_groups(&config, &args.process_groups)?;
+    let mut options = Options::resolve(&context, &config, &args.rollout, scope)?;
+    options.groups = args.process_groups.into_iter().collect();
     context.console.styled_note(Style::Faint, "--> Verified app config");
     let app = find_app(&context, &name).await?;
     let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
@@ -99,6 +106,16 @@ pub(super) async fn deploy(context: &Context<'_>, job: Job) -> Outcome {
     warn_about_https(context, &job);
     rollout::run(context, &job).await?;
     ending::print(context, &job).await
+}
+
+/// A mistyped group would deploy nothing without a word.
+fn check_groups(config: &Config, chosen: &[String]) -> Outcome {
+    let groups = config.groups();
+    match chosen.iter().find(|group| !groups.contains(group)) {
+        Some(group) => Err(Failure::new(format!("there is no process group '{group}'"))
+            .hint(format!("fly.toml has: {}", groups.join(", ")))),
+        None => Ok(()),
+    }
 }
 
 /// The region if it exists here, else the nearest, said: files come from elsewhere, with the codes of a
@@ -247,6 +264,7 @@ impl Options {
             smoke_checks: rollout.smoke_checks,
             flycast: rollout.flycast,
             no_public_ips: rollout.no_public_ips,
+            groups: BTreeSet::new(),
         })
     }
 

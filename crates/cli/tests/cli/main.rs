@@ -7,6 +7,7 @@ mod fixture;
 mod flytoml;
 mod interrupt;
 mod mutate;
+mod scale;
 mod secrets;
 mod server;
 mod terminal;

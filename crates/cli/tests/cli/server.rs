@@ -97,6 +97,13 @@ impl Server {
         self.state().machine(id).expect("it exists")["state"] = word.into();
     }
 
+    /// As if the newest release were still being rolled out.
+    pub(crate) fn keep_deploying(&self) {
+        let mut state = self.state();
+        let release = state.releases.last_mut().expect("there is one");
+        (release["in_progress"], release["user"]) = (true.into(), "alice".into());
+    }
+
     /// As if a Machine started with this version of the secrets.
     pub(crate) fn set_secrets_of(&self, id: &str, version: u64) {
         self.state().machine(id).expect("it exists")["secrets"] = version.into();
@@ -377,9 +384,11 @@ impl State {
         let machine = json!({"id": id, "app": app, "name": id, "private_ip": "fdaa::3",
             "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok"});
         self.machines.push(machine);
-        self.leases.insert(id.clone(), json!({"nonce": "made"}));
         let mut machine = self.launch(&id, request);
-        machine["nonce"] = "made".into();
+        if request.body["lease_ttl"].as_u64().is_some_and(|seconds| 0 < seconds) {
+            self.leases.insert(id.clone(), json!({"nonce": "made"}));
+            machine["nonce"] = "made".into();
+        }
         ok(machine)
     }
 
@@ -411,6 +420,7 @@ impl State {
             ("POST", []) => ok(self.launch(id, request)),
             ("DELETE", []) => {
                 self.machines.retain(|machine| machine["id"] != id);
+                self.leases.remove(id);
                 done
             }
             (_, ["lease"]) => self.answer_lease(request, id),
@@ -424,7 +434,9 @@ impl State {
             }
             ("GET", ["wait"]) => {
                 let wanted = request.query["state"].clone();
-                match self.machine(id).is_some_and(|machine| machine["state"] == wanted) {
+                let reached =
+                    |machine: &mut Value| wanted == "settled" || machine["state"] == wanted;
+                match self.machine(id).is_some_and(reached) {
                     true => done,
                     false => error(408, "not in time"),
                 }
@@ -476,6 +488,7 @@ impl State {
                 release.insert("id".into(), version.to_string().into());
                 release.insert("version".into(), version.into());
                 release.insert("status".into(), "pending".into());
+                release.insert("image_ref".into(), request.body["image"].clone());
                 release.insert("created_at".into(), "2026-01-01T00:00:00Z".into());
                 self.releases.push(Value::Object(release.clone()));
                 ok(json!({"release": release}))
@@ -491,11 +504,7 @@ impl State {
                 ok(release)
             }
             ("GET", ["apps", _, "releases", "current"]) => match self.releases.last() {
-                Some(release) => {
-                    let mut release = release.clone();
-                    release["image_ref"] = release["image"].clone();
-                    ok(release)
-                }
+                Some(release) => ok(release.clone()),
                 None => error(404, "no release"),
             },
             ("GET", ["apps", _, "releases"]) => {

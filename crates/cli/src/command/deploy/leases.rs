@@ -17,21 +17,25 @@ pub(super) fn refresh_pause(length: Duration) -> Duration {
 
 /// Nonces by Machine. One deploy runs on one thread, so a cell is enough.
 #[derive(Debug)]
-pub(super) struct Leases {
+pub(in crate::command) struct Leases {
     nonces: RefCell<BTreeMap<String, String>>,
     length: Duration,
     description: String,
 }
 
 impl Leases {
-    pub(super) fn new(length: Duration, app: &str) -> Self {
-        let description = format!("fly deploy of {app}");
+    pub(in crate::command) fn new(length: Duration, description: String) -> Self {
         Self { nonces: RefCell::default(), length, description }
     }
 
     /// Takes the leases of these Machines in this order. When one is held by somebody else, those taken
     /// are given back and the failure says who has it.
-    pub(super) async fn acquire(&self, context: &Context<'_>, app: &str, ids: &[&str]) -> Outcome {
+    pub(in crate::command) async fn acquire(
+        &self,
+        context: &Context<'_>,
+        app: &str,
+        ids: &[&str],
+    ) -> Outcome {
         for id in ids {
             context.interrupt.check()?;
             match context.client.acquire_lease(app, id, &self.input()).await {
@@ -53,18 +57,18 @@ impl Leases {
         self.nonces.borrow_mut().insert(id.to_owned(), nonce);
     }
 
-    pub(super) fn nonce(&self, id: &str) -> Option<String> {
+    pub(in crate::command) fn nonce(&self, id: &str) -> Option<String> {
         self.nonces.borrow().get(id).cloned()
     }
 
     /// A Machine that is gone has no lease to give back.
-    pub(super) fn forget(&self, id: &str) {
+    pub(in crate::command) fn forget(&self, id: &str) {
         self.nonces.borrow_mut().remove(id);
     }
 
     /// Refreshes all leases for ever. A lease that is lost shows at the next change, which the server
     /// then refuses; here it is only said.
-    pub(super) async fn keep_alive(
+    pub(in crate::command) async fn keep_alive(
         &self,
         context: &Context<'_>,
         app: &str,
@@ -92,7 +96,7 @@ impl Leases {
         }
     }
 
-    pub(super) async fn release_all(&self, context: &Context<'_>, app: &str) {
+    pub(in crate::command) async fn release_all(&self, context: &Context<'_>, app: &str) {
         let held: Vec<_> = self.nonces.borrow().keys().cloned().collect();
         for id in held {
             self.release(context, app, &id).await;

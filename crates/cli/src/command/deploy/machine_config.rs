@@ -3,6 +3,7 @@
 
 use super::Job;
 use crate::failure::Outcome;
+use crate::flytoml::Config;
 use perch_api::wire::{Machine, MachineConfig, Release};
 use serde_json::{Map, Value};
 
@@ -50,8 +51,18 @@ fn release_entries(release: &Release) -> [(&'static str, String); 3] {
 }
 
 fn of_group(job: &Job, group: &str, release: &Release) -> Outcome<Map<String, Value>> {
-    let mut config = job.config.machine_config(group)?;
-    config.insert("image".to_owned(), Value::from(job.image.reference.as_str()));
+    group_config(&job.config, &job.image.reference, group, release)
+}
+
+/// What a configuration makes of a group's Machine in a release.
+pub(in crate::command) fn group_config(
+    config: &Config,
+    image: &str,
+    group: &str,
+    release: &Release,
+) -> Outcome<Map<String, Value>> {
+    let mut config = config.machine_config(group)?;
+    config.insert("image".to_owned(), Value::from(image));
     let metadata = serde_json::json!({
         "fly_flyctl_version": concat!("perch-", env!("CARGO_PKG_VERSION")),
         "fly_platform_version": "v2",

@@ -7,6 +7,7 @@ use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config};
 use perch_api::wire::{App, ImageInfo, Release};
 use perch_core::deploy::{Availability, Scope, Settings};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Updates the app's Machines: those awake start again, those asleep stay asleep.
@@ -37,6 +38,7 @@ pub(in crate::command) async fn restart(
         smoke_checks,
         flycast: false,
         no_public_ips: false,
+        groups: BTreeSet::new(),
     };
     let image = ImageInfo { reference: image, ..ImageInfo::default() };
     rollout::run(context, &Job { app, config, image, options, work: Work::Restart }).await

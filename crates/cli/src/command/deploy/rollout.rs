@@ -44,7 +44,7 @@ pub(super) async fn run(context: &Context<'_>, job: &Job) -> Outcome {
     context.interrupt.check()?;
     let _until_closed = context.interrupt.hold();
     let guard = Guard::begin(context, job).await?;
-    let leases = Leases::new(job.options.lease, app);
+    let leases = Leases::new(job.options.lease, format!("fly deploy of {app}"));
     let result = tokio::select! {
         result = change(context, job, &guard, &leases) => result,
         lost = guard.until_lost(context) => Err(lost),
@@ -68,7 +68,10 @@ fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
         let activity = Activity::of_state(machine.state.as_str())?;
         Some(ObservedMachine { id: machine.id.clone(), group: process_group(machine), activity })
     };
-    let observed: Vec<_> = machines.iter().filter_map(observe).collect();
+    let chosen =
+        |group: &String| job.options.groups.is_empty() || job.options.groups.contains(group);
+    let observed: Vec<_> =
+        machines.iter().filter_map(observe).filter(|machine| chosen(&machine.group)).collect();
     let groups = match job.work {
         Work::Deploy => job.config.groups(),
         Work::Restart => {
@@ -76,7 +79,8 @@ fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
             there.into_iter().collect()
         }
     };
-    let wanted: Vec<_> = groups.into_iter().map(|name| wanted(job, name)).collect();
+    let groups = groups.into_iter().filter(chosen);
+    let wanted: Vec<_> = groups.map(|name| wanted(job, name)).collect();
     plan(&wanted, &observed, job.options.settings)
 }
 

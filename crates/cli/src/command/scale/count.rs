@@ -1,0 +1,278 @@
+//! `scale count`: shows the plan, asks, and carries it out.
+
+use super::plan::{self, MACHINES_MAX, Wanted};
+use super::{Context, Count, guest, leased, managed, refuse_while_deployed, size_name};
+use crate::command::deploy::{Leases, deployed, group_config};
+use crate::command::machine::process_group;
+use crate::failure::{Failure, Outcome};
+use crate::flytoml::Config;
+use perch_api::wire::{Guest, LaunchInput, Machine, MachineConfig, Release, ReleaseStatus};
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The releases among which a complete one is looked for.
+const RELEASES_MAX: usize = 100;
+const GROUP_DEFAULT: &str = "app";
+
+/// A change of one group in one region.
+struct Action<'m> {
+    group: String,
+    region: String,
+    change: i64,
+    /// Those that are there, in the order in which they go.
+    present: Vec<&'m Machine>,
+    /// What new ones are.
+    config: MachineConfig,
+}
+
+impl Action<'_> {
+    fn size(&self) -> String {
+        match self.present.first().filter(|_| self.change < 0) {
+            Some(machine) => size_name(&guest(machine)),
+            None => size_name(&guest_of(&self.config)),
+        }
+    }
+}
+
+fn guest_of(config: &MachineConfig) -> Guest {
+    config.view().guest.clone().unwrap_or_default()
+}
+
+pub(super) async fn run(context: &Context<'_>, args: Count) -> Outcome {
+    let app = context.app_name(&args.app)?;
+    let group = match args.group.process_group.as_str() {
+        "" => GROUP_DEFAULT,
+        group => group,
+    };
+    let env = variables(&args.env)?;
+    let definition = deployed(context, &app).await?;
+    let groups = plan::parse(&args.counts, group).map_err(Failure::new)?;
+    let none = || {
+        Failure::new(
+            "this app has no complete releases. Run `fly deploy` to create one and rerun this command",
+        )
+    };
+    let (config, _) = definition.ok_or_else(none)?;
+    check_names(&config, &groups)?;
+    let machines = managed(context, &app).await?;
+    let release = complete_release(context, &app).await?.ok_or_else(none)?;
+    let regions = regions(context, &args, &config, &machines).await?;
+    let wish = Wish { groups, regions, max_per_region: args.max_per_region, env };
+    let actions = actions(&wish, &config, &release, &machines)?;
+    if actions.is_empty() {
+        context.console.line("App already scaled to desired state. No need for changes");
+        return Ok(());
+    }
+    announce(context, &app, &actions);
+    if !args.yes.yes && !confirmed(context, &app)? {
+        return Ok(());
+    }
+    refuse_while_deployed(context, &app).await?;
+    let ids: Vec<_> = machines.iter().map(|machine| machine.id.as_str()).collect();
+    leased(context, &app, &ids, "scale count", async |leases| {
+        context.console.line("Executing scale plan");
+        for action in &actions {
+            carry_out(context, &app, leases, action).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// What was asked for.
+struct Wish {
+    groups: BTreeMap<String, Wanted>,
+    regions: Vec<String>,
+    max_per_region: i64,
+    env: Map<String, Value>,
+}
+
+fn variables(pairs: &[String]) -> Outcome<Map<String, Value>> {
+    let pair = |pair: &String| match pair.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), Value::from(value))),
+        None => Err(Failure::new(format!(
+            "failed parsing environment: '{pair}': must be in the format NAME=VALUE"
+        ))),
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn check_names(config: &Config, groups: &BTreeMap<String, Wanted>) -> Outcome {
+    let known = config.groups();
+    let unknown: Vec<_> =
+        groups.keys().filter(|name| !known.contains(name)).map(String::as_str).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "Attempting to scale unknown process groups [{}] but valid names are [{}].\n Use `fly scale count COUNT \
+         --process-group=NAME` \n or multi group syntax `fly scale count NAME1=COUNT1 NAME2=COUNT2 ...`",
+        unknown.join(" "),
+        known.join(" ")
+    )))
+}
+
+async fn complete_release(context: &Context<'_>, app: &str) -> Outcome<Option<Release>> {
+    let releases = context.client.list_releases(app, RELEASES_MAX).await?;
+    Ok(releases.into_iter().find(|release| release.status == ReleaseStatus::Complete))
+}
+
+/// Those that were named, else where Machines are, else the primary one. One that is not here is refused before
+/// anything is changed.
+async fn regions(
+    context: &Context<'_>,
+    args: &Count,
+    config: &Config,
+    machines: &[Machine],
+) -> Outcome<Vec<String>> {
+    let page = context.client.list_regions().await?;
+    let Some(named) = args.region.as_deref().filter(|named| !named.is_empty()) else {
+        let there: BTreeSet<_> = machines.iter().map(|machine| machine.region.clone()).collect();
+        let primary = config.primary_region.clone().filter(|region| !region.is_empty());
+        return Ok(match there.is_empty() {
+            false => there.into_iter().collect(),
+            true => vec![primary.unwrap_or(page.nearest)],
+        });
+    };
+    let named: Vec<String> = named.split(',').map(str::to_owned).collect();
+    let known: Vec<&str> = page.regions.iter().map(|region| region.code.as_str()).collect();
+    match named.iter().find(|region| !known.contains(&region.as_str())) {
+        Some(region) => Err(Failure::new(format!("region '{region}' does not exist here"))
+            .hint(format!("There is: {}", known.join(", ")))),
+        None => Ok(named),
+    }
+}
+
+fn actions<'m>(
+    wish: &Wish,
+    config: &Config,
+    release: &Release,
+    machines: &'m [Machine],
+) -> Outcome<Vec<Action<'m>>> {
+    let mut actions = Vec::new();
+    for (group, wanted) in &wish.groups {
+        let of_group: Vec<_> =
+            machines.iter().filter(|machine| process_group(machine) == *group).collect();
+        let total = wanted.total(of_group.len());
+        if MACHINES_MAX < total {
+            let text =
+                format!("{total} machines are more than the {MACHINES_MAX} that are possible");
+            return Err(Failure::new(text));
+        }
+        let mut present: BTreeMap<String, Vec<&Machine>> = BTreeMap::new();
+        for machine in &of_group {
+            present.entry(machine.region.clone()).or_default().push(machine);
+        }
+        let counts = present.iter().map(|(region, list)| (region.clone(), list.len())).collect();
+        let changes = plan::converge(total, &counts, &wish.regions, wish.max_per_region);
+        let changes = changes.map_err(Failure::new)?;
+        if changes.is_empty() {
+            continue;
+        }
+        let new = match of_group.first() {
+            Some(first) => like(first, &wish.env)?,
+            None => of_file(config, group, release, machines, &wish.env)?,
+        };
+        for (region, change) in changes {
+            let present = present.get(&region).cloned().unwrap_or_default();
+            actions.push(Action {
+                group: group.clone(),
+                region,
+                change,
+                present,
+                config: new.clone(),
+            });
+        }
+    }
+    Ok(actions)
+}
+
+/// Another Machine like this one. It stands by for none.
+fn like(machine: &Machine, env: &Map<String, Value>) -> Outcome<MachineConfig> {
+    let Value::Object(mut config) = serde_json::to_value(&machine.config)? else {
+        return Err(Failure::new(format!("the config of machine {} is no object", machine.id)));
+    };
+    config.shift_remove("standbys");
+    put_variables(&mut config, env);
+    if let Some(variables) = config.get_mut("env").and_then(Value::as_object_mut) {
+        variables.shift_remove("FLY_STANDBY_FOR");
+    }
+    Ok(MachineConfig::new(config)?)
+}
+
+/// The first Machine of a group: as a deploy would make it, of the size that others have.
+fn of_file(
+    config: &Config,
+    group: &str,
+    release: &Release,
+    machines: &[Machine],
+    env: &Map<String, Value>,
+) -> Outcome<MachineConfig> {
+    let mut new = group_config(config, &release.image_ref, group, release)?;
+    let default = config.default_group();
+    let first = |wanted: &str| machines.iter().find(|machine| process_group(machine) == wanted);
+    if let Some(machine) = first(&default).or(machines.first())
+        && !new.contains_key("guest")
+    {
+        new.insert("guest".to_owned(), serde_json::to_value(guest(machine))?);
+    }
+    put_variables(&mut new, env);
+    Ok(MachineConfig::new(new)?)
+}
+
+fn put_variables(config: &mut Map<String, Value>, env: &Map<String, Value>) {
+    if env.is_empty() {
+        return;
+    }
+    let all = config.entry("env").or_insert_with(|| json!({}));
+    if all.is_null() {
+        *all = json!({});
+    }
+    if let Some(all) = all.as_object_mut() {
+        all.extend(env.clone());
+    }
+}
+
+fn announce(context: &Context<'_>, app: &str, actions: &[Action<'_>]) {
+    context.console.line(format!("App '{app}' is going to be scaled according to this plan:"));
+    for action in actions {
+        let Action { group, region, change, .. } = action;
+        let size = action.size();
+        context.console.line(format!(
+            "{change:>+4} machines for group '{group}' on region '{region}' of size '{size}'"
+        ));
+    }
+}
+
+fn confirmed(context: &Context<'_>, app: &str) -> Outcome<bool> {
+    if !context.console.is_interactive() {
+        return Err(Failure::new("--yes flag must be specified when not running interactively"));
+    }
+    Ok(context.console.confirm(&format!("Scale app {app}?")))
+}
+
+async fn carry_out(
+    context: &Context<'_>,
+    app: &str,
+    leases: &Leases,
+    action: &Action<'_>,
+) -> Outcome {
+    let Action { group, region, change, present, config } = action;
+    for _ in 0..*change {
+        context.interrupt.check()?;
+        let input = LaunchInput { region: region.clone(), ..LaunchInput::new(config.clone()) };
+        let made = context.client.create_machine(app, &input).await?;
+        let (id, size) = (&made.id, size_name(&guest(&made)));
+        context.console.line(format!("  Created {id} group:{group} region:{region} size:{size}"));
+    }
+    let fewer = usize::try_from(-*change).unwrap_or(0);
+    for machine in present.iter().take(fewer) {
+        context.interrupt.check()?;
+        let (id, size) = (&machine.id, size_name(&guest(machine)));
+        let nonce = leases.nonce(id);
+        context.client.kill_and_delete_machine(app, id, nonce.as_deref()).await?;
+        leases.forget(id);
+        context.console.line(format!("  Destroyed {id} group:{group} region:{region} size:{size}"));
+    }
+    Ok(())
+}
