@@ -29,7 +29,7 @@ fn names_answer_by_state_and_kind() {
 }
 
 /// What busybox prints for the AAAA records of a name, asked from a Machine.
-fn ask(host: &Host, id: &str, name: &str) -> Result<String> {
+pub(crate) fn ask(host: &Host, id: &str, name: &str) -> Result<String> {
     let program = ["busybox", "nslookup", "-type=aaaa", name, "fdaa::3"];
     let output = run_in_machine(host, id, &program)?;
     Ok(format!("{}{}", output.stdout, output.stderr))

@@ -76,6 +76,7 @@ fn groups_sleep_and_wake_each_by_itself_and_one_without_services_never_sleeps() 
         check_answer(&host.get(&address, 80, "/")?, "group web")?;
         ensure!(states(host, "api")? == ["stopped"], "api woke for web: {:?}", groups(host)?);
         ensure!(states(host, "worker")? == ["started"], "{:?}", groups(host)?);
+        check_names(host)?;
         let status = host.fly(&["status", "-a", "web"])?.ok()?;
         for group in ["api", "web", "worker"] {
             ensure!(status.lines().any(|line| line.trim_start().starts_with(group)), "{status}");
@@ -98,6 +99,20 @@ fn groups_sleep_and_wake_each_by_itself_and_one_without_services_never_sleeps() 
         }
         Ok(())
     });
+}
+
+/// PN-25: a group's name is its Machines that are started.
+fn check_names(host: &Host) -> Result<()> {
+    let all = groups(host)?;
+    let worker = &all.iter().find(|it| it.0 == "worker").context("a worker")?.2;
+    let machines = host.machines("web")?;
+    let own = machines.iter().find(|it| it.id == *worker).context("it is listed")?;
+    let answer = crate::dns::ask(host, worker, "worker.process.web.internal")?;
+    ensure!(answer.contains(&own.private_ip), "{answer}");
+    for machine in machines.iter().filter(|machine| machine.id != *worker) {
+        ensure!(!answer.contains(&machine.private_ip), "{} of another group: {answer}", machine.id);
+    }
+    Ok(())
 }
 
 /// Group, id and version of each Machine, by group and id.
