@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(word("mpg databases extensions list"), Some(Word::Refused));
         assert_eq!(word("apps list"), Some(Word::Same));
         assert_eq!(word("frobnicate"), None);
-        assert_eq!(of_flag("machine stop", "select").map(|it| it.word), Some(Word::Refused));
+        assert_eq!(of_flag("launch", "nixpacks").map(|it| it.word), Some(Word::Refused));
         assert_eq!(of_flag("deploy", "app"), None);
     }
 }

@@ -1,9 +1,16 @@
 //! The command line, as flyctl has it: names, aliases, shorthands and defaults.
 //!
-//! Boolean flags take an optional `=true|false` as pflag's do. What is not here of flyctl's, commands and
+//! Flags are read as pflag reads them: boolean ones take an optional `=true|false`, the last of a
+//! repeated one counts, and a value may begin with a hyphen. What is not here of flyctl's, commands and
 //! flags, has a line in `answers.txt` instead: so scripts go on working or are told why not.
 
-use clap::{Args, Parser, Subcommand};
+mod pflag;
+mod rollout;
+
+pub(crate) use rollout::{Only, Rollout, Vm};
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Run private apps on your own machines
@@ -93,16 +100,14 @@ pub(crate) struct AppArgs {
 #[derive(Debug, Args)]
 pub(crate) struct Json {
     /// JSON output
-    #[arg(short, long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
+    #[arg(short, long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Yes {
     /// Accept all confirmations
-    #[arg(short, long, alias = "auto-confirm", action = clap::ArgAction::Set, num_args = 0..=1,
-          require_equals = true, default_missing_value = "true", default_value_t = false)]
+    #[arg(short, long, alias = "auto-confirm")]
     pub(crate) yes: bool,
 }
 
@@ -113,81 +118,6 @@ pub(crate) struct Org {
     pub(crate) org: Option<String>,
 }
 
-/// What `launch` and `deploy` share.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Rollout {
-    /// The image to deploy: a name that the local Docker has, docker-daemon:NAME, oci:DIR[:TAG],
-    /// oci-archive:FILE or docker-archive:FILE
-    #[arg(short, long)]
-    pub(crate) image: Option<String>,
-    /// Path to a Dockerfile
-    #[arg(long)]
-    pub(crate) dockerfile: Option<PathBuf>,
-    /// Build argument NAME=VALUE
-    #[arg(long)]
-    pub(crate) build_arg: Vec<String>,
-    /// Build stage to stop at
-    #[arg(long)]
-    pub(crate) build_target: Option<String>,
-    /// Do not use the build cache
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
-    pub(crate) no_cache: bool,
-    /// Environment variable NAME=VALUE
-    #[arg(short, long)]
-    pub(crate) env: Vec<String>,
-    /// Create spare Machines for high availability
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = true)]
-    pub(crate) ha: bool,
-    /// Allocate a private IPv6 address and no public ones
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
-    pub(crate) flycast: bool,
-    /// Allocate no public addresses
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
-    pub(crate) no_public_ips: bool,
-    /// How Machines are replaced: rolling or immediate
-    #[arg(long)]
-    pub(crate) strategy: Option<String>,
-    /// How long to wait for each Machine, such as 5m
-    #[arg(long)]
-    pub(crate) wait_timeout: Option<String>,
-    /// How long leases last without refresh, such as 13s
-    #[arg(long)]
-    pub(crate) lease_timeout: Option<String>,
-    /// How many Machines (1 or more) or which share of them (0 to 1) may be away at a time
-    #[arg(long)]
-    pub(crate) max_unavailable: Option<f64>,
-    /// At most so many Machines at a time
-    #[arg(long, default_value_t = 8)]
-    pub(crate) max_concurrent: u32,
-    /// Watch each Machine for a while after its start
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = true)]
-    pub(crate) smoke_checks: bool,
-    #[command(flatten)]
-    pub(crate) vm: Vm,
-}
-
-/// Size of Machines.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Vm {
-    /// Size preset, such as shared-cpu-1x
-    #[arg(long)]
-    pub(crate) vm_size: Option<String>,
-    /// Memory: a number of MB, or with a unit (1gb)
-    #[arg(long, alias = "memory")]
-    pub(crate) vm_memory: Option<String>,
-    /// Number of CPUs
-    #[arg(long, alias = "cpus")]
-    pub(crate) vm_cpus: Option<u32>,
-    /// shared or performance
-    #[arg(long, alias = "vm-cpukind")]
-    pub(crate) vm_cpu_kind: Option<String>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
     /// Directory of the app; default is the current one
@@ -196,19 +126,12 @@ pub(crate) struct Deploy {
     pub(crate) app: AppArgs,
     #[command(flatten)]
     pub(crate) yes: Yes,
-    /// Region for new Machines
-    #[arg(long)]
-    pub(crate) primary_region: Option<String>,
-    /// Deploy to machines only in these process groups
-    #[arg(long, value_delimiter = ',')]
-    pub(crate) process_groups: Vec<String>,
     /// Change existing Machines only
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
+    #[arg(long)]
     pub(crate) update_only: bool,
-    /// Return once the deployment has begun; accepted, and waits all the same
-    #[arg(short, long, hide = true)]
-    pub(crate) detach: bool,
+    /// Do not run the release command
+    #[arg(long)]
+    pub(crate) skip_release_command: bool,
     #[command(flatten)]
     pub(crate) rollout: Rollout,
 }
@@ -227,19 +150,16 @@ pub(crate) struct Launch {
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Choose a free name
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
+    #[arg(long)]
     pub(crate) generate_name: bool,
     /// Directory of the app
-    #[arg(long, alias = "into", default_value = ".")]
+    #[arg(long, default_value = ".")]
     pub(crate) path: PathBuf,
     /// Use the existing configuration file without asking
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
+    #[arg(long)]
     pub(crate) copy_config: bool,
     /// Only create the app and its configuration file
-    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false)]
+    #[arg(long)]
     pub(crate) no_deploy: bool,
     /// Port that the app listens on
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
@@ -250,10 +170,19 @@ pub(crate) struct Launch {
     /// Command that the Machines run instead of the image's
     #[arg(long)]
     pub(crate) command: Option<String>,
+    /// Write the configuration as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the configuration as YAML
+    #[arg(long)]
+    pub(crate) yaml: bool,
     #[command(flatten)]
     pub(crate) yes: Yes,
     #[command(flatten)]
     pub(crate) rollout: Rollout,
+    /// Arguments for flyctl's generators of Dockerfiles; there is none here
+    #[arg(last = true, hide = true)]
+    scanner: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -266,13 +195,20 @@ pub(crate) enum Ips {
         #[command(flatten)]
         json: Json,
     },
+    /// Allocate the addresses that the app should have
+    Allocate {
+        #[command(flatten)]
+        app: AppArgs,
+        /// Region of the addresses
+        #[arg(short, long)]
+        region: Option<String>,
+    },
     /// Allocate an IPv6 address
     AllocateV6 {
         #[command(flatten)]
         app: AppArgs,
         /// Allocate a private (Flycast) address
-        #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-              default_missing_value = "true", default_value_t = false)]
+        #[arg(long)]
         private: bool,
         /// Network whose Machines may call the address; only with --private
         #[arg(long)]
@@ -288,8 +224,7 @@ pub(crate) enum Ips {
         #[command(flatten)]
         app: AppArgs,
         /// Use the address that apps share
-        #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-              default_missing_value = "true", default_value_t = false)]
+        #[arg(long)]
         shared: bool,
         /// Region of the address
         #[arg(short, long)]
@@ -350,7 +285,6 @@ pub(crate) enum Apps {
     #[command(visible_aliases = ["delete", "remove", "rm"])]
     Destroy {
         /// Names of the apps
-        #[arg(required = true)]
         apps: Vec<String>,
         #[command(flatten)]
         yes: Yes,
@@ -369,6 +303,20 @@ pub(crate) struct Status {
     /// Accepted for compatibility
     #[arg(long, hide = true)]
     deployment: bool,
+    /// Show it again and again
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Seconds between two looks of --watch
+    #[arg(long, default_value_t = 5, allow_negative_numbers = true)]
+    pub(crate) rate: i64,
+}
+
+/// The choice of Machines from a list, which happens without the flag too when none is named.
+#[derive(Debug, Args)]
+pub(crate) struct Select {
+    /// Choose from a list
+    #[arg(short, long, hide = true)]
+    pub(crate) select: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -390,6 +338,8 @@ pub(crate) enum Machine {
         id: Option<String>,
         #[command(flatten)]
         app: AppArgs,
+        #[command(flatten)]
+        select: Select,
         /// Show the Machine's configuration as JSON
         #[arg(short, long)]
         display_config: bool,
@@ -400,6 +350,8 @@ pub(crate) enum Machine {
         ids: Vec<String>,
         #[command(flatten)]
         app: AppArgs,
+        #[command(flatten)]
+        select: Select,
     },
     /// Stop Machines
     Stop {
@@ -407,12 +359,15 @@ pub(crate) enum Machine {
         ids: Vec<String>,
         #[command(flatten)]
         app: AppArgs,
+        /// Choose the Machines from a list
+        #[arg(long, hide = true)]
+        select: bool,
         /// Signal to send instead of the configured one
         #[arg(short, long)]
         signal: Option<String>,
         /// Seconds until the Machine is killed
         #[arg(long)]
-        timeout: Option<u32>,
+        timeout: Option<i64>,
         /// Wait so long for the Machine to be stopped, such as 30s
         #[arg(short, long)]
         wait_timeout: Option<String>,
@@ -423,6 +378,8 @@ pub(crate) enum Machine {
         ids: Vec<String>,
         #[command(flatten)]
         app: AppArgs,
+        #[command(flatten)]
+        select: Select,
         /// Wait so long for the Machine to be suspended, such as 30s
         #[arg(short, long)]
         wait_timeout: Option<String>,
@@ -436,6 +393,9 @@ pub(crate) struct Logs {
     /// Only this Machine
     #[arg(short, long, visible_alias = "instance", short_alias = 'i')]
     pub(crate) machine: Option<String>,
+    /// Choose the Machine from a list
+    #[arg(short, long)]
+    pub(crate) select: bool,
     /// Only this region
     #[arg(short, long)]
     pub(crate) region: Option<String>,
@@ -467,29 +427,46 @@ pub(crate) enum Config {
         /// Show the local file instead of the deployed one
         #[arg(long)]
         local: bool,
+        /// Show YAML
+        #[arg(long)]
+        yaml: bool,
         /// Show TOML
         #[arg(long)]
         toml: bool,
         /// Add what each process group's Machines would be, as JSON
-        #[arg(long, conflicts_with = "toml")]
+        #[arg(long)]
         machines: bool,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Proxy {
-    /// LOCAL:REMOTE ports, or one port for both
+    /// LOCAL:REMOTE ports, or one port for both; LOCAL may be the path of a Unix socket to make
     pub(crate) ports: String,
-    /// Host on the app's network; default is APP.flycast
+    /// Host on the app's network; default is its Flycast address, else APP.internal
     pub(crate) host: Option<String>,
     #[command(flatten)]
     pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) org: Org,
+    /// Choose one of the app's Machines from a list
+    #[arg(short, long)]
+    pub(crate) select: bool,
     /// Address to listen on
     #[arg(short, long, default_value = "127.0.0.1")]
     pub(crate) bind_addr: String,
-    /// Say nothing but errors
+    /// Accepted for compatibility; there is no tunnel whose progress could be shown
     #[arg(short, long)]
-    pub(crate) quiet: bool,
+    quiet: bool,
+    /// End when stdin is closed
+    #[arg(long)]
+    pub(crate) watch_stdin: bool,
+}
+
+/// Reads the arguments; the first is the program's name.
+pub(crate) fn read(args: &[OsString]) -> Result<Fly, clap::Error> {
+    let mut matches = pflag::like(Fly::command()).try_get_matches_from(args)?;
+    Fly::from_arg_matches_mut(&mut matches)
 }
 
 #[cfg(test)]
@@ -497,12 +474,13 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Option<Fly> {
-        Fly::try_parse_from(line.split(' ')).ok()
+        read(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).ok()
     }
 
     #[test]
     fn the_definition_is_consistent() {
-        <Fly as clap::CommandFactory>::command().debug_assert();
+        Fly::command().debug_assert();
+        pflag::like(Fly::command()).debug_assert();
     }
 
     #[test]

@@ -13,14 +13,19 @@ pub(crate) mod scale;
 pub(crate) mod secrets;
 mod status;
 
-use crate::args::{AppArgs, Command, Fly};
+use crate::args::{AppArgs, Command, Fly, Json};
 use crate::console::Console;
 use crate::env::{self, Environment};
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Loaded};
 use crate::interrupt::Interrupt;
+use crate::prompt;
 use perch_api::client::Client;
+use perch_api::wire::Organization;
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::Poll;
 
 /// What every command has at hand.
 pub(crate) struct Context<'a> {
@@ -90,11 +95,23 @@ impl Context<'_> {
 
     /// The app to act on: `--app`, `FLY_APP`, then the configuration file (CL-01).
     pub(crate) fn app_name(&self, args: &AppArgs) -> Outcome<String> {
-        if let Some(app) = self.given_app(args) {
-            return Ok(app);
+        self.app_if_named(args)?.ok_or_else(no_app)
+    }
+
+    /// As [`Context::app_name`], for commands that can do without. A file that is named has to be there,
+    /// whatever else names the app.
+    pub(crate) fn app_if_named(&self, args: &AppArgs) -> Outcome<Option<String>> {
+        if let (Some(app), None) = (self.given_app(args), &args.config) {
+            return Ok(Some(app));
         }
         let loaded = self.config_file(args)?;
-        loaded.and_then(|loaded| loaded.config.app).filter(|app| !app.is_empty()).ok_or_else(no_app)
+        let of_file = loaded.and_then(|loaded| loaded.config.app).filter(|app| !app.is_empty());
+        Ok(self.given_app(args).or(of_file))
+    }
+
+    /// Whether the output is for programs: `--json`, or `FLY_JSON`.
+    pub(crate) fn wants_json(&self, flag: &Json) -> bool {
+        flag.json || self.env.is_truthy(env::JSON)
     }
 
     /// The app that flag or variable name.
@@ -110,27 +127,84 @@ impl Context<'_> {
         }
     }
 
-    /// The organization: flag, variable, else the server's default one, which is said when it was not
-    /// asked for.
-    pub(crate) async fn org(&self, given: Option<String>) -> Outcome<String> {
-        let of_env = || env::ORG.iter().find_map(|name| self.env.get(name)).map(str::to_owned);
-        if let Some(slug) = given.or_else(of_env) {
-            return Ok(self.client.get_organization(&slug).await?.slug);
+    /// The organization: flag, variable, the only one, which is said, else the one that is chosen.
+    pub(crate) async fn org(&self, given: Option<String>) -> Outcome<Organization> {
+        let mut all = self.client.list_organizations().await?;
+        all.sort_by(|a, b| (!a.personal, &a.name).cmp(&(!b.personal, &b.name)));
+        match (self.given_org(given), all.as_slice()) {
+            (Some(slug), _) => {
+                let known = slugs(&all);
+                let found = all.into_iter().find(|org| org.slug == slug);
+                found.ok_or_else(|| {
+                    Failure::new(format!("organization {slug} not found"))
+                        .hint(format!("There is {known}; name one with -o"))
+                })
+            }
+            (None, [only]) => {
+                let name = &only.name;
+                self.console.note(format!("automatically selected personal organization: {name}"));
+                Ok(only.clone())
+            }
+            (None, _) if !self.console.is_interactive() => {
+                Err(Failure::new("org slug must be specified when not running interactively")
+                    .hint(format!("Name one with -o: there is {}", slugs(&all))))
+            }
+            (None, _) => self.choose_org(all, 0),
         }
-        let slug = self.client.info().await?.default_org;
-        let organization = self.client.get_organization(&slug).await?;
-        let name = organization.name;
-        self.console.note(format!("automatically selected personal organization: {name}"));
-        Ok(organization.slug)
+    }
+
+    /// The organization that flag or variables name.
+    pub(crate) fn given_org(&self, given: Option<String>) -> Option<String> {
+        let of_env = || env::ORG.iter().find_map(|name| self.env.get(name)).map(str::to_owned);
+        given.or_else(of_env)
+    }
+
+    pub(crate) fn choose_org(
+        &self,
+        mut all: Vec<Organization>,
+        default: usize,
+    ) -> Outcome<Organization> {
+        let name = |org: &Organization| match org.personal && org.slug != "personal" {
+            true => format!("{} ({}) [personal]", org.name, org.slug),
+            false => format!("{} ({})", org.name, org.slug),
+        };
+        let options: Vec<_> = all.iter().map(name).collect();
+        let chosen = prompt::select(self.console, "Select Organization:", default, &options)?;
+        Ok(all.swap_remove(chosen))
     }
 
     /// Asks a question that only a person at a terminal can answer.
     pub(crate) fn confirm(&self, question: &str) -> Outcome<bool> {
         if !self.console.is_interactive() {
-            return Err(Failure::new("yes flag must be specified when not running interactively"));
+            return Err(Failure::new("yes flag must be specified when not running interactively")
+                .hint("Add -y to do it without a question"));
         }
-        Ok(self.console.confirm(question))
+        prompt::confirm(self.console, question)
     }
+}
+
+fn slugs(organizations: &[Organization]) -> String {
+    organizations.iter().map(|org| org.slug.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs futures at the same time on this task and answers all their results in order.
+async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut running: Vec<Pin<Box<_>>> = futures.map(Box::pin).collect();
+    let mut results: Vec<Option<T>> = running.iter().map(|_| None).collect();
+    std::future::poll_fn(move |cx| {
+        for (future, result) in running.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *result = Some(value);
+            }
+        }
+        match results.iter().all(Option::is_some) {
+            true => Poll::Ready(results.iter_mut().filter_map(Option::take).collect()),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 fn no_app() -> Failure {

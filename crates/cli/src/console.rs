@@ -1,4 +1,4 @@
-//! The streams of one invocation: data out, words err, answers in.
+//! The streams of one invocation: data out, words err, and the terminal for questions.
 //!
 //! Writing never fails a command: when the reader of our output has gone (`fly logs | head`), the
 //! console remembers it, and long-running commands ask [`Console::is_closed`].
@@ -19,6 +19,7 @@ mod live;
 use crate::env::{self, Environment};
 use live::Area;
 pub(crate) use live::Progress;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +36,9 @@ const TASK: usize = usize::MAX;
 pub struct Console {
     screen: Mutex<Screen>,
     input: Mutex<Box<dyn BufRead + Send>>,
-    interactive: bool,
     piped: bool,
+    /// Where answers come from, if stdin and stdout are terminals.
+    terminal: Option<File>,
     live: bool,
     out_colored: bool,
     err_colored: bool,
@@ -88,15 +90,18 @@ impl Console {
         let area = (able && out_terminal && err_terminal).then(|| Area::on(err.as_fd())).flatten();
         let columns =
             out_terminal.then(|| live::size(out.as_fd())).flatten().map(|size| size.columns);
+        let interactive = out_terminal && is_terminal(&input);
+        // Without a descriptor to spare nobody can be asked.
+        let terminal = || input.as_fd().try_clone_to_owned().ok().map(File::from);
         Self {
-            interactive: out_terminal && is_terminal(&input),
             piped: is_piped(&input),
+            terminal: interactive.then(terminal).flatten(),
+            input: Mutex::new(Box::new(BufReader::new(input))),
             live: area.is_some(),
             out_colored: colored(env, able && out_terminal),
             err_colored: colored(env, able && err_terminal),
             columns,
             screen: Mutex::new(Screen { out: Box::new(out), err: Box::new(err), area }),
-            input: Mutex::new(Box::new(BufReader::new(input))),
             closed: AtomicBool::new(false),
             moved: Notify::new(),
         }
@@ -107,8 +112,8 @@ impl Console {
         Self {
             screen: Mutex::new(Screen { out, err, area: None }),
             input: Mutex::new(Box::new(std::io::empty())),
-            interactive: false,
             piped: false,
+            terminal: None,
             live: false,
             out_colored: false,
             err_colored: false,
@@ -147,7 +152,12 @@ impl Console {
     }
 
     pub(crate) fn is_interactive(&self) -> bool {
-        self.interactive
+        self.terminal.is_some()
+    }
+
+    /// Where answers come from.
+    pub(crate) fn terminal(&self) -> Option<&File> {
+        self.terminal.as_ref()
     }
 
     /// Whether the reader of our output has gone away.
@@ -193,12 +203,6 @@ impl Console {
     /// A part of a line of data in a style.
     pub(crate) fn paint(&self, style: Style, text: &str) -> String {
         painted(self.out_colored, style, text)
-    }
-
-    /// Asks a yes/no question, which needs a terminal; anything but y or yes is a no.
-    pub(crate) fn confirm(&self, question: &str) -> bool {
-        self.write(Stream::Out, &format!("? {question} (y/N) "));
-        matches!(self.read_line().to_lowercase().as_str(), "y" | "yes")
     }
 
     /// Shows on a terminal what is waited for, until the guard is dropped.
@@ -259,16 +263,6 @@ impl Console {
         let text = area.changed(change);
         let result = err.write_all(text.as_bytes()).and_then(|()| err.flush());
         self.remember(result);
-    }
-
-    fn read_line(&self) -> String {
-        let mut line = String::new();
-        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
-        // An unreadable or ended input is an empty answer, which every question takes as no.
-        if input.read_line(&mut line).is_err() {
-            line.clear();
-        }
-        line.trim().to_owned()
     }
 
     fn write(&self, stream: Stream, text: &str) {

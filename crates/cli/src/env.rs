@@ -33,6 +33,10 @@ pub(crate) const APP: &str = "FLY_APP";
 pub(crate) const ORG: [&str; 2] = ["FLY_ORG", "FLY_ORGANIZATION"];
 /// The region, after `--region`.
 pub(crate) const REGION: &str = "FLY_REGION";
+/// Output for programs, as `--json`.
+pub(crate) const JSON: &str = "FLY_JSON";
+/// The program that shows what is too wide for the terminal.
+pub(crate) const PAGER: &str = "PAGER";
 /// The Docker Engine's socket, when it is not the default; only `unix://` is understood.
 pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
 /// Where programs such as `docker` and `buildah` are looked for.
@@ -84,6 +88,12 @@ impl Environment {
     /// A variable's value; one that is set but empty counts as unset.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a variable says yes, in flyctl's words.
+    pub(crate) fn is_truthy(&self, name: &str) -> bool {
+        let value = self.get(name).unwrap_or_default().to_lowercase();
+        matches!(value.as_str(), "1" | "ok" | "t" | "true")
     }
 
     /// The server that these variables mean.

@@ -5,7 +5,7 @@ use crate::image::ImageError;
 use perch_api::ClientError;
 use std::fmt;
 
-/// Exit code of a command that took too long.
+/// Exit code when no answer came in time.
 const EXIT_DEADLINE: u8 = 126;
 /// Exit code of a command that the user interrupted; nothing is printed.
 const EXIT_INTERRUPTED: u8 = 127;
@@ -29,11 +29,6 @@ impl Failure {
     /// The user pressed Ctrl-C: silent, exit code 127.
     pub(crate) fn interrupted() -> Self {
         Self { code: EXIT_INTERRUPTED, ..Self::new("interrupted") }
-    }
-
-    /// A deadline of ours passed: exit code 126.
-    pub(crate) fn deadline(message: impl fmt::Display) -> Self {
-        Self { code: EXIT_DEADLINE, ..Self::new(message) }
     }
 
     /// Adds what the user can do about it, printed on its own line.
@@ -76,7 +71,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         let of_server = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
         let hint = of_server.or_else(|| error.downcast_ref::<ImageError>()?.hint());
-        Self { error, hint, code: 1 }
+        let late = matches!(error.downcast_ref(), Some(ClientError::Timeout { .. }));
+        Self { error, hint, code: if late { EXIT_DEADLINE } else { 1 } }
     }
 }
 

@@ -45,7 +45,7 @@ pub use described::described;
 pub use duration::{BadDuration, GoDuration, format as format_duration, parse as parse_duration};
 pub use machine::ConvertError;
 pub use problem::{Level, Problem};
-pub use shown::{header, to_json, to_toml};
+pub use shown::{header, header_of, to_json, to_toml};
 pub(crate) use size::{memory_mb, preset};
 pub use verdict::Verdict;
 

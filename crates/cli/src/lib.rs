@@ -18,9 +18,13 @@ pub mod flytoml;
 mod help;
 mod image;
 mod interrupt;
+mod json;
 pub mod manual;
+mod pager;
+mod prompt;
 mod render;
 mod usage;
+mod yaml;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -1,25 +1,42 @@
 //! Tables, JSON and times as flyctl prints them (flyctl-cli section 2), byte for byte.
 
 use crate::console::{Console, Style};
+use crate::json::Json;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
-use std::io::{self, Write};
 
 const JUST_NOW: i64 = 1;
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3600;
 const DAY: i64 = 86400;
 
-/// A table: cells between one space each, columns joined by a bar, header in capitals, then an empty
-/// line. The title is bold and stands above.
+/// A table: cells between one space each, columns joined by a bar, header in capitals if there is one,
+/// then an empty line. The title is bold and stands above.
 pub(crate) fn table(console: &Console, title: &str, headers: &[&str], rows: &[Vec<String>]) {
-    print_title(console, title);
+    console.text(&table_text(console, title, headers, rows));
+}
+
+/// What [`table`] prints.
+pub(crate) fn table_text(
+    console: &Console,
+    title: &str,
+    headers: &[&str],
+    rows: &[Vec<String>],
+) -> String {
     let headers: Vec<_> = headers.iter().map(|header| header.to_uppercase()).collect();
-    let widths = widths(&headers, rows);
-    console.line(line(&headers, &widths));
-    rows.iter().for_each(|row| console.line(line(row, &widths)));
-    console.line("");
+    let rows: Vec<_> = rows.iter().flat_map(|row| physical(row)).collect();
+    let widths = widths(&headers, &rows);
+    let header = Some(&headers).filter(|headers| !headers.is_empty());
+    let lines = header.into_iter().chain(&rows).map(|row| format!("{}\n", line(row, &widths)));
+    format!("{}{}\n", title_text(console, title), lines.collect::<String>())
+}
+
+/// A row whose cells have several lines is as many lines high.
+fn physical(row: &[String]) -> Vec<Vec<String>> {
+    let cells: Vec<Vec<&str>> = row.iter().map(|cell| cell.trim().split('\n').collect()).collect();
+    let height = cells.iter().map(Vec::len).max().unwrap_or(1);
+    let part = |cell: &Vec<&str>, at: usize| cell.get(at).copied().unwrap_or_default().to_owned();
+    (0..height).map(|at| cells.iter().map(|cell| part(cell, at)).collect()).collect()
 }
 
 /// A table whose header is underlined when there are rows; no empty line after it.
@@ -37,7 +54,7 @@ pub(crate) fn simple_table(headers: &[&str], rows: &[Vec<String>]) -> String {
 
 /// One object: a label and a value per line, then an empty line.
 pub(crate) fn vertical_table(console: &Console, title: &str, fields: &[(&str, String)]) {
-    print_title(console, title);
+    console.text(&title_text(console, title));
     let rows: Vec<Vec<String>> =
         fields.iter().map(|(label, value)| vec![(*label).to_owned(), value.clone()]).collect();
     let widths = widths(&[], &rows);
@@ -62,12 +79,7 @@ pub(crate) fn tab_table(console: &Console, headers: &[&str], rows: &[Vec<String>
 
 /// JSON as Go's encoder writes it: indented by four spaces, with `<`, `>` and `&` escaped.
 pub(crate) fn json(console: &Console, value: &impl Serialize) -> serde_json::Result<()> {
-    let mut out = Vec::new();
-    // What is kept as text is indented as well.
-    let value = serde_json::to_value(value)?;
-    let formatter = GoFormatter(PrettyFormatter::with_indent(b"    "));
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
-    console.line(String::from_utf8_lossy(&out));
+    console.line(Json::of(value)?.pretty("    "));
     Ok(())
 }
 
@@ -75,13 +87,14 @@ pub(crate) fn json(console: &Console, value: &impl Serialize) -> serde_json::Res
 /// `5h12m ago`, `Mar 16 2024 18:20`. A text that is no time is printed as it is.
 pub(crate) fn relative_time(time: &str, now: Timestamp) -> String {
     let Ok(then) = time.parse::<Timestamp>() else { return time.to_owned() };
-    let seconds = now.as_second() - then.as_second();
-    let (length, suffix) = match seconds < 0 {
-        true => (-seconds, ""),
-        false => (seconds, " ago"),
+    let passed = now.duration_since(then);
+    let (length, suffix) = match passed.is_negative() {
+        true => (-passed.as_secs(), ""),
+        false => (passed.as_secs(), " ago"),
     };
     match length {
-        0..JUST_NOW => "just now".to_owned(),
+        0..JUST_NOW if !passed.is_negative() => "just now".to_owned(),
+        0..JUST_NOW => "0s".to_owned(),
         JUST_NOW..MINUTE => format!("{length}s{suffix}"),
         MINUTE..HOUR => format!("{}m{}s{suffix}", length / MINUTE, length % MINUTE),
         HOUR..DAY => format!("{}h{}m{suffix}", length / HOUR, length % HOUR / MINUTE),
@@ -99,7 +112,12 @@ pub(crate) fn date(time: &str) -> String {
 
 /// Now, in RFC 3339 with seconds.
 pub(crate) fn now_rfc3339() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    rfc3339(Timestamp::now())
+}
+
+/// A time in RFC 3339 with seconds.
+pub(crate) fn rfc3339(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// `54 MB`: thousands, not 1024, as registries count.
@@ -124,9 +142,10 @@ pub(crate) fn cut(text: &str, columns: usize) -> String {
 }
 
 /// Titles are bold on terminals.
-fn print_title(console: &Console, title: &str) {
-    if !title.is_empty() {
-        console.line(console.paint(Style::Bold, title));
+fn title_text(console: &Console, title: &str) -> String {
+    match title {
+        "" => String::new(),
+        title => format!("{}\n", console.paint(Style::Bold, title)),
     }
 }
 
@@ -150,7 +169,7 @@ fn padded(text: &str, to: usize) -> String {
 }
 
 /// Columns on a terminal: combining marks take none, East Asian wide characters and emoji two.
-fn width(text: &str) -> usize {
+pub(crate) fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 
@@ -166,56 +185,6 @@ fn char_width(c: char) -> usize {
         | 0x1f300..=0x1faff
         | 0x20000..=0x3fffd => 2,
         _ => 1,
-    }
-}
-
-/// serde's pretty form with Go's three escapes and Go's empty containers.
-struct GoFormatter<'a>(PrettyFormatter<'a>);
-
-impl Formatter for GoFormatter<'_> {
-    fn begin_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.begin_array(w)
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.end_array(w)
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_array_value(w, first)
-    }
-
-    fn end_array_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.end_array_value(w)
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.begin_object(w)
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.end_object(w)
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_object_key(w, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.begin_object_value(w)
-    }
-
-    fn end_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.0.end_object_value(w)
-    }
-
-    fn write_string_fragment<W: ?Sized + Write>(
-        &mut self,
-        w: &mut W,
-        part: &str,
-    ) -> io::Result<()> {
-        let escaped = part.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
-        w.write_all(escaped.as_bytes())
     }
 }
 

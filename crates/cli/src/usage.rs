@@ -14,12 +14,12 @@ mod error;
 mod words;
 
 use crate::answers::{self, Word};
-use crate::args::Fly;
+use crate::args::{self, Fly};
 use crate::console::Console;
 use crate::flyctl::{Flag, Tree};
 use crate::help;
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
 use words::Reading;
 
@@ -35,18 +35,18 @@ pub(crate) enum Stop {
 }
 
 /// Reads the arguments; notes about flags without effect go to the console.
-pub(crate) fn parse(mut args: Vec<OsString>, console: &Console) -> Result<Fly, Stop> {
+pub(crate) fn parse(mut given: Vec<OsString>, console: &Console) -> Result<Fly, Stop> {
     loop {
-        let error = match Fly::try_parse_from(&args) {
+        let error = match args::read(&given) {
             Ok(fly) => return Ok(fly),
             Err(error) => error,
         };
-        match look_up(&args, &error, console)? {
+        match look_up(&given, &error, console)? {
             Some(without) => {
                 without.note.iter().for_each(|note| console.note(note));
-                args = without.args;
+                given = without.args;
             }
-            None => return Err(Stop::Wrong(error::Wrong::new(&args, &error))),
+            None => return Err(Stop::Wrong(error::Wrong::new(&given, &error))),
         }
     }
 }

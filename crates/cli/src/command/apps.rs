@@ -4,36 +4,55 @@ use super::Context;
 use crate::args::Apps;
 use crate::console::Style;
 use crate::failure::{Failure, Outcome};
+use crate::prompt;
 use crate::render;
 use jiff::Timestamp;
-use perch_api::wire::{App, CreateApp};
+use perch_api::wire::{App, CreateApp, OrganizationRef};
 use serde_json::{Value, json};
 
 pub(super) async fn run(context: &Context<'_>, command: Apps) -> Outcome {
     match command {
         Apps::List { org, json, quiet } => {
-            list(context, org.org.as_deref(), json.json, quiet).await
+            list(context, org.org.as_deref(), context.wants_json(&json), quiet).await
         }
-        Apps::Create { app, name, generate_name, network, org, json, save, .. } => {
-            let name = match (name.or(app), generate_name) {
-                (Some(name), _) => name,
-                (None, true) => generated_name(),
-                (None, false) => return Err(no_name()),
-            };
-            let org_slug = context.org(org.org).await?;
+        Apps::Create { app, name, generate_name, network, org, json, yes, save, .. } => {
+            let name = choose_name(context, app, name, generate_name)?;
+            let org_slug = context.org(org.org).await?.slug;
             let network = network.unwrap_or_default();
             let input = CreateApp { name, org_slug, network, ..CreateApp::default() };
             let app = create(context, &input).await?;
-            if save {
-                save_file(context, &app.name)?;
+            if context.wants_json(&json) {
+                return Ok(render::json(context.console, &app_json(&app))?);
             }
-            match json.json {
-                true => render::json(context.console, &app_json(&app))?,
-                false => context.console.line(format!("New app created: {}", app.name)),
-            }
-            Ok(())
+            context.console.line(format!("New app created: {}", app.name));
+            if save { save_file(context, &app.name, yes.yes) } else { Ok(()) }
         }
         Apps::Destroy { apps, yes } => destroy(context, &apps, yes.yes).await,
+    }
+}
+
+/// The argument, `--name`, a generated one, or what the user types.
+fn choose_name(
+    context: &Context<'_>,
+    argument: Option<String>,
+    flag: Option<String>,
+    generate: bool,
+) -> Outcome<String> {
+    let given = |name: Option<String>| name.filter(|name| !name.is_empty());
+    match (given(argument), given(flag)) {
+        (Some(argument), Some(flag)) if argument != flag => {
+            let message =
+                format!("two app names specified {argument} and {flag}, only one may be specified");
+            Err(Failure::new(message))
+        }
+        (Some(name), _) | (None, Some(name)) => Ok(name),
+        (None, None) if generate => Ok(generated_name()),
+        (None, None) if !context.console.is_interactive() => Err(no_name()),
+        (None, None) => {
+            let message = "Choose an app name (leave blank to generate one):";
+            let name = prompt::line(context.console, message, "")?;
+            Ok(if name.is_empty() { generated_name() } else { name })
+        }
     }
 }
 
@@ -75,30 +94,46 @@ pub(super) fn generated_name() -> String {
     format!("{}-{}-{number}", FIRST[pick(random[0])], SECOND[pick(random[1])])
 }
 
-fn save_file(context: &Context<'_>, app: &str) -> Outcome {
+/// Writes a file that names the app and nothing else; one that is there is asked about.
+fn save_file(context: &Context<'_>, app: &str, yes: bool) -> Outcome {
     let path = context.env.dir.join("fly.toml");
+    if path.exists() && !yes {
+        let question = format!(
+            "An existing configuration file has been found\nOverwrite file '{}'",
+            path.display()
+        );
+        if !context.confirm(&question)? {
+            return Ok(());
+        }
+    }
     let text = format!("{}app = '{app}'\n", crate::flytoml::header(app, &render::now_rfc3339()));
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| {
-            Failure::from(error).context(format!("could not write {}", path.display()))
-        })?;
-    std::io::Write::write_all(&mut file, text.as_bytes())?;
+    std::fs::write(&path, text).map_err(|error| {
+        let doing = format!("the app is made, but {} could not be written", path.display());
+        Failure::from(error).context(doing)
+    })?;
     context.console.line("Wrote config file fly.toml");
     Ok(())
 }
 
 async fn list(context: &Context<'_>, org: Option<&str>, as_json: bool, quiet: bool) -> Outcome {
+    if let Some(slug) = org {
+        let found = context.client.get_organization(slug).await;
+        found.map_err(|error| Failure::from(error).context("error getting organization"))?;
+    }
     let apps = context.client.list_apps(org).await?;
     if as_json {
         let list: Vec<Value> = apps.iter().map(app_json).collect();
         return Ok(render::json(context.console, &list)?);
     }
-    if quiet {
-        apps.iter().for_each(|app| context.console.line(&app.name));
+    if apps.is_empty() {
+        if !quiet {
+            context.console.line("No apps found");
+        }
         return Ok(());
     }
-    if apps.is_empty() {
-        context.console.line("No apps found");
+    if quiet {
+        let rows: Vec<_> = apps.iter().map(|app| vec![app.name.clone()]).collect();
+        render::table(context.console, "", &[], &rows);
         return Ok(());
     }
     let networks = apps.iter().any(has_own_network);
@@ -112,7 +147,7 @@ async fn list(context: &Context<'_>, org: Option<&str>, as_json: bool, quiet: bo
     Ok(())
 }
 
-fn has_own_network(app: &App) -> bool {
+pub(super) fn has_own_network(app: &App) -> bool {
     !matches!(app.network.as_str(), "" | "default")
 }
 
@@ -126,10 +161,9 @@ fn row(app: &App, networks: bool, now: Timestamp) -> Vec<String> {
     row
 }
 
-/// flyctl's shape: Go field names, zero values included.
+/// flyctl's shape: Go field names in their order, all of them, zero values included.
 fn app_json(app: &App) -> Value {
-    let organization = &app.organization;
-    let release = app.latest_deploy.as_ref().map(|created| json!({"CreatedAt": created}));
+    let none = json!({"Nodes": null});
     json!({
         "ID": app.id,
         "InternalNumericID": app.internal_numeric_id,
@@ -143,26 +177,103 @@ fn app_json(app: &App) -> Value {
         "NetworkID": 0,
         "Network": if has_own_network(app) { app.network.as_str() } else { "" },
         "Release": null,
-        "Organization": {
-            "ID": organization.slug,
-            "InternalNumericID": organization.internal_numeric_id.to_string(),
-            "Name": organization.name,
-            "Slug": organization.slug,
-            "RawSlug": organization.slug,
-            "Type": "",
-            "PaidPlan": false,
-            "Billable": true,
-        },
+        "Organization": organization_json(&app.organization),
         "Secrets": null,
-        "CurrentRelease": release,
-        "Releases": {"Nodes": null},
-        "IPAddresses": {"Nodes": null},
+        "CurrentRelease": app.latest_deploy.as_deref().map(release_json),
+        "Releases": none,
+        "IPAddresses": none,
+        "EgressIpAddresses": none,
+        "SharedIPAddress": "",
+        "CNAMETarget": "",
+        "IPAddress": null,
+        "Certificates": none,
+        "Certificate": certificate_json(),
+        "PostgresAppRole": null,
+        "Image": null,
+        "ImageUpgradeAvailable": false,
+        "ImageVersionTrackingEnabled": false,
+        "ImageDetails": image_json(),
+        "LatestImageDetails": image_json(),
         "PlatformVersion": "machines",
-        "Machines": {"Nodes": null},
+        "Machines": none,
+        "CurrentLock": null,
     })
 }
 
+fn organization_json(organization: &OrganizationRef) -> Value {
+    let none = json!({"Nodes": null, "Edges": null});
+    json!({
+        "ID": organization.slug,
+        "InternalNumericID": organization.internal_numeric_id.to_string(),
+        "Name": organization.name,
+        "RemoteBuilderImage": "",
+        "RemoteBuilderApp": null,
+        "Slug": organization.slug,
+        "RawSlug": organization.slug,
+        "Type": "",
+        "PaidPlan": false,
+        "Billable": true,
+        "Settings": null,
+        "AllowedReplaySourceOrgSlugs": null,
+        "AllowAllCrossNetworkReplays": false,
+        "WireGuardPeer": null,
+        "WireGuardPeers": none,
+        "DelegatedWireGuardTokens": none,
+        "LoggedCertificates": null,
+    })
+}
+
+/// A release of which only the time is known.
+fn release_json(created_at: &str) -> Value {
+    json!({
+        "ID": "",
+        "Version": 0,
+        "Stable": false,
+        "InProgress": false,
+        "Reason": "",
+        "Description": "",
+        "Status": "complete",
+        "DeploymentStrategy": "",
+        "Metadata": null,
+        "User": {"ID": "", "Name": "", "Email": "", "EnablePaidHobby": false},
+        "EvaluationID": "",
+        "CreatedAt": created_at,
+        "ImageRef": "",
+    })
+}
+
+fn certificate_json() -> Value {
+    json!({
+        "ID": "",
+        "AcmeDNSConfigured": false,
+        "AcmeALPNConfigured": false,
+        "Configured": false,
+        "CertificateAuthority": "",
+        "CreatedAt": "0001-01-01T00:00:00Z",
+        "DNSProvider": "",
+        "DNSValidationInstructions": "",
+        "DNSValidationHostname": "",
+        "DNSValidationTarget": "",
+        "Hostname": "",
+        "Source": "",
+        "ClientStatus": "",
+        "IsApex": false,
+        "IsWildcard": false,
+        "ValidationErrors": null,
+        "Issued": {"Nodes": null},
+    })
+}
+
+fn image_json() -> Value {
+    json!({"Registry": "", "Repository": "", "Tag": "", "Version": "", "Digest": ""})
+}
+
+/// All names are looked up before the first app goes, so that a slip of the pen destroys nothing.
 async fn destroy(context: &Context<'_>, apps: &[String], yes: bool) -> Outcome {
+    if apps.is_empty() {
+        return Err(Failure::new("no app names provided")
+            .hint("Name them, as in `fly apps destroy my-app`; `fly apps list` shows them"));
+    }
     for app in apps {
         context.client.get_app(app).await?;
     }
@@ -170,9 +281,10 @@ async fn destroy(context: &Context<'_>, apps: &[String], yes: bool) -> Outcome {
         if !yes {
             context.console.styled_note(Style::Red, "Destroying an app is not reversible.");
             if !context.confirm(&format!("Destroy app {app}?"))? {
-                continue;
+                return Ok(());
             }
         }
+        context.interrupt.check()?;
         context.client.delete_app(app).await?;
         context.console.line(format!("Destroyed app {app}"));
     }

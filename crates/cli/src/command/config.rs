@@ -4,7 +4,9 @@ use super::Context;
 use crate::args::{AppArgs, Config as Command};
 use crate::console::Style;
 use crate::failure::{Failure, Outcome};
-use crate::flytoml::{self, Level, LoadError, Loaded, Problem, Verdict};
+use crate::flytoml::{self, Config, Level, LoadError, Loaded, Problem, Verdict};
+use crate::json::Json;
+use crate::{render, yaml};
 use perch_api::wire::AddressIntent;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -17,31 +19,52 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
     match command {
         Command::Validate { app, strict, json: false } => validate(context, &app, strict).await,
         Command::Validate { app, strict, json: true } => validate_json(context, &app, strict).await,
-        Command::Show { app, local, toml: _, machines: true } => {
+        Command::Show { app, local, yaml: _, toml: _, machines: true } => {
             machines(context, &app, local).await
         }
-        Command::Show { app, local, toml, machines: false } => {
-            show(context, &app, local, toml).await
+        Command::Show { app, local, yaml, toml, machines: false } => {
+            let form = match (yaml, toml) {
+                (true, _) => Form::Yaml,
+                (false, true) => Form::Toml,
+                (false, false) => Form::Json,
+            };
+            show(context, &app, local, form).await
         }
     }
 }
 
+/// In which language a configuration is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Json,
+    Yaml,
+    Toml,
+}
+
+/// Without a file the deployed configuration is judged, as flyctl does.
 async fn validate(context: &Context<'_>, args: &AppArgs, strict: bool) -> Outcome {
-    let loaded = context.config_file(args)?.ok_or_else(missing)?;
+    let loaded = match context.config_file(args)? {
+        Some(loaded) => loaded,
+        None if context.given_app(args).is_some() => deployed(context, args).await?,
+        None => return Err(missing()),
+    };
     let judged = judge(context, &loaded, Use::Validate);
     for problem in hints_of_server(context, args, &loaded).await {
         hint(context, &loaded.path, problem);
     }
-    judged?;
     context.console.line("");
-    if !strict || loaded.strict_unknown.is_empty() {
-        return Ok(());
+    if strict && !loaded.strict_unknown.is_empty() {
+        context.console.line("\nStrict validation found unrecognised sections or keys:");
+        for (key, _) in &loaded.strict_unknown {
+            context.console.line(format!("  - {key}"));
+        }
+        context.console.line("\n");
+        judged?;
+        return Err(Failure::new("strict validation failed").hint(
+            "Remove them, or write them as the hints say; without --strict they are ignored",
+        ));
     }
-    context.console.line("Strict validation found unrecognised sections or keys:");
-    for (key, _) in &loaded.strict_unknown {
-        context.console.line(format!("  - {key}"));
-    }
-    Err(Failure::new("strict validation failed"))
+    judged
 }
 
 fn missing() -> Failure {
@@ -72,7 +95,10 @@ fn judge(context: &Context<'_>, loaded: &Loaded, wanted: Use) -> Outcome {
         let stops =
             problem.is_error() || (wanted == Use::Deploy && problem.level == Level::Refused);
         match (stops, problem.level) {
-            (true, _) => console.line(format!("   {wrong}{path}:{problem}")),
+            (true, _) => {
+                let gap = if valid { "\n" } else { "" };
+                console.line(format!("{gap}   {wrong}{path}:{problem}"));
+            }
             (false, Level::Warning) => console.line(format!("   {warn} {path}:{problem}")),
             (false, _) => hint(context, &loaded.path, problem),
         }
@@ -178,7 +204,7 @@ fn place(path: &Path, key: &str, at: Option<(usize, usize)>) -> Map<String, Valu
 }
 
 /// The deployed configuration, which the newest release keeps, or the local file.
-async fn show(context: &Context<'_>, args: &AppArgs, local: bool, toml: bool) -> Outcome {
+async fn show(context: &Context<'_>, args: &AppArgs, local: bool, form: Form) -> Outcome {
     let loaded = shown_file(context, args, local).await?;
     if let Some(problem) = loaded.problems.iter().find(|problem| problem.is_error()) {
         // A file that is only invalid has a normal form all the same.
@@ -186,13 +212,33 @@ async fn show(context: &Context<'_>, args: &AppArgs, local: bool, toml: bool) ->
             return Err(Failure::new(format!("{}:{problem}", loaded.path.display())));
         }
     }
-    if toml {
-        context.console.text(&flytoml::to_toml(&loaded.config));
-        return Ok(());
-    }
-    let json = serde_json::to_string_pretty(&flytoml::to_json(&loaded.config))?;
-    context.console.line(spaced(&json));
+    context.console.text(&text_of(&loaded.config, form)?);
     Ok(())
+}
+
+/// A configuration as a new file has it, in the language that the file's name tells.
+pub(super) fn written(config: &Config, path: &Path) -> Outcome<String> {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    text_of(
+        config,
+        match extension {
+            Some("json") => Form::Json,
+            Some("yaml" | "yml") => Form::Yaml,
+            _ => Form::Toml,
+        },
+    )
+}
+
+/// With flyctl's header, which JSON has no comments for.
+fn text_of(config: &Config, form: Form) -> Outcome<String> {
+    let app = config.app.as_deref().unwrap_or_default();
+    let header = |form| flytoml::header_of(form, app, &render::now_rfc3339());
+    let tree = Value::Object(flytoml::to_json(config));
+    Ok(match form {
+        Form::Json => format!("{}\n", spaced(&Json::of(&tree)?.pretty("  "))),
+        Form::Yaml => format!("{}{}\n", header("yaml"), spaced(&yaml::of(&tree))),
+        Form::Toml => format!("{}{}", header("toml"), flytoml::to_toml(config)),
+    })
 }
 
 async fn shown_file(context: &Context<'_>, args: &AppArgs, local: bool) -> Outcome<Loaded> {
@@ -205,12 +251,11 @@ async fn shown_file(context: &Context<'_>, args: &AppArgs, local: bool) -> Outco
 /// The configuration, its Machines and the verdict in one object.
 async fn machines(context: &Context<'_>, args: &AppArgs, local: bool) -> Outcome {
     let loaded = shown_file(context, args, local).await?;
-    let json = serde_json::to_string_pretty(&flytoml::described(&loaded))?;
-    context.console.line(spaced(&json));
+    context.console.line(spaced(&Json::of(&flytoml::described(&loaded))?.pretty("  ")));
     Ok(())
 }
 
-async fn deployed(context: &Context<'_>, args: &AppArgs) -> Outcome<Loaded> {
+pub(super) async fn deployed(context: &Context<'_>, args: &AppArgs) -> Outcome<Loaded> {
     let app = context.app_name(args)?;
     let release = context.client.current_release(&app).await;
     let definition = match release {
@@ -226,18 +271,30 @@ async fn deployed(context: &Context<'_>, args: &AppArgs) -> Outcome<Loaded> {
     Ok(flytoml::parse(&name, &serde_json::to_string(&definition)?)?)
 }
 
-/// flyctl puts an empty line before each line that opens an object or list, unless the line before
-/// opened one too.
-fn spaced(json: &str) -> String {
+/// flyctl puts an empty line before each key that opens an object or list, unless the line before did
+/// so too.
+fn spaced(text: &str) -> String {
     let mut out: Vec<&str> = Vec::new();
-    let opens = |line: &str| line.ends_with('{') || line.ends_with('[');
-    for line in json.lines() {
-        if opens(line) && out.last().is_some_and(|last| !opens(last)) {
+    let mut opened = true;
+    for line in text.lines() {
+        let opens = opens(line);
+        if opens && !opened {
             out.push("");
         }
+        opened = opens;
         out.push(line);
     }
     out.join("\n")
+}
+
+/// Whether the line is a key of letters, digits and `_` whose value begins on the next one.
+fn opens(line: &str) -> bool {
+    let line = line.trim_start();
+    let line = line.strip_prefix('"').unwrap_or(line);
+    let rest = line.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let named = rest.len() < line.len();
+    let rest = rest.strip_prefix('"').unwrap_or(rest);
+    named && matches!(rest, ":" | ": {" | ": [")
 }
 
 #[cfg(test)]
@@ -249,5 +306,8 @@ mod tests {
         let json = "{\n  \"a\": 1,\n  \"b\": {\n    \"c\": [\n      1\n    ]\n  }\n}";
         let expected = "{\n  \"a\": 1,\n\n  \"b\": {\n    \"c\": [\n      1\n    ]\n  }\n}";
         assert_eq!(spaced(json), expected);
+        let list = "{\n  \"a\": [\n    {\n      \"b\": {}\n    },\n    {\n      \"c-d\": [\n";
+        let expected = "{\n\n  \"a\": [\n    {\n      \"b\": {}\n    },\n    {\n      \"c-d\": [";
+        assert_eq!(spaced(list), expected, "an object in a list has no key");
     }
 }

@@ -15,6 +15,7 @@ mod guard;
 mod image;
 mod leases;
 mod machine_config;
+mod only;
 mod ports;
 mod progress;
 mod restart;
@@ -22,13 +23,12 @@ mod rollout;
 mod watch;
 
 use super::Context;
-use crate::args::{Deploy, Rollout};
+use crate::args::{Deploy, Only, Rollout};
 use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config, Vm, format_duration};
 use perch_api::wire::{AddressIntent, App, ImageInfo};
 use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy};
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ pub(super) use restart::{deployed, restart};
 const WAIT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 /// Long enough for a few lost refreshes, short enough that a dead deploy blocks nobody for long (MA-63).
 const LEASE_DEFAULT: Duration = Duration::from_secs(13);
+/// Longer than anybody waits.
+const WITHOUT_END: Duration = Duration::from_secs(365 * 24 * 3600);
 const MAX_UNAVAILABLE_DEFAULT: f64 = 0.33;
 
 /// What to deploy, all settings resolved.
@@ -66,11 +68,21 @@ pub(super) struct Options {
     settings: Settings,
     wait_timeout: Duration,
     lease: Duration,
-    smoke_checks: bool,
+    looks: Looks,
+    only: Only,
     flycast: bool,
     no_public_ips: bool,
-    /// The only groups whose Machines are touched; empty = all.
-    groups: BTreeSet<String>,
+}
+
+/// What is looked at once a Machine is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    /// Whether it crashes, and for the first of a group where it listens.
+    All,
+    /// Where the first of a group listens.
+    ListeningOnly,
+    /// Nothing (`--detach`).
+    None,
 }
 
 /// Runs the command.
@@ -78,26 +90,48 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     let env = super::entered(context.env, args.dir.as_deref().unwrap_or(Path::new("")))?;
     let context = context.entering(&env);
     context.console.styled_note(Style::Green, "==> Verifying app config");
-    let loaded = context.config_file(&args.app)?.ok_or_else(no_file)?;
+    let (loaded, name) = find_config(&context, &args).await?;
     super::config::report(&context, &loaded)?;
-    let name = context.given_app(&args.app).or(loaded.config.app.clone());
-    let name = name.filter(|name| !name.is_empty()).ok_or_else(super::no_app)?;
     let mut config = loaded.config;
     config.app = Some(name.clone());
-    let region = args.primary_region.or(config.primary_region.take());
+    let region = args.rollout.primary_region.clone().or(config.primary_region.take());
     config.primary_region = Some(here(&context, region).await?);
     apply_flags(&mut config, &args.rollout)?;
+    if args.skip_release_command
+        && let Some(deploy) = &mut config.deploy
+    {
+        deploy.release_command = None;
+    }
     refuse_unsupported(&config)?;
     let scope = if args.update_only { Scope::UpdateOnly } else { Scope::Everything };
-    check_groups(&config, &args.process_groups)?;
-    let mut options = Options::resolve(&context, &config, &args.rollout, scope)?;
-    options.groups = args.process_groups.into_iter().collect();
+    let options = Options::resolve(&context, &config, &args.rollout, scope)?;
     context.console.styled_note(Style::Faint, "--> Verified app config");
     let app = find_app(&context, &name).await?;
     let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
     let image = open(&context, &config, &args.rollout, &base)?;
+    if args.rollout.build.build_only && !args.rollout.build.push {
+        return Ok(());
+    }
     let image = bring(&context, &name, image).await?;
+    if args.rollout.build.build_only {
+        return Ok(());
+    }
     deploy(&context, Job { app, config, image, options, work: Work::Deploy }).await
+}
+
+/// The local file, or without one what was deployed last, and the app's name.
+async fn find_config(context: &Context<'_>, args: &Deploy) -> Outcome<(flytoml::Loaded, String)> {
+    let given = context.given_app(&args.app);
+    if let Some(loaded) = context.config_file(&args.app)? {
+        let name = given.or(loaded.config.app.clone()).filter(|name| !name.is_empty());
+        return Ok((loaded, name.ok_or_else(super::no_app)?));
+    }
+    let name = given.ok_or_else(no_file)?;
+    find_app(context, &name).await?;
+    let loaded = super::config::deployed(context, &args.app).await?;
+    // Paths in it start from where the user is.
+    let path = context.env.dir.join(&loaded.path);
+    Ok((flytoml::Loaded { path, ..loaded }, name))
 }
 
 /// Carries out a job whose image the server has.
@@ -106,16 +140,6 @@ pub(super) async fn deploy(context: &Context<'_>, job: Job) -> Outcome {
     warn_about_https(context, &job);
     rollout::run(context, &job).await?;
     ending::print(context, &job).await
-}
-
-/// A mistyped group would deploy nothing without a word.
-fn check_groups(config: &Config, chosen: &[String]) -> Outcome {
-    let groups = config.groups();
-    match chosen.iter().find(|group| !groups.contains(group)) {
-        Some(group) => Err(Failure::new(format!("there is no process group '{group}'"))
-            .hint(format!("fly.toml has: {}", groups.join(", ")))),
-        None => Ok(()),
-    }
 }
 
 /// The region if it exists here, else the nearest, said: files come from elsewhere, with the codes of a
@@ -163,12 +187,9 @@ pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
         config.deploy.get_or_insert_default().strategy = Some(strategy.clone());
     }
     let flags = &rollout.vm;
-    let cpus = flags.vm_cpus.map(i64::from);
-    if flags.vm_size.is_some()
-        || flags.vm_memory.is_some()
-        || cpus.is_some()
-        || flags.vm_cpu_kind.is_some()
-    {
+    let cpus = flags.vm_cpus;
+    check_vm(flags)?;
+    if flags.is_given() {
         config.vm = vec![Vm {
             size: flags.vm_size.clone(),
             memory: flags.vm_memory.clone(),
@@ -179,6 +200,16 @@ pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
         for group in config.groups() {
             config.machine_config(&group)?;
         }
+    }
+    Ok(())
+}
+
+fn check_vm(flags: &crate::args::Vm) -> Outcome {
+    if let Some(cpus) = flags.vm_cpus.filter(|cpus| *cpus <= 0) {
+        return Err(Failure::new(format!("--vm-cpus must be greater than zero, got: {cpus}")));
+    }
+    if !matches!(flags.vm_cpu_kind.as_deref(), None | Some("shared" | "performance")) {
+        return Err(Failure::new("--vm-cpu-kind must be set to 'shared' or 'performance'"));
     }
     Ok(())
 }
@@ -242,35 +273,54 @@ impl Options {
         scope: Scope,
     ) -> Outcome<Self> {
         let deploy = config.deploy.clone().unwrap_or_default();
-        let duration = |text: &Option<String>| -> Outcome<Option<Duration>> {
-            Ok(text.as_deref().map(flytoml::parse_duration).transpose()?)
-        };
+        only::check(&rollout.only, config)?;
         let share = rollout.max_unavailable.or(deploy.max_unavailable);
         let settings = Settings {
             strategy: strategy(context, deploy.strategy.as_deref().unwrap_or_default())?,
             max_unavailable: max_unavailable(share.unwrap_or(MAX_UNAVAILABLE_DEFAULT))?,
-            concurrent_max: rollout.max_concurrent,
+            concurrent_max: rollout.concurrent_max(),
             availability: if rollout.ha { Availability::High } else { Availability::Single },
             scope,
         };
         Ok(Self {
             settings,
-            wait_timeout: duration(&rollout.wait_timeout)?
+            wait_timeout: length("wait-timeout", rollout.wait_timeout.as_deref())?
                 .or(deploy.wait_timeout.and_then(flytoml::GoDuration::length))
                 .unwrap_or(WAIT_TIMEOUT_DEFAULT),
-            lease: duration(&rollout.lease_timeout)?
+            lease: length("lease-timeout", rollout.lease_timeout.as_deref())?
                 .unwrap_or(LEASE_DEFAULT)
                 .max(Duration::from_secs(2)),
-            smoke_checks: rollout.smoke_checks,
+            looks: match (rollout.detach, rollout.smoke_checks) {
+                (true, _) => Looks::None,
+                (false, true) => Looks::All,
+                (false, false) => Looks::ListeningOnly,
+            },
+            only: rollout.only.clone(),
             flycast: rollout.flycast,
             no_public_ips: rollout.no_public_ips,
-            groups: BTreeSet::new(),
         })
     }
 
     fn wait_text(&self) -> String {
         format_duration(self.wait_timeout)
     }
+}
+
+/// As flyctl reads these flags: a length with a unit, or a number of seconds, or `none`.
+fn length(flag: &str, text: Option<&str>) -> Outcome<Option<Duration>> {
+    let Some(text) = text else { return Ok(None) };
+    if text == "none" {
+        return Ok(Some(WITHOUT_END));
+    }
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    let length = seconds.or_else(|| flytoml::parse_duration(text).ok());
+    let message = || {
+        format!(
+            "invalid duration value {text} used for --{flag} flag: valid options are a number of \
+             seconds, number with time unit (i.e.: 5m, 180s) or 'none'"
+        )
+    };
+    length.map(|length| Some(length.min(WITHOUT_END))).ok_or_else(|| Failure::new(message()))
 }
 
 fn strategy(context: &Context<'_>, word: &str) -> Outcome<Strategy> {
@@ -294,6 +344,6 @@ fn max_unavailable(number: f64) -> Outcome<MaxUnavailable> {
     if number > 0.0 {
         return Ok(MaxUnavailable::Share(number));
     }
-    Err(Failure::new(format!("max-unavailable {number} would never update a Machine"))
-        .hint("Use a count of 1 or more, or a share between 0 and 1"))
+    Err(Failure::new("the value for --max-unavailable must be > 0")
+        .hint(format!("With {number} no Machine would ever be updated; use a count of 1 or more, or a share between 0 and 1")))
 }

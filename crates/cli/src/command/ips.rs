@@ -1,7 +1,9 @@
-//! `ips list | allocate-v6 | allocate-v4 | release`.
+//! `ips list | allocate | allocate-v6 | allocate-v4 | release`.
 //!
 //! `list` and `allocate-v6` print the blueprint's own table, with TABs; so its printed example is what a
 //! user sees.
+
+mod advice;
 
 use super::Context;
 use crate::args::{AppArgs, Ips};
@@ -19,27 +21,23 @@ const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 pub(super) async fn run(context: &Context<'_>, command: Ips) -> Outcome {
     match command {
-        Ips::List { app, json } => list(context, &app, json.json).await,
+        Ips::List { app, json } => list(context, &app, context.wants_json(&json)).await,
+        Ips::Allocate { app, region } => advice::run(context, &app, region).await,
         Ips::AllocateV6 { app, private, network, org, region } => {
             let kind = if private { IpKind::PrivateV6 } else { IpKind::V6 };
             let mut input = with_region(kind, region);
             // Both say who may call a private address and mean nothing for a public one (IP-02).
             if private {
                 input.network = network.unwrap_or_default();
-                input.org_slug = org.org.unwrap_or_default();
+                input.org_slug = context.given_org(org.org).unwrap_or_default();
             }
-            let (address, _) = allocate(context, &app, &input).await?;
-            print_table(context, &[address]);
-            Ok(())
+            let app = context.app_name(&app)?;
+            allocate(context, &app, &input).await
         }
         Ips::AllocateV4 { app, shared, region, yes: _ } => {
             let kind = if shared { IpKind::SharedV4 } else { IpKind::V4 };
-            let (address, _) = allocate(context, &app, &with_region(kind, region)).await?;
-            match shared {
-                true => print_shared(context, &address),
-                false => print_table(context, &[address]),
-            }
-            Ok(())
+            let app = context.app_name(&app)?;
+            allocate(context, &app, &with_region(kind, region)).await
         }
         Ips::Release { addresses, app } => release(context, &app, &addresses).await,
     }
@@ -60,19 +58,20 @@ async fn list(context: &Context<'_>, args: &AppArgs, as_json: bool) -> Outcome {
     Ok(())
 }
 
-/// Gives an app an address; asking for one that it has already answers that one, with a notice (FC-08).
-pub(super) async fn allocate(
-    context: &Context<'_>,
-    args: &AppArgs,
-    input: &AssignIp,
-) -> Outcome<(IpAssignment, String)> {
-    let app = context.app_name(args)?;
-    let before = context.client.list_ips(&app).await?;
-    let address = context.client.assign_ip(&app, input).await?;
+/// Gives an app an address and prints it; asking for one that it has already answers that one, with a
+/// notice (FC-08).
+async fn allocate(context: &Context<'_>, app: &str, input: &AssignIp) -> Outcome {
+    let before = context.client.list_ips(app).await?;
+    context.interrupt.check()?;
+    let address = context.client.assign_ip(app, input).await?;
     if before.iter().any(|had| had.ip == address.ip) {
         context.console.note(format!("{app} has this address already; nothing was allocated"));
     }
-    Ok((address, app))
+    match input.kind {
+        IpKind::SharedV4 => print_shared(context, &address),
+        _ => print_table(context, &[address]),
+    }
+    Ok(())
 }
 
 fn print_table(context: &Context<'_>, addresses: &[IpAssignment]) {
@@ -135,9 +134,10 @@ async fn release(context: &Context<'_>, args: &AppArgs, addresses: &[String]) ->
         let message = format!("{foreign} is not an address of {app}; nothing was released");
         return Err(Failure::new(message).hint(format!("See them with `fly ips list -a {app}`")));
     }
-    for ip in wanted {
+    for (ip, text) in wanted.into_iter().zip(addresses) {
+        context.interrupt.check()?;
         context.client.release_ip(&app, ip).await?;
-        context.console.line(format!("Released {ip} from {app}"));
+        context.console.line(format!("Released {text} from {app}"));
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::args::{Launch, Rollout};
 use crate::env;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, AutoStop, Build, Config, Service, Vm};
-use crate::render;
+use crate::prompt;
 use perch_api::wire::{AddressIntent, App, CreateApp, ImageInfo, MachineFilter};
 use perch_core::deploy::Scope;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,19 @@ use std::path::{Path, PathBuf};
 /// What an app listens on when nobody says (DE-64).
 const PORT_DEFAULT: i64 = 8080;
 const NAME_CHARS_MAX: usize = 63;
+const GIVEN: &str = "specified on the command line";
+const OF_FILE: &str = "from your fly.toml";
+const CHOSEN: &str = "chosen by you";
 
 /// What is about to be made.
 struct Plan {
     name: String,
     name_source: &'static str,
     org: String,
+    org_source: &'static str,
     region: String,
+    region_source: &'static str,
+    size_source: &'static str,
     config: Config,
     path: PathBuf,
 }
@@ -41,7 +47,12 @@ pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
     let config = complete(&args, plan.config.clone(), image.as_ref(), &env.dir)?;
     let plan = Plan { config, ..plan };
     announce(&context, &plan);
+    let plan = match args.yes.yes {
+        true => plan,
+        false => tweaked(&context, plan).await?,
+    };
     let _made = context.interrupt.hold();
+    context.interrupt.check()?;
     let app = create_app(&context, &args, &plan).await?;
     let image = match image {
         Some(image) => push_or_undo(&context, &app, image).await?,
@@ -65,6 +76,52 @@ pub(super) async fn run(context: &Context<'_>, args: Launch) -> Outcome {
             Ok(())
         }
     }
+}
+
+/// What is about to be made, after the user has looked at it: flyctl opens a browser for changes, we
+/// ask. Without a terminal nobody is asked.
+async fn tweaked(context: &Context<'_>, plan: Plan) -> Outcome<Plan> {
+    let question = "Do you want to tweak these settings before proceeding?";
+    if !context.console.is_interactive() || !prompt::confirm(context.console, question)? {
+        return Ok(plan);
+    }
+    let name = loop {
+        let name = prompt::line(context.console, "App name:", &plan.name)?;
+        match refuse_taken(context, &name).await {
+            Ok(()) => break name,
+            Err(failure) => drop(failure.print(context.console)),
+        }
+    };
+    let mut all = context.client.list_organizations().await?;
+    all.sort_by(|a, b| (!a.personal, &a.name).cmp(&(!b.personal, &b.name)));
+    let now = all.iter().position(|org| org.slug == plan.org).unwrap_or(0);
+    let org = context.choose_org(all, now)?.slug;
+    let region = prompted_region(context, &plan.region).await?;
+    let config =
+        Config { app: Some(name.clone()), primary_region: Some(region.clone()), ..plan.config };
+    let plan = Plan {
+        name,
+        name_source: CHOSEN,
+        org,
+        org_source: CHOSEN,
+        region,
+        region_source: CHOSEN,
+        config,
+        ..plan
+    };
+    announce(context, &plan);
+    Ok(plan)
+}
+
+async fn prompted_region(context: &Context<'_>, now: &str) -> Outcome<String> {
+    let mut regions = context.client.list_regions().await?.regions;
+    regions.retain(|region| !region.deprecated);
+    regions.sort_by(|a, b| (&a.name, &a.code).cmp(&(&b.name, &b.code)));
+    let options: Vec<_> =
+        regions.iter().map(|region| format!("{} ({})", region.name, region.code)).collect();
+    let at = regions.iter().position(|region| region.code == now).unwrap_or(0);
+    let chosen = prompt::select(context.console, "Select region:", at, &options)?;
+    Ok(regions.swap_remove(chosen).code)
 }
 
 /// A file that is there already, if the user wants it.
@@ -93,13 +150,22 @@ async fn make_plan(
     args: &Launch,
     existing: Option<flytoml::Loaded>,
 ) -> Outcome<Plan> {
-    let default_path = context.env.dir.join("fly.toml");
+    let default_path = context.env.dir.join(match (args.json, args.yaml) {
+        (true, _) => "fly.json",
+        (false, true) => "fly.yaml",
+        (false, false) => "fly.toml",
+    });
     let path = existing.as_ref().map_or(default_path, |loaded| loaded.path.clone());
     let mut config = existing.map(|loaded| loaded.config).unwrap_or_default();
     let (name, name_source) = choose_name(context, args, &config)?;
     refuse_taken(context, &name).await?;
-    let org = context.org(args.org.org.clone()).await?;
-    let region = choose_region(context, args, &config).await?;
+    let (org, org_source) = choose_org(context, args).await?;
+    let (region, region_source) = choose_region(context, args, &config).await?;
+    let size_source = match (args.rollout.vm.is_given(), config.vm.is_empty()) {
+        (true, _) => GIVEN,
+        (false, true) => "most apps need about 1GB of RAM",
+        (false, false) => OF_FILE,
+    };
     config.app = Some(name.clone());
     config.primary_region = Some(region.clone());
     deploy::apply_flags(&mut config, &args.rollout)?;
@@ -108,7 +174,28 @@ async fn make_plan(
         let build = config.build.get_or_insert_default();
         *build = Build { image: Some(image.clone()), ..Build::default() };
     }
-    Ok(Plan { name, name_source, org, region, config, path })
+    Ok(Plan {
+        name,
+        name_source,
+        org,
+        org_source,
+        region,
+        region_source,
+        size_source,
+        config,
+        path,
+    })
+}
+
+/// `--org`, else the default one, without a question (flyctl's launch asks nobody either).
+async fn choose_org(context: &Context<'_>, args: &Launch) -> Outcome<(String, &'static str)> {
+    match context.given_org(args.org.org.clone()) {
+        Some(slug) => Ok((context.org(Some(slug)).await?.slug, GIVEN)),
+        None => {
+            let slug = context.client.info().await?.default_org;
+            Ok((slug, "fly launch defaults to the personal org"))
+        }
+    }
 }
 
 /// `--name`, else the file's, else the directory's (DE-62).
@@ -118,13 +205,13 @@ fn choose_name(
     config: &Config,
 ) -> Outcome<(String, &'static str)> {
     if let Some(name) = &args.name {
-        return Ok((name.clone(), "specified on the command line"));
+        return Ok((name.clone(), GIVEN));
     }
     if args.generate_name {
         return Ok((apps::generated_name(), "generated"));
     }
     if let Some(app) = config.app.clone().filter(|app| !app.is_empty()) {
-        return Ok((app, "from your fly.toml"));
+        return Ok((app, OF_FILE));
     }
     let name = clean_name(&context.env.dir.file_name().unwrap_or_default().to_string_lossy());
     match name.is_empty() {
@@ -150,19 +237,22 @@ async fn refuse_taken(context: &Context<'_>, name: &str) -> Outcome {
     }
 }
 
-async fn choose_region(context: &Context<'_>, args: &Launch, config: &Config) -> Outcome<String> {
-    let asked = args.region.clone().or_else(|| context.env.get(env::REGION).map(str::to_owned));
+async fn choose_region(
+    context: &Context<'_>,
+    args: &Launch,
+    config: &Config,
+) -> Outcome<(String, &'static str)> {
+    let given = args.region.clone().or_else(|| args.rollout.primary_region.clone());
+    let asked = given.or_else(|| context.env.get(env::REGION).map(str::to_owned));
     let regions = context.client.list_regions().await?;
     let known = |code: &str| regions.regions.iter().any(|region| region.code == code);
     let codes = || regions.regions.iter().map(|r| r.code.clone()).collect::<Vec<_>>().join(", ");
-    match asked {
-        Some(code) if known(&code) => Ok(code),
-        Some(code) => Err(Failure::new(format!("region '{code}' does not exist here"))
-            .hint(format!("There is {}", codes()))),
-        None => {
-            let of_file = config.primary_region.clone().filter(|code| known(code));
-            Ok(of_file.unwrap_or(regions.nearest))
-        }
+    match (asked, config.primary_region.clone().filter(|code| known(code))) {
+        (Some(code), _) if known(&code) => Ok((code, GIVEN)),
+        (Some(code), _) => Err(Failure::new(format!("region {code} not found"))
+            .hint(format!("There is {}; name one with -r", codes()))),
+        (None, Some(code)) => Ok((code, OF_FILE)),
+        (None, None) => Ok((regions.nearest, "this is the fastest region for you")),
     }
 }
 
@@ -251,20 +341,39 @@ fn announce(context: &Context<'_>, plan: &Plan) {
     let console = context.console;
     console.line(format!("Creating app in {}\n", context.env.dir.display()));
     console.line("We're about to launch your app. Here's what you're getting:\n");
-    let vm = plan.config.vm.first().cloned().unwrap_or_default();
-    let size = vm.size.unwrap_or_else(|| "shared-cpu-1x".to_owned());
-    let memory = vm.memory.map(|memory| format!(", {memory} RAM")).unwrap_or_default();
     let rows = [
-        ("Organization:", plan.org.clone(), "specified on the command line or the default one"),
-        ("Name:", plan.name.clone(), plan.name_source),
-        ("Region:", plan.region.clone(), "specified on the command line or this host's"),
-        ("App Machines:", format!("{size}{memory}"), "most apps need about 1GB of RAM"),
+        ("Organization", plan.org.clone(), plan.org_source),
+        ("Name", plan.name.clone(), plan.name_source),
+        ("Region", plan.region.clone(), plan.region_source),
+        ("App Machines", size_text(&plan.config), plan.size_source),
     ];
     let widest = rows.iter().map(|(_, value, _)| value.len()).max().unwrap_or(0);
     for (label, value, source) in rows {
+        let label = format!("{label}:");
         console.line(format!("{label:<13} {value:<widest$} ({source})"));
     }
     console.line("");
+}
+
+/// `shared-cpu-1x, 1GB RAM`, of the Machines of the first group.
+fn size_text(config: &Config) -> String {
+    let group = config.groups().into_iter().next().unwrap_or_default();
+    let machine = config.machine_config(&group).unwrap_or_default();
+    let guest = machine.get("guest").cloned().unwrap_or_default();
+    let number = |key: &str, default| guest[key].as_u64().unwrap_or(default);
+    let (cpus, megabytes) = (number("cpus", 1), number("memory_mb", 256));
+    let size = match guest["cpu_kind"].as_str().unwrap_or("shared") {
+        "shared" => format!("shared-cpu-{cpus}x"),
+        kind => format!("{kind}-{cpus}x"),
+    };
+    let more = match config.vm.len() {
+        0 | 1 => String::new(),
+        count => format!(", {} more", count - 1),
+    };
+    match megabytes / 1024 {
+        0 => format!("{size}, {megabytes}MB RAM{more}"),
+        gigabytes => format!("{size}, {gigabytes}GB RAM{more}"),
+    }
 }
 
 async fn create_app(context: &Context<'_>, args: &Launch, plan: &Plan) -> Outcome<App> {
@@ -322,10 +431,10 @@ async fn undo(context: &Context<'_>, app: &str) -> bool {
 fn write_config(context: &Context<'_>, plan: &Plan) -> Outcome {
     let existing = std::fs::read_to_string(&plan.path).ok();
     let edited = existing.as_deref().and_then(|text| edit(text, plan));
-    let text = edited.unwrap_or_else(|| {
-        let header = flytoml::header(&plan.name, &render::now_rfc3339());
-        format!("{header}{}", flytoml::to_toml(&plan.config))
-    });
+    let text = match edited {
+        Some(text) => text,
+        None => config_command::written(&plan.config, &plan.path)?,
+    };
     std::fs::write(&plan.path, text).map_err(|error| {
         Failure::from(error).context(format!("could not write {}", plan.path.display()))
     })?;

@@ -3,9 +3,11 @@
 use super::Context;
 use crate::args::Logs;
 use crate::console::{Console, Style};
-use crate::failure::Outcome;
+use crate::env;
+use crate::failure::{Failure, Outcome};
+use crate::prompt;
 use crate::render;
-use perch_api::wire::{LogAttributes, LogQuery};
+use perch_api::wire::{LogAttributes, LogQuery, Machine, MachineFilter};
 use serde_json::json;
 use std::time::Duration;
 
@@ -14,14 +16,17 @@ const HOLD: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(context: &Context<'_>, args: Logs) -> Outcome {
     let app = context.app_name(&args.app)?;
+    let as_json = context.wants_json(&args.json);
     let hold = if args.no_tail { Duration::ZERO } else { HOLD };
+    let machine = chosen_machine(context, &args, &app).await?;
+    let region = args.region.or_else(|| context.env.get(env::REGION).map(str::to_owned));
     // With a Machine named its region says nothing more.
-    let region = args.region.filter(|_| args.machine.is_none());
-    let mut query = LogQuery { next_token: String::new(), instance: args.machine, region, hold };
+    let region = region.filter(|region| machine.is_none() && !region.is_empty());
+    let mut query = LogQuery { next_token: String::new(), instance: machine, region, hold };
     loop {
         let page = context.client.read_logs(&app, &query).await?;
         for entry in &page.data {
-            print(context, &entry.attributes, args.json.json)?;
+            print(context, &entry.attributes, as_json)?;
         }
         if args.no_tail || context.console.is_closed() {
             return Ok(());
@@ -30,6 +35,33 @@ pub(super) async fn run(context: &Context<'_>, args: Logs) -> Outcome {
             query.next_token = page.meta.next_token;
         }
     }
+}
+
+/// The Machine that is named, or chosen from those that are there.
+async fn chosen_machine(context: &Context<'_>, args: &Logs, app: &str) -> Outcome<Option<String>> {
+    let named = args.machine.clone();
+    if !args.select {
+        return Ok(named.filter(|id| !id.is_empty()));
+    }
+    if named.is_some() {
+        return Err(Failure::new("--machine can't be used with -s/--select"));
+    }
+    let machines = context.client.list_machines(app, &MachineFilter::default()).await;
+    let mut machines = machines
+        .map_err(|error| Failure::from(error).context("could not get a list of machines"))?;
+    let id = match machines.len() {
+        0 => return Err(Failure::new(format!("app {app} has no machines"))),
+        1 => machines.swap_remove(0).id,
+        _ => {
+            let label = |m: &Machine| format!("{}: {} {}", m.region, m.id, m.name);
+            let options: Vec<_> = machines.iter().map(label).collect();
+            let chosen = prompt::select(context.console, "Select a machine:", 0, &options);
+            let chosen =
+                chosen.map_err(|failure| failure.context("could not prompt for machine"))?;
+            machines.swap_remove(chosen).id
+        }
+    };
+    Ok(Some(id))
 }
 
 fn print(context: &Context<'_>, entry: &LogAttributes, as_json: bool) -> Outcome {
@@ -61,13 +93,14 @@ fn print(context: &Context<'_>, entry: &LogAttributes, as_json: bool) -> Outcome
 /// `TIME PROVIDER[INSTANCE] REGION [LEVEL]MESSAGE`, in flyctl's colours.
 fn line(console: &Console, entry: &LogAttributes) -> String {
     let time = match entry.timestamp.parse::<jiff::Timestamp>() {
-        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        Ok(time) => render::rfc3339(time),
         Err(_) => entry.timestamp.clone(),
     };
     let provider = entry.meta.event.provider.as_str();
-    let origin = match provider {
-        "" => entry.instance.clone(),
-        provider => format!("{provider}[{}]", entry.instance),
+    let origin = match (provider, entry.instance.as_str()) {
+        ("", instance) => instance.to_owned(),
+        (provider, "") => provider.to_owned(),
+        (provider, instance) => format!("{provider}[{instance}]"),
     };
     let color = match entry.level.as_str() {
         "debug" => Style::Cyan,

@@ -318,8 +318,13 @@ fn metrics_json(metrics: &Metrics) -> Value {
 
 /// The header that generated files begin with (T-08).
 pub fn header(app: &str, now: &str) -> String {
+    header_of("toml", app, now)
+}
+
+/// As [`header`], for `fly.toml` or `fly.yaml`; JSON has no comments.
+pub fn header_of(format: &str, app: &str, now: &str) -> String {
     format!(
-        "# fly.toml app configuration file generated for {app} on {now}\n#\n\
+        "# fly.{format} app configuration file generated for {app} on {now}\n#\n\
          # See https://fly.io/docs/reference/configuration/ for information about how to use this file.\n\
          #\n\n"
     )

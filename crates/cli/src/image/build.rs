@@ -14,6 +14,10 @@ pub(crate) struct BuildOptions {
     /// Dockerfile; relative to the context.
     pub(crate) dockerfile: PathBuf,
     pub(crate) args: BTreeMap<String, String>,
+    /// Secrets of the build by id; they go to the builder in its environment, where no list of
+    /// processes shows them.
+    pub(crate) secrets: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) target: Option<String>,
     pub(crate) no_cache: bool,
     /// Name of the result in the builder's own store.
@@ -61,6 +65,12 @@ fn common_args(options: &BuildOptions, dockerfile: &Path) -> Vec<String> {
     for (name, value) in &options.args {
         args.extend(["--build-arg".to_owned(), format!("{name}={value}")]);
     }
+    for (id, variable) in options.secrets.keys().map(|id| (id, secret_variable(id))) {
+        args.extend(["--secret".to_owned(), format!("id={id},env={variable}")]);
+    }
+    for (name, value) in &options.labels {
+        args.extend(["--label".to_owned(), format!("{name}={value}")]);
+    }
     if let Some(target) = &options.target {
         args.extend(["--target".to_owned(), target.clone()]);
     }
@@ -71,9 +81,16 @@ fn common_args(options: &BuildOptions, dockerfile: &Path) -> Vec<String> {
     args
 }
 
+/// The variable that carries a secret to the builder.
+fn secret_variable(id: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    format!("PERCH_BUILD_SECRET_{}", id.chars().map(safe).collect::<String>())
+}
+
 fn run(program: &'static str, args: &[String], options: &BuildOptions) -> Result<(), ImageError> {
     let status = Command::new(program)
         .args(args)
+        .envs(options.secrets.iter().map(|(id, value)| (secret_variable(id), value)))
         .current_dir(&options.dir)
         .stdin(Stdio::null())
         .stdout(Stdio::from(std::io::stderr()))

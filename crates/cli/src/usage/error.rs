@@ -5,8 +5,8 @@ use crate::args::Fly;
 use crate::console::Console;
 use crate::flyctl::Tree;
 use crate::help;
-use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, Command, CommandFactory};
 use std::error::Error;
 use std::ffi::OsString;
 
@@ -32,18 +32,21 @@ impl Wrong {
             _ => "",
         };
         let (flag, value) = (word(ContextKind::InvalidArg), word(ContextKind::InvalidValue));
-        let name = flag.split([' ', '=']).next().unwrap_or_default();
+        let name = flag.split([' ', '=', '[']).next().unwrap_or_default();
         let message = match error.kind() {
             ErrorKind::InvalidSubcommand => {
                 return Self::unknown(&command, word(ContextKind::InvalidSubcommand), error);
             }
-            ErrorKind::UnknownArgument if !flag.starts_with('-') => {
-                return Self::unknown(&command, flag, error);
-            }
+            ErrorKind::UnknownArgument if !flag.starts_with('-') => match arity(&root, &path) {
+                (_, Some(0)) => return Self::unknown(&command, flag, error),
+                (least, most) => count(least, most, most.unwrap_or_default() + 1),
+            },
             ErrorKind::UnknownArgument => unknown_flag(args, flag),
-            ErrorKind::MissingRequiredArgument => {
-                missing(flag).unwrap_or_else(|| format!("required flag(s) {name:?} not set"))
+            ErrorKind::MissingRequiredArgument if flag.starts_with(['<', '[']) => {
+                let (least, most) = arity(&root, &path);
+                count(least, most, 0)
             }
+            ErrorKind::MissingRequiredArgument => format!("required flag(s) {name:?} not set"),
             ErrorKind::InvalidValue if value.is_empty() => {
                 format!("flag needs an argument: {name}")
             }
@@ -94,12 +97,23 @@ fn unknown_flag(args: &[OsString], flag: &str) -> String {
     format!("unknown shorthand flag: '{letter}' in {}", group.as_deref().unwrap_or(flag))
 }
 
-/// What is missing, if it is an argument and no flag.
-fn missing(argument: &str) -> Option<String> {
-    argument.starts_with(['<', '[']).then(|| match argument.ends_with("...") {
-        true => "requires at least 1 arg(s), only received 0".to_owned(),
-        false => "accepts 1 arg(s), received 0".to_owned(),
-    })
+/// The least and the most arguments of a command; what follows `--` does not count.
+fn arity(root: &Command, path: &[String]) -> (usize, Option<usize>) {
+    let command = path.iter().try_fold(root, |at, name| at.find_subcommand(name)).unwrap_or(root);
+    let arguments = || command.get_positionals().filter(|argument| !argument.is_last_set());
+    let many = arguments().any(|argument| matches!(argument.get_action(), ArgAction::Append));
+    let least = arguments().filter(|argument| argument.is_required_set()).count();
+    (least, if many { None } else { Some(arguments().count()) })
+}
+
+/// How many arguments there may be, and how many there are, in cobra's words.
+fn count(least: usize, most: Option<usize>, received: usize) -> String {
+    match most {
+        None => format!("requires at least {least} arg(s), only received {received}"),
+        Some(most) if least == 0 => format!("accepts at most {most} arg(s), received {received}"),
+        Some(most) if least == most => format!("accepts {least} arg(s), received {received}"),
+        Some(most) => format!("accepts between {least} and {most} arg(s), received {received}"),
+    }
 }
 
 fn first_line(error: &clap::Error) -> String {

@@ -75,9 +75,36 @@ impl Fixture {
         args: &[&str],
         equip: impl FnOnce(Console) -> Console,
     ) -> Run {
-        let (out, err) = (Captured::default(), Captured::default());
+        self.run_into(Default::default(), interrupted, &[], args, equip)
+    }
+
+    /// As if Ctrl-C were pressed as soon as this stands in the output.
+    pub(crate) fn fly_until_printed(&self, text: &str, args: &[&str]) -> Run {
+        let streams = (Captured::default(), Captured::default());
+        let out = streams.0.clone();
+        let printed = async {
+            while !out.text().contains(text) {
+                tokio::task::yield_now().await;
+            }
+        };
+        self.run_into(streams, printed, &[], args, |console| console)
+    }
+
+    /// With further variables.
+    pub(crate) fn fly_in(&self, vars: &[(&str, &str)], args: &[&str]) -> Run {
+        self.run_into(Default::default(), std::future::pending(), vars, args, |console| console)
+    }
+
+    fn run_into(
+        &self,
+        (out, err): (Captured, Captured),
+        interrupted: impl Future<Output = ()>,
+        vars: &[(&str, &str)],
+        args: &[&str],
+        equip: impl FnOnce(Console) -> Console,
+    ) -> Run {
         let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
-        let code = self.fly_on(&equip(console), &self.environment(&[]), interrupted, args);
+        let code = self.fly_on(&equip(console), &self.environment(vars), interrupted, args);
         Run { code, out: out.text(), err: err.text() }
     }
 
@@ -104,10 +131,10 @@ impl Fixture {
 }
 
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("no writer panics")).into_owned()
     }
 }

@@ -1,15 +1,25 @@
 //! The commands against a server of the test's own, which keeps state in memory and speaks the API's
 //! HTTP over a Unix socket. What real Machines do is the host tests' matter.
 
+mod apps;
 mod config;
+mod deploy;
 mod ending;
 mod fixture;
 mod flytoml;
 mod interrupt;
+mod ips;
+mod launch;
+mod logs;
+mod machine;
 mod mutate;
+mod prompts;
+mod proxy;
 mod scale;
 mod secrets;
 mod server;
+mod show;
+mod status;
 mod terminal;
 
 use fixture::{Fixture, oci_layout};
@@ -261,7 +271,7 @@ fn tables_and_json_have_flyctls_form() {
         " NAME │ OWNER    │ STATUS   │ LATEST DEPLOY \n web  │ personal │ deployed │ just now      \n\n"
     );
     let quiet = fixture.fly(&["machine", "list", "-q"]);
-    assert_eq!(quiet.out, "m0\nm1\n");
+    assert_eq!(quiet.out, " m0 \n m1 \n\n");
     let machines = fixture.fly(&["m", "ls", "--json"]);
     let machines: serde_json::Value = serde_json::from_str(&machines.out).expect("it is JSON");
     assert_eq!(machines[0]["id"], "m0");

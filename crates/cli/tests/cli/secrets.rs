@@ -53,7 +53,10 @@ fn bad_arguments_change_nothing() {
 #[test]
 fn an_app_that_was_never_deployed_keeps_its_secrets_for_the_first_time() {
     let fixture = Fixture::new();
-    check_fails(&fixture.fly(&["secrets", "set", "A=b", "-a", "web"]), "app not found");
+    check_fails(
+        &fixture.fly(&["secrets", "set", "A=b", "-a", "web"]),
+        "Could not find App \"web\"",
+    );
     assert_eq!(fixture.fly(&["apps", "create", "web"]).code, 0);
     let run = fixture.fly(&["secrets", "set", "A=b=c", "EMPTY=", "-a", "web"]);
     assert_eq!((run.code, run.out.as_str()), (0, "Secrets are staged for the first deployment\n"));

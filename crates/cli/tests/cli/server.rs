@@ -29,6 +29,16 @@ struct State {
     listen: Option<String>,
     clock_ms: i64,
     interruption: Option<Interruption>,
+    /// Names of organizations beyond the default one.
+    organizations: Vec<String>,
+    /// Log lines beyond those of a crash.
+    log: Vec<Value>,
+    /// Machines stay as they are when they are asked to stop.
+    ignores_stops: bool,
+    /// Method and path of every call.
+    calls: Vec<String>,
+    /// The one Machine's own text, with numbers that no value here can hold.
+    machine_text: Option<String>,
 }
 
 /// Whom to tell as soon as a call with this method comes whose path, with `$` for its end, has this part.
@@ -169,6 +179,43 @@ impl Server {
         }
     }
 
+    pub(crate) fn add_organization(&self, slug: &str) {
+        self.state().organizations.push(slug.to_owned());
+    }
+
+    /// Changes what the server answers about a Machine.
+    pub(crate) fn edit_machine(&self, id: &str, edit: impl FnOnce(&mut Value)) {
+        edit(self.state().machine(id).expect("it exists"));
+    }
+
+    /// Changes the first address of an app.
+    pub(crate) fn edit_address(&self, app: &str, edit: impl FnOnce(&mut Value)) {
+        let mut state = self.state();
+        edit(state.addresses.get_mut(app).and_then(|list| list.first_mut()).expect("it has one"));
+    }
+
+    pub(crate) fn edit_app(&self, name: &str, edit: impl FnOnce(&mut Value)) {
+        edit(self.state().apps.get_mut(name).expect("it exists"));
+    }
+
+    /// From now on there is one Machine, whose JSON is this text.
+    pub(crate) fn answer_machine_with(&self, text: &str) {
+        self.state().machine_text = Some(text.to_owned());
+    }
+
+    pub(crate) fn log(&self, attributes: Value) {
+        self.state().log.push(json!({"id": "1", "attributes": attributes}));
+    }
+
+    pub(crate) fn ignore_stops(&self) {
+        self.state().ignores_stops = true;
+    }
+
+    /// The calls since the last time.
+    pub(crate) fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().calls)
+    }
+
     pub(crate) fn listen_on(&self, address: &str) {
         self.state().listen = Some(address.to_owned());
     }
@@ -178,12 +225,13 @@ fn serve(stream: UnixStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream);
     let Some(request) = read_request(&mut reader) else { return };
     let head = request.method == "HEAD";
-    let answer = {
+    let (answer, text) = {
         let mut state = state.lock().expect("no handler panics");
         state.interrupt(&request);
-        state.answer(&request)
+        (state.answer(&request), state.text(&request))
     };
     let body = if answer.body.is_null() { String::new() } else { answer.body.to_string() };
+    let body = text.unwrap_or(body);
     let mut text = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, body.len());
     for (name, value) in answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
@@ -250,6 +298,7 @@ impl State {
     }
 
     fn answer(&mut self, request: &Request) -> Answer {
+        self.calls.push(format!("{} /{}", request.method, request.path.join("/")));
         let path: Vec<_> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("GET", ["perch", "v1", "info"]) => {
@@ -257,16 +306,23 @@ impl State {
                     "host_addresses": ["fdaa::2"]}))
             }
             ("GET", ["v1", "platform", "regions"]) => {
-                ok(json!({"Regions": [{"code": "lcl"}], "Nearest": "lcl"}))
+                let there = json!({"code": "rmt", "name": "Elsewhere"});
+                ok(json!({"Regions": [{"code": "lcl", "name": "Here"}, there], "Nearest": "lcl"}))
+            }
+            ("GET", ["api", "v1", "organizations"]) => {
+                ok(json!({"organizations": self.organizations()}))
             }
             ("GET", ["api", "v1", "organizations", slug]) => {
-                ok(json!({"organization": {"slug": slug, "name": "Personal"}}))
+                match self.organizations().into_iter().find(|org| org["slug"] == *slug) {
+                    Some(org) => ok(json!({"organization": org})),
+                    None => error(404, &format!("organization not found: {slug}")),
+                }
             }
-            ("GET", ["v1", "apps"]) => ok(json!({"apps": self.apps.values().collect::<Vec<_>>()})),
+            ("GET", ["v1", "apps"]) => ok(json!({"apps": self.listed_apps(&request.query)})),
             ("POST", ["v1", "apps"]) => self.create_app(&request.body),
             ("GET", ["v1", "apps", app]) => match self.apps.get(*app) {
                 Some(app) => ok(app.clone()),
-                None => error(404, "app not found"),
+                None => error(404, &format!("Could not find App \"{app}\"")),
             },
             ("DELETE", ["v1", "apps", app]) => {
                 self.apps.remove(*app);
@@ -286,10 +342,54 @@ impl State {
         }
     }
 
+    fn text(&self, request: &Request) -> Option<String> {
+        let text = self.machine_text.as_ref()?;
+        let path: Vec<_> = request.path.iter().map(String::as_str).collect();
+        match (request.method.as_str(), path.as_slice()) {
+            ("GET", ["v1", "apps", _, "machines"]) => Some(format!("[{text}]")),
+            ("GET", ["v1", "apps", _, "machines", _]) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn organizations(&self) -> Vec<Value> {
+        let personal = json!({"slug": "personal", "name": "Personal", "personal": true});
+        let others = self.organizations.iter();
+        let others = others.map(|slug| json!({"slug": slug, "name": slug.to_uppercase()}));
+        std::iter::once(personal).chain(others).collect()
+    }
+
+    fn listed_apps(&self, query: &BTreeMap<String, String>) -> Vec<Value> {
+        let org = query.get("org_slug");
+        let apps = self
+            .apps
+            .iter()
+            .filter(|(_, app)| org.is_none_or(|org| app["organization"]["slug"] == org.as_str()));
+        let counted = |(name, app): (&String, &Value)| {
+            let machines = self.machines.iter().filter(|machine| machine["app"] == name.as_str());
+            let mut app = app.clone();
+            app["machine_count"] = machines.count().into();
+            app
+        };
+        apps.map(counted).collect()
+    }
+
     fn create_app(&mut self, body: &Value) -> Answer {
         let name = body["name"].as_str().unwrap_or_default().to_owned();
-        let app = json!({"id": name, "name": name, "status": "pending",
-            "organization": {"slug": "personal"}, "address_intent": body["address_intent"]});
+        if self.apps.contains_key(&name) {
+            let text = format!("Name has already been taken: {name}");
+            let body = json!({"error": text, "status": "name_taken"});
+            return Answer { status: 422, headers: Vec::new(), body };
+        }
+        let network = match body["network"].as_str() {
+            None | Some("") => "default",
+            Some(network) => network,
+        };
+        let organization = json!({"slug": body["org_slug"], "name": "Personal",
+            "internal_numeric_id": 7});
+        let app = json!({"id": name, "name": name, "status": "pending", "network": network,
+            "internal_numeric_id": 42, "hostname": format!("{name}.perch.test"),
+            "organization": organization, "address_intent": body["address_intent"]});
         self.apps.insert(name, app.clone());
         ok(app)
     }
@@ -365,7 +465,7 @@ impl State {
                 }
                 match self.machine(id) {
                     Some(_) => self.answer_machine(request, id, action),
-                    None => error(404, "machine not found"),
+                    None => error(404, &format!("machine not found: {id} in app {app}")),
                 }
             }
             _ => error(404, "no such route"),
@@ -429,7 +529,9 @@ impl State {
                 ok(json!({"previous_state": "stopped"}))
             }
             ("POST", ["stop"]) => {
-                self.machine(id).expect("it exists")["state"] = "stopped".into();
+                if !self.ignores_stops {
+                    self.machine(id).expect("it exists")["state"] = "stopped".into();
+                }
                 done
             }
             ("GET", ["wait"]) => {
@@ -503,19 +605,28 @@ impl State {
                 app["latest_deploy"] = jiff::Timestamp::now().to_string().into();
                 ok(release)
             }
-            ("GET", ["apps", _, "releases", "current"]) => match self.releases.last() {
-                Some(release) => ok(release.clone()),
-                None => error(404, "no release"),
-            },
+            ("GET", ["apps", app, "releases", "current"]) => {
+                match self.releases.iter().rev().find(|release| release["app_name"] == *app) {
+                    Some(release) => ok(release.clone()),
+                    None => error(404, "there is no release yet"),
+                }
+            }
             ("GET", ["apps", _, "releases"]) => {
                 ok(json!({"releases": self.releases.iter().rev().collect::<Vec<_>>()}))
             }
             ("GET", ["apps", _, "logs"]) => {
-                let lines = self
-                    .crash
-                    .iter()
-                    .map(|line| json!({"id": "1", "attributes": {"message": line}}));
-                ok(json!({"data": lines.collect::<Vec<_>>(), "meta": {"next_token": "t"}}))
+                let crash = self.crash.iter();
+                let crash = crash.map(|line| json!({"id": "1", "attributes": {"message": line}}));
+                let instance = request.query.get("instance");
+                let region = request.query.get("region");
+                let meant = |line: &&Value| {
+                    let is = |key: &str, wanted: Option<&String>| {
+                        wanted.is_none_or(|wanted| line["attributes"][key] == wanted.as_str())
+                    };
+                    is("instance", instance) && is("region", region)
+                };
+                let lines: Vec<_> = crash.chain(self.log.iter().filter(meant).cloned()).collect();
+                ok(json!({"data": lines, "meta": {"next_token": "t"}}))
             }
             _ => error(404, "no such route"),
         }

@@ -8,6 +8,7 @@ use crate::flytoml::Config;
 use crate::image::{self, BuildOptions, Image, Source};
 use crate::render;
 use perch_api::wire::ImageInfo;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,8 @@ pub(in crate::command) fn open(
     base: &Path,
 ) -> Outcome<OpenImage> {
     context.console.styled_note(Style::Green, "==> Building image");
-    let tag = format!("deployment-{}", ulid());
+    let label = rollout.build.image_label.clone().filter(|label| !label.is_empty());
+    let tag = label.unwrap_or_else(|| format!("deployment-{}", ulid()));
     let of_file = config.build.as_ref().and_then(|build| build.image.clone());
     // A flag's path starts from where the user is, the file's from the file.
     let named = match &rollout.image {
@@ -75,24 +77,31 @@ fn build_options(
     tag: &str,
 ) -> Outcome<BuildOptions> {
     let build = config.build.clone().unwrap_or_default();
+    let flags = &rollout.build;
     let mut args = build.args;
-    for pair in &rollout.build_arg {
-        let (name, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::new(format!("'{pair}' is not NAME=VALUE"))
-                .hint("For example `--build-arg VERSION=1`")
-        })?;
-        args.insert(name.to_owned(), value.to_owned());
-    }
-    let given = rollout.dockerfile.as_ref().map(|path| context.env.dir.join(path));
+    args.extend(pairs("build-arg", &flags.build_arg)?);
+    let given = flags.dockerfile.as_ref().map(|path| context.env.dir.join(path));
     let dockerfile = given.or(build.dockerfile.map(PathBuf::from));
     Ok(BuildOptions {
         dir: base.to_owned(),
         dockerfile: dockerfile.unwrap_or_else(|| PathBuf::from("Dockerfile")),
         args,
-        target: rollout.build_target.clone().or(build.build_target),
-        no_cache: rollout.no_cache,
+        secrets: pairs("build-secret", &flags.build_secret)?,
+        labels: pairs("label", &flags.label)?,
+        target: flags.build_target.clone().or(build.build_target),
+        no_cache: flags.no_cache,
         tag: format!("perch-build:{tag}").to_lowercase(),
     })
+}
+
+/// The values of a flag that is given as NAME=VALUE, any number of times.
+fn pairs(flag: &str, given: &[String]) -> Outcome<BTreeMap<String, String>> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(Failure::new(format!("--{flag} '{text}' is not NAME=VALUE"))
+            .hint(format!("For example `--{flag} VERSION=1`"))),
+    };
+    given.iter().map(pair).collect()
 }
 
 /// A sortable name for a push: 48 bits of milliseconds and 80 random bits, in Crockford's base 32.

@@ -1,13 +1,15 @@
 //! A release without a new configuration: Machines begin anew as they are, with the newest secrets.
 
 use super::super::Context;
-use super::{Job, LEASE_DEFAULT, MAX_UNAVAILABLE_DEFAULT, Options, WAIT_TIMEOUT_DEFAULT, Work};
+use super::{
+    Job, LEASE_DEFAULT, Looks, MAX_UNAVAILABLE_DEFAULT, Options, WAIT_TIMEOUT_DEFAULT, Work,
+};
 use super::{max_unavailable, rollout, strategy};
+use crate::args::Only;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{self, Config};
 use perch_api::wire::{App, ImageInfo, Release};
 use perch_core::deploy::{Availability, Scope, Settings};
-use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Updates the app's Machines: those awake start again, those asleep stay asleep.
@@ -35,10 +37,10 @@ pub(in crate::command) async fn restart(
         settings,
         wait_timeout: wait.unwrap_or(WAIT_TIMEOUT_DEFAULT),
         lease: LEASE_DEFAULT,
-        smoke_checks,
+        looks: if smoke_checks { Looks::All } else { Looks::ListeningOnly },
+        only: Only::default(),
         flycast: false,
         no_public_ips: false,
-        groups: BTreeSet::new(),
     };
     let image = ImageInfo { reference: image, ..ImageInfo::default() };
     rollout::run(context, &Job { app, config, image, options, work: Work::Restart }).await

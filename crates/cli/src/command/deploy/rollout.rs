@@ -3,24 +3,20 @@
 //! The plan was made from what was seen; each Machine is looked at again before it is changed, because a
 //! request may have woken it meanwhile.
 
-use super::super::Context;
-use super::super::machine::{is_managed, process_group};
+use super::super::machine::is_managed;
+use super::super::{Context, all};
 use super::guard::Guard;
 use super::leases::Leases;
 use super::progress::{Line, Mark};
 use super::watch::{Check, Watch};
-use super::{Job, Work, addresses, machine_config};
+use super::{Job, Looks, Work, addresses, machine_config, only};
 use crate::failure::{Failure, Outcome};
 use perch_api::wire::{LaunchInput, Machine, MachineFilter};
 use perch_core::deploy::{
-    Activity, AfterUpdate, Batch, NewMachines, ObservedMachine, Plan, Step, Strategy, WantedGroup,
-    after_update, plan,
+    Activity, AfterUpdate, Batch, NewMachines, Plan, Step, Strategy, after_update,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 /// One rollout under way.
@@ -62,39 +58,12 @@ async fn interrupted(context: &Context<'_>) -> Failure {
     Failure::interrupted()
 }
 
-/// A restart plans with the groups that there are.
-fn make_plan(job: &Job, machines: &[Machine]) -> Plan {
-    let observe = |machine: &Machine| {
-        let activity = Activity::of_state(machine.state.as_str())?;
-        Some(ObservedMachine { id: machine.id.clone(), group: process_group(machine), activity })
-    };
-    let chosen =
-        |group: &String| job.options.groups.is_empty() || job.options.groups.contains(group);
-    let observed: Vec<_> =
-        machines.iter().filter_map(observe).filter(|machine| chosen(&machine.group)).collect();
-    let groups = match job.work {
-        Work::Deploy => job.config.groups(),
-        Work::Restart => {
-            let there: BTreeSet<_> = machines.iter().map(process_group).collect();
-            there.into_iter().collect()
-        }
-    };
-    let groups = groups.into_iter().filter(chosen);
-    let wanted: Vec<_> = groups.map(|name| wanted(job, name)).collect();
-    plan(&wanted, &observed, job.options.settings)
-}
-
-fn wanted(job: &Job, name: String) -> WantedGroup {
-    let has_services = !job.config.services_of(&name).is_empty();
-    WantedGroup { name, has_services, has_mounts: !job.config.mounts.is_empty() }
-}
-
 async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases) -> Outcome {
     let app = &job.app.name;
     let machines = context.client.list_machines(app, &MachineFilter::default()).await?;
     let managed: Vec<_> = machines.into_iter().filter(is_managed).collect();
-    let plan = make_plan(job, &managed);
     let first = managed.is_empty() && job.app.latest_deploy.is_none();
+    let plan = only::plan(context, job, managed);
     let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
     leases.acquire(context, app, &plan.leased()).await?;
     if job.work == Work::Deploy {
@@ -280,33 +249,14 @@ impl Rollout<'_> {
         self.context.interrupt.cut(watch.wait_started()).await?;
         let first = self.looked_at.borrow_mut().insert(group.to_owned());
         let immediate = self.job.options.settings.strategy == Strategy::Immediate;
-        let check = match (first, self.job.options.smoke_checks && !immediate) {
+        let check = match (first, self.job.options.looks) {
+            (_, Looks::None) => return Ok(()),
             (true, _) => Check::CrashesAndListening,
-            (false, true) => Check::Crashes,
-            (false, false) => return Ok(()),
+            (false, Looks::All) if !immediate => Check::Crashes,
+            (false, _) => return Ok(()),
         };
         let checked = self.context.interrupt.cut(watch.check(check)).await;
         line.end(self.context);
         checked
     }
-}
-
-/// Runs futures at the same time on this task and answers all their results in order.
-async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut running: Vec<Pin<Box<_>>> = futures.map(Box::pin).collect();
-    let mut results: Vec<Option<T>> = running.iter().map(|_| None).collect();
-    std::future::poll_fn(move |cx| {
-        for (future, result) in running.iter_mut().zip(&mut results) {
-            if result.is_none()
-                && let Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *result = Some(value);
-            }
-        }
-        match results.iter().all(Option::is_some) {
-            true => Poll::Ready(results.iter_mut().filter_map(Option::take).collect()),
-            false => Poll::Pending,
-        }
-    })
-    .await
 }

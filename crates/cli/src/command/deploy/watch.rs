@@ -71,7 +71,7 @@ impl Watch<'_> {
             }
         }
         let wait = self.job.options.wait_text();
-        Err(Failure::deadline("timeout reached waiting for machine's state to change").hint(format!(
+        Err(Failure::new("timeout reached waiting for machine's state to change").hint(format!(
             "The machine {id} took more than {wait} to reach \"started\". Raise --wait-timeout if it \
              needs longer"
         )))

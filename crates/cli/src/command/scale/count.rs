@@ -248,7 +248,7 @@ fn confirmed(context: &Context<'_>, app: &str) -> Outcome<bool> {
     if !context.console.is_interactive() {
         return Err(Failure::new("--yes flag must be specified when not running interactively"));
     }
-    Ok(context.console.confirm(&format!("Scale app {app}?")))
+    crate::prompt::confirm(context.console, &format!("Scale app {app}?"))
 }
 
 async fn carry_out(
