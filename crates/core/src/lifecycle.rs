@@ -28,10 +28,10 @@
 //! # How a shell drives it
 //!
 //! One owner per Machine; after each call do all effects in order, then store
-//! [`Lifecycle::stored`] if it changed. A user's request (`Start`, `Stop`, `Update`, `Destroy`) is
-//! stored *before* it is acknowledged. A start by the proxy may be stored behind, so that a wake
-//! writes nothing before its answer; a stop is stored before its `Signal` is sent, or a new server
-//! would let callers into a program that is about to end.
+//! [`Lifecycle::stored`] if it changed. A user's request (`Start`, `Stop`, `Update`, `Restart`,
+//! `Destroy`) is stored *before* it is acknowledged. A start by the proxy may be stored behind, so
+//! that a wake writes nothing before its answer; a stop is stored before its `Signal` is sent, or a
+//! new server would let callers into a program that is about to end.
 //!
 //! - `Announce`: tell the API's watchers and the proxy (a new `App` view), append to the events.
 //! - `Drain`: ask the proxy; without a proxy feed `Drained` at once (nothing can be in flight).
@@ -177,6 +177,13 @@ pub enum Event {
         run: u64,
         /// For people.
         reason: String,
+    },
+    /// Be down, and up again. A Machine that is down is started.
+    Restart {
+        /// Instead of the policy's signal.
+        signal: Option<i32>,
+        /// Instead of the policy's `kill_timeout`.
+        timeout: Option<Duration>,
     },
     /// Go away for ever.
     Destroy,
@@ -324,6 +331,8 @@ pub enum Happened {
         /// Its version.
         config_version: u64,
     },
+    /// A restart was asked for.
+    RestartAsked,
     /// Destruction was asked for.
     DestroyAsked,
     /// A run begins (after a stop, an update, or a back-off).
@@ -568,6 +577,9 @@ impl Lifecycle {
             Event::Frozen { token } => self.on_frozen(token),
             Event::FreezeFailed { token, reason } => self.on_freeze_failed(token, reason, now),
             Event::ThawFailed { run, reason } => self.on_thaw_failed(run, reason, now),
+            Event::Restart { signal, timeout } => {
+                self.on_restart(self.how_to_stop(signal, timeout), now)?;
+            }
             Event::Destroy => self.on_destroy(now)?,
             Event::Lease(lease) => self.lease = lease,
             Event::Launched { run } => self.on_launched(run, now),
@@ -1176,6 +1188,38 @@ impl Lifecycle {
                 self.announce(happened);
             }
             Phase::Destroying | Phase::Destroyed => {}
+        }
+        Ok(())
+    }
+
+    /// A stop after which it is started, whoever asks for it or not; with the newest config, as every
+    /// start.
+    fn on_restart(&mut self, stop: HowToStop, now: Timestamp) -> Result<(), InvalidTransition> {
+        let happened = Happened::RestartAsked;
+        match &mut self.phase {
+            Phase::Created | Phase::Stopped | Phase::Failed | Phase::Restarting { .. } => {
+                self.begin_launch(happened, now);
+            }
+            Phase::Started { .. } => self.begin_draining(After::Wake, stop, happened, now),
+            Phase::Draining { after: after @ After::Sleep, .. }
+            | Phase::Stopping { after: after @ After::Sleep, .. } => {
+                *after = After::Wake;
+                self.announce(happened);
+            }
+            Phase::Suspending { .. } | Phase::Suspended => {
+                self.leave_suspend(After::Wake, stop, now);
+                self.announce(happened);
+            }
+            // It is on its way to a new run already.
+            Phase::Starting { .. }
+            | Phase::Draining { after: After::Wake | After::Replace, .. }
+            | Phase::Stopping { after: After::Wake | After::Replace, .. } => {}
+            Phase::Draining { after: After::Destroy, .. }
+            | Phase::Stopping { after: After::Destroy, .. }
+            | Phase::Destroying
+            | Phase::Destroyed => {
+                return Err(InvalidTransition { state: self.state(), verb: "restart" });
+            }
         }
         Ok(())
     }

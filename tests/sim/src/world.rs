@@ -391,9 +391,10 @@ impl World {
             50..52 => self.deploy(self.plan.owner(index)),
             52..54 => self.destroy_machine(index),
             54..55 => self.destroy_app(self.plan.owner(index)),
-            55..60 => {
+            55..59 => {
                 self.user_event(index, Event::Stop(StopBy::User { signal: None, timeout: None }))
             }
+            59..60 => self.user_event(index, Event::Restart { signal: None, timeout: None }),
             60..64 => self.user_event(index, Event::Start(StartBy::User)),
             64..72 => self.user_update(index),
             72..78 => self.toggle_lease(index),

@@ -10,6 +10,7 @@ const POLICY: Policy = Policy {
 const SUSPENDING: Policy = Policy { sleep: SleepBy::Suspending, ..POLICY };
 const CLEAN: Exit = Exit { code: 0, signal: None, oom_killed: false };
 const CRASH: Exit = Exit { code: 1, signal: None, oom_killed: false };
+const RESTART: Event = Event::Restart { signal: None, timeout: None };
 const USER_STOP: Event = Event::Stop(StopBy::User { signal: None, timeout: None });
 
 #[test]
@@ -71,6 +72,28 @@ fn a_user_who_starts_while_the_stop_is_only_draining_calls_it_off() {
     assert_eq!(world.event(USER_STOP), ["drain 1 token 1", "stopping"]);
     assert_eq!(world.event(Event::Start(StartBy::User)), ["undrain 1", "started"]);
     assert_eq!(world.event(Event::Drained { token: 1 }), Vec::<String>::new());
+}
+
+#[test]
+fn a_restart_survives_the_server_and_a_start_does_not_call_its_stop_off() {
+    let mut world = World::up();
+    let signal = Event::Restart { signal: Some(9), timeout: Some(Duration::from_secs(1)) };
+    assert_eq!(world.event(signal), ["drain 1 token 1", "stopping"]);
+    assert_eq!(world.life.stored().wish, Wish::Up);
+    assert_eq!(world.event(Event::Start(StartBy::User)), Vec::<String>::new());
+    assert_eq!(world.event(Event::Drained { token: 1 }), ["signal 1 with 9"]);
+    assert_eq!(world.pass(Duration::from_secs(1)), ["kill 1"]);
+    let effects = world.event(Event::Exited { run: 1, exit: CRASH });
+    assert_eq!(effects, ["stopping", "starting", "launch 2 config 1"]);
+}
+
+#[test]
+fn a_stop_after_a_restart_wins() {
+    let mut world = World::up();
+    world.event(RESTART);
+    world.event(USER_STOP);
+    world.event(Event::Drained { token: 1 });
+    assert_eq!(world.event(Event::Exited { run: 1, exit: CLEAN }), ["stopped"]);
 }
 
 #[test]
@@ -353,7 +376,7 @@ fn the_committed_table_shows_every_transition() {
     assert!(committed == table, "lifecycle/transitions.txt differs; the new one is:\n{table}");
 }
 
-type Phases = [(&'static str, fn() -> World); 18];
+type Phases = [(&'static str, fn() -> World); 19];
 
 const PHASES: Phases = [
     ("created", World::new),
@@ -361,6 +384,7 @@ const PHASES: Phases = [
     ("started", World::up),
     ("started, leased", || World::up().after([Event::Lease(Lease::Held)])),
     ("draining to sleep", || World::up().after([USER_STOP])),
+    ("draining to wake", || World::up().after([RESTART])),
     ("draining to replace", || World::up().after([update(2, Asleep::Stays)])),
     ("draining to destroy", || World::up().after([Event::Destroy])),
     ("stopping to sleep", || World::up().after([proxy_stop(1, 2)])),
@@ -386,6 +410,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("stop by proxy", proxy_stop(1, 9)),
         ("update", update(3, Asleep::Stays)),
         ("update and launch", update(3, Asleep::Launches)),
+        ("restart", RESTART),
         ("destroy", Event::Destroy),
         ("launched", Event::Launched { run: 1 }),
         ("launch failed", Event::LaunchFailed { run: 1, reason: "no".to_owned() }),
