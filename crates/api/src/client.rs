@@ -19,11 +19,12 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Event, ImageInfo,
-    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer, OrganizationPage,
-    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretPage, SecretsAnswer,
-    SignalInput, StartAnswer, StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, WaitQuery,
+    App, AppPage, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, DnsAnswer,
+    Event, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage,
+    LogQuery, Machine, MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer,
+    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery,
+    Secret, SecretPage, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, TokenPage,
+    UpdateRelease, UpdateSecrets, WaitQuery, Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -191,6 +192,18 @@ impl Client {
     pub async fn suspend_machine(&self, app: &str, id: &str, nonce: Option<&str>) -> Result<()> {
         let request = Request::new(Method::POST, machine_path(app, id, "/suspend")).nonce(nonce);
         self.call::<IgnoredAny>(request).await.map(drop)
+    }
+
+    /// Begins to restart a Machine; one that is down is started.
+    pub async fn restart_machine(
+        &self,
+        app: &str,
+        id: &str,
+        query: &RestartQuery,
+        nonce: Option<&str>,
+    ) -> Result<()> {
+        let query = query_of(restart_pairs(query));
+        self.command(Method::POST, machine_path(app, id, &format!("/restart{query}")), nonce).await
     }
 
     /// Sends a signal.
@@ -386,6 +399,21 @@ impl Client {
         self.get("/perch/v1/info".to_owned()).await
     }
 
+    /// Tells who the caller is.
+    pub async fn whoami(&self) -> Result<Whoami> {
+        self.get("/perch/v1/whoami".to_owned()).await
+    }
+
+    /// Asks the DNS server of a network for records of a kind: `A`, `AAAA`, `CNAME` or `TXT`.
+    pub async fn resolve_name(&self, asker: &Asker, name: &str, kind: &str) -> Result<DnsAnswer> {
+        let whose = match asker {
+            Asker::App(app) => format!("apps/{}", escape(app)),
+            Asker::Organization(slug) => format!("organizations/{}", escape(slug)),
+        };
+        let query = query_of([("name", name.to_owned()), ("type", kind.to_owned())]);
+        self.get(format!("/perch/v1/{whose}/dns{query}")).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T> {
         self.call(Request::new(Method::GET, path)).await
     }
@@ -424,6 +452,13 @@ fn filter_pairs(filter: &MachineFilter) -> Vec<(&'static str, String)> {
     pairs.extend(filter.region.iter().map(|region| ("region", region.clone())));
     pairs.extend(filter.state.iter().map(|state| ("state", state.to_string())));
     pairs.extend(filter.metadata.iter().map(|(key, value)| ("metadata", format!("{key}={value}"))));
+    pairs
+}
+
+fn restart_pairs(query: &RestartQuery) -> Vec<(&'static str, String)> {
+    let mut pairs = vec![("force_stop", query.force_stop.to_string())];
+    pairs.extend(query.signal.map(|signal| ("signal", signal.to_string())));
+    pairs.extend(query.timeout.map(|timeout| ("timeout", timeout.to_string())));
     pairs
 }
 

@@ -13,6 +13,7 @@ mod body;
 mod credential;
 mod handler;
 mod listener;
+mod lookup;
 mod machine_handler;
 mod peer;
 mod query;

@@ -7,7 +7,9 @@
 //! backend converts.
 
 mod app;
+mod caller;
 mod config;
+mod dns;
 mod duration;
 mod error;
 mod image;
@@ -15,6 +17,7 @@ mod log;
 mod machine;
 mod platform;
 mod release;
+mod restart;
 mod secret;
 mod signal;
 mod token;
@@ -23,10 +26,12 @@ pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
     IpPage, OrganizationRef,
 };
+pub use caller::Whoami;
 pub use config::{
     Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port,
     Restart, RestartPolicy, Service, StopConfig,
 };
+pub use dns::{Asker, DnsAnswer, DnsQuestion, DnsRecord};
 pub use duration::{BadDuration, GoDuration};
 pub(crate) use error::ErrorBody;
 pub use error::{ApiError, Done};
@@ -41,6 +46,7 @@ pub use platform::{Info, Organization, OrganizationAnswer, OrganizationPage, Reg
 pub use release::{
     CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease,
 };
+pub use restart::RestartQuery;
 pub use secret::{
     Secret, SecretAnswer, SecretPage, SecretValue, SecretsAnswer, SecretsVersion, SetSecret,
     UpdateSecrets,

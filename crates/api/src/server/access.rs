@@ -60,6 +60,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         | Route::AppReleases(app)
         | Route::CurrentRelease(app)
         | Route::Logs(app)
+        | Route::AppDns(app)
         | Route::Uploads(app)
         | Route::Upload(app, _)
         | Route::Blob(app, _)
@@ -68,6 +69,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
             Part::Start
             | Part::Stop
             | Part::Suspend
+            | Part::Restart
             | Part::Signal
             | Part::Wait
             | Part::Cordon
@@ -78,9 +80,9 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
             | Part::Metadata => Subject::App(app),
         },
         Route::Release(id) => Subject::Release(id),
-        Route::Organization(slug) => Subject::Organization(slug),
+        Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
         Route::Organizations | Route::Info => Subject::Cut,
-        Route::Regions | Route::Registry => Subject::Common,
+        Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
         Route::Tokens | Route::Token(_) => Subject::Host,
     };
     (effect, subject)

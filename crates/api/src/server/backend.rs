@@ -9,11 +9,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
-    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage, Release, Secret,
-    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
-    UploadState, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
+    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
+    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage,
+    Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token,
+    UpdateRelease, UpdateSecrets, UploadState, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -127,6 +127,13 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl BackendFuture<()>;
     /// Begins to suspend a Machine.
     fn suspend_machine(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
+    /// Begins to restart a Machine; one that is down is started.
+    fn restart_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        query: RestartQuery,
+    ) -> impl BackendFuture<()>;
     /// Sends a signal.
     fn signal_machine(
         &self,
@@ -294,6 +301,15 @@ pub trait Backend: Send + Sync + 'static {
         host: String,
         port: u16,
     ) -> impl BackendFuture<Self::Stream>;
+    /// Asks the DNS server of a network. The kind is `A`, `AAAA`, `CNAME` or `TXT`; the name is any
+    /// text.
+    fn resolve_name(
+        &self,
+        peer: Peer,
+        asker: Asker,
+        name: String,
+        kind: String,
+    ) -> impl BackendFuture<DnsAnswer>;
     /// Tells facts about this server.
     fn info(&self, peer: Peer) -> impl BackendFuture<Info>;
 }

@@ -13,8 +13,8 @@ use super::answer::{self, Answer, Outcome, done, json, json_with};
 use super::query::Query;
 use super::route::Route;
 use super::{
-    Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, machine_handler,
-    reached, registry, secret_handler, token_ended, tunnel,
+    Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, lookup,
+    machine_handler, reached, registry, secret_handler, token_ended, tunnel,
 };
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
@@ -162,6 +162,9 @@ async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         | Route::Info => facts(call, route).await,
         Route::Releases | Route::Release(_) | Route::AppReleases(_) | Route::CurrentRelease(_) => {
             releases(call, route).await
+        }
+        Route::Whoami | Route::AppDns(_) | Route::OrganizationDns(_) => {
+            lookup::answer(call, route).await
         }
         Route::Tokens | Route::Token(_) => tokens(call, route).await,
         Route::Secrets(_) | Route::Secret(..) => secret_handler::answer(call, route).await,

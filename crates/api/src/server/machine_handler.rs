@@ -10,7 +10,8 @@ use super::query::{self, Query};
 use super::route::{Part, Route};
 use super::{Backend, DeleteMachine, MachineTarget, Phase, reached};
 use crate::wire::{
-    ApiError, LeaseInput, Machine, MachineFilter, MetadataValue, WaitQuery, WaitState,
+    ApiError, GoDuration, LeaseInput, Machine, MachineFilter, MetadataValue, RestartQuery,
+    WaitQuery, WaitState,
 };
 
 // Fly's limits for `wait` (flyctl loops over waits of 60 s).
@@ -37,6 +38,7 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
                 Part::Start
                 | Part::Stop
                 | Part::Suspend
+                | Part::Restart
                 | Part::Signal
                 | Part::Cordon
                 | Part::Uncordon => command(call, target, part).await,
@@ -108,6 +110,17 @@ async fn single<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome
     }
 }
 
+fn restart_query(query: &Query) -> Result<RestartQuery, ApiError> {
+    let signal = query.get("signal").map(|text| {
+        text.parse().map_err(|_| query::bad("signal", text, "a signal such as SIGTERM"))
+    });
+    Ok(RestartQuery {
+        force_stop: query.flag("force_stop")?,
+        signal: signal.transpose()?,
+        timeout: query.seconds("timeout")?.map(GoDuration),
+    })
+}
+
 async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Part) -> Outcome {
     let peer = call.peer.clone();
     match part {
@@ -117,6 +130,10 @@ async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Par
             call.backend().stop_machine(peer, target, input).await?;
         }
         Part::Suspend => call.backend().suspend_machine(peer, target).await?,
+        Part::Restart => {
+            let query = restart_query(&call.query()?)?;
+            call.backend().restart_machine(peer, target, query).await?;
+        }
         Part::Signal => {
             let input = call.read().await?;
             call.backend().signal_machine(peer, target, input).await?;

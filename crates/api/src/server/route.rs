@@ -12,7 +12,7 @@ const KEY_BYTES_MAX: usize = 256;
 
 /// Every path of the API, with a name in braces for each part that varies. A test sees to it that no
 /// route is missing.
-pub(super) const PATHS: [&str; 38] = [
+pub(super) const PATHS: [&str; 42] = [
     "/v1/apps",
     "/v1/apps/{app}",
     "/v1/apps/{app}/ip_assignments",
@@ -24,6 +24,7 @@ pub(super) const PATHS: [&str; 38] = [
     "/v1/apps/{app}/machines/{id}/start",
     "/v1/apps/{app}/machines/{id}/stop",
     "/v1/apps/{app}/machines/{id}/suspend",
+    "/v1/apps/{app}/machines/{id}/restart",
     "/v1/apps/{app}/machines/{id}/signal",
     "/v1/apps/{app}/machines/{id}/wait",
     "/v1/apps/{app}/machines/{id}/cordon",
@@ -44,6 +45,9 @@ pub(super) const PATHS: [&str; 38] = [
     "/api/v1/apps/{app}/releases/current",
     "/api/v1/apps/{app}/logs",
     "/perch/v1/info",
+    "/perch/v1/whoami",
+    "/perch/v1/apps/{app}/dns",
+    "/perch/v1/organizations/{org}/dns",
     "/perch/v1/tokens",
     "/perch/v1/tokens/{token}",
     "/v2/",
@@ -77,6 +81,9 @@ pub(super) enum Route {
     CurrentRelease(String),
     Logs(String),
     Info,
+    Whoami,
+    AppDns(String),
+    OrganizationDns(String),
     Tokens,
     Token(String),
     Registry,
@@ -92,6 +99,7 @@ pub(super) enum Part {
     Start,
     Stop,
     Suspend,
+    Restart,
     Signal,
     Wait,
     Cordon,
@@ -118,6 +126,11 @@ impl Route {
             ["v2"] => Ok(Some(Self::Registry)),
             ["v2", rest @ ..] => registry(rest),
             ["perch", "v1", "info"] => Ok(Some(Self::Info)),
+            ["perch", "v1", "whoami"] => Ok(Some(Self::Whoami)),
+            ["perch", "v1", "apps", app, "dns"] => Ok(Some(Self::AppDns(name(app)?))),
+            ["perch", "v1", "organizations", org, "dns"] => {
+                Ok(Some(Self::OrganizationDns(name(org)?)))
+            }
             ["perch", "v1", "tokens"] => Ok(Some(Self::Tokens)),
             ["perch", "v1", "tokens", token] => Ok(Some(Self::Token(name(token)?))),
             _ => Ok(None),
@@ -149,6 +162,9 @@ impl Route {
             | Self::CurrentRelease(_)
             | Self::Logs(_)
             | Self::Info
+            | Self::Whoami
+            | Self::AppDns(_)
+            | Self::OrganizationDns(_)
             | Self::Registry => "GET",
         }
     }
@@ -170,6 +186,7 @@ impl Part {
             "start" => Self::Start,
             "stop" => Self::Stop,
             "suspend" => Self::Suspend,
+            "restart" => Self::Restart,
             "signal" => Self::Signal,
             "wait" => Self::Wait,
             "cordon" => Self::Cordon,
@@ -187,6 +204,7 @@ impl Part {
             Self::Start
             | Self::Stop
             | Self::Suspend
+            | Self::Restart
             | Self::Signal
             | Self::Cordon
             | Self::Uncordon => "POST",
@@ -227,7 +245,7 @@ fn machine(app: String, id: String, rest: &[&str]) -> Parsed {
     Ok(Some(match rest {
         [] => Route::Machine(app, id),
         ["metadata", metadata_key] => Route::MetadataKey(app, id, key(metadata_key)?),
-        [what @ ("restart" | "exec" | "versions" | "memory")] => {
+        [what @ ("exec" | "versions" | "memory")] => {
             return Err(missing(what));
         }
         [part] => return Ok(Part::parse(part).map(|part| Route::MachinePart(app, id, part))),

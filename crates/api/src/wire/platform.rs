@@ -23,6 +23,12 @@ pub struct Region {
     pub requires_paid_plan: bool,
     /// Whether new Machines are refused here.
     pub deprecated: bool,
+    /// Fly's field; 0, since what a host has room for is not counted in Machines.
+    pub capacity: i64,
+    /// The part of the world, such as `europe`; empty = not known.
+    pub geo_region: String,
+    /// Always false: there are no managed databases.
+    pub mpg_available: bool,
 }
 
 /// Answer of `GET /v1/platform/regions`. Capital letters are Fly's.

@@ -360,3 +360,14 @@ mod tls {
         assert!(refused("none.pem", "key.pem").to_string().contains("none.pem"));
     }
 }
+
+#[tokio::test]
+async fn a_caller_with_a_token_is_told_its_name_and_what_it_is_good_for() {
+    let remote = Remote::start().await;
+    let caller = remote.client("own-app").whoami().await.expect("answer");
+    assert_eq!((caller.user.as_str(), caller.uid), ("token own-app", None));
+    let scope = (caller.token.as_deref(), caller.org.as_deref(), caller.app.as_deref());
+    assert_eq!(scope, (Some("own-app"), Some("personal"), Some("web")));
+    assert!(!caller.read_only);
+    assert!(remote.client("reader").whoami().await.expect("answer").read_only);
+}

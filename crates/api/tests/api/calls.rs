@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perch_api::wire::{
-    AddressIntent, AppPatch, AssignIp, CreateApp, CreateRelease, GoDuration, IpKind, LaunchInput,
-    LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus, SecretValue,
-    SignalInput, StopInput, UpdateRelease, UpdateSecrets, WaitQuery, WaitState,
+    AddressIntent, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, GoDuration, IpKind,
+    LaunchInput, LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus,
+    RestartQuery, SecretValue, SignalInput, StopInput, UpdateRelease, UpdateSecrets, WaitQuery,
+    WaitState, Whoami,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -120,6 +121,50 @@ async fn metadata_is_set_and_removed_whatever_its_key() {
     assert_eq!(client.get_metadata("web", id).await.expect("get")["a/b c?"], "1");
     client.delete_metadata("web", id, "a/b c?", None).await.expect("delete");
     assert_eq!(client.get_metadata("web", id).await.expect("get").len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_carries_how_to_stop() {
+    let (server, machine) = Server::with_machine().await;
+    let query = RestartQuery {
+        force_stop: true,
+        signal: Some("SIGUSR1".parse().expect("signal")),
+        timeout: Some(GoDuration(Duration::from_millis(1500))),
+    };
+    server.client.restart_machine("web", &machine.id, &query, None).await.expect("restart");
+    assert_eq!(server.seen(), format!("restart {} {query:?}", machine.id));
+    let path = format!("POST /v1/apps/web/machines/{}/restart", machine.id);
+    assert!(server.request(&path, "", "").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(server.seen(), format!("restart {} {:?}", machine.id, RestartQuery::default()));
+    for query in ["?force_stop=perhaps", "?signal=SIGWHAT", "?timeout=soon"] {
+        let refused = server.request(&format!("{path}{query}"), "", "").await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_by_an_app_or_an_organization() {
+    let server = Server::with_app().await;
+    let (app, org) = (Asker::App("web".to_owned()), Asker::Organization("personal".to_owned()));
+    let answer = server.client.resolve_name(&app, "a&b.internal.", "TXT").await.expect("answer");
+    assert_eq!(answer.status, "NXDOMAIN");
+    assert_eq!(server.seen(), "App(\"web\") TXT a&b.internal.");
+    server.client.resolve_name(&org, "web.flycast.", "aaaa").await.expect("answer");
+    assert_eq!(server.seen(), "Organization(\"personal\") AAAA web.flycast.");
+    for query in ["", "?name=", "?name=x&type=MX", &format!("?name={}", "a".repeat(1025))] {
+        let path = format!("GET /perch/v1/apps/web/dns{query}");
+        let refused = server.request(&path, "", "").await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{query}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_on_the_socket_is_its_user() {
+    let server = Server::start();
+    let caller = server.client.whoami().await.expect("answer");
+    let uid = caller.uid.expect("it is told");
+    let wanted = Whoami { user: format!("uid {uid}"), uid: Some(uid), ..Whoami::default() };
+    assert_eq!(caller, wanted);
 }
 
 #[tokio::test]

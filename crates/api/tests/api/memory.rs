@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
-    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage,
-    LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken, Organization,
-    OrganizationRef, Process, Region, RegionPage, Release, Secret, SecretsAnswer, SignalInput,
-    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery, WaitState,
+    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
+    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput,
+    LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken,
+    Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery, Secret,
+    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UploadState, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -287,6 +288,17 @@ impl Backend for Memory {
     async fn suspend_machine(&self, _: Peer, target: MachineTarget) -> Result<()> {
         self.writable(&target)?;
         self.set_state(&target.id, MachineState::Suspended);
+        Ok(())
+    }
+
+    async fn restart_machine(
+        &self,
+        _: Peer,
+        target: MachineTarget,
+        query: RestartQuery,
+    ) -> Result<()> {
+        self.writable(&target)?;
+        self.saw(format!("restart {} {query:?}", target.id));
         Ok(())
     }
 
@@ -590,6 +602,17 @@ impl Backend for Memory {
         let (near, far) = tokio::io::duplex(4096);
         tokio::spawn(shout(far));
         Ok(near)
+    }
+
+    async fn resolve_name(
+        &self,
+        _: Peer,
+        asker: Asker,
+        name: String,
+        kind: String,
+    ) -> Result<DnsAnswer> {
+        self.saw(format!("{asker:?} {kind} {name}"));
+        Ok(DnsAnswer { status: "NXDOMAIN".to_owned(), ..DnsAnswer::default() })
     }
 
     async fn info(&self, _: Peer) -> Result<Info> {

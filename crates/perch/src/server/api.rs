@@ -1,6 +1,7 @@
 //! The API's backend: each call in the module of its resource.
 
 mod apps;
+mod dig;
 mod ips;
 mod leases;
 mod logs;
@@ -16,11 +17,11 @@ use std::sync::Arc;
 
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor, Event,
-    ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, ManifestInfo, NewToken, Organization, Process, Region, RegionPage, Release,
-    Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease,
-    UpdateSecrets, UploadState, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
+    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
+    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, Region,
+    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput,
+    Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -205,6 +206,15 @@ impl Backend for Api {
 
     async fn suspend_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
         self.detached(machines::suspend(self.world.clone(), target)).await
+    }
+
+    async fn restart_machine(
+        &self,
+        _peer: Peer,
+        target: MachineTarget,
+        query: RestartQuery,
+    ) -> Result<(), ApiError> {
+        self.detached(machines::restart(self.world.clone(), target, query)).await
     }
 
     async fn signal_machine(
@@ -456,6 +466,16 @@ impl Backend for Api {
         port: u16,
     ) -> Result<Self::Stream, ApiError> {
         stream::open(&self.world, &app, &host, port).await
+    }
+
+    async fn resolve_name(
+        &self,
+        _peer: Peer,
+        asker: Asker,
+        name: String,
+        kind: String,
+    ) -> Result<DnsAnswer, ApiError> {
+        dig::ask(&self.world, &asker, &name, &kind).await
     }
 
     async fn info(&self, _peer: Peer) -> Result<Info, ApiError> {

@@ -472,6 +472,7 @@ impl Task {
             }
             Happened::StopAsked(StopBy::User { .. } | StopBy::Proxy { .. }) => "stop",
             Happened::Updated { .. } => "update",
+            Happened::RestartAsked => "restart",
             Happened::DestroyAsked => "destroy",
             Happened::Launched => "start",
             Happened::LaunchFailed { .. } | Happened::Exited { .. } => "exit",

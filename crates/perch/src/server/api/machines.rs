@@ -6,7 +6,7 @@ use std::sync::Arc;
 use perch_api::server::{DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
     ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineFilter, MachineState, Process,
-    SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
+    RestartQuery, SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
 };
 use perch_core::address;
 use perch_core::ids::{MachineId, NetworkId};
@@ -26,6 +26,7 @@ use crate::server::world::World;
 
 /// Number of this host in addresses (PN-11); more hosts come later.
 const HOST: u16 = 1;
+const KILL: i32 = rustix::process::Signal::KILL.as_raw();
 
 /// Makes a Machine and, unless told otherwise, begins to start it.
 pub(crate) async fn create(
@@ -383,6 +384,21 @@ pub(crate) async fn stop(
 pub(crate) async fn suspend(world: Arc<World>, target: MachineTarget) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
     ask(&handle(&world, &target)?, Event::Suspend, Source::User).await
+}
+
+/// Begins to restart a Machine. By force nothing is asked of its program.
+pub(crate) async fn restart(
+    world: Arc<World>,
+    target: MachineTarget,
+    query: RestartQuery,
+) -> Result<(), ApiError> {
+    leases::check(&world, &target)?;
+    let signal = query.signal.map(perch_api::wire::Signal::number);
+    let event = Event::Restart {
+        signal: if query.force_stop { Some(KILL) } else { signal },
+        timeout: query.timeout.map(|length| length.0),
+    };
+    ask(&handle(&world, &target)?, event, Source::User).await
 }
 
 /// Sends a signal to a Machine's program.

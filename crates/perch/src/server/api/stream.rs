@@ -32,12 +32,21 @@ pub(crate) async fn open(
     let failed = |why: String| {
         ApiError::new(502, format!("could not connect to {target} for app {app}: {why}"))
     };
+    connect(world, source, target).await.map_err(failed)
+}
+
+/// Connects inside the data plane, from an address that is the plane's own.
+pub(super) async fn connect(
+    world: &World,
+    source: IpAddr,
+    target: SocketAddr,
+) -> Result<TcpStream, String> {
     let plane = world.plane.clone();
     let made = tokio::task::spawn_blocking(move || plane.enter(|| socket(source))).await;
-    let entered = made.map_err(|error| failed(error.to_string()))?;
-    let socket = entered.map_err(|error| failed(chain(&error)))?;
-    let socket = socket.map_err(|error| failed(error.to_string()))?;
-    socket.connect(target).await.map_err(|error| failed(error.to_string()))
+    let entered = made.map_err(|error| error.to_string())?;
+    let socket = entered.map_err(|error| chain(&error))?;
+    let socket = socket.map_err(|error| error.to_string())?;
+    socket.connect(target).await.map_err(|error| error.to_string())
 }
 
 /// A socket with this source, in the network namespace of the calling thread.
