@@ -1,8 +1,6 @@
 //! Request heads: parsed strictly, written anew for the Machine (PX-01..PX-08).
 
-use std::fmt::Write as _;
 use std::mem::MaybeUninit;
-use std::net::IpAddr;
 
 use super::body::Framing;
 use crate::Endpoints;
@@ -75,25 +73,30 @@ pub(crate) struct Request {
     pub(crate) head_len: usize,
 }
 
-/// Facts about a connection that go into each of its requests.
+/// The headers that are the same for all requests of a connection, ready to write: formatting two
+/// addresses takes as long as everything else that is done with a head.
 #[derive(Debug)]
 pub(crate) struct Forwarded {
-    caller: IpAddr,
-    dest: IpAddr,
-    port: u16,
-    /// The headers that are the same for all requests of the connection.
-    fixed: String,
+    text: String,
+    /// Where `text` goes on with our part of `X-Forwarded-For`, behind the caller's.
+    addresses_at: usize,
+    /// Where `text` goes on with the port, which a caller may set.
+    port_at: usize,
 }
 
 impl Forwarded {
     pub(crate) fn new(endpoints: Endpoints, region: &str) -> Self {
         let (caller, dest) = (endpoints.caller.ip(), endpoints.dest.ip());
         let port = endpoints.dest.port();
-        let fixed = format!(
+        let mut text = format!(
             "Fly-Client-IP: {caller}\r\nFly-Forwarded-Port: {port}\r\nFly-Region: {region}\r\n\
-             X-Forwarded-Proto: http\r\nX-Forwarded-SSL: off\r\nVia: 1.1 perch\r\n"
+             X-Forwarded-Proto: http\r\nX-Forwarded-SSL: off\r\nVia: 1.1 perch\r\nX-Forwarded-For: "
         );
-        Self { caller, dest, port, fixed }
+        let addresses_at = text.len();
+        text.push_str(&format!("{caller}, {dest}\r\n"));
+        let port_at = text.len();
+        text.push_str(&format!("X-Forwarded-Port: {port}\r\n"));
+        Self { text, addresses_at, port_at }
     }
 }
 
@@ -473,18 +476,14 @@ fn write_forwarded(
     forwarded: &Forwarded,
     out: &mut Vec<u8>,
 ) {
-    out.extend_from_slice(forwarded.fixed.as_bytes());
-    out.extend_from_slice(b"X-Forwarded-For: ");
+    let text = forwarded.text.as_bytes();
+    out.extend_from_slice(&text[..forwarded.addresses_at]);
     for header in headers.iter().filter(|h| Field::of(h.name) == Field::ForwardedFor) {
         out.extend_from_slice(header.value);
         out.extend_from_slice(b", ");
     }
-    let mut text = Text(out);
-    // Writing into a vector cannot fail.
-    let _ok = write!(text, "{}, {}\r\n", forwarded.caller, forwarded.dest).is_ok();
-    if !fields.forwarded_port {
-        let _ok = write!(text, "X-Forwarded-Port: {}\r\n", forwarded.port).is_ok();
-    }
+    let end = if fields.forwarded_port { forwarded.port_at } else { text.len() };
+    out.extend_from_slice(&text[forwarded.addresses_at..end]);
 }
 
 pub(crate) fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
