@@ -1,16 +1,22 @@
 //! The nft tables: a fixed dozen of rules over sets, whatever the number of Machines.
 //!
-//! Inside the plane, table `perch`:
+//! Inside the plane, table `perch` of both families:
 //!
 //! ```text
-//! raw   every packet has its sender's own source, else it is dropped; tracked are only DNS, IPv4
-//!       egress, and what is not TCP between a Machine and the host
+//! raw   every packet has its sender's own source, else it is dropped; of IPv4 only egress is tracked
 //! fly   to a published address . port that the sender may see: to the transparent listener; a SYN
 //!       that finds none is dropped, since a retry may find the successor
 //! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
 //! forward within one /48; IPv4 from Machines to the world; the rest is refused
-//! egress  IPv4 leaves under the plane's address; nothing new but TCP goes to the host by IPv6
+//! raw_out, to_host  nothing goes to the host by IPv6 but TCP that opens nothing, and answers
 //! ```
+//!
+//! and table `perch` of IPv4, whose `egress` lets Machines' packets leave under the plane's address.
+//!
+//! Nothing in the plane may ask for the state of IPv6: the kernel would then take every packet of the
+//! warm path through connection tracking and NAT, in four hooks of each write. What the host has asked
+//! by UDP or ping is remembered in a set instead. Fragments hide nothing from these rules: TPROXY
+//! makes the kernel put them together first.
 //!
 //! On the host, two tables `perch_<outside>`: nothing new comes in from the plane, nothing new is
 //! forwarded into it, its IPv4 leaves under the host's address. The one for IPv6 does without
@@ -26,11 +32,11 @@ use crate::listeners::TRANSPARENT_PORT;
 use crate::netlink::Socket;
 use crate::nft::{
     Batch, Cmp, Element, Family, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1,
-    R1_SECOND_WORD, R2, Rule, Set, TCP, UDP, ifname, join,
+    R1_SECOND_WORD, R2, R3_FIRST_WORD, R3_SECOND_WORD, Rule, Set, SetKind, TCP, UDP, ifname, join,
 };
 use crate::plane::PlaneConfig;
 
-/// The table inside the plane.
+/// Both tables inside the plane.
 pub(crate) const TABLE: &str = "perch";
 /// The plane's end of the link to the host.
 pub(crate) const INSIDE: &str = "host0";
@@ -52,33 +58,44 @@ pub(crate) const PUBLIC4: Set = set("public4", &[Ipv4]);
 /// Published single ports; a hash, because nearly all are single.
 pub(crate) const PORTS6: Set = set("ports6", &[Ipv6, Port]);
 /// Published port ranges.
-pub(crate) const RANGES6: Set = Set { ranges: true, ..set("ranges6", &[Ipv6, Port]) };
+pub(crate) const RANGES6: Set = Set { kind: SetKind::Ranges, ..set("ranges6", &[Ipv6, Port]) };
 /// Like `PORTS6`.
 pub(crate) const PORTS4: Set = set("ports4", &[Ipv4, Port]);
 /// Like `RANGES6`.
-pub(crate) const RANGES4: Set = Set { ranges: true, ..set("ranges4", &[Ipv4, Port]) };
+pub(crate) const RANGES4: Set = Set { kind: SetKind::Ranges, ..set("ranges4", &[Ipv4, Port]) };
 /// `<prefix>::3` of each network.
 pub(crate) const RESOLVERS: Set = set("resolvers", &[Ipv6]);
 /// The host's own IPv4 addresses, which egress must not reach.
 pub(crate) const HOST4: Set = set("host4", &[Ipv4]);
 
-const SETS: [Set; 12] = [
+/// What the host has sent by UDP: its address, the other one, its port, the other one.
+const ASKED6: Set = Set { kind: ASKED, ..set("asked6", &[Ipv6, Ipv6, Port, Port]) };
+/// Whom the host has pinged: its address, the other one, the identifier.
+const PINGED6: Set = Set { kind: ASKED, ..set("pinged6", &[Ipv6, Ipv6, Port]) };
+
+/// An answer may come so late: as long as connection tracking waits for one of a flow that has gone
+/// both ways. Each key takes some 150 bytes: 10 MB at most for each of the two sets.
+const ASKED: SetKind = SetKind::Remembered { seconds: 120, len_max: 65_536 };
+
+const SETS: [Set; 14] = [
     SOURCES6, SOURCES4, NETWORKS, VISIBLE6, PUBLIC6, PUBLIC4, PORTS6, RANGES6, PORTS4, RANGES4,
-    RESOLVERS, HOST4,
+    RESOLVERS, HOST4, ASKED6, PINGED6,
 ];
 
 const fn set(name: &'static str, fields: &'static [Field]) -> Set {
-    Set { name, fields, ranges: false }
+    Set { name, fields, kind: SetKind::Keys }
 }
 
 /// Set on packets that go to the listener; a mark does not survive a change of namespace, so no
 /// sender can bring it along.
 const MARK: u32 = 0x70;
+/// Set on IPv4 that comes from the host for the plane's own address. Only what answers a Machine's
+/// egress is then sent on; its connection is known, or nothing would have changed the destination.
+const MARK_ANSWER: u32 = 0x71;
 const DNS_PORT: u16 = 53;
 
 const PRIORITY_RAW: i32 = -300;
 const PRIORITY_MANGLE: i32 = -150;
-const PRIORITY_DSTNAT: i32 = -100;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SRCNAT: i32 = 100;
 /// Before the usual filters of the host's owner.
@@ -86,6 +103,9 @@ pub(crate) const PRIORITY_EARLY: i32 = -10;
 
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+/// Unreachable, too big, time exceeded, parameter problem.
+const ERRORS_V6: (u8, u8) = (1, 4);
 /// Types of ICMPv6 by which neighbours and routers find each other, redirects included.
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
@@ -123,13 +143,14 @@ pub(crate) fn port_range(addr: &[u8], (first, last): (u16, u16)) -> Element {
     Element { key: join(&[addr, &first.to_be_bytes()]), key_end }
 }
 
-/// Makes the plane's table, or renews its rules and keeps its sets; one transaction.
+/// Makes the plane's tables, or renews their rules and keeps the sets; one transaction for each.
 pub(crate) fn ensure_plane(
     socket: &mut Socket,
     config: &PlaneConfig,
     host_addresses: &[Ipv4Addr],
     stale_host_addresses: &[Element],
 ) -> Result<(), NetError> {
+    ensure_egress(socket, config)?;
     let mut batch = Batch::on(TABLE);
     batch.add_table();
     for (id, set) in (1..).zip(SETS) {
@@ -137,8 +158,18 @@ pub(crate) fn ensure_plane(
     }
     add_chains(&mut batch);
     batch.delete_rules();
-    let rules =
-        [raw_rules(config), fly_rules(), nat_rules(config), input_rules(config), forward_rules()];
+    // Until NAT had a table of its own.
+    for former in ["resolver", "egress"] {
+        batch.delete_chain(former);
+    }
+    let rules = [
+        raw_rules(config),
+        raw_out_rules(),
+        fly_rules(),
+        input_rules(config),
+        forward_rules(),
+        to_host_rules(),
+    ];
     for rule in rules.into_iter().flatten() {
         batch.add_rule(rule);
     }
@@ -147,6 +178,17 @@ pub(crate) fn ensure_plane(
     batch.add_elements(HOST4, &host);
     batch.add_elements(SOURCES4, &[source4(INSIDE, config.host_link.0)]);
     batch.add_elements(SOURCES6, &[source6(INSIDE, config.public_v6.last_but_one())]);
+    batch.commit(socket)
+}
+
+/// NAT of one family only: by its being there, the kernel tracks all of that family.
+fn ensure_egress(socket: &mut Socket, config: &PlaneConfig) -> Result<(), NetError> {
+    let mut batch = Batch::on_family(Family::V4, TABLE);
+    batch.add_table();
+    batch.add_nat("egress", Hook::Postrouting, PRIORITY_SRCNAT);
+    batch.delete_rules();
+    let from_machines = Rule::on("egress").oif(Cmp::Eq, INSIDE).load_saddr4(R1);
+    batch.add_rule(from_machines.cmp(Cmp::Neq, &config.host_link.1.octets()).masquerade());
     batch.commit(socket)
 }
 
@@ -159,35 +201,45 @@ fn add_chains(batch: &mut Batch<'_>) {
     batch.add_chain("catch6");
     batch.add_chain("catch4");
     batch.add_chain("refuse");
-    batch.add_nat("resolver", Hook::Prerouting, PRIORITY_DSTNAT);
-    batch.add_nat("egress", Hook::Postrouting, PRIORITY_SRCNAT);
     batch.add_filter("input", Hook::Input, PRIORITY_FILTER);
     batch.add_filter("forward", Hook::Forward, PRIORITY_FILTER);
+    batch.add_chain("to_host");
+    batch.add_chain("from_host");
+    batch.add_chain("members");
 }
 
 fn raw_rules(config: &PlaneConfig) -> Vec<Rule> {
     let (_, plane_end) = config.host_link;
     let on = || Rule::on("raw");
-    let out = || Rule::on("raw_out");
+    let from_host = || on().v4().iif(Cmp::Eq, INSIDE);
     vec![
         on().iif(Cmp::Eq, "lo").accept(),
         on().v6().load_iif().load_saddr6(R2).not_in_set(SOURCES6).count().drop(),
-        // Answers from the world come under any source; they belong to a tracked connection.
-        on().v4().iif(Cmp::Eq, INSIDE).load_daddr4(R1).cmp(Cmp::Eq, &plane_end.octets()).accept(),
-        on().v4().load_iif().load_saddr4(R2).not_in_set(SOURCES4).count().drop(),
-        on().v6().load_daddr6(R1).cmp(Cmp::Eq, &config.dns.octets()).accept(),
-        on().v6().load_daddr6(R1).in_set(RESOLVERS).accept(),
-        on().proto(TCP).v6().notrack().accept(),
-        on().v4().daddr4_in(LINKS.0, LINKS.1).notrack().accept(),
-        on().v4().load_daddr4(R1).in_set(PUBLIC4).notrack(),
-        // To and from the host: what is new is told from answers, see `nat_rules`.
-        on().v6().iif(Cmp::Eq, INSIDE).accept(),
-        on().v6().load_ifname(INSIDE).load_daddr6(R2).in_set(SOURCES6).accept(),
-        on().v6().notrack(),
-        out().v6().load_saddr6(R1).cmp(Cmp::Eq, &config.dns.octets()).accept(),
-        out().proto(TCP).notrack().accept(),
-        out().v6().oif(Cmp::Eq, INSIDE).accept(),
-        out().notrack(),
+        on().v6().accept(),
+        // Answers from the world come under any source.
+        from_host()
+            .load_daddr4(R1)
+            .cmp(Cmp::Eq, &plane_end.octets())
+            .set_mark(MARK_ANSWER)
+            .accept(),
+        on().load_iif().load_saddr4(R2).not_in_set(SOURCES4).count().drop(),
+        on().daddr4_in(LINKS.0, LINKS.1).notrack().accept(),
+        on().load_daddr4(R1).in_set(PUBLIC4).notrack(),
+    ]
+}
+
+/// What the plane itself sends.
+fn raw_out_rules() -> Vec<Rule> {
+    let on = || Rule::on("raw_out");
+    vec![
+        // First what there is most of.
+        on().proto(TCP).notrack().accept(),
+        on().v4().notrack().accept(),
+        on().oif(Cmp::Neq, INSIDE).accept(),
+        // The kernel's own: answers to pings, refusals.
+        on().proto(ICMPV6).accept(),
+        answer_by_udp(on()).in_set(ASKED6).accept(),
+        on().count().drop(),
     ]
 }
 
@@ -218,25 +270,13 @@ fn fly_rules() -> Vec<Rule> {
     ]
 }
 
-fn nat_rules(config: &PlaneConfig) -> Vec<Rule> {
-    let resolver = || {
-        let mine = Rule::on("resolver").v6().load_saddr6(R1).mask48(R1).load_daddr6(R2);
-        mine.in_set(VISIBLE6).load_daddr6(R1).in_set(RESOLVERS)
-    };
-    let dns = config.dns.octets();
-    let from_machines = Rule::on("egress").v4().oif(Cmp::Eq, INSIDE).load_saddr4(R1);
-    vec![
-        resolver().proto(UDP).dport(DNS_PORT).dnat6(&dns),
-        resolver().proto(TCP).dport(DNS_PORT).dnat6(&dns),
-        from_machines.cmp(Cmp::Neq, &config.host_link.1.octets()).masquerade(),
-        // Such a chain sees the first packet of a tracked connection only: answers pass.
-        Rule::on("egress").v6().oif(Cmp::Eq, INSIDE).count().drop(),
-    ]
-}
-
 fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
     let on = || Rule::on("input");
     let dns = || on().v6().load_daddr6(R1).cmp(Cmp::Eq, &config.dns.octets());
+    let resolver = || {
+        let own = on().v6().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6);
+        own.load_daddr6(R1).in_set(RESOLVERS)
+    };
     let echo6 = || on().v6().icmp(ICMPV6, ECHO_REQUEST_V6, ECHO_REQUEST_V6);
     let echo4 = || on().v4().icmp(ICMP, ECHO_REQUEST, ECHO_REQUEST);
     vec![
@@ -245,11 +285,12 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
         // belongs to none.
         on().syn(Cmp::Neq).accept(),
         on().iif(Cmp::Eq, "lo").accept(),
-        on().established().accept(),
+        remember_udp(on().v6().iif(Cmp::Eq, INSIDE).proto(UDP).dport(DNS_PORT)),
         dns().proto(UDP).dport(DNS_PORT).accept(),
         dns().proto(TCP).dport(DNS_PORT).accept(),
-        // Unreachable, too big, time exceeded, parameter problem.
-        on().v6().icmp(ICMPV6, 1, 4).accept(),
+        resolver().proto(UDP).dport(DNS_PORT).accept(),
+        resolver().proto(TCP).dport(DNS_PORT).accept(),
+        on().v6().icmp(ICMPV6, ERRORS_V6.0, ERRORS_V6.1).accept(),
         on().v4().icmp(ICMP, 3, 3).accept(),
         on().v4().icmp(ICMP, 11, 12).accept(),
         // FC-05: with nothing running.
@@ -268,13 +309,14 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
 
 fn forward_rules() -> Vec<Rule> {
     let on = || Rule::on("forward");
+    let members = Rule::on("members").load_saddr6(R1).mask48(R1).load_daddr6(R2).mask48(R2);
     let mut rules = vec![
-        on().established().accept(),
-        // Here as well as on the host, whose tables somebody may flush: nothing opens a connection
-        // to the host. What is not TCP is held back in `nat_rules`.
-        on().v6().oif(Cmp::Eq, INSIDE).syn(Cmp::Eq).jump("refuse"),
-        on().v6().load_saddr6(R1).mask48(R1).load_daddr6(R2).mask48(R2).in_set(NETWORKS).accept(),
-        on().v6().jump("refuse"),
+        on().mark(MARK_ANSWER).accept(),
+        on().v6().oif(Cmp::Eq, INSIDE).jump("to_host"),
+        on().v6().iif(Cmp::Eq, INSIDE).jump("from_host"),
+        on().v6().jump("members"),
+        members.in_set(NETWORKS).accept(),
+        Rule::on("members").jump("refuse"),
         on().iif(Cmp::Eq, INSIDE).jump("refuse"),
         on().load_daddr4(R1).in_set(HOST4).jump("refuse"),
     ];
@@ -282,6 +324,53 @@ fn forward_rules() -> Vec<Rule> {
     rules.push(on().oif(Cmp::Eq, INSIDE).accept());
     rules.push(on().jump("refuse"));
     rules
+}
+
+/// What Machines send to the host by IPv6. Here as well as on the host, whose tables somebody may
+/// flush: nothing opens a connection to the host, and what is not TCP was asked for.
+fn to_host_rules() -> Vec<Rule> {
+    let on = || Rule::on("to_host");
+    let from_host = || Rule::on("from_host");
+    let echo = |rule: Rule, kind| rule.icmp(ICMPV6, kind, kind);
+    // An error says what it is about: a datagram of the host's to whoever sends the error.
+    let about = on().icmp(ICMPV6, ERRORS_V6.0, ERRORS_V6.1).inner_proto(UDP);
+    let about = about.load_iif().load_inner_daddr6(R2).in_set(SOURCES6);
+    let about = about.load_inner_saddr6(R1).load_inner_daddr6(R2);
+    vec![
+        remember_udp(from_host().proto(UDP)),
+        echo(from_host(), ECHO_REQUEST_V6)
+            .load_saddr6(R1)
+            .load_daddr6(R2)
+            .load_echo_id(R3_FIRST_WORD)
+            .remember(PINGED6),
+        on().syn(Cmp::Eq).jump("refuse"),
+        on().proto(TCP).jump("members"),
+        answer_by_udp(on()).in_set(ASKED6).jump("members"),
+        echo(on(), ECHO_REPLY_V6)
+            .load_daddr6(R1)
+            .load_saddr6(R2)
+            .load_echo_id(R3_FIRST_WORD)
+            .in_set(PINGED6)
+            .jump("members"),
+        about
+            .load_inner_sport(R3_FIRST_WORD)
+            .load_inner_dport(R3_SECOND_WORD)
+            .in_set(ASKED6)
+            .jump("members"),
+        on().count().drop(),
+    ]
+}
+
+/// The key of a datagram that comes from the host.
+fn remember_udp(rule: Rule) -> Rule {
+    let ends = rule.load_saddr6(R1).load_daddr6(R2);
+    ends.load_sport(R3_FIRST_WORD).load_dport(R3_SECOND_WORD).remember(ASKED6)
+}
+
+/// The same key of the datagram that answers it.
+fn answer_by_udp(rule: Rule) -> Rule {
+    let ends = rule.proto(UDP).load_daddr6(R1).load_saddr6(R2);
+    ends.load_dport(R3_FIRST_WORD).load_sport(R3_SECOND_WORD)
 }
 
 /// Makes the host's tables anew, each in one transaction.
@@ -335,6 +424,12 @@ fn host_rules6(config: &PlaneConfig) -> Vec<Rule> {
         forward().iif(Cmp::Eq, link).count().drop(),
         forward().oif(Cmp::Eq, link).count().drop(),
     ]
+}
+
+/// Removes the plane's tables, whether or not they exist.
+pub(crate) fn remove_plane(socket: &mut Socket) -> Result<(), NetError> {
+    remove_table(socket, TABLE)?;
+    remove(socket, Family::V4, TABLE)
 }
 
 /// Removes a table of both families, whether or not it exists.

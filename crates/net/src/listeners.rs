@@ -26,20 +26,24 @@ pub struct Listeners {
     pub tcp6: OwnedFd,
     /// Transparent TCP listener for the shared IPv4 address.
     pub tcp4: OwnedFd,
-    /// DNS over UDP on the resolver's address, port 53. The source of a query is the asker's own
-    /// address, also for queries to `<prefix>::3`.
+    /// DNS over UDP, port 53 of every address that the plane lets questions pass to: the resolver's
+    /// and `<prefix>::3` of the asker's network. Says with each to which it was sent (`IPV6_PKTINFO`),
+    /// and an answer must come from there.
     pub dns_udp: OwnedFd,
     /// DNS over TCP, listening.
     pub dns_tcp: OwnedFd,
 }
 
 /// Makes the sockets in the calling thread's namespace.
-pub(crate) fn open(dns: Ipv6Addr) -> Result<Listeners, NetError> {
-    let resolver = SocketAddr::from((dns, DNS_PORT));
+pub(crate) fn open() -> Result<Listeners, NetError> {
+    let resolver = SocketAddr::from((Ipv6Addr::UNSPECIFIED, DNS_PORT));
+    let dns_udp = bound(SocketType::DGRAM, resolver)?;
+    sys::set_says_destination(dns_udp.as_fd())
+        .map_err(|source| NetError::kernel("ask for destinations of questions", source))?;
     Ok(Listeners {
         tcp6: tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
         tcp4: tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRANSPARENT_PORT)))?,
-        dns_udp: bound(SocketType::DGRAM, resolver)?,
+        dns_udp,
         dns_tcp: tcp(resolver)?,
     })
 }

@@ -61,6 +61,10 @@ impl Attrs {
         self.bytes(kind, &value.to_be_bytes())
     }
 
+    pub(crate) fn be64(self, kind: u16, value: u64) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
     pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);

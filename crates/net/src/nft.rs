@@ -14,6 +14,7 @@ const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
+const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
@@ -27,7 +28,10 @@ pub(crate) const NFPROTO_IPV6: u8 = 10;
 const LIST_ELEM: u16 = 1;
 const SET_CONSTANT_LEN: usize = 4;
 const SET_INTERVAL: u32 = 0x4;
+const SET_TIMEOUT: u32 = 0x10;
+const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
+const DYNSET_UPDATE: u32 = 1;
 const NFGENMSG_LEN: usize = 4;
 
 /// First 16-byte register.
@@ -36,6 +40,10 @@ pub(crate) const R1: u32 = 1;
 pub(crate) const R2: u32 = 2;
 /// The four bytes behind the first four of `R1`; follows a key of 4 bytes without a gap.
 pub(crate) const R1_SECOND_WORD: u32 = 9;
+/// The first four bytes behind `R2`.
+pub(crate) const R3_FIRST_WORD: u32 = 16;
+/// The four bytes behind those.
+pub(crate) const R3_SECOND_WORD: u32 = 17;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -54,6 +62,9 @@ const BASE_NETWORK: u32 = 1;
 const BASE_TRANSPORT: u32 = 2;
 
 const CT_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+
+/// Where the packet begins that an ICMPv6 error is about.
+const INNER_PACKET: u32 = 8;
 
 const TCP_FLAGS_OFFSET: u32 = 13;
 const TCP_SYN: u8 = 0x02;
@@ -117,15 +128,29 @@ impl Field {
     }
 }
 
-/// A set's definition. With `ranges` an element covers everything from one key to another.
+/// A set's definition.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
     pub(crate) fields: &'static [Field],
-    pub(crate) ranges: bool,
+    pub(crate) kind: SetKind,
 }
 
-/// An element: a key, and in sets with ranges the last key that it covers.
+/// What a set's elements are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum SetKind {
+    Keys,
+    /// An element covers everything from one key to another.
+    Ranges,
+    /// Rules add keys (see [`Rule::remember`]), which are forgotten so long after the last time. When
+    /// there are too many, no more are added.
+    Remembered {
+        seconds: u32,
+        len_max: u32,
+    },
+}
+
+/// An element: a key, and in sets of ranges the last key that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Element {
     pub(crate) key: Vec<u8>,
@@ -210,6 +235,14 @@ impl<'a> Batch<'a> {
         self.push(format!("add chain {name}"), NEWCHAIN, NLM_F_CREATE, &attrs);
     }
 
+    /// Deletes a chain, of whatever kind, that has no rules; whether or not it exists.
+    pub(crate) fn delete_chain(&mut self, name: &str) {
+        // Deleting what is not there would fail the whole batch.
+        self.add_chain(name);
+        let attrs = Attrs::new().text(1, self.table).text(3, name);
+        self.push(format!("delete chain {name}"), DELCHAIN, 0, &attrs);
+    }
+
     /// Adds a set; one that exists must have the same definition and keeps its elements.
     pub(crate) fn add_set(&mut self, id: u32, set: Set) {
         let kind = set.fields.iter().fold(0, |kind, field| kind << 6 | field.kind());
@@ -218,7 +251,11 @@ impl<'a> Batch<'a> {
             [single] => single.len(),
             several => several.iter().map(padded).sum(),
         };
-        let flags = if set.ranges { SET_INTERVAL | SET_CONCAT } else { 0 };
+        let flags = match set.kind {
+            SetKind::Keys => 0,
+            SetKind::Ranges => SET_INTERVAL | SET_CONCAT,
+            SetKind::Remembered { .. } => SET_TIMEOUT | SET_EVAL,
+        };
         let mut attrs = Attrs::new()
             .text(1, self.table)
             .text(2, set.name)
@@ -226,12 +263,19 @@ impl<'a> Batch<'a> {
             .be32(4, kind)
             .be32(5, len)
             .be32(10, id);
-        if set.ranges {
-            let field = |attrs: Attrs, field: &Field| {
-                attrs.nest(LIST_ELEM, Attrs::new().be32(1, field.len()))
-            };
-            let concat = set.fields.iter().fold(Attrs::new(), field);
-            attrs = attrs.nest(9, Attrs::new().nest(2, concat));
+        match set.kind {
+            SetKind::Keys => {}
+            SetKind::Ranges => {
+                let field = |attrs: Attrs, field: &Field| {
+                    attrs.nest(LIST_ELEM, Attrs::new().be32(1, field.len()))
+                };
+                let concat = set.fields.iter().fold(Attrs::new(), field);
+                attrs = attrs.nest(9, Attrs::new().nest(2, concat));
+            }
+            SetKind::Remembered { seconds, len_max } => {
+                let description = Attrs::new().be32(1, len_max);
+                attrs = attrs.nest(9, description).be64(11, u64::from(seconds) * 1000);
+            }
         }
         self.push(format!("add set {}", set.name), NEWSET, NLM_F_CREATE, &attrs);
     }
@@ -403,11 +447,6 @@ impl Rule {
         self.payload(BASE_NETWORK, 24, 2, R1).cmp(Cmp::Eq, &bytes)
     }
 
-    /// Loads a fixed interface's name into `R1`.
-    pub(crate) fn load_ifname(self, name: &str) -> Self {
-        self.immediate(R1, &ifname(name))
-    }
-
     /// Loads the incoming interface's name into `R1`.
     pub(crate) fn load_iif(self) -> Self {
         self.meta(META_IIFNAME, R1)
@@ -429,9 +468,44 @@ impl Rule {
         self.payload(BASE_NETWORK, 16, 4, register)
     }
 
-    /// Loads the destination port; two bytes, the rest of the word is zero.
+    /// Loads the source port; two bytes, the rest of the word is zero.
+    pub(crate) fn load_sport(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, 0, 2, register)
+    }
+
+    /// Loads the destination port in the same way.
     pub(crate) fn load_dport(self, register: u32) -> Self {
         self.payload(BASE_TRANSPORT, 2, 2, register)
+    }
+
+    /// Loads the identifier of an echo request or reply in the same way.
+    pub(crate) fn load_echo_id(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, 4, 2, register)
+    }
+
+    /// Of the IPv6 packet that an ICMPv6 error is about: its protocol is this one.
+    pub(crate) fn inner_proto(self, proto: u8) -> Self {
+        self.payload(BASE_TRANSPORT, INNER_PACKET + 6, 1, R1).cmp(Cmp::Eq, &[proto])
+    }
+
+    /// Of that packet, loads the source address.
+    pub(crate) fn load_inner_saddr6(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, INNER_PACKET + 8, 16, register)
+    }
+
+    /// Of that packet, loads the destination address.
+    pub(crate) fn load_inner_daddr6(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, INNER_PACKET + 24, 16, register)
+    }
+
+    /// Of that packet, loads the source port.
+    pub(crate) fn load_inner_sport(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, INNER_PACKET + 40, 2, register)
+    }
+
+    /// Of that packet, loads the destination port.
+    pub(crate) fn load_inner_dport(self, register: u32) -> Self {
+        self.payload(BASE_TRANSPORT, INNER_PACKET + 42, 2, register)
     }
 
     pub(crate) fn dport(self, port: u16) -> Self {
@@ -484,6 +558,12 @@ impl Rule {
         self.expr("lookup", Attrs::new().text(1, set.name).be32(2, R1).be32(5, 1))
     }
 
+    /// Remembers the key that begins in `R1`; ends the rule when the set is full.
+    pub(crate) fn remember(self, set: Set) -> Self {
+        let attrs = Attrs::new().text(1, set.name).be32(3, DYNSET_UPDATE).be32(4, R1);
+        self.expr("dynset", attrs)
+    }
+
     pub(crate) fn count(self) -> Self {
         self.expr("counter", Attrs::new())
     }
@@ -502,13 +582,6 @@ impl Rule {
         let rule = self.immediate(R1, addr).immediate(R2, &port.to_be_bytes());
         let attrs = Attrs::new().be32(1, u32::from(family)).be32(2, R1).be32(3, R2);
         rule.expr("tproxy", attrs)
-    }
-
-    /// Rewrites an IPv6 destination.
-    pub(crate) fn dnat6(self, addr: &[u8; 16]) -> Self {
-        let rule = self.immediate(R1, addr);
-        let attrs = Attrs::new().be32(1, 1).be32(2, u32::from(NFPROTO_IPV6)).be32(3, R1);
-        rule.expr("nat", attrs)
     }
 
     pub(crate) fn masquerade(self) -> Self {

@@ -130,7 +130,7 @@ impl Plane {
     /// # Errors
     /// When a socket cannot be made, for example because a living proxy holds one.
     pub fn listeners(&self) -> Result<Listeners, NetError> {
-        self.enter(|| listeners::open(self.config.dns))?
+        self.enter(listeners::open)?
     }
 
     /// Whether a socket was made inside this plane, and not in one that is gone.

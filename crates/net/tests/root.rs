@@ -218,11 +218,8 @@ fn the_resolver_answers_at_both_addresses_and_sees_who_asks() {
         let socket = lab::udp_in(asker.netns.as_fd(), "[::]:0");
         socket.connect((v6(addr), 53)).expect("connect");
         socket.send(b"question").expect("sent");
-        lab::wait_readable(&resolver);
-        let mut buffer = [0; 64];
-        let (len, from) = resolver.recv_from(&mut buffer).expect("the question");
-        assert_eq!((&buffer[..len], from.ip()), (&b"question"[..], asker.private_ip.into()));
-        resolver.send_to(b"answer", from).expect("answered");
+        let from = lab::answer(&resolver, "question", "answer");
+        assert_eq!(from.ip(), IpAddr::V6(asker.private_ip));
         assert_eq!(receive(&socket), Some(("answer".to_owned(), v6(addr).into())));
         dial(asker.netns.as_fd(), (v6(addr), 53)).expect("DNS over TCP");
         assert_eq!(accept(&listeners.dns_tcp).2.ip(), IpAddr::V6(asker.private_ip));
@@ -339,10 +336,73 @@ fn what_is_not_tcp_reaches_the_host_as_an_answer_only() {
     assert!(echo(lab.host(), machine.private_ip.into()), "and its own pings are answered");
     let addr = v6("fdaa:0:1::3");
     on_host.send_to(b"name", (addr, 53)).expect("sent");
-    lab::wait_readable(&resolver);
-    let (_, from) = resolver.recv_from(&mut [0; 64]).expect("the question");
-    resolver.send_to(b"address", from).expect("answered");
+    let asker = lab::answer(&resolver, "name", "address");
     assert_eq!(receive(&on_host), Some(("address".to_owned(), addr.into())));
+    let unasked = std::net::UdpSocket::from(resolver).send_to(b"more", (asker.ip(), 9));
+    assert_eq!(unasked.expect_err("another port").kind(), ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn a_question_of_the_host_opens_nothing_but_the_way_of_its_answer() {
+    let Some(lab) = Lab::start("way") else { return };
+    let peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    lab.plane.ensure_network(prefix("fdaa:0:1::"), Some(peer)).expect("network");
+    let asked = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let other = lab.machine("m2", "fdaa:0:1:a7b:1:0:2:2", 2);
+    let on_host = lab::udp_in(lab.host(), "[::]:0");
+    let host_port = on_host.local_addr().expect("a bound socket").port();
+    let service = lab::udp_in(lab.host(), "[::]:0");
+    let service_port = service.local_addr().expect("a bound socket").port();
+    let in_machine = lab::udp_in(asked.netns.as_fd(), "[::]:0");
+    let machine_port = in_machine.local_addr().expect("a bound socket").port();
+    let second = lab::udp_in(asked.netns.as_fd(), "[::]:0");
+    let in_other = lab::udp_in(other.netns.as_fd(), &format!("[::]:{machine_port}"));
+    on_host.send_to(b"question", (asked.private_ip, machine_port)).expect("sent");
+    assert_eq!(receive(&in_machine).map(|(_, from)| from), Some(IpAddr::V6(peer)));
+
+    in_machine.send_to(b"to a service", (peer, service_port)).expect("sent");
+    second.send_to(b"from another port", (peer, host_port)).expect("sent");
+    in_other.send_to(b"from another Machine", (peer, host_port)).expect("sent");
+    // More than one packet holds: its pieces are put together before they are judged.
+    in_machine.send_to(&[b'x'; 4000], (peer, host_port)).expect("sent");
+
+    lab::wait_readable(&on_host);
+    let (len, from) = on_host.recv_from(&mut [0; 5000]).expect("the answer");
+    assert_eq!((len, from.ip()), (4000, IpAddr::V6(asked.private_ip)));
+    on_host.set_nonblocking(true).expect("an open socket");
+    service.set_nonblocking(true).expect("an open socket");
+    for socket in [&on_host, &service] {
+        let nothing = socket.recv_from(&mut [0; 64]).expect_err("nothing else came");
+        assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+    }
+    let closed = lab::udp_in(lab.host(), "[::]:0");
+    drop(second);
+    closed.connect((asked.private_ip, 9)).expect("connect");
+    closed.send(b"to nobody").expect("sent");
+    let refused = closed.recv(&mut [0; 64]).expect_err("nobody listens there");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "the host is told");
+}
+
+#[test]
+fn the_plane_tracks_nothing_of_ipv6() {
+    let Some(lab) = Lab::start("stateless") else { return };
+    let peer = v6("fdaa:0:1:a7b:1:0:a:2");
+    lab.plane.ensure_network(prefix("fdaa:0:1::"), Some(peer)).expect("network");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let inbox = lab::udp_in(machine.netns.as_fd(), "[::]:0");
+    let port = inbox.local_addr().expect("a bound socket").port();
+    let on_host = lab::udp_in(lab.host(), "[::]:0");
+
+    on_host.send_to(b"hello", (machine.private_ip, port)).expect("sent");
+    assert!(receive(&inbox).is_some());
+
+    let rules = lab::output(lab.plane.netns_fd(), "nft list table inet perch");
+    for word in ["ct state", "type nat", "masquerade", "dnat"] {
+        assert!(!rules.contains(word), "all IPv6 would be tracked for one `{word}`: {rules}");
+    }
+    let read = || std::fs::read_to_string("/proc/net/nf_conntrack");
+    let tracked = perch_net::run_in(lab.plane.netns_fd(), read).expect("enter");
+    assert!(!tracked.unwrap_or_default().contains("ipv6"));
 }
 
 #[test]

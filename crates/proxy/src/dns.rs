@@ -19,11 +19,13 @@ use tokio::task::spawn_local;
 
 use crate::directory::Directory;
 use crate::dns::forward::{Forwarder, Leave};
+use crate::dns::udp::{Ends, Questions};
 use crate::dns::wire::{Question, Verdict};
 use crate::{Listeners, ProxyError, clock, server};
 
 mod dialler;
 mod forward;
+mod udp;
 mod wire;
 mod zones;
 
@@ -47,7 +49,7 @@ pub(crate) fn start(listeners: &Listeners, directory: &Rc<Directory>) -> Result<
     let forwarder = Forwarder::start(listeners).map_err(failed("DNS forwarding"))?;
     let zones = RefCell::default();
     let resolver = Rc::new(Resolver { directory: Rc::clone(directory), forwarder, zones });
-    let udp = udp_socket(&listeners.dns_udp).map_err(failed("DNS over UDP"))?;
+    let udp = Questions::new(&listeners.dns_udp).map_err(failed("DNS over UDP"))?;
     let tcp = server::tcp_listener(&listeners.dns_tcp).map_err(failed("DNS over TCP"))?;
     spawn_local(serve_udp(Rc::new(udp), Rc::clone(&resolver)));
     spawn_local(serve_tcp(tcp, resolver));
@@ -90,10 +92,10 @@ impl Resolver {
     }
 }
 
-async fn serve_udp(socket: Rc<UdpSocket>, resolver: Rc<Resolver>) {
+async fn serve_udp(socket: Rc<Questions>, resolver: Rc<Resolver>) {
     let mut buffer = vec![0; QUESTION_BYTES_MAX];
     loop {
-        let (length, from) = match socket.recv_from(&mut buffer).await {
+        let (length, ends) = match socket.receive(&mut buffer).await {
             Ok(received) => received,
             Err(error) => {
                 // Errors of former answers (an asker that went away) are reported here too.
@@ -102,20 +104,21 @@ async fn serve_udp(socket: Rc<UdpSocket>, resolver: Rc<Resolver>) {
                 continue;
             }
         };
+        let from = ends.from;
         match resolver.decide(&buffer[..length], from, Transport::Udp) {
-            Verdict::Reply(answer) => send(&socket, &answer, from).await,
+            Verdict::Reply(answer) => send(&socket, &answer, ends).await,
             Verdict::Silence => {}
             Verdict::Forward(question) => {
                 let Some(leave) = resolver.leave(from) else {
                     if let Some(answer) = question.failed() {
-                        send(&socket, &answer, from).await;
+                        send(&socket, &answer, ends).await;
                     }
                     continue;
                 };
                 let (socket, resolver) = (Rc::clone(&socket), Rc::clone(&resolver));
                 spawn_local(async move {
                     if let Some(answer) = resolver.forward(question, Transport::Udp).await {
-                        send(&socket, &answer, from).await;
+                        send(&socket, &answer, ends).await;
                     }
                     drop(leave);
                 });
@@ -124,9 +127,9 @@ async fn serve_udp(socket: Rc<UdpSocket>, resolver: Rc<Resolver>) {
     }
 }
 
-async fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
-    if let Err(error) = socket.send_to(answer, to).await {
-        tracing::debug!(%error, %to, "could not send a DNS answer");
+async fn send(socket: &Questions, answer: &[u8], ends: Ends) {
+    if let Err(error) = socket.answer(answer, ends).await {
+        tracing::debug!(%error, to = %ends.from, "could not send a DNS answer");
     }
 }
 

@@ -291,5 +291,5 @@ fn empty_plane() -> Result<(), NetError> {
             route.apply(vec![route::delete_link(&link.name)], &[libc::ENODEV])?;
         }
     }
-    firewall::remove_table(&mut Socket::open_netfilter()?, TABLE)
+    firewall::remove_plane(&mut Socket::open_netfilter()?)
 }

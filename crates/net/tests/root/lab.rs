@@ -1,12 +1,15 @@
 //! A host made of a network namespace, with a plane in it, and the callers' side of the tests.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 use std::{env, fs, process};
 
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg,
+};
 use perch_net::{Attach, HostAccess, Plane, PlaneConfig, Prefix, Prefix48, run_in};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, ipproto};
@@ -323,6 +326,31 @@ pub(crate) fn receive(socket: &UdpSocket) -> Option<(String, IpAddr)> {
     let mut buffer = [0; 64];
     let (len, from) = socket.recv_from(&mut buffer).ok()?;
     Some((String::from_utf8_lossy(&buffer[..len]).into_owned(), from.ip()))
+}
+
+/// As the resolver: takes one question and answers it from where it was sent to; who asked.
+pub(crate) fn answer(socket: &UdpSocket, question: &str, answer: &str) -> SocketAddr {
+    wait_readable(socket);
+    let mut buffer = [0; 64];
+    let mut control = nix::cmsg_space!(nix::libc::in6_pktinfo);
+    let (len, from, info) = {
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+        let received = recvmsg::<SockaddrIn6>(fd, &mut slices, Some(&mut control), flags);
+        let received = received.expect("the question");
+        let info = received.cmsgs().expect("whole").find_map(|message| match message {
+            ControlMessageOwned::Ipv6PacketInfo(info) => Some(info),
+            _ => None,
+        });
+        (received.bytes, received.address.expect("an asker"), info.expect("says where to"))
+    };
+    assert_eq!(buffer.get(..len), Some(question.as_bytes()));
+    let info = nix::libc::in6_pktinfo { ipi6_ifindex: 0, ..info };
+    let control = [ControlMessage::Ipv6PacketInfo(&info)];
+    let slices = [IoSlice::new(answer.as_bytes())];
+    let flags = MsgFlags::empty();
+    sendmsg(socket.as_raw_fd(), &slices, &control, flags, Some(&from)).expect("answered");
+    SocketAddr::V6(from.into())
 }
 
 /// Sends one echo request and says whether the answer came. Inside a Machine this also proves that

@@ -27,9 +27,9 @@ pub struct Listeners {
     pub tcp6: OwnedFd,
     /// Transparent TCP, IPv4, on `127.0.0.1`.
     pub tcp4: OwnedFd,
-    /// DNS over UDP on `fdaa::3` port 53.
+    /// DNS over UDP, port 53 of all addresses; says with each question to which one it was sent.
     pub dns_udp: OwnedFd,
-    /// DNS over TCP on `fdaa::3` port 53.
+    /// DNS over TCP, port 53 of all addresses.
     pub dns_tcp: OwnedFd,
     /// Unbound UDP socket of the host's namespace, IPv4, for forwarding DNS questions.
     pub forward_v4: OwnedFd,
