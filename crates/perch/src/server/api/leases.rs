@@ -148,13 +148,15 @@ pub(crate) async fn release(world: Arc<World>, target: MachineTarget) -> Result<
     Ok(())
 }
 
-/// Refuses a change of a leased Machine without the lease's nonce (MA-61).
+/// Refuses a change of a leased Machine without the lease's nonce (MA-61), and of one that the app does not have.
 pub(crate) fn check(world: &World, target: &MachineTarget) -> Result<(), ApiError> {
     check_in(&world.keeper.read(), target)
 }
 
 /// The same in the decision about the change: since the first look somebody may have taken a lease.
 pub(super) fn check_in(catalog: &Catalog, target: &MachineTarget) -> Result<(), ApiError> {
+    // First: who may see the app that is named learns nothing of another one's Machine.
+    catalog.machine(&target.app, &target.id)?;
     match live(catalog, &target.id) {
         Some(lease) if target.nonce.as_deref() != Some(&lease.nonce) => Err(held_by(lease)),
         Some(_) | None => Ok(()),

@@ -587,6 +587,9 @@ mod tests {
         let refused = decide(&stranger).expect_err(what);
         assert_eq!(refused.code, 409, "{what}: {refused}");
         assert!(refused.to_string().contains("uid 7 (pid 8)"), "{what}: {refused}");
+        let elsewhere = target("other", "m");
+        let refused = decide(&elsewhere).expect_err(what);
+        assert_eq!(refused.code, 404, "{what}: who has the lease is not for other apps: {refused}");
         let holder = MachineTarget { nonce: Some("theirs".to_owned()), ..stranger };
         assert_eq!(decide(&holder).expect(what), 1, "{what}");
     }
