@@ -88,7 +88,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admission::Origin;
-use crate::ids::{MachineId, ProcessGroup, Region};
+use crate::ids::{MachineId, Region};
 use crate::lifecycle::MachineState;
 use crate::mutant::Mutant;
 use crate::service::ServiceSpec;
@@ -136,8 +136,6 @@ pub struct MachineView {
     pub state: MachineState,
     /// Where it is.
     pub region: Region,
-    /// Its process group.
-    pub group: ProcessGroup,
     /// Its address on its private link.
     pub link_ip: Ipv4Addr,
     /// The version of its newest config; a change forgives earlier failures to start.

@@ -43,8 +43,8 @@ pub struct Member {
     pub id: MachineId,
     /// Where it is.
     pub region: Region,
-    /// Its process group.
-    pub group: ProcessGroup,
+    /// Its process group; `None` for a Machine that no deploy manages (MA-38).
+    pub group: Option<ProcessGroup>,
     /// Its 6PN address.
     pub private_ip: Ipv6Addr,
     /// Whether it runs: only those are listed (PN-40).
@@ -208,7 +208,8 @@ fn app_name(before: &[&str], near: Region, members: &[Member]) -> Option<Content
             started(&|m| m.id == id)
         }
         [group, "process"] => {
-            let has = |m: &Member| m.group.as_str().eq_ignore_ascii_case(group);
+            let is_it = |own: &ProcessGroup| own.as_str().eq_ignore_ascii_case(group);
+            let has = |m: &Member| m.group.as_ref().is_some_and(is_it);
             members.iter().any(has).then(|| started(&has)).flatten()
         }
         [value, key, "kv", "_metadata"] => {

@@ -73,6 +73,8 @@ pub const KILL_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A run that is not frozen by then is stopped instead (AS-54): freezing takes less than a millisecond,
 /// but a process that waits for a disk can make it wait.
 pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The exit code of a program that could not be started, as shells have it.
+pub const NOT_STARTED: i32 = 127;
 /// The proxy's own limit ends a drain; this much later we go on without its answer.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -419,6 +421,13 @@ pub enum Found {
         /// How.
         exit: Exit,
     },
+    /// The run's program could not be started.
+    NotStarted {
+        /// The run.
+        run: u64,
+        /// For people.
+        reason: String,
+    },
     /// Nothing: the host was rebooted, or the run was lost with its shim.
     Nothing {
         /// What to do with a Machine that was up.
@@ -540,13 +549,14 @@ impl Lifecycle {
                 life.adopt_frozen(stored, run, config_version, now);
             }
             // The last launch was stored, but had not begun.
-            Found::Ended { run, .. } if run < stored.run => {
+            Found::Ended { run, .. } | Found::NotStarted { run, .. } if run < stored.run => {
                 life.on_lost(stored, AfterLoss::Launch, now);
             }
             Found::Ended { run, exit } => {
                 life.run = run.max(stored.run);
                 life.on_down_after_restore(stored, exit, now);
             }
+            Found::NotStarted { run, reason } => life.on_not_started(stored, run, reason, now),
             Found::Nothing { was_up } => life.on_lost(stored, was_up, now),
         }
         life
@@ -1325,6 +1335,19 @@ impl Lifecycle {
         };
         self.phase = Phase::Stopping { kill_at: now, after };
         self.on_asked_exit(exit, after, now);
+    }
+
+    /// As if this server had heard of it: a program that is not there is not tried again and again.
+    fn on_not_started(&mut self, stored: Stored, run: u64, reason: String, now: Timestamp) {
+        let going = matches!(stored.state, MachineState::Stopping | MachineState::Replacing);
+        let was_starting = stored.wish == Wish::Up && !going;
+        self.run = run;
+        if stored.wish != Wish::Gone && (was_starting || stored.run < run) {
+            self.phase = Phase::Starting { deadline: now };
+            return self.on_launch_failed(run, reason, now);
+        }
+        let exit = Exit { code: NOT_STARTED, signal: None, oom_killed: false };
+        self.on_down_after_restore(stored, exit, now);
     }
 
     fn on_lost(&mut self, stored: Stored, was_up: AfterLoss, now: Timestamp) {

@@ -30,7 +30,6 @@ pub(crate) fn machine(view: &control::MachineView) -> Result<MachineView, BadVie
         run: view.run,
         state: state(&view.state).ok_or_else(bad_state)?,
         region: view.region.parse().map_err(bad_id)?,
-        group: view.group.parse().map_err(bad_id)?,
         link_ip: view.link_ip,
         config_version: view.config_version,
         cordoned: view.cordoned,

@@ -108,7 +108,6 @@ impl Plan {
             run: 0,
             state: MachineState::Created,
             region: self.region(index),
-            group: "app".parse().expect("`app` is a process group"),
             link_ip: Ipv4Addr::new(172, 16, 0, 2 * index as u8 + 3),
             config_version: 1,
             cordoned: false,

@@ -436,7 +436,6 @@ fn up(n: u64) -> View {
         run: 1,
         state: MachineState::Started,
         region: Region::LOCAL,
-        group: "app".parse().expect("valid"),
         link_ip: Ipv4Addr::new(172, 16, 0, n as u8 * 2 + 1),
         config_version: 1,
         cordoned: false,

@@ -137,7 +137,7 @@ fn member(n: u16, region: &str, presence: Presence) -> Member {
     Member {
         id: MachineId::from_low_bits(n.into()),
         region: region.parse().expect("valid"),
-        group: "app".parse().expect("valid"),
+        group: "app".parse().ok(),
         private_ip: ip(n),
         presence,
         metadata: BTreeMap::new(),
@@ -147,7 +147,7 @@ fn member(n: u16, region: &str, presence: Presence) -> Member {
 fn directory() -> Directory {
     let app: AppName = "web".parse().expect("valid");
     let mut third = member(3, "ams", Presence::Started);
-    third.group = "Worker".parse().expect("valid");
+    third.group = "Worker".parse().ok();
     third.metadata.insert("Color".to_owned(), "Blue".to_owned());
     let members =
         vec![member(1, "lcl", Presence::Started), member(2, "lcl", Presence::Asleep), third];

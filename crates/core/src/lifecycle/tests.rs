@@ -254,6 +254,26 @@ fn what_the_proxy_did_may_be_younger_than_what_was_stored() {
 }
 
 #[test]
+fn a_program_that_could_not_be_started_while_nobody_looked_is_a_failed_start() {
+    let not_started = |run| Found::NotStarted { run, reason: "no /x".to_owned() };
+    let mut starting = World::new();
+    starting.event(wake(1));
+    let world = World::restore(starting.life.stored(), not_started(1));
+    assert_eq!(world.life.state(), MachineState::Failed, "the restart policy has no say");
+    starting.event(USER_STOP);
+    let world = World::restore(starting.life.stored(), not_started(1));
+    assert_eq!(world.life.state(), MachineState::Stopped);
+    let stopped = world.life.stored();
+    let world = World::restore(stopped, not_started(2));
+    assert_eq!(world.life.state(), MachineState::Failed, "the start is younger than the record");
+    let world = World::restore(stopped, not_started(1));
+    assert_eq!(world.life.state(), MachineState::Stopped);
+    starting.event(Event::Destroy);
+    let mut world = World::restore(starting.life.stored(), not_started(1));
+    assert_eq!(world.drain_effects(), ["destroying", "remove"]);
+}
+
+#[test]
 fn after_a_reboot_machines_come_back_as_the_caller_says() {
     let up = World::up().life.stored();
     let mut world = World::restore(up, Found::Nothing { was_up: AfterLoss::Launch });

@@ -4,6 +4,7 @@
 //! its exit event. One that was lost with the host comes back, except that Machines which sleep and
 //! wake by themselves stay asleep until somebody needs them (DESIGN 8).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -128,9 +129,8 @@ async fn ended(run: &Machine) -> Option<Found> {
     match exit.cause {
         // The shim is never lost alone: the host went down, or somebody killed everything.
         ExitCause::ShimLost => None,
-        ExitCause::Exited | ExitCause::NotExecuted(_) => {
-            Some(Found::Ended { run: run.run(), exit: machine::exit_of(&exit) })
-        }
+        ExitCause::Exited => Some(Found::Ended { run: run.run(), exit: machine::exit_of(&exit) }),
+        ExitCause::NotExecuted(reason) => Some(Found::NotStarted { run: run.run(), reason }),
     }
 }
 
@@ -178,13 +178,13 @@ fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
 
 /// Directories of Machines that no record names: a creation or removal that a crash cut short.
 async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyhow::Result<()> {
+    let known: BTreeSet<&[u8]> = records.iter().map(|record| record.id.as_bytes()).collect();
     let entries =
         std::fs::read_dir(world.paths.machines()).context("could not list the Machines")?;
     for entry in entries {
         let entry = entry.context("could not list the Machines")?;
         let name = entry.file_name();
-        let known = records.iter().any(|record| name.to_str() == Some(&record.id));
-        if !known {
+        if !known.contains(name.as_encoded_bytes()) {
             tracing::info!(machine = ?name, "removing what belongs to no Machine");
             remove_stranger(world, &entry.path()).await;
         }
@@ -202,9 +202,10 @@ async fn remove_stranger(world: &World, dir: &std::path::Path) {
 
 /// Takes down the links of Machines that do not run.
 async fn disconnect_dead(world: &Arc<World>, findings: &[Finding]) {
-    let runs = |name: &str| findings.iter().any(|it| it.record.id == name && it.running.is_some());
+    let running = findings.iter().filter(|it| it.running.is_some());
+    let running: BTreeSet<&str> = running.map(|it| it.record.id.as_str()).collect();
     for name in world.plane.attached() {
-        if !runs(&name) {
+        if !running.contains(name.as_str()) {
             world.detach(&name).await;
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use perch_api::wire;
 use perch_core::lifecycle::{
     Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
-    StartBy, StopBy,
+    NOT_STARTED, StartBy, StopBy,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -123,6 +123,7 @@ pub(crate) fn spawn(
         mailbox_sender: commands,
         source: Source::Platform,
         cause: String::new(),
+        is_leaving: false,
     };
     world.tracker.spawn(task.work(mailbox));
     handle
@@ -140,6 +141,8 @@ struct Task {
     source: Source,
     /// More about it, when the proxy asked.
     cause: String,
+    /// Whether its directory is being removed: nothing is put into it any more.
+    is_leaving: bool,
 }
 
 /// What wakes the task.
@@ -409,7 +412,8 @@ impl Task {
         });
     }
 
-    fn remove(&self) {
+    fn remove(&mut self) {
+        self.is_leaving = true;
         let (world, id, mailbox) =
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
@@ -448,7 +452,9 @@ impl Task {
             source = event.source,
             cause = self.cause,
         );
-        self.world.append_event(&self.id, &event);
+        if !self.is_leaving {
+            self.world.append_event(&self.id, &event);
+        }
         self.status.send_modify(|status| {
             Arc::make_mut(&mut status.history).push(event);
         });
@@ -495,7 +501,7 @@ impl Task {
                 exit_request(*exit, *requested, *restarting, self.life.restart_count())
             }
             Happened::LaunchFailed { reason } => {
-                let exit = Exit { code: 127, signal: None, oom_killed: false };
+                let exit = Exit { code: NOT_STARTED, signal: None, oom_killed: false };
                 let mut request = exit_request(exit, false, false, self.life.restart_count());
                 request.details.insert("reason".to_owned(), reason.as_str().into());
                 request

@@ -267,6 +267,8 @@ impl World {
     /// Deletes everything of a Machine that was destroyed.
     pub(crate) async fn remove_machine(self: &Arc<Self>, id: &str) {
         self.detach(id).await;
+        // An event that is still to be written would come into a directory that is being emptied.
+        self.flush_events().await;
         if let Err(error) =
             perch_machine::remove(&self.paths.machine(id), &self.cgroup_parent).await
         {

@@ -262,7 +262,7 @@ pub struct MachineView {
     pub state: String,
     /// Its region.
     pub region: String,
-    /// Its process group.
+    /// Its process group, for DNS; empty where no deploy manages it (MA-38).
     pub group: String,
     /// Where the proxy reaches it.
     pub link_ip: Ipv4Addr,

@@ -57,7 +57,7 @@ fn member(view: &MachineView) -> Result<Member, BadId> {
     Ok(Member {
         id: view.id.parse()?,
         region: view.region.parse()?,
-        group: view.group.parse()?,
+        group: view.group.parse().ok(),
         private_ip: view.private_ip,
         presence: if view.state == "started" { Presence::Started } else { Presence::Asleep },
         metadata: view.metadata.clone(),

@@ -175,6 +175,19 @@ fn an_upgrade_is_refused_politely() {
 }
 
 #[test]
+fn a_machine_that_no_deploy_manages_gets_requests_too() {
+    run(|mut world| async move {
+        for group in ["", "not a label"] {
+            let mut view = app("started", machine(echo_heads).await);
+            view.machines[0].group = group.to_owned();
+            world.publish(view).await;
+            let answer = world.ask(GET).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "group {group:?}: {answer}");
+        }
+    });
+}
+
+#[test]
 fn a_running_machine_gets_the_request_with_our_headers() {
     run(|mut world| async move {
         let port = machine(echo_heads).await;
