@@ -20,6 +20,8 @@ use crate::stage;
 
 /// Any range that is not the host's own; nothing outlives the probe.
 const PROBE_UID_BASE: u32 = 1 << 31;
+/// What the names of the probes' directories begin with.
+const PROBE_PREFIX: &str = "probe-";
 /// The file that the probe writes as the Machine's root.
 const PROBE_FILE: &str = "/probe";
 
@@ -61,11 +63,24 @@ pub fn probe(parent: &Path) -> io::Result<Probed> {
 /// # Errors
 /// When it does not work here, with the step that failed.
 pub fn attempt(parent: &Path, ids: Ids) -> io::Result<()> {
-    let dir = parent.join(format!("probe-{}", crate::images::random_id()?));
+    clear(parent);
+    let dir = parent.join(format!("{PROBE_PREFIX}{}", crate::images::random_id()?));
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     let tried = prepare(&dir, ids).and_then(|()| run_child(&dir));
     let removed = fs::remove_dir_all(&dir);
     tried.and(removed)
+}
+
+/// Removes what earlier probes left that were killed with their server.
+fn clear(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !entry.file_name().as_encoded_bytes().starts_with(PROBE_PREFIX.as_bytes()) {
+            continue;
+        }
+        if let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(dir = %entry.path().display(), %error, "an old probe remains until the next start");
+        }
+    }
 }
 
 fn prepare(dir: &Path, ids: Ids) -> io::Result<()> {
@@ -174,6 +189,17 @@ mod tests {
         assert!(removed.is_some());
         assert_eq!(serde_json::from_value::<LaunchSpec>(old)?.ids, Ids::Mapped);
         Ok(())
+    }
+
+    #[test]
+    fn what_a_killed_probe_left_goes_with_the_next_and_nothing_else_does() -> io::Result<()> {
+        let dir = crate::scratch_dir("probes")?;
+        for name in ["probe-1/fs/1", "layers"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        clear(&dir);
+        assert!(!dir.join("probe-1").exists() && dir.join("layers").exists());
+        fs::remove_dir_all(dir)
     }
 
     #[test]

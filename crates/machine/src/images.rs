@@ -14,7 +14,7 @@
 mod parts;
 mod prune;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -978,6 +978,16 @@ impl ImageStore {
         let dir = self.dir.join("tags").join(app);
         remove_tree(&dir)
     }
+
+    /// Forgets the tags of all apps but these: of those that went with a crash, or while somebody pushed.
+    pub fn retain_apps(&self, apps: &BTreeSet<String>) -> Result<(), ImageError> {
+        let kept = |dir: &PathBuf| {
+            let name = dir.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| apps.contains(name))
+        };
+        let gone = entries(&self.dir.join("tags"))?.into_iter().filter(|dir| !kept(dir));
+        gone.into_iter().try_for_each(|dir| remove_tree(&dir))
+    }
 }
 
 /// What an unpacking process says until it ends, on both outputs. It has read somebody else's file and is not trusted: too
@@ -1272,6 +1282,10 @@ mod tests {
         assert_eq!(store.config(&info.digest)?.argv(None, None)?, ["/x"]);
         let wrong = store.put_manifest("app", &digest_of(b"x").to_string(), "m/t", text.as_bytes());
         assert!(matches!(wrong, Err(ImageError::DigestMismatch { .. })));
+        store.put_manifest("gone", "v1", "m/t", text.as_bytes())?;
+        store.retain_apps(&BTreeSet::from(["app".to_owned()]))?;
+        assert!(store.resolve("gone", "v1").is_err(), "its tags were there before it");
+        assert_eq!(store.resolve("app", "v1")?, info);
         store.remove_app("app")?;
         assert!(store.resolve("app", "v1").is_err());
         Ok(fs::remove_dir_all(dir)?)

@@ -351,6 +351,7 @@ fn open_images(paths: &Paths, keeper: &Keeper, ids: &HostIds) -> anyhow::Result<
     bases.extend(machines.iter().filter_map(|id| perch_machine::uid_base(&paths.machine(id))));
     // What a crash left of apps that are gone; of others nothing, since their Machines may run on it.
     store.retain_shifted(&bases)?;
+    store.retain_apps(&keeper.read().apps.keys().cloned().collect())?;
     let found = crate::ids::choose(&paths.images()).context("no Machine's files can be mounted")?;
     tracing::info!(owners = crate::ids::in_words(&found), "Machines' files");
     Ok(images::Images::new(store, found.ids))

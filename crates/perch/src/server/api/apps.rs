@@ -169,9 +169,10 @@ pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiErr
     world.settle(app.addresses()).await;
     destroy_machines(&world, &name).await?;
     world.images.remove_own(world.host_ids.base(app.uid_slot)).await?;
+    // Before the name is free: a new app of this name has tags of its own.
+    world.images.remove_app(name.clone()).await?;
     let gone = name.clone();
     world.keeper.write(move |catalog| Ok((removal(catalog, &gone)?, ()))).await?;
-    world.images.remove_app(name.clone()).await?;
     world.platform_log.forget(&name);
     world.proxy.app_changed(name);
     Ok(())
