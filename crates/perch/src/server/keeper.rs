@@ -4,7 +4,7 @@
 //! memory; readers never see what is not durable. Everything here blocks (a commit is one fsync):
 //! async callers go through [`Keeper::write`], which moves to a blocking thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use perch_api::wire::ApiError;
@@ -35,6 +35,34 @@ pub(crate) struct Catalog {
     pub(crate) tokens: BTreeMap<String, TokenRecord>,
     /// By app, name and version.
     pub(crate) secrets: BTreeMap<(String, String, u64), SecretRecord>,
+    /// Ids of each app's Machines and releases: each call about an app would else look at everybody's.
+    machine_ids: Index,
+    release_ids: Index,
+}
+
+/// Ids by app; an app without any is not in it.
+#[derive(Debug, Default)]
+struct Index(BTreeMap<String, BTreeSet<String>>);
+
+impl Index {
+    fn add(&mut self, app: &str, id: &str) {
+        match self.0.get_mut(app) {
+            Some(ids) => drop(ids.insert(id.to_owned())),
+            None => drop(self.0.insert(app.to_owned(), BTreeSet::from([id.to_owned()]))),
+        }
+    }
+
+    fn remove(&mut self, app: &str, id: &str) {
+        let Some(ids) = self.0.get_mut(app) else { return };
+        ids.remove(id);
+        if ids.is_empty() {
+            self.0.remove(app);
+        }
+    }
+
+    fn of<'a>(&'a self, app: &str) -> impl Iterator<Item = &'a String> + use<'a> {
+        self.0.get(app).into_iter().flatten()
+    }
 }
 
 /// One change of one record.
@@ -225,10 +253,24 @@ impl Catalog {
             }
             Change::PutApp(it) => drop(self.apps.insert(it.name.clone(), it)),
             Change::DeleteApp(name) => drop(self.apps.remove(&name)),
-            Change::PutMachine(it) => drop(self.machines.insert(it.id.clone(), *it)),
-            Change::DeleteMachine(id) => drop(self.machines.remove(&id)),
-            Change::PutRelease(it) => drop(self.releases.insert(it.id.clone(), *it)),
-            Change::DeleteRelease(id) => drop(self.releases.remove(&id)),
+            Change::PutMachine(it) => {
+                self.machine_ids.add(&it.app, &it.id);
+                self.machines.insert(it.id.clone(), *it);
+            }
+            Change::DeleteMachine(id) => {
+                if let Some(it) = self.machines.remove(&id) {
+                    self.machine_ids.remove(&it.app, &id);
+                }
+            }
+            Change::PutRelease(it) => {
+                self.release_ids.add(&it.app, &it.id);
+                self.releases.insert(it.id.clone(), *it);
+            }
+            Change::DeleteRelease(id) => {
+                if let Some(it) = self.releases.remove(&id) {
+                    self.release_ids.remove(&it.app, &id);
+                }
+            }
             Change::PutRetired(it) => drop(self.retired.insert(it.ip.to_string(), it)),
             Change::DeleteRetired(ip) => drop(self.retired.remove(&ip)),
             Change::PutLease(it) => drop(self.leases.insert(it.machine.clone(), it)),
@@ -265,9 +307,9 @@ impl Catalog {
     /// Machines of an app, by id.
     pub(crate) fn machines_of<'a>(
         &'a self,
-        app: &'a str,
-    ) -> impl Iterator<Item = &'a MachineRecord> {
-        self.machines.values().filter(move |machine| machine.app == app)
+        app: &str,
+    ) -> impl Iterator<Item = &'a MachineRecord> + use<'a> {
+        self.machine_ids.of(app).filter_map(|id| self.machines.get(id))
     }
 
     /// Values of an app's secrets, by name and version.
@@ -279,7 +321,7 @@ impl Catalog {
     /// Releases of an app, newest first.
     pub(crate) fn releases_of(&self, app: &str) -> Vec<&ReleaseRecord> {
         let mut found: Vec<_> =
-            self.releases.values().filter(|release| release.app == app).collect();
+            self.release_ids.of(app).filter_map(|id| self.releases.get(id)).collect();
         found.sort_by_key(|release| std::cmp::Reverse(release.version));
         found
     }
@@ -361,6 +403,25 @@ mod tests {
         });
         assert!([ends, ended].iter().all(Change::makes_room));
         assert!(!Change::PutNetwork(network(1)).makes_room());
+    }
+
+    #[test]
+    fn an_app_has_its_own_machines_and_releases_and_none_that_are_gone() {
+        use crate::server::records::tests as records;
+        let mut catalog = Catalog::default();
+        for id in ["m2", "m1", "m3"] {
+            catalog.apply(Change::PutMachine(Box::new(records::machine(id))));
+        }
+        for (app, version) in [("web", 1), ("web", 2), ("db", 1)] {
+            catalog.apply(Change::PutRelease(Box::new(records::release(app, version, ""))));
+        }
+        catalog.apply(Change::DeleteMachine("m2".to_owned()));
+        catalog.apply(Change::DeleteRelease("web-2".to_owned()));
+        let ids: Vec<&str> = catalog.machines_of("web").map(|it| it.id.as_str()).collect();
+        assert_eq!(ids, ["m1", "m3"]);
+        let releases = |app| catalog.releases_of(app).iter().map(|it| it.version).collect();
+        let (web, db): (Vec<u64>, Vec<u64>) = (releases("web"), releases("db"));
+        assert_eq!((web, db, catalog.machines_of("db").count()), (vec![1], vec![1], 0));
     }
 
     #[test]
