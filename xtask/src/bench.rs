@@ -7,6 +7,7 @@
 mod figures;
 mod rootfs;
 mod runc;
+mod status;
 mod upstream;
 mod wake;
 mod warm;
@@ -34,17 +35,19 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     figures::print_machine();
     match which {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
+        "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
 
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (name, rest) = args.split_first().context("name a benchmark: wake or warm")?;
+    let (name, rest) = args.split_first().context("name a benchmark: wake, warm or status")?;
     let which = match *name {
         "wake" => "wake",
         "warm" => "warm",
-        other => bail!("unknown benchmark `{other}`; there are wake and warm"),
+        "status" => "status",
+        other => bail!("unknown benchmark `{other}`; there are wake, warm and status"),
     };
     match rest {
         [] => Ok((which, None)),

@@ -22,13 +22,15 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo x COMMAND
 
-  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, guest), or one crate
+  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, model, guest), or one crate
   check                 format, clippy, tidy, docs, deny
   docs                  write what is made from code: docs/compat-commands.md and crates/cli/tests/help
   tidy                  the rules of this repository that clippy does not know
   deny                  licences, bans and sources of all dependencies
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
+  model ARGS...         random API calls against a model of the server, release profile (root) [--sequences N] [--seed S]
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
+  bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
   install, uninstall    on this host (root) [--prefix DIR, default /usr/local]
   fixture               this release's data directory for the tests of later ones (root)
   dist                  a tarball and a Debian package in target/dist
@@ -60,6 +62,7 @@ fn run(args: &[String]) -> Result<bool> {
         "tidy" => tidy::run(),
         "deny" => deny::run(),
         "sim" => ring::sim(rest),
+        "model" => ring::model(rest),
         "bench" => bench::run(rest),
         "install" => dist::install(rest),
         "uninstall" => dist::uninstall(rest),

@@ -10,6 +10,9 @@ use crate::{deny, guest, packages, shell, tidy};
 /// Seeds that `cargo x test` tries; a longer search is `cargo x sim --seeds N`.
 const SIM_SEEDS: &str = "2000";
 
+/// What `cargo x test` tries of the model; the whole is `cargo x model --sequences 1000`.
+const MODEL: &[&str] = &["--sequences", "150", "--seconds", "60"];
+
 /// What came out of one step.
 #[derive(Clone, Copy, Default)]
 struct Tally {
@@ -29,7 +32,7 @@ pub(crate) fn test(what: &[String]) -> Result<bool> {
     let started = Instant::now();
     let mut steps = Vec::new();
     if what.is_empty() {
-        for ring in ["check", "unit", "sim", "component", "host", "guest"] {
+        for ring in ["check", "unit", "sim", "component", "host", "model", "guest"] {
             steps.extend(run_ring(ring)?);
         }
     }
@@ -60,6 +63,23 @@ pub(crate) fn sim(args: &[String]) -> Result<bool> {
     simulate(&args)
 }
 
+/// Random API calls with the caller's arguments, against the binary as users get it.
+pub(crate) fn model(args: &[String]) -> Result<bool> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    packages::ensure(packages::TESTS)?;
+    let release = ["--release", "--locked"];
+    let build = [&["build"], &release[..], &["--package", "perch", "--package", "perch-hello"]];
+    if !shell::succeeds(&mut shell::cargo(&build.concat()))? {
+        bail!("the release build failed");
+    }
+    let run = [&["run", "--quiet"], &release[..], &["--package", "perch-model", "--"], &args];
+    let mut command = shell::cargo(&run.concat());
+    if std::env::var_os("PERCH_BIN").is_none() {
+        command.env("PERCH_BIN", shell::built("release", "perch")?);
+    }
+    shell::succeeds(&mut command)
+}
+
 fn run_ring(name: &str) -> Result<Vec<Step>> {
     match name {
         "check" => check_steps(&[]),
@@ -70,6 +90,7 @@ fn run_ring(name: &str) -> Result<Vec<Step>> {
         ]),
         "component" => Ok(vec![privileged("component", component)?]),
         "host" => Ok(vec![privileged("host", host)?]),
+        "model" => Ok(vec![privileged("model", host_model)?]),
         "guest" => Ok(vec![privileged("guest", guest)?]),
         crate_name => Ok(vec![timed("crate", || one_crate(crate_name))?]),
     }
@@ -144,6 +165,21 @@ fn host() -> Result<Tally> {
     let args =
         ["test", "--locked", "--no-fail-fast", "--package", "perch-e2e", "--", "--test-threads=1"];
     cargo_test(&args, true)
+}
+
+/// A share of the random API calls, on the binary of the host ring.
+fn host_model() -> Result<Tally> {
+    packages::ensure(packages::TESTS)?;
+    let build = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
+    if cargo_passes(&build)?.failed != 0 {
+        return Ok(Tally { passed: 0, failed: 1 });
+    }
+    let run = ["run", "--quiet", "--locked", "--package", "perch-model", "--"];
+    let mut command = shell::cargo(&[&run[..], MODEL].concat());
+    if std::env::var_os("PERCH_BIN").is_none() {
+        command.env("PERCH_BIN", shell::built("debug", "perch")?);
+    }
+    passed(shell::succeeds(&mut command))
 }
 
 /// The package under systemd, in an emulated guest.

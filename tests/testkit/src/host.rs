@@ -23,7 +23,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use self::service_manager::ServiceManager;
-use crate::{Ip, Machine, Output, Process, Response, process, wait_until};
+use crate::{Ip, Machine, Output, Process, Response, holds_for, process, wait_until};
 
 /// A start that takes longer has failed; measured 0.2 s on an idle host.
 const READY_MAX: Duration = Duration::from_secs(30);
@@ -194,6 +194,18 @@ impl Host {
         Ok(())
     }
 
+    /// Starts the server and kills it so long after its process is there, whatever it is doing by then.
+    pub fn start_and_kill_server(&mut self, after: Duration) -> Result<()> {
+        let file = File::options().create(true).append(true).open(self.server_log())?;
+        let child = self.server_command()?.stdout(Stdio::null()).stderr(file).spawn()?;
+        self.server = Some(child);
+        let server =
+            wait_until("the server's process", READY_MAX, || Ok(Some(self.server_process()?)))?;
+        holds_for("a server that starts", after, || Ok(true))?;
+        server.kill()?;
+        self.reap_server()
+    }
+
     fn server_command(&self) -> Result<Command> {
         let data = self.data_dir().to_string_lossy().into_owned();
         let config = self.dir.path().join("perch.toml").to_string_lossy().into_owned();
@@ -231,6 +243,11 @@ impl Host {
         let proxy = self.perch_processes("proxy").pop().context("no proxy runs")?;
         proxy.kill()?;
         Ok(proxy)
+    }
+
+    /// Waits for the end of a server that somebody else has killed.
+    pub fn await_server_end(&mut self) -> Result<()> {
+        self.reap_server()
     }
 
     fn reap_server(&mut self) -> Result<()> {
@@ -294,6 +311,20 @@ impl Host {
             bail!("{path} answers {answer:?}");
         }
         serde_json::from_str(&answer.body).with_context(|| format!("JSON of {path}"))
+    }
+
+    /// Sends any request to the API, without a process for it.
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> Result<Response> {
+        let mut stream = UnixStream::connect(self.socket()).context("connecting to the API")?;
+        stream.set_read_timeout(Some(COMMAND_MAX))?;
+        crate::http::send(&mut stream, method, path, content_type, body)
+            .with_context(|| format!("{method} {path}"))
     }
 
     /// The Machines of an app.

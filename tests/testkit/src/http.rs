@@ -56,6 +56,26 @@ pub fn exchange(stream: &mut (impl Read + Write), path: &str) -> Result<Response
     parse(&bytes).context("not an HTTP answer")
 }
 
+/// Sends a request with a body on a connection that is made already.
+pub(crate) fn send(
+    stream: &mut (impl Read + Write),
+    method: &str,
+    path: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Result<Response> {
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
+         Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+    )?;
+    stream.write_all(body)?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    parse(&bytes).context("not an HTTP answer")
+}
+
 fn parse(bytes: &[u8]) -> Option<Response> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;

@@ -49,6 +49,7 @@ const RULES: &[Rule] = &[
     Rule { dir: "tests/sim", ours: &[CORE], external: External::Any },
     Rule { dir: "tests/testkit", ours: &[], external: External::Any },
     Rule { dir: "tests/e2e", ours: &["perch-testkit"], external: External::Any },
+    Rule { dir: "tests/model", ours: &["perch-api", "perch-testkit"], external: External::Any },
     Rule { dir: "xtask", ours: &["perch-testkit"], external: External::Any },
 ];
 

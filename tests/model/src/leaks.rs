@@ -1,0 +1,111 @@
+//! What a host has of everything that can be forgotten.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use perch_testkit::{Host, Process, wait_until};
+
+/// What is under way when a sequence ends is over within this time.
+const SOON: Duration = Duration::from_secs(20);
+/// Connections of the API and of the proxy's pool come and go.
+const DESCRIPTORS_MORE_MAX: usize = 12;
+
+/// Counts and lists at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Resources {
+    /// Links, routes, rules, sets and tables of host and plane, mounts, cgroups, files, processes; each line once.
+    listed: BTreeSet<String>,
+    namespaces: usize,
+    descriptors: usize,
+}
+
+impl Resources {
+    pub(crate) fn of(host: &Host) -> Result<Self> {
+        let around = host.surroundings(&host.data_dir())?;
+        let mut listed: BTreeSet<String> = around.lines().map(nameless).collect();
+        for command in ["ip -o link", "ip -6 route show table all", "nft list ruleset"] {
+            let words: Vec<&str> = command.split(' ').collect();
+            let text = host.run_in_plane(words[0], &words[1..])?.ok()?;
+            listed.extend(text.lines().map(|line| format!("plane {}", nameless(line))));
+        }
+        let processes = host.processes();
+        listed.extend(processes.iter().map(|it| format!("process {}", it.args.join(" "))));
+        let data = host.data_dir();
+        files(&data, &data, &mut listed);
+        let descriptors = processes.iter().map(|process| links_of(process).len()).sum();
+        Ok(Self { listed, namespaces: namespaces(&processes), descriptors })
+    }
+
+    /// Fails unless, soon, there is no more than there was.
+    pub(crate) fn check_not_grown(host: &Host, before: &Self) -> Result<()> {
+        wait_until("as much as before", SOON, || {
+            let now = Self::of(host)?;
+            let more: Vec<_> = now.listed.difference(&before.listed).collect();
+            ensure!(more.is_empty(), "there are more: {more:#?}");
+            let (had, has) = (before.namespaces, now.namespaces);
+            ensure!(has <= had, "{had} network namespaces became {has}");
+            let (had, has) = (before.descriptors, now.descriptors);
+            ensure!(has <= had + DESCRIPTORS_MORE_MAX, "{had} descriptors became {has}");
+            Ok(Some(()))
+        })
+    }
+}
+
+/// A line without the numbers that change when a thing is made again; links are only counted by name.
+fn nameless(line: &str) -> String {
+    let link = line.split_once(": ").filter(|(number, _)| number.parse::<u32>().is_ok());
+    match link.and_then(|(_, rest)| rest.split(['@', ':']).next()) {
+        Some(name) => format!("link {name}"),
+        None => uncounted(line),
+    }
+}
+
+/// A rule of nft without what it has counted.
+fn uncounted(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        kept.push(word);
+        if matches!(word, "packets" | "bytes") {
+            words.next();
+        }
+    }
+    kept.join(" ")
+}
+
+/// Where the descriptors of a process lead.
+fn links_of(process: &Process) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.map(|link| link.to_string_lossy().into_owned()).collect()
+}
+
+fn namespaces(processes: &[Process]) -> usize {
+    let mut seen = BTreeSet::new();
+    for process in processes {
+        let own = fs::read_link(format!("/proc/{}/ns/net", process.pid));
+        seen.extend(own.map(|link| link.to_string_lossy().into_owned()));
+        seen.extend(links_of(process).into_iter().filter(|link| link.starts_with("net:[")));
+    }
+    seen.len()
+}
+
+/// All files of the data directory but those of the store's own making.
+fn files(dir: &Path, root: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        if name.starts_with("store.db") {
+            continue;
+        }
+        found.insert(format!("file {name}"));
+        // What an image holds is its own.
+        let is_layer = name.starts_with("images/layers/");
+        if !is_layer && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files(&path, root, found);
+        }
+    }
+}
