@@ -327,7 +327,11 @@ impl Plane {
     pub fn stock_up(&self) -> Result<(), NetError> {
         while self.lock_spare().len() < SPARE_LEN_MAX {
             let spare = namespace::create(fixed::prepare_machine)?;
-            self.lock_spare().push(spare);
+            let mut stock = self.lock_spare();
+            // Several launches stock up at once, and one of them was first.
+            if stock.len() < SPARE_LEN_MAX {
+                stock.push(spare);
+            }
         }
         Ok(())
     }
