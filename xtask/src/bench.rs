@@ -7,6 +7,7 @@
 mod figures;
 mod rootfs;
 mod runc;
+mod sleep;
 mod status;
 mod upstream;
 mod wake;
@@ -36,18 +37,21 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     match which {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
+        "sleep" => sleep::run(rounds.unwrap_or(sleep::ROUNDS)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
 
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (name, rest) = args.split_first().context("name a benchmark: wake, warm or status")?;
+    let (name, rest) =
+        args.split_first().context("name a benchmark: sleep, status, wake or warm")?;
     let which = match *name {
+        "sleep" => "sleep",
+        "status" => "status",
         "wake" => "wake",
         "warm" => "warm",
-        "status" => "status",
-        other => bail!("unknown benchmark `{other}`; there are wake, warm and status"),
+        other => bail!("unknown benchmark `{other}`; there are sleep, status, wake and warm"),
     };
     match rest {
         [] => Ok((which, None)),

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,17 +22,16 @@ pub(crate) const ROUNDS: usize = 200;
 /// Our overhead over the bare program, at most this share of runc's.
 const LIMIT: f64 = 0.7;
 
-const CONFIG: &str = "auto_stop_after = \"100ms\"\n";
+pub(super) const CONFIG: &str = "auto_stop_after = \"100ms\"\n";
 
 /// Nothing here takes longer, not even Python on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_micros(100);
 
 const SERVICE: &str = "\
   force_https = false
-  auto_stop_machines = 'stop'
   auto_start_machines = true
   min_machines_running = 0
   auto_stop_after = '100ms'
@@ -43,20 +43,27 @@ pub(crate) fn run(rounds: usize) -> Result<bool> {
     let host = Host::start_with(Network::Open, CONFIG)?;
     let mut good = true;
     for program in [rootfs::native(dir.path())?, rootfs::python(dir.path())?] {
-        let address = deploy(&host, &program, dir.path())?;
+        let address = deploy(&host, &program, dir.path(), "stop")?;
         let bundle = Bundle::new(dir.path(), &program)?;
         good &= measure(&host, &program, &bundle, address, rounds)?;
     }
     Ok(good)
 }
 
-fn deploy(host: &Host, program: &Program, dir: &std::path::Path) -> Result<SocketAddr> {
+/// Deploys a program as an app of its name that falls asleep in this way.
+pub(super) fn deploy(
+    host: &Host,
+    program: &Program,
+    dir: &Path,
+    auto_stop: &str,
+) -> Result<SocketAddr> {
     let argv: Vec<&str> = program.argv.iter().map(String::as_str).collect();
     let port = format!("PORT={}", program.port);
     let image = Image::directory(&program.root)?.entrypoint(&argv).env(&[&port]);
     let image = image.write(&dir.join(format!("{}-image", program.name)))?;
     let text = format!(
-        "app = '{}'\n[build]\n  image = '{image}'\n[http_service]\n  internal_port = {}\n{SERVICE}",
+        "app = '{}'\n[build]\n  image = '{image}'\n[http_service]\n  internal_port = {}\n  \
+         auto_stop_machines = '{auto_stop}'\n{SERVICE}",
         program.name, program.port
     );
     let app = host.app_dir(program.name, &text)?;
@@ -78,7 +85,7 @@ fn measure(
     for _ in 0..rounds {
         bare.push_ms(host.inside(|| bare_round(program))?);
         runc.push_ms(host.inside(|| runc_round(program, bundle))?);
-        wait_stopped(host, program.name)?;
+        wait_for(host, program.name, "stopped")?;
         ours.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
     }
     bare.print(&format!("{}: bare", program.name), "ms");
@@ -89,11 +96,12 @@ fn measure(
     Ok(holds(&format!("{}: perch / runc", program.name), over(&ours) / over(&runc), LIMIT))
 }
 
-fn wait_stopped(host: &Host, app: &str) -> Result<()> {
-    wait_until("the Machine to stop", PATIENCE, || {
+/// Waits until all Machines of the app are in this state.
+pub(super) fn wait_for(host: &Host, app: &str, state: &str) -> Result<()> {
+    wait_until(&format!("the Machine to be {state}"), PATIENCE, || {
         let list = host.api(&format!("/v1/apps/{app}/machines"))?;
         let machines = list.as_array().context("not a list of Machines")?;
-        Ok(machines.iter().all(|machine| machine["state"] == "stopped").then_some(()))
+        Ok(machines.iter().all(|machine| machine["state"] == state).then_some(()))
     })
 }
 
@@ -133,7 +141,7 @@ impl Drop for Killed {
 }
 
 /// The time from `started` to the first byte of an answer.
-fn first_byte(address: SocketAddr, started: Instant) -> Result<Duration> {
+pub(super) fn first_byte(address: SocketAddr, started: Instant) -> Result<Duration> {
     let mut stream = connect(address, started)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
