@@ -14,7 +14,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::Ipv6Addr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
@@ -388,6 +388,7 @@ impl Machine {
     pub async fn wait(&self) -> Result<ExitRecord, LaunchError> {
         if let Some(alive) = &self.alive {
             readable(&alive.shim).await.map_err(io_error("wait for", &self.spec.dir))?;
+            reap_orphan(alive.shim.get_ref());
         }
         match read_record(&self.spec)? {
             Some(record) => Ok(record),
@@ -475,6 +476,15 @@ impl Machine {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             listed => listed,
         }
+    }
+}
+
+/// Reaps a shim that has ended if it has become this process's child: as process 1 of a container it inherits orphans.
+fn reap_orphan(shim: &OwnedFd) {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    if let Err(errno) = waitid(WaitId::PidFd(shim.as_fd()), options) {
+        tracing::trace!(%errno, "the shim is reaped by another process");
     }
 }
 

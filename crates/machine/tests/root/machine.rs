@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
     ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
     ("shims_are_in_a_cgroup_of_their_own", shims_are_apart),
+    ("who_inherits_a_shim_reaps_it", an_inherited_shim_is_reaped),
     ("a_run_that_nobody_can_name_is_killed", a_run_that_nobody_can_name_is_killed),
     ("a_damaged_exit_record_is_a_lost_run", a_damaged_exit_record_is_a_lost_run),
     ("a_start_clears_away_what_nobody_can_name", a_start_clears_away_what_nobody_can_name),
@@ -288,6 +289,18 @@ fn shims_are_apart(fixture: &Fixture) -> Tested {
     // Without v2 there is nothing to be born in.
     assert!(v2.is_none_or(|group| group == "/perch-test/shims"), "{groups}");
     assert_eq!(fixture.adopt()?.map(|found| found.pid()), Some(machine.pid()));
+    Ok(())
+}
+
+/// As process 1 of a container does.
+fn an_inherited_shim_is_reaped(fixture: &Fixture) -> Tested {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let machine = fixture.launch(&fixture.spec("exec /bin/busybox sleep 1000"))?;
+    let shim = shim_of(&machine)?;
+    machine.kill()?;
+    fixture.wait(&machine)?;
+    rustix::process::set_child_subreaper(None)?;
+    assert!(!std::path::Path::new(&format!("/proc/{shim}")).exists(), "it is left as a zombie");
     Ok(())
 }
 

@@ -37,6 +37,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // What a test that failed left in it.
+        drop(fs::write(self.0.join("cgroup.kill"), "1"));
         let removed = perch_testkit::wait_until("an empty cgroup", crate::stage::SOON, || {
             Ok(fs::remove_dir(&self.0).is_ok().then_some(()))
         });

@@ -18,6 +18,7 @@ mod down;
 mod firewall;
 mod groups;
 mod guides;
+mod ids;
 mod leaks;
 mod listen;
 mod manual;
