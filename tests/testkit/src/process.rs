@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal};
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// A process at the moment of the look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,18 +24,23 @@ pub struct Process {
 }
 
 impl Process {
-    /// Kills it and waits until it is gone or a zombie.
+    /// Kills it and waits until it is gone or a zombie. Its memory and its arguments are gone earlier than its
+    /// sockets: only the end itself tells that nobody is served by it any more.
     pub fn kill(&self) -> Result<()> {
-        signal(self.pid, Signal::KILL)?;
-        crate::wait_until("the killed process to be gone", crate::process::GONE, || {
-            let now = read(self.pid);
-            Ok(now.is_none_or(|now| now.state == 'Z' || now.args != self.args).then_some(()))
-        })
+        let pid = Pid::from_raw(self.pid).context("0 is no process")?;
+        let process = pidfd_open(pid, PidfdFlags::empty())
+            .with_context(|| format!("looking at process {pid}", pid = self.pid))?;
+        pidfd_send_signal(&process, Signal::KILL)
+            .with_context(|| format!("killing process {pid}", pid = self.pid))?;
+        let mut ends = [PollFd::new(&process, PollFlags::IN)];
+        let ended = poll(&mut ends, Some(&GONE))?;
+        ensure!(0 < ended, "process {} hangs in the kernel", self.pid);
+        Ok(())
     }
 }
 
 /// A killed process that lives longer than this hangs in the kernel.
-const GONE: std::time::Duration = std::time::Duration::from_secs(5);
+const GONE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Sends a signal to one process.
 pub(crate) fn signal(pid: i32, signal: Signal) -> Result<()> {
