@@ -82,8 +82,29 @@ pub(crate) enum Command {
     Proxy(Proxy),
     /// Print the completions for a shell, from the same definitions as this help
     Completion(Completion),
-    /// Show the version
-    Version,
+    /// Show the version of this program
+    Version(crate::command::version::Version),
+    /// Show organizations
+    #[command(subcommand)]
+    Orgs(crate::command::orgs::Orgs),
+    /// Show what this server offers
+    #[command(subcommand)]
+    Platform(crate::command::platform::Platform),
+    /// List regions, or those that an app runs in
+    Regions(crate::command::regions::Regions),
+    /// List releases of an app
+    Releases(crate::command::releases::Releases),
+    /// Show an app's services
+    #[command(subcommand)]
+    Services(crate::command::services::Services),
+    /// Show health checks
+    #[command(subcommand)]
+    Checks(crate::command::checks::Checks),
+    /// Ask the DNS server of an app's network
+    Dig(crate::command::dig::Dig),
+    /// Show who you are to the server
+    #[command(subcommand)]
+    Auth(crate::command::auth::Auth),
 }
 
 /// Which app a command acts on.
@@ -232,6 +253,13 @@ pub(crate) enum Ips {
         #[command(flatten)]
         yes: Yes,
     },
+    /// List the private addresses of an app's Machines
+    Private {
+        #[command(flatten)]
+        app: AppArgs,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Release addresses of an app
     Release {
         /// The addresses
@@ -289,6 +317,10 @@ pub(crate) enum Apps {
         #[command(flatten)]
         yes: Yes,
     },
+    /// Restart an app's running Machines, one after the other
+    Restart(crate::command::restart::Restart),
+    /// List releases of an app
+    Releases(crate::command::releases::Releases),
 }
 
 #[derive(Debug, Args)]
@@ -437,6 +469,10 @@ pub(crate) enum Config {
         #[arg(long)]
         machines: bool,
     },
+    /// Write the deployed configuration to a file
+    Save(crate::command::save::Save),
+    /// Show the environment variables that an app's configuration and secrets set
+    Env(AppArgs),
 }
 
 #[derive(Debug, Args)]

@@ -1,17 +1,28 @@
 //! The commands, one file each, and what they share: which app, which file, which server.
 
 mod apps;
+pub(crate) mod auth;
+pub(crate) mod checks;
 mod completion;
 mod config;
 mod deploy;
+pub(crate) mod dig;
 mod ips;
 mod launch;
 mod logs;
 mod machine;
+pub(crate) mod orgs;
+pub(crate) mod platform;
 mod proxy;
+pub(crate) mod regions;
+pub(crate) mod releases;
+pub(crate) mod restart;
+pub(crate) mod save;
 pub(crate) mod scale;
 pub(crate) mod secrets;
+pub(crate) mod services;
 mod status;
+pub(crate) mod version;
 
 use crate::args::{AppArgs, Command, Fly, Json};
 use crate::console::Console;
@@ -59,10 +70,18 @@ pub(crate) async fn dispatch(
             completion::run(&context, &args);
             Ok(())
         }
-        Command::Version => {
-            console.line(format!("fly v{} (perch)", env!("CARGO_PKG_VERSION")));
+        Command::Version(args) => {
+            version::run(&context, &args);
             Ok(())
         }
+        Command::Orgs(command) => orgs::run(&context, command).await,
+        Command::Platform(command) => platform::run(&context, command).await,
+        Command::Regions(args) => regions::run(&context, args).await,
+        Command::Releases(args) => releases::run(&context, args).await,
+        Command::Services(command) => services::run(&context, command).await,
+        Command::Checks(command) => checks::run(&context, command).await,
+        Command::Dig(args) => dig::run(&context, args).await,
+        Command::Auth(command) => auth::run(&context, command).await,
     }
 }
 

@@ -98,11 +98,25 @@ impl Environment {
 
     /// The server that these variables mean.
     pub(crate) fn client(&self) -> Client {
-        let flaps = || if self.get(SOCKET).is_none() { self.get(FLAPS_BASE_URL) } else { None };
-        match self.get(API).or_else(flaps) {
+        match self.url() {
             Some(url) => Client::remote(url, self.token(), self.get(ROOTS).map(PathBuf::from)),
             None => Client::unix(self.socket()),
         }
+    }
+
+    /// The token that calls carry; over the socket they carry none.
+    pub(crate) fn token_in_use(&self) -> Option<String> {
+        self.url().and_then(|_| self.token())
+    }
+
+    /// The socket that calls go to, unless they go to an address.
+    pub(crate) fn socket_in_use(&self) -> Option<PathBuf> {
+        self.url().is_none().then(|| self.socket())
+    }
+
+    fn url(&self) -> Option<&str> {
+        let flaps = || if self.get(SOCKET).is_none() { self.get(FLAPS_BASE_URL) } else { None };
+        self.get(API).or_else(flaps)
     }
 
     fn socket(&self) -> PathBuf {

@@ -42,7 +42,8 @@ fn physical(row: &[String]) -> Vec<Vec<String>> {
 /// A table whose header is underlined when there are rows; no empty line after it.
 pub(crate) fn simple_table(headers: &[&str], rows: &[Vec<String>]) -> String {
     let headers: Vec<_> = headers.iter().map(|header| header.to_uppercase()).collect();
-    let widths = widths(&headers, rows);
+    let rows: Vec<_> = rows.iter().flat_map(|row| physical(row)).collect();
+    let widths = widths(&headers, &rows);
     let mut lines = vec![line(&headers, &widths)];
     if !rows.is_empty() {
         let rules = widths.iter().map(|width| "─".repeat(width + 2));
@@ -50,6 +51,25 @@ pub(crate) fn simple_table(headers: &[&str], rows: &[Vec<String>]) -> String {
     }
     lines.extend(rows.iter().map(|row| line(row, &widths)));
     lines.join("\n")
+}
+
+/// A table in a box: header centred and underlined if there are rows.
+pub(crate) fn boxed_table(console: &Console, headers: &[&str], rows: &[Vec<String>]) {
+    let headers: Vec<_> = headers.iter().map(|header| header.to_uppercase()).collect();
+    let rows: Vec<_> = rows.iter().flat_map(|row| physical(row)).collect();
+    let widths = widths(&headers, &rows);
+    let rule = |left: &str, joint: &str, right: &str| {
+        let lines = widths.iter().map(|width| "─".repeat(width + 2));
+        console.line(format!("{left}{}{right}", lines.collect::<Vec<_>>().join(joint)));
+    };
+    rule("┌", "┬", "┐");
+    let centred: Vec<_> = headers.iter().zip(&widths).map(|(it, to)| centred(it, *to)).collect();
+    console.line(format!("│{}│", centred.join("│")));
+    if !rows.is_empty() {
+        rule("├", "┼", "┤");
+    }
+    rows.iter().for_each(|row| console.line(format!("│{}│", line(row, &widths))));
+    rule("└", "┴", "┘");
 }
 
 /// One object: a label and a value per line, then an empty line.
@@ -168,6 +188,11 @@ fn padded(text: &str, to: usize) -> String {
     format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
 }
 
+fn centred(text: &str, to: usize) -> String {
+    let left = to.saturating_sub(width(text)) / 2;
+    format!(" {} ", padded(&format!("{}{text}", " ".repeat(left)), to))
+}
+
 /// Columns on a terminal: combining marks take none, East Asian wide characters and emoji two.
 pub(crate) fn width(text: &str) -> usize {
     text.chars().map(char_width).sum()
@@ -229,9 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_of_several_lines_makes_its_row_as_high() {
+        assert_eq!(
+            simple_table(&["A", "B"], &[row(&["x", "one\nthree\n"]), row(&["", ""])]),
+            " A │ B     \n───┼───────\n x │ one   \n   │ three \n   │       "
+        );
+    }
+
+    #[test]
     fn a_simple_table_underlines_its_header_only_above_rows() {
         assert_eq!(simple_table(&["A"], &[]), " A ");
         assert_eq!(simple_table(&["A", "B"], &[row(&["x", "y"])]), " A │ B \n───┼───\n x │ y ");
+    }
+
+    #[test]
+    fn a_boxed_table_has_a_rule_under_its_header_only_above_rows() {
+        let boxed = |rows: &[Vec<String>]| {
+            let (console, out) = captured();
+            boxed_table(&console, &["A", "Role"], rows);
+            out.text()
+        };
+        assert_eq!(boxed(&[]), "┌───┬──────┐\n│ A │ ROLE │\n└───┴──────┘\n");
+        assert_eq!(
+            boxed(&[row(&["Ann", "x"])]),
+            "┌─────┬──────┐\n│  A  │ ROLE │\n├─────┼──────┤\n│ Ann │ x    │\n└─────┴──────┘\n"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `apps list | create | destroy`.
+//! `apps list | create | destroy`; the others have files of their own.
 
 use super::Context;
 use crate::args::Apps;
@@ -28,6 +28,8 @@ pub(super) async fn run(context: &Context<'_>, command: Apps) -> Outcome {
             if save { save_file(context, &app.name, yes.yes) } else { Ok(()) }
         }
         Apps::Destroy { apps, yes } => destroy(context, &apps, yes.yes).await,
+        Apps::Restart(args) => super::restart::run(context, args).await,
+        Apps::Releases(args) => super::releases::run(context, args).await,
     }
 }
 

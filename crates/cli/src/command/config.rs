@@ -1,4 +1,4 @@
-//! `config validate` and `config show`.
+//! `config validate | show | env`; `config save` has a file of its own.
 
 use super::Context;
 use crate::args::{AppArgs, Config as Command};
@@ -30,6 +30,8 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
             };
             show(context, &app, local, form).await
         }
+        Command::Save(args) => super::save::run(context, args).await,
+        Command::Env(app) => env(context, &app).await,
     }
 }
 
@@ -206,13 +208,31 @@ fn place(path: &Path, key: &str, at: Option<(usize, usize)>) -> Map<String, Valu
 /// The deployed configuration, which the newest release keeps, or the local file.
 async fn show(context: &Context<'_>, args: &AppArgs, local: bool, form: Form) -> Outcome {
     let loaded = shown_file(context, args, local).await?;
-    if let Some(problem) = loaded.problems.iter().find(|problem| problem.is_error()) {
-        // A file that is only invalid has a normal form all the same.
-        if problem.level == Level::Shape {
-            return Err(Failure::new(format!("{}:{problem}", loaded.path.display())));
-        }
-    }
+    check_shape(&loaded)?;
     context.console.text(&text_of(&loaded.config, form)?);
+    Ok(())
+}
+
+/// A file that is only invalid has a normal form all the same.
+pub(super) fn check_shape(loaded: &Loaded) -> Outcome {
+    match loaded.problems.iter().find(|problem| problem.is_error()) {
+        Some(problem) if problem.level == Level::Shape => {
+            Err(Failure::new(format!("{}:{problem}", loaded.path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is set by secrets, and what by the configuration.
+async fn env(context: &Context<'_>, args: &AppArgs) -> Outcome {
+    let app = context.app_name(args)?;
+    let secrets = context.client.list_secrets(&app).await?;
+    let rows: Vec<_> = secrets.into_iter().map(|it| vec![it.name, it.digest]).collect();
+    render::table(context.console, "Secrets", &["Name", "Digest"], &rows);
+    let loaded = deployed(context, args).await?;
+    let pairs = loaded.config.env.iter();
+    let rows: Vec<_> = pairs.map(|(name, value)| vec![name.clone(), value.clone()]).collect();
+    render::table(context.console, "Environment Variables", &["Name", "Value"], &rows);
     Ok(())
 }
 

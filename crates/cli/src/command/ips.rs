@@ -1,4 +1,4 @@
-//! `ips list | allocate | allocate-v6 | allocate-v4 | release`.
+//! `ips list | allocate | allocate-v6 | allocate-v4 | private | release`.
 //!
 //! `list` and `allocate-v6` print the blueprint's own table, with TABs; so its printed example is what a
 //! user sees.
@@ -10,7 +10,7 @@ use crate::args::{AppArgs, Ips};
 use crate::failure::{Failure, Outcome};
 use crate::render;
 use jiff::Timestamp;
-use perch_api::wire::{AssignIp, IpAssignment, IpKind};
+use perch_api::wire::{AssignIp, IpAssignment, IpKind, Machine};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -39,6 +39,7 @@ pub(super) async fn run(context: &Context<'_>, command: Ips) -> Outcome {
             let app = context.app_name(&app)?;
             allocate(context, &app, &with_region(kind, region)).await
         }
+        Ips::Private { app, json } => private(context, &app, context.wants_json(&json)).await,
         Ips::Release { addresses, app } => release(context, &app, &addresses).await,
     }
 }
@@ -117,6 +118,22 @@ fn address_json(address: &IpAssignment) -> Value {
         "ServiceName": address.service_name,
         "Network": network,
     })
+}
+
+/// Where the app's own Machines are inside its network; those of release commands are no one's target.
+async fn private(context: &Context<'_>, args: &AppArgs, as_json: bool) -> Outcome {
+    let app = context.app_name(args)?;
+    let machines = super::machine::list_managed(context, &app).await?;
+    let address = |machine: &Machine| machine.private_ip.to_string();
+    if as_json {
+        let list: Vec<String> = machines.iter().map(address).collect();
+        return Ok(render::json(context.console, &list)?);
+    }
+    let row =
+        |machine: &Machine| vec![machine.id.clone(), machine.region.clone(), address(machine)];
+    let rows: Vec<_> = machines.iter().map(row).collect();
+    render::table(context.console, "", &["ID", "Region", "IP"], &rows);
+    Ok(())
 }
 
 /// All addresses are checked before the first is released, so that a slip of the pen releases nothing.

@@ -13,8 +13,8 @@ use crate::{pager, render};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use perch_api::wire::{
-    CheckStatus, Event, GoDuration, LeaseInput, Machine, MachineConfig, MachineFilter, Signal,
-    StopInput, WaitQuery, WaitState,
+    CheckStatus, Event, GoDuration, LeaseInput, Machine, MachineConfig, MachineFilter,
+    MachineState, Signal, StopInput, WaitQuery, WaitState,
 };
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const LEASE_SECONDS: u64 = 120;
 /// The server waits at most so long for one call.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Process groups of Machines that are made for one command.
+const PASSING_GROUPS: [&str; 3] = ["fly_app_release_command", "release_command", "fly_app_console"];
 const LIST_HEADERS: [&str; 13] = [
     "ID",
     "Name",
@@ -176,6 +178,22 @@ pub(super) fn checks_text(checks: &[CheckStatus]) -> String {
         }
     }
     text
+}
+
+/// The app's Machines of which deploys take care, without those that only run one command for them.
+pub(super) async fn list_managed(context: &Context<'_>, app: &str) -> Outcome<Vec<Machine>> {
+    let machines = list_active(context, app).await?;
+    Ok(machines.into_iter().filter(is_managed).collect())
+}
+
+/// The app's Machines that serve it, whoever made them.
+pub(super) async fn list_active(context: &Context<'_>, app: &str) -> Outcome<Vec<Machine>> {
+    let mut machines = context.client.list_machines(app, &MachineFilter::default()).await?;
+    machines.retain(|machine| {
+        let gone = matches!(machine.state, MachineState::Destroyed | MachineState::Destroying);
+        !gone && !PASSING_GROUPS.contains(&process_group(machine).as_str())
+    });
+    Ok(machines)
 }
 
 /// Whether deploys treat the Machine as theirs (DE-04).
@@ -413,7 +431,7 @@ fn not_in_time(app: &str, id: &str, state: WaitState, limit: Duration) -> Failur
 
 /// Takes the leases of all Machines, does the work on one after the other, and gives the leases back
 /// whatever happened. After Ctrl-C nothing more is begun.
-async fn leased(
+pub(super) async fn leased(
     context: &Context<'_>,
     app: &str,
     machines: &[Machine],

@@ -41,6 +41,17 @@ pub(crate) fn preset(name: &str) -> Result<Preset, String> {
     Err(known_sizes(name))
 }
 
+/// The sizes without a GPU, by CPUs, then memory.
+pub(crate) fn presets() -> Vec<(String, Preset)> {
+    let shared = SHARED_CPUS.map(|cpus| format!("shared-cpu-{cpus}x"));
+    let names =
+        shared.into_iter().chain(PERFORMANCE_CPUS.map(|cpus| format!("performance-{cpus}x")));
+    let mut all: Vec<_> =
+        names.filter_map(|name| preset(&name).ok().map(|preset| (name, preset))).collect();
+    all.sort_by_key(|(_, preset)| (preset.cpus, preset.memory_mb));
+    all
+}
+
 fn performance(cpus: u32) -> Preset {
     let memory_mb = cpus * PERFORMANCE_MB_PER_CPU;
     Preset { cpu_kind: "performance", cpus, memory_mb, gpu_kind: None }

@@ -90,6 +90,16 @@ impl Fixture {
         self.run_into(streams, printed, &[], args, |console| console)
     }
 
+    /// With these variables and no others.
+    pub(crate) fn fly_elsewhere(&self, vars: &[(&str, &str)], args: &[&str]) -> Run {
+        let mut env = self.environment(vars);
+        env.vars.remove("PERCH_SOCKET");
+        let (out, err) = (Captured::default(), Captured::default());
+        let console = Console::of_streams(Box::new(out.clone()), Box::new(err.clone()));
+        let code = self.fly_on(&console, &env, std::future::pending(), args);
+        Run { code, out: out.text(), err: err.text() }
+    }
+
     /// With further variables.
     pub(crate) fn fly_in(&self, vars: &[(&str, &str)], args: &[&str]) -> Run {
         self.run_into(Default::default(), std::future::pending(), vars, args, |console| console)

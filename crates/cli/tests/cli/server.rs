@@ -29,6 +29,13 @@ struct State {
     listen: Option<String>,
     clock_ms: i64,
     interruption: Option<Interruption>,
+    /// What is told instead of the usual caller, regions and organizations.
+    caller: Option<Value>,
+    regions: Option<Value>,
+    listed_organizations: Option<Value>,
+    dns: BTreeMap<String, Value>,
+    /// Path and query of the last call.
+    asked: String,
     /// Names of organizations beyond the default one.
     organizations: Vec<String>,
     /// Log lines beyond those of a crash.
@@ -216,6 +223,41 @@ impl Server {
         std::mem::take(&mut self.state().calls)
     }
 
+    pub(crate) fn set_caller(&self, caller: Value) {
+        self.state().caller = Some(caller);
+    }
+
+    pub(crate) fn set_regions(&self, regions: Value) {
+        self.state().regions = Some(regions);
+    }
+
+    pub(crate) fn set_organizations(&self, organizations: Value) {
+        self.state().listed_organizations = Some(organizations);
+    }
+
+    /// What DNS answers to a type; without it that there is no such name.
+    pub(crate) fn set_dns(&self, kind: &str, answer: Value) {
+        self.state().dns.insert(kind.to_owned(), answer);
+    }
+
+    /// Path and query of the last call.
+    pub(crate) fn asked(&self) -> String {
+        self.state().asked.clone()
+    }
+
+    /// Sets a value in each Machine.
+    pub(crate) fn set_in_machines(&self, key: &str, value: &Value) {
+        self.state().machines.iter_mut().for_each(|machine| machine[key] = value.clone());
+    }
+
+    /// Of long ago, and with an image whose name does not change from run to run.
+    pub(crate) fn age_releases(&self, created_at: &str) {
+        for release in &mut self.state().releases {
+            release["created_at"] = created_at.into();
+            release["image_ref"] = "web:deployment-1".into();
+        }
+    }
+
     pub(crate) fn listen_on(&self, address: &str) {
         self.state().listen = Some(address.to_owned());
     }
@@ -299,11 +341,24 @@ impl State {
 
     fn answer(&mut self, request: &Request) -> Answer {
         self.calls.push(format!("{} /{}", request.method, request.path.join("/")));
+        let query = request.query.iter().map(|(key, value)| format!("{key}={value}"));
+        self.asked = format!("{}?{}", request.path.join("/"), query.collect::<Vec<_>>().join("&"));
         let path: Vec<_> = request.path.iter().map(String::as_str).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("GET", ["perch", "v1", "info"]) => {
                 ok(json!({"version": "0", "region": "lcl", "default_org": "personal",
                     "host_addresses": ["fdaa::2"]}))
+            }
+            ("GET", ["perch", "v1", "whoami"]) => {
+                let usual = || json!({"user": "uid 7", "uid": 7});
+                ok(self.caller.clone().unwrap_or_else(usual))
+            }
+            ("GET", ["perch", "v1", _, _, "dns"]) => self.answer_dns(request),
+            ("GET", ["v1", "platform", "regions"]) if self.regions.is_some() => {
+                ok(self.regions.clone().unwrap_or_default())
+            }
+            ("GET", ["api", "v1", "organizations"]) if self.listed_organizations.is_some() => {
+                ok(json!({"organizations": self.listed_organizations}))
             }
             ("GET", ["v1", "platform", "regions"]) => {
                 let there = json!({"code": "rmt", "name": "Elsewhere"});
@@ -372,6 +427,12 @@ impl State {
             app
         };
         apps.map(counted).collect()
+    }
+
+    fn answer_dns(&self, request: &Request) -> Answer {
+        let missing = json!({"server": "fdaa::3", "id": 7, "opcode": "QUERY", "status": "NXDOMAIN",
+            "flags": ["qr", "aa", "rd", "ra"]});
+        ok(self.dns.get(&request.query["type"]).cloned().unwrap_or(missing))
     }
 
     fn create_app(&mut self, body: &Value) -> Answer {
@@ -528,6 +589,11 @@ impl State {
                 self.machine(id).expect("it exists")["state"] = "started".into();
                 ok(json!({"previous_state": "stopped"}))
             }
+            ("POST", ["restart"]) => {
+                let how = request.query["force_stop"].clone();
+                self.machine(id).expect("it exists")["force_stop"] = how.into();
+                done
+            }
             ("POST", ["stop"]) => {
                 if !self.ignores_stops {
                     self.machine(id).expect("it exists")["state"] = "stopped".into();
@@ -589,6 +655,7 @@ impl State {
                 let mut release: Map<_, _> = request.body.as_object().cloned().unwrap_or_default();
                 release.insert("id".into(), version.to_string().into());
                 release.insert("version".into(), version.into());
+                release.insert("user".into(), "uid 7".into());
                 release.insert("status".into(), "pending".into());
                 release.insert("image_ref".into(), request.body["image"].clone());
                 release.insert("created_at".into(), "2026-01-01T00:00:00Z".into());

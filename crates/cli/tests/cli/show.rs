@@ -95,7 +95,7 @@ fn show_prints_toml_and_yaml_with_a_header() {
         "{yaml}"
     );
     let body = "\n#\n\napp: web\nprimary_region: lcl\n\nhttp_service:\n  internal_port: 8080\n\n  \
-                checks:\n    - interval: 5s\n      path: \"/<x>\"\n";
+                checks:\n    - interval: 5s\n      path: /<x>\n";
     assert!(yaml.ends_with(body), "{yaml}");
 }
 

@@ -21,6 +21,7 @@ mod guides;
 mod ids;
 mod leaks;
 mod listen;
+mod looking;
 mod manual;
 mod networks;
 mod one_deploy;
