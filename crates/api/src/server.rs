@@ -3,7 +3,8 @@
 //! A connection is accepted with its peer's uid, or, over TCP, with nothing: then each request must
 //! bring a token before anything else of it is looked at. A request is parsed into a route, the
 //! route's handler reads query and body, calls the backend and writes JSON. Everything has a limit:
-//! connections, heads, bodies, the time that a stalled sender or reader gets. When the caller goes
+//! connections (of all, of one stranger, of one token), heads, bodies, the time that a stalled sender
+//! or reader gets. When the caller goes
 //! away, or its token ends, the backend's future is dropped.
 
 mod access;
@@ -15,17 +16,20 @@ mod handler;
 mod listener;
 mod lookup;
 mod machine_handler;
+mod openapi;
 mod peer;
 mod query;
 mod registry;
 mod route;
 mod secret_handler;
+mod share;
 mod tls;
 mod tunnel;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Request;
@@ -35,6 +39,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 pub use access::{Operation, operations};
 pub use backend::{Backend, BackendFuture, DeleteMachine, MachineTarget};
@@ -46,13 +51,14 @@ use crate::wire::ApiError;
 use answer::Answer;
 use handler::Call;
 use listener::{Listener, Origin, Strangers, Stream};
+use share::{Holder, Share, Shares};
 
 // A deploy's next call may come to the next server; what has begun gets this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 // Out of descriptors or memory: somebody must close something first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-// For the handshake of TLS: some packets both ways.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+// From the first packet to a good token, with the handshake of TLS between: some packets both ways.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
 // For a head, while no token is known; bodies come in pieces of this size at the most.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -73,6 +79,9 @@ struct Session<B> {
     phase: watch::Receiver<Phase>,
     // Held by the connection and by the stream that it may turn into.
     permit: Arc<OwnedSemaphorePermit>,
+    // Over TCP.
+    shares: Arc<Shares>,
+    share: Mutex<Option<Share>>,
 }
 
 /// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, gives what has
@@ -103,13 +112,17 @@ async fn serve_on<L: Listener, B: Backend>(
     shutdown: impl Future<Output = ()>,
 ) {
     let places = Arc::new(Semaphore::new(L::CONNECTIONS_MAX as usize));
+    let shares = Arc::new(Shares::default());
     let (phase, phase_receiver) = watch::channel(Phase::Serving);
     let accepting = async {
         loop {
             let permit =
                 Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            spawn_connection(&listener, stream, &backend, phase_receiver.clone(), permit);
+            let session = session::<L, B>(&stream, &backend, &phase_receiver, permit, &shares);
+            if let Some(session) = session {
+                spawn_connection(&listener, stream, session);
+            }
         }
     };
     tokio::select! {
@@ -137,28 +150,58 @@ async fn accept<L: Listener>(listener: &L) -> L::Stream {
     }
 }
 
-fn spawn_connection<L: Listener, B: Backend>(
-    listener: &L,
-    stream: L::Stream,
+/// Who is at the other end of a new connection; `None` when it may not stay.
+fn session<L: Listener, B: Backend>(
+    stream: &L::Stream,
     backend: &Arc<B>,
-    phase: watch::Receiver<Phase>,
+    phase: &watch::Receiver<Phase>,
     permit: OwnedSemaphorePermit,
-) {
-    let origin = match L::origin(&stream) {
+    shares: &Arc<Shares>,
+) -> Option<Session<B>> {
+    let origin = match L::origin(stream) {
         Ok(origin) => origin,
         Err(error) => {
             tracing::warn!(%error, "could not tell who calls the API");
-            return;
+            return None;
         }
     };
-    let backend = Arc::clone(backend);
-    let session = Arc::new(Session { backend, origin, phase, permit: Arc::new(permit) });
+    let share = match origin {
+        Origin::Known(_) => None,
+        Origin::Stranger(address) => match shares.take(Holder::of_address(address)) {
+            Some(share) => Some(share),
+            None => {
+                tracing::debug!(%address, "too many API connections without a token");
+                return None;
+            }
+        },
+    };
+    let (backend, permit, shares) = (Arc::clone(backend), Arc::new(permit), Arc::clone(shares));
+    Some(Session {
+        backend,
+        origin,
+        phase: phase.clone(),
+        permit,
+        shares,
+        share: Mutex::new(share),
+    })
+}
+
+fn spawn_connection<L: Listener, B: Backend>(listener: &L, stream: L::Stream, session: Session<B>) {
+    let session = Arc::new(session);
+    let deadline = Instant::now() + STRANGER_TIMEOUT;
     let opening = listener.open(stream);
     tokio::spawn(async move {
-        match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-            Ok(Ok(stream)) => run_connection(stream, session, L::HEAD_TIMEOUT).await,
-            Ok(Err(error)) => tracing::debug!(%error, "no API connection came about"),
-            Err(_) => tracing::debug!("an API connection was not secured in time"),
+        let working = async {
+            match opening.await {
+                Ok(stream) => run_connection(stream, Arc::clone(&session), L::HEAD_TIMEOUT).await,
+                Err(error) => tracing::debug!(%error, "no API connection came about"),
+            }
+        };
+        tokio::select! {
+            () = working => {}
+            () = session.stays_strange(deadline) => {
+                tracing::debug!("an API connection brought no token in time");
+            }
         }
     });
 }
@@ -194,11 +237,19 @@ async fn run_connection<B: Backend>(
 }
 
 async fn answer_one<B: Backend>(request: Request<Incoming>, session: Arc<Session<B>>) -> Answer {
-    match session.peer(&request) {
-        Ok(peer) => handler::handle(Call::new(request, session, peer)).await,
+    let id = request_id();
+    let answer = match session.peer(&request) {
+        Ok(peer) => handler::handle(Call::new(request, session, peer, id.clone())).await,
         // The body is left unread, and with it the connection ends: a stranger has sent it.
         Err(error) => answer::stranger(&error),
-    }
+    };
+    answer::with_request_id(answer, &id)
+}
+
+/// Unique on this host for long enough to find a request in the log.
+fn request_id() -> String {
+    static REQUESTS: AtomicU64 = AtomicU64::new(1);
+    format!("{}-{}", std::process::id(), REQUESTS.fetch_add(1, Ordering::Relaxed))
 }
 
 impl<B: Backend> Session<B> {
@@ -213,7 +264,39 @@ impl<B: Backend> Session<B> {
             )
         })?;
         let holder = self.backend.authenticate(&token);
-        holder.map(Peer::Token).ok_or_else(|| ended("the token is unknown"))
+        let holder = holder.ok_or_else(|| ended("the token is unknown"))?;
+        self.count_for(&holder)?;
+        Ok(Peer::Token(holder))
+    }
+
+    /// Counts the connection for the token that it has shown.
+    fn count_for(&self, token: &TokenHolder) -> Result<(), ApiError> {
+        let (mut share, holder) = (self.share(), Holder::Token(token.id.clone()));
+        if share.as_ref().is_some_and(|share| *share.holder() == holder) {
+            return Ok(());
+        }
+        let max = holder.places_max();
+        let taken = self.shares.take(holder).ok_or_else(|| {
+            let text = format!("the token {} has {max} connections already", token.name);
+            ApiError::new(429, text)
+        })?;
+        *share = Some(taken);
+        Ok(())
+    }
+
+    /// Resolves when the connection is still a stranger's at the deadline.
+    async fn stays_strange(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline).await;
+        let is_strange =
+            self.share().as_ref().is_some_and(|share| matches!(share.holder(), Holder::Address(_)));
+        if !is_strange {
+            std::future::pending().await
+        }
+    }
+
+    fn share(&self) -> MutexGuard<'_, Option<Share>> {
+        // What it holds is whole whatever its holder was about.
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

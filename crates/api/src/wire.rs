@@ -18,6 +18,7 @@ mod machine;
 mod platform;
 mod release;
 mod restart;
+pub(crate) mod schema;
 mod secret;
 mod signal;
 mod token;
@@ -33,8 +34,8 @@ pub use config::{
 };
 pub use dns::{Asker, DnsAnswer, DnsQuestion, DnsRecord};
 pub use duration::{BadDuration, GoDuration};
-pub(crate) use error::ErrorBody;
 pub use error::{ApiError, Done};
+pub(crate) use error::{ErrorBody, RegistryErrors};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{

@@ -617,10 +617,11 @@ impl ImageStore {
     }
 
     /// Drops an upload.
-    pub fn cancel_upload(&self, id: &str) {
-        if let Some(upload) = held(&self.uploads).remove(id) {
-            remove_quietly(&held(&upload).path);
-        }
+    pub fn cancel_upload(&self, id: &str) -> Result<(), ImageError> {
+        let unknown = || ImageError::UploadUnknown(id.to_owned());
+        let upload = held(&self.uploads).remove(id).ok_or_else(unknown)?;
+        remove_quietly(&held(&upload).path);
+        Ok(())
     }
 
     /// Stores a manifest or index and, when `reference` is a tag, points the tag of `app` at it. Refuses one whose blobs
@@ -1150,7 +1151,7 @@ mod tests {
         ));
         let second = store.begin_upload()?;
         assert!(matches!(store.begin_upload(), Err(ImageError::TooLarge { .. })));
-        store.cancel_upload(&second);
+        store.cancel_upload(&second).expect("it was there");
         assert!(store.begin_upload().is_ok());
         Ok(fs::remove_dir_all(dir)?)
     }

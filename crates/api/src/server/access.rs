@@ -82,7 +82,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         Route::Release(id) => Subject::Release(id),
         Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
         Route::Organizations | Route::Info => Subject::Cut,
-        Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
+        Route::Description | Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
         Route::Tokens | Route::Token(_) => Subject::Host,
     };
     (effect, subject)
@@ -106,6 +106,11 @@ pub struct Operation {
 /// All calls of the API.
 pub fn operations() -> Vec<Operation> {
     route::PATHS.iter().flat_map(|path| operations_of(path)).collect()
+}
+
+/// One call of the API.
+pub(super) fn operation(method: &str, path: &str) -> Option<Operation> {
+    operations().into_iter().find(|it| (it.method, it.path) == (method, path))
 }
 
 fn operations_of(path: &'static str) -> Vec<Operation> {

@@ -1,17 +1,18 @@
 //! Answers: JSON, and the two forms of an error.
 
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use serde::Serialize;
 
-use crate::wire::{ApiError, Done};
+use crate::wire::{ApiError, Done, RegistryErrors};
 
 pub(super) type Answer = Response<Full<Bytes>>;
 /// What a handler makes.
 pub(super) type Outcome = Result<Answer, ApiError>;
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 pub(super) fn json(value: &impl Serialize) -> Outcome {
@@ -21,10 +22,17 @@ pub(super) fn json(value: &impl Serialize) -> Outcome {
 pub(super) fn json_with(status: StatusCode, value: &impl Serialize) -> Outcome {
     let bytes = serde_json::to_vec(value)
         .map_err(|error| ApiError::internal(format!("the answer could not be written: {error}")))?;
-    let mut answer = empty(status);
-    answer.headers_mut().insert(CONTENT_TYPE, JSON);
-    *answer.body_mut() = Full::new(bytes.into());
+    let mut answer = json_text(bytes.into());
+    *answer.status_mut() = status;
     Ok(answer)
+}
+
+/// An answer of what is JSON already.
+pub(super) fn json_text(text: Bytes) -> Answer {
+    let mut answer = empty(StatusCode::OK);
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    *answer.body_mut() = Full::new(text);
+    answer
 }
 
 pub(super) fn done() -> Outcome {
@@ -46,8 +54,10 @@ pub(super) fn refusal(error: &ApiError) -> Answer {
 /// push` needs to send its password.
 pub(super) fn stranger(error: &ApiError) -> Answer {
     let mut answer = refusal(error);
-    let challenge = HeaderValue::from_static("Basic realm=\"perch\"");
-    answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    if error.code == 401 {
+        let challenge = HeaderValue::from_static("Basic realm=\"perch\"");
+        answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }
@@ -64,9 +74,15 @@ pub(super) fn registry_refusal(error: &ApiError, unknown: &str) -> Answer {
         (None, 405 | 501) => "UNSUPPORTED",
         (None, _) => "UNKNOWN",
     };
-    let body =
-        serde_json::json!({"errors": [{"code": word, "message": error.error, "detail": null}]});
-    with_error(error, &body)
+    with_error(error, &RegistryErrors::of(word, &error.error))
+}
+
+/// flyctl shows it with an error.
+pub(super) fn with_request_id(mut answer: Answer, id: &str) -> Answer {
+    if let Ok(value) = HeaderValue::from_str(id) {
+        answer.headers_mut().insert(REQUEST_ID, value);
+    }
+    answer
 }
 
 pub(super) fn with_allow(mut answer: Answer, methods: &str) -> Answer {

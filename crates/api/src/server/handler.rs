@@ -8,13 +8,14 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::answer::{self, Answer, Outcome, done, json, json_with};
 use super::query::Query;
 use super::route::Route;
 use super::{
     Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, lookup,
-    machine_handler, reached, registry, secret_handler, token_ended, tunnel,
+    machine_handler, openapi, reached, registry, secret_handler, token_ended, tunnel,
 };
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
@@ -27,6 +28,8 @@ const JSON_BYTES_MAX: u64 = 4 * 1024 * 1024;
 // would hold it is of no use to anybody).
 const LOG_HOLD_DEFAULT: Duration = Duration::from_secs(10);
 const LOG_HOLD_MAX: Duration = Duration::from_secs(60);
+// Up to here a number with a fraction is exact.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 const RELEASES_LEN_DEFAULT: u64 = 25;
 const RELEASES_LEN_MAX: u64 = 1000;
 
@@ -37,6 +40,8 @@ pub(super) struct Call<B> {
     pub(super) head: Parts,
     pub(super) body: BodyStream,
     pub(super) upgrade: OnUpgrade,
+    /// Names the request in the log and in the answer.
+    pub(super) id: String,
 }
 
 impl<B: Backend> Call<B> {
@@ -44,10 +49,11 @@ impl<B: Backend> Call<B> {
         mut request: Request<Incoming>,
         session: Arc<Session<B>>,
         peer: Peer,
+        id: String,
     ) -> Self {
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
-        Self { peer, session, head, body: BodyStream::new(body), upgrade }
+        Self { peer, session, head, body: BodyStream::new(body), upgrade, id }
     }
 
     pub(super) fn backend(&self) -> &B {
@@ -69,8 +75,7 @@ impl<B: Backend> Call<B> {
 
     /// Reads the body as JSON.
     pub(super) async fn read<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
-        let bytes = self.body.read_all(JSON_BYTES_MAX).await?;
-        serde_json::from_slice(&bytes).map_err(|error| bad_body(&error))
+        from_json(&self.body.read_all(JSON_BYTES_MAX).await?)
     }
 
     /// Reads the body as JSON; an empty one is the default.
@@ -81,8 +86,36 @@ impl<B: Backend> Call<B> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(T::default());
         }
-        serde_json::from_slice(&bytes).map_err(|error| bad_body(&error))
+        from_json(&bytes)
     }
+}
+
+fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let error = match serde_json::from_slice(bytes) {
+        Ok(read) => return Ok(read),
+        Err(error) => error,
+    };
+    // For JSON 2.0 is as whole as 2, and some programs know only one kind of number.
+    match serde_json::from_slice(bytes).ok().and_then(whole) {
+        Some(value) => serde_json::from_str(&value.to_string()).map_err(|error| bad_body(&error)),
+        None => Err(bad_body(&error)),
+    }
+}
+
+/// The value with whole numbers written as such; `None` when they are already.
+fn whole(mut value: Value) -> Option<Value> {
+    fn make_whole(value: &mut Value) -> bool {
+        match value {
+            Value::Number(number) if number.is_f64() => {
+                let exact = number.as_f64().filter(|it| it.fract() == 0.0 && it.abs() < WHOLE_MAX);
+                exact.inspect(|exact| *number = (*exact as i64).into()).is_some()
+            }
+            Value::Array(list) => list.iter_mut().fold(false, |any, it| make_whole(it) | any),
+            Value::Object(map) => map.values_mut().fold(false, |any, it| make_whole(it) | any),
+            _ => false,
+        }
+    }
+    make_whole(&mut value).then_some(value)
 }
 
 /// Broken JSON is 400; JSON that says what we cannot accept is 422, without a position that nobody
@@ -99,10 +132,10 @@ fn bad_body(error: &serde_json::Error) -> ApiError {
 pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
     let (method, uri) = (call.head.method.clone(), call.head.uri.clone());
     let (peer, session) = (call.peer.clone(), Arc::clone(&call.session));
-    let path = uri.path();
+    let (path, request) = (uri.path(), call.id.clone());
     let (outcome, form) = match Route::parse(path) {
         Ok(route) => {
-            let form = Form { unknown: route.registry_word(), allowed: route.methods() };
+            let form = Form { unknown: route.registry_word(), allowed: route.allow_header() };
             let outcome = tokio::select! {
                 outcome = dispatch(call, route) => outcome,
                 () = token_ended(session.backend.as_ref(), &peer) => Err(ended("the token")),
@@ -111,7 +144,7 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
         }
         Err(error) => {
             let unknown = path.starts_with("/v2/").then_some("NAME_INVALID");
-            (Err(error), Form { unknown, allowed: "" })
+            (Err(error), Form { unknown, allowed: String::new() })
         }
     };
     let error = match outcome {
@@ -120,9 +153,9 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
     };
     let (code, text) = (error.code, &error.error);
     if 500 <= code && code != 501 {
-        tracing::error!(%method, path, %peer, code, error = text, "API call failed");
+        tracing::error!(%method, path, %peer, request, code, error = text, "API call failed");
     } else {
-        tracing::debug!(%method, path, %peer, code, error = text, "API call refused");
+        tracing::debug!(%method, path, %peer, request, code, error = text, "API call refused");
     }
     form.refusal(&error)
 }
@@ -132,7 +165,7 @@ struct Form {
     /// The distribution's word for 404, where its form is spoken.
     unknown: Option<&'static str>,
     /// What 405 says that is possible.
-    allowed: &'static str,
+    allowed: String,
 }
 
 impl Form {
@@ -141,14 +174,18 @@ impl Form {
             Some(unknown) => answer::registry_refusal(error, unknown),
             None => answer::refusal(error),
         };
-        if error.code == 405 { answer::with_allow(answer, self.allowed) } else { answer }
+        if error.code == 405 { answer::with_allow(answer, &self.allowed) } else { answer }
     }
 }
 
-async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
-    let (method, allowed) = (&call.head.method, route.methods());
-    if !allowed.split(", ").any(|name| name == method.as_str()) {
-        let text = format!("{method} is not possible here; use {allowed}");
+async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
+    if call.head.method == Method::HEAD && !route.allows(&Method::HEAD) {
+        // The same answer; hyper leaves its body away.
+        call.head.method = Method::GET;
+    }
+    let method = &call.head.method;
+    if !route.allows(method) {
+        let text = format!("{method} is not possible here; use {}", route.allow_header());
         return Err(ApiError::new(405, text));
     }
     access::check(call.backend(), &call.peer, access::rule(&route, method)).await?;
@@ -156,6 +193,7 @@ async fn dispatch<B: Backend>(call: Call<B>, route: Route) -> Outcome {
         Route::Apps | Route::App(_) => apps(call, route).await,
         Route::Ips(_) | Route::Ip(..) => ips(call, route).await,
         Route::Images(_)
+        | Route::Description
         | Route::Regions
         | Route::Organizations
         | Route::Organization(_)
@@ -196,9 +234,12 @@ async fn apps<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
             json_with(StatusCode::CREATED, &call.backend().create_app(peer, input).await?)
         }
         (Method::GET, Route::Apps) => {
-            let org = call.query()?.owned("org_slug");
-            let mut apps = call.backend().list_apps(peer.clone(), org).await?;
+            let query = call.query()?;
+            let mut apps = call.backend().list_apps(peer.clone(), query.owned("org_slug")).await?;
             access::cut_apps(&peer, &mut apps);
+            if let Some(role) = query.get("app_role") {
+                apps.retain(|app| app.app_role == role);
+            }
             json(&AppPage { total_apps: apps.len(), apps })
         }
         (Method::GET, Route::App(app)) => json(&call.backend().get_app(peer, app).await?),
@@ -245,6 +286,7 @@ async fn facts<B: Backend>(call: Call<B>, route: Route) -> Outcome {
             let reference = call.query()?.required("ref")?;
             json(&call.backend().resolve_image(peer, app, reference).await?)
         }
+        Route::Description => Ok(answer::json_text(openapi::document())),
         Route::Regions => json(&call.backend().list_regions(peer).await?),
         Route::Organizations => {
             let mut organizations = call.backend().list_organizations(peer.clone()).await?;

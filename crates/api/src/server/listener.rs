@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -26,7 +27,7 @@ pub(super) enum Origin {
     /// The socket has told already.
     Known(Peer),
     /// Each request must bring a token.
-    Stranger,
+    Stranger(IpAddr),
 }
 
 /// How a kind of listener accepts.
@@ -109,6 +110,6 @@ impl Listener for Strangers {
         sockopt::set_tcp_user_timeout(stream, millis)?;
         sockopt::set_socket_keepalive(stream, true)?;
         sockopt::set_tcp_keepidle(stream, TCP_KEEPALIVE)?;
-        Ok(Origin::Stranger)
+        Ok(Origin::Stranger(stream.peer_addr()?.ip()))
     }
 }

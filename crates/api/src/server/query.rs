@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::wire::{ApiError, GoDuration};
 
+// What every JSON reader keeps exactly.
+pub(super) const NUMBER_MAX: u64 = (1 << 53) - 1;
+
 /// A query, in order, decoded.
 #[derive(Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);
@@ -51,18 +54,26 @@ impl Query {
     }
 
     pub(super) fn number(&self, key: &str) -> Result<Option<u64>, ApiError> {
-        self.get(key).map(|text| text.parse().map_err(|_| bad(key, text, "a number"))).transpose()
+        let wanted = || format!("a number up to {NUMBER_MAX}");
+        self.get(key)
+            .map(|text| plain_number(text).ok_or_else(|| bad(key, text, &wanted())))
+            .transpose()
     }
 
     /// A bare number means seconds here, unlike in bodies.
     pub(super) fn seconds(&self, key: &str) -> Result<Option<Duration>, ApiError> {
         let Some(text) = self.get(key) else { return Ok(None) };
-        let length = match text.parse() {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => text.parse::<GoDuration>().ok().map(|length| length.0),
+        let length = match plain_number(text) {
+            Some(seconds) => Some(Duration::from_secs(seconds)),
+            None => text.parse::<GoDuration>().ok().map(|length| length.0),
         };
         length.map(Some).ok_or_else(|| bad(key, text, "a number of seconds"))
     }
+}
+
+fn plain_number(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| digits && *number <= NUMBER_MAX)
 }
 
 pub(super) fn bad(key: &str, value: &str, wanted: &str) -> ApiError {

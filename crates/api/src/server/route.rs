@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use http::Method;
+
 use super::query::decode;
 use crate::wire::ApiError;
 
@@ -12,7 +14,7 @@ const KEY_BYTES_MAX: usize = 256;
 
 /// Every path of the API, with a name in braces for each part that varies. A test sees to it that no
 /// route is missing.
-pub(super) const PATHS: [&str; 42] = [
+pub(super) const PATHS: &[&str] = &[
     "/v1/apps",
     "/v1/apps/{app}",
     "/v1/apps/{app}/ip_assignments",
@@ -36,6 +38,7 @@ pub(super) const PATHS: [&str; 42] = [
     "/v1/apps/{app}/machines/{id}/metadata/{key}",
     "/v1/apps/{app}/secrets",
     "/v1/apps/{app}/secrets/{name}",
+    "/v1/openapi.json",
     "/v1/platform/regions",
     "/api/v1/organizations",
     "/api/v1/organizations/{org}",
@@ -72,6 +75,7 @@ pub(super) enum Route {
     MetadataKey(String, String, String),
     Secrets(String),
     Secret(String, String),
+    Description,
     Regions,
     Organizations,
     Organization(String),
@@ -138,7 +142,7 @@ impl Route {
         .ok_or_else(|| ApiError::not_found(format!("there is no {path} in the API")))
     }
 
-    /// The methods that it understands, as in the `Allow` header.
+    /// The methods that it has handlers for.
     pub(super) fn methods(&self) -> &'static str {
         match self {
             Self::Apps | Self::Ips(_) | Self::Machines(_) | Self::Secrets(_) | Self::Tokens => {
@@ -155,6 +159,7 @@ impl Route {
             Self::Blob(..) => "HEAD",
             Self::Manifest(..) => "GET, HEAD, PUT",
             Self::Images(_)
+            | Self::Description
             | Self::Regions
             | Self::Organizations
             | Self::Organization(_)
@@ -167,6 +172,20 @@ impl Route {
             | Self::OrganizationDns(_)
             | Self::Registry => "GET",
         }
+    }
+
+    /// Whether it understands this method.
+    pub(super) fn allows(&self, method: &Method) -> bool {
+        self.methods().split(", ").any(|name| name == method.as_str())
+    }
+
+    /// What 405 says that is possible: what has GET has HEAD, too.
+    pub(super) fn allow_header(&self) -> String {
+        let methods = self.methods();
+        if self.allows(&Method::HEAD) {
+            return methods.to_owned();
+        }
+        methods.replace("GET", "GET, HEAD")
     }
 
     /// For the registry's routes: the distribution's word for "not there".
@@ -225,6 +244,7 @@ type Parsed = Result<Option<Route>, ApiError>;
 fn v1(parts: &[&str]) -> Parsed {
     Ok(Some(match parts {
         ["apps"] => Route::Apps,
+        ["openapi.json"] => Route::Description,
         ["platform", "regions"] => Route::Regions,
         ["apps", app] => Route::App(name(app)?),
         ["apps", app, "ip_assignments"] => Route::Ips(name(app)?),
@@ -372,8 +392,8 @@ mod tests {
 
     #[test]
     fn every_route_has_its_path_in_the_list() {
-        let routes = PATHS.map(|path| Route::parse(&example(path)).expect(path));
-        let seen: Vec<String> = routes.iter().map(|route| format!("{route:?}")).collect();
+        let routes = PATHS.iter().map(|path| Route::parse(&example(path)).expect(path));
+        let seen: Vec<String> = routes.map(|route| format!("{route:?}")).collect();
         for route in variants("Route") {
             assert!(
                 seen.iter().any(|text| text.split('(').next() == Some(route)),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::{self, PemObject};
@@ -13,9 +13,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::tls;
 
-/// The server's side of TLS.
+/// The server's side of TLS. Clones are one: they change together.
 #[derive(Clone)]
-pub struct Tls(TlsAcceptor);
+pub struct Tls(Arc<RwLock<Arc<ServerConfig>>>);
 
 /// Why TLS is not possible with these files.
 #[derive(Debug, thiserror::Error)]
@@ -77,11 +77,21 @@ impl Tls {
             .with_single_cert(chain, private)
             .map_err(pair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        Ok(Self(Arc::new(RwLock::new(Arc::new(config)))))
+    }
+
+    /// Shows the certificate of `other` from the next connection on; those that are there go on.
+    pub fn replace(&self, other: &Self) {
+        let config = other.config();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.0.accept(stream).await
+        TlsAcceptor::from(self.config()).accept(stream).await
     }
 }
 

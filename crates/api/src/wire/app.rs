@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::null_default;
+use super::{null_default, schema};
 
 /// Which addresses an app gets at its first deploy. Our extension: flyctl forgets `--flycast` after
 /// `launch --no-deploy`, we keep the wish with the app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AddressIntent {
     /// One public IPv6 and the shared IPv4.
@@ -21,7 +22,7 @@ pub enum AddressIntent {
 }
 
 /// The organization as apps name it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OrganizationRef {
     /// Short name used in commands.
@@ -33,7 +34,7 @@ pub struct OrganizationRef {
 }
 
 /// An app.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct App {
     /// Stable id; equals the name with Fly.
@@ -68,7 +69,7 @@ pub struct App {
 }
 
 /// Answer of `GET /v1/apps`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AppPage {
     /// How many there are.
@@ -78,25 +79,30 @@ pub struct AppPage {
 }
 
 /// Body of `POST /v1/apps`. Empty texts mean "not given".
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct CreateApp {
     /// Wanted name; Fly's documents say `app_name`.
     #[serde(alias = "app_name", deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::LABEL))]
     pub name: String,
     /// Owner; empty = the default organization.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::LABEL_OR_EMPTY), transform = schema::nullable)]
     pub org_slug: String,
     /// Custom network; empty = the organization's default one.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::NETWORK_OR_EMPTY), transform = schema::nullable)]
     pub network: String,
     /// Addresses to give at the first deploy. Extension.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub address_intent: AddressIntent,
 }
 
 /// Body of `PATCH /v1/apps/{app}`. Extension.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AppPatch {
     /// New wish, if given.
@@ -105,7 +111,7 @@ pub struct AppPatch {
 }
 
 /// What kind of address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum IpKind {
     /// Public IPv4 of its own.
@@ -119,7 +125,7 @@ pub enum IpKind {
 }
 
 /// The network from which a private address may be used, by names.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct IpNetwork {
     /// `default`, or a custom network's name.
@@ -129,7 +135,7 @@ pub struct IpNetwork {
 }
 
 /// An address of an app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IpAssignment {
     /// The address.
     pub ip: IpAddr,
@@ -154,7 +160,7 @@ pub struct IpAssignment {
 }
 
 /// Answer of `GET …/ip_assignments`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct IpPage {
     /// All of them, in order of allocation.
@@ -162,22 +168,26 @@ pub struct IpPage {
 }
 
 /// Body of `POST …/ip_assignments`. Empty texts mean "not given".
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AssignIp {
     /// What kind.
     #[serde(rename = "type")]
     pub kind: IpKind,
     /// Ignored: addresses are global here.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub region: String,
     /// For a private address: the organization whose network may call it.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::LABEL_OR_EMPTY), transform = schema::nullable)]
     pub org_slug: String,
     /// For a private address: the network that may call it.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::NETWORK_OR_EMPTY), transform = schema::nullable)]
     pub network: String,
     /// Fly's field; must be empty.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub service_name: String,
 }
 

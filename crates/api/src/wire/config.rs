@@ -4,15 +4,17 @@
 //! unknown keys, `null` against absent and the order of keys survive. The view is parsed once, on
 //! arrival, so that a config that exists has a valid view.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{GoDuration, Signal, null_default, unless_empty};
+use super::{GoDuration, Signal, null_default, schema, unless_empty};
 
 // DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
 const AUTO_STOP_AFTER: (Duration, Duration) =
@@ -81,36 +83,88 @@ pub struct ConfigView {
     pub mounts: usize,
 }
 
+/// [`ConfigView::parse`] for the API's description: other keys are kept and not looked at.
+#[derive(JsonSchema)]
+#[schemars(rename = "MachineConfig")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct ConfigShape {
+    /// Image reference; never empty.
+    #[schemars(length(min = 1))]
+    image: String,
+    /// Environment.
+    env: Option<BTreeMap<String, String>>,
+    /// What to execute instead of the image's own.
+    init: Option<Init>,
+    /// Size; filled in in answers.
+    guest: Option<Guest>,
+    /// Metadata, such as `fly_process_group`.
+    metadata: Option<BTreeMap<String, String>>,
+    /// Services.
+    services: Option<Vec<Service>>,
+    /// Restart policy; absent = `on-failure`.
+    restart: Option<Restart>,
+    /// How to stop.
+    stop_config: Option<StopConfig>,
+    /// Remove the Machine after its program ends.
+    auto_destroy: Option<bool>,
+    /// Health checks by name; not run yet.
+    checks: Option<Map<String, Value>>,
+    /// Mounts; volumes are not there yet.
+    mounts: Option<Vec<Value>>,
+}
+
+impl JsonSchema for MachineConfig {
+    fn schema_name() -> Cow<'static, str> {
+        ConfigShape::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let received = ConfigShape::json_schema(generator);
+        if generator.contract().is_deserialize() {
+            return received;
+        }
+        // As it was received, also where we would write it otherwise.
+        json_schema!({"$ref": "#/components/schemas/MachineConfig.request", "required": ["guest"]})
+    }
+}
+
 /// What to execute instead of the image's own.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Init {
     /// Replaces everything.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub exec: Vec<String>,
     /// Replaces the image's entrypoint.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub entrypoint: Vec<String>,
     /// Replaces the image's command.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub cmd: Vec<String>,
     /// Wants a terminal.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub tty: bool,
 }
 
 /// Size of a Machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Guest {
     /// `shared` or `performance`.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub cpu_kind: String,
     /// CPUs.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub cpus: u32,
     /// Memory in MiB.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub memory_mb: u32,
 }
 
@@ -122,7 +176,7 @@ impl Default for Guest {
 }
 
 /// What to do when a Machine's program ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Restart {
     /// When to start again.
     #[serde(default)]
@@ -133,7 +187,8 @@ pub struct Restart {
 }
 
 /// When to start again (MA-20).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = schema::words(&["no", "never", "always", "on-failure", "on-fail", ""]))]
 pub enum RestartPolicy {
     /// Never.
     #[serde(rename = "no", alias = "never")]
@@ -148,14 +203,16 @@ pub enum RestartPolicy {
 }
 
 /// How to stop.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StopConfig {
     /// Signal; `None` = SIGINT.
     #[serde(deserialize_with = "unless_empty")]
+    #[schemars(transform = schema::empty_or_null)]
     pub signal: Option<Signal>,
     /// Time until SIGKILL; `None` = 5 s.
     #[serde(deserialize_with = "unless_empty")]
+    #[schemars(transform = schema::empty_or_null)]
     pub timeout: Option<GoDuration>,
 }
 
@@ -198,14 +255,29 @@ impl<'de> Deserialize<'de> for Autostop {
     }
 }
 
+impl JsonSchema for Autostop {
+    fn schema_name() -> Cow<'static, str> {
+        "Autostop".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "What the proxy does with an idle Machine: true stops it.",
+            "enum": [null, false, true, "off", "stop", "suspend"],
+        })
+    }
+}
+
 /// A service that a Machine publishes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
     /// `tcp` or `udp`.
     #[serde(default = "tcp", deserialize_with = "null_tcp")]
+    #[schemars(extend("enum" = ["tcp", "udp", "", null]), transform = schema::nullable)]
     pub protocol: String,
     /// Port inside the Machine.
     #[serde(deserialize_with = "port")]
+    #[schemars(range(min = 1))]
     pub internal_port: u16,
     /// What to do when idle.
     #[serde(default)]
@@ -219,6 +291,7 @@ pub struct Service {
     pub min_machines_running: Option<u32>,
     /// Ports outside.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub ports: Vec<Port>,
     /// Limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -231,6 +304,7 @@ pub struct Service {
     pub start_timeout: Option<GoDuration>,
     /// Health checks, as received; not run yet.
     #[serde(default, deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(transform = schema::nullable)]
     pub checks: Vec<Value>,
 }
 
@@ -244,8 +318,14 @@ fn null_tcp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
 }
 
 /// A port, or a range of ports, outside.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("anyOf" = [
+    {"required": ["port"], "properties": {"port": {"type": "integer", "minimum": 1}}},
+    {"required": ["start_port", "end_port"], "properties": {
+        "start_port": {"type": "integer", "minimum": 1}, "end_port": {"type": "integer", "minimum": 1},
+    }},
+]))]
 pub struct Port {
     /// One port.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_port")]
@@ -258,9 +338,11 @@ pub struct Port {
     pub end_port: Option<u16>,
     /// `http`, `tls`, `pg_tls`, `proxy_proto`, `edge_http`.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub handlers: Vec<String>,
     /// Redirect plain HTTP.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub force_https: bool,
 }
 
@@ -276,11 +358,12 @@ impl Port {
 }
 
 /// Limits of a service, per Machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Concurrency {
     /// What is counted.
     #[serde(rename = "type", deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub unit: LimitUnit,
     /// Never more than this; `None` or 0 = no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -291,8 +374,9 @@ pub struct Concurrency {
 }
 
 /// What is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(transform = schema::words(&["connections", "requests", ""]))]
 pub enum LimitUnit {
     /// Connections.
     #[default]

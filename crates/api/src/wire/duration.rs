@@ -1,10 +1,14 @@
 //! Lengths of time as Go writes them: `"1m0s"`, or a bare number of nanoseconds.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::schema;
 
 /// A length of time on the wire: text such as `"15s"` or `"1h30m"`; a bare number means
 /// nanoseconds.
@@ -97,6 +101,23 @@ fn decimal(value: u128, unit: u128) -> String {
 impl Serialize for GoDuration {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for GoDuration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({"type": "string", "pattern": schema::DURATION});
+        if generator.contract().is_serialize() {
+            return text;
+        }
+        json_schema!({
+            "description": "A length of time such as \"10s\" or \"1m30s\"; a bare number means nanoseconds.",
+            "anyOf": [text, generator.subschema_for::<u64>()],
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a call was refused: an HTTP status code, a text for people, and at times a word for
@@ -18,13 +19,17 @@ pub struct ApiError {
     pub word: Option<String>,
 }
 
-/// The JSON body of an [`ApiError`].
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// Why a call was refused.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Error")]
 pub(crate) struct ErrorBody {
+    /// What was refused and what to do, for people.
     #[serde(default)]
     pub(crate) error: String,
+    /// Fly's; it would count more than `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message: Option<String>,
+    /// A word for programs, such as `name_taken`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<String>,
 }
@@ -139,8 +144,32 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
+/// The distribution's form of an error, under `/v2/`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct RegistryErrors {
+    errors: [RegistryError; 1],
+}
+
+/// An error in the distribution's form.
+#[derive(Debug, Serialize, JsonSchema)]
+struct RegistryError {
+    /// One of the distribution's words, such as `BLOB_UNKNOWN`.
+    code: String,
+    /// What was refused and what to do, for people.
+    message: String,
+    /// Always `null`.
+    detail: Option<()>,
+}
+
+impl RegistryErrors {
+    pub(crate) fn of(code: &str, message: &str) -> Self {
+        let (code, message) = (code.to_owned(), message.to_owned());
+        Self { errors: [RegistryError { code, message, detail: None }] }
+    }
+}
+
 /// `{"ok": true}`: the answer of calls that have nothing else to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Done {
     /// Always `true`; a refusal is an [`ApiError`].
     pub ok: bool,

@@ -1,9 +1,10 @@
 //! Images: what a reference resolves to, and the states of a push.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /v1/apps/{app}/images?ref=`: REST twin of GraphQL's `app.image`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ImageInfo {
     /// Stable id; the digest.

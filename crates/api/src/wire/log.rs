@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One line.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogEntry {
     /// Unique within its app.
@@ -15,7 +16,7 @@ pub struct LogEntry {
 }
 
 /// The line and where it comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogAttributes {
     /// RFC 3339 with a fraction.
@@ -33,7 +34,7 @@ pub struct LogAttributes {
 }
 
 /// Source of a line.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogMeta {
     /// Machine id.
@@ -45,7 +46,7 @@ pub struct LogMeta {
 }
 
 /// Who wrote a line.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogEvent {
     /// `app`, `runner`, `proxy` or `health`.
@@ -53,7 +54,7 @@ pub struct LogEvent {
 }
 
 /// A page of lines, oldest first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogPage {
     /// Lines, oldest first; may be empty.
@@ -63,7 +64,7 @@ pub struct LogPage {
 }
 
 /// Where to go on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogPageMeta {
     /// Token for the next page; empty = keep the former one.

@@ -1,14 +1,16 @@
 //! Machines, their events, leases and processes.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
-use super::{GoDuration, MachineConfig, Signal, null_default, unless_empty};
+use super::{GoDuration, MachineConfig, Signal, null_default, schema, unless_empty};
 
 /// A word that is no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +50,16 @@ macro_rules! words {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "enum": [$($word),*]})
             }
         }
 
@@ -112,7 +124,7 @@ words! {
 }
 
 /// The image of a Machine, taken apart for tables.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ImageRef {
     /// Host part; empty for local images.
@@ -133,7 +145,7 @@ pub struct ImageRef {
 }
 
 /// A Machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// 14 lower-case hexadecimal digits.
     pub id: String,
@@ -179,7 +191,7 @@ pub struct Machine {
 }
 
 /// Result of a health check.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CheckStatus {
     /// Name.
@@ -193,7 +205,7 @@ pub struct CheckStatus {
 }
 
 /// Something that happened to a Machine.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Event {
     /// Unique within its Machine.
@@ -214,7 +226,7 @@ pub struct Event {
 }
 
 /// Details of an event.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct EventRequest {
     /// Every `exit` event has it.
@@ -226,13 +238,14 @@ pub struct EventRequest {
     /// Starts after failures since the last good run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<u32>,
-    /// Our additions: who asked (`uid`), why (`cause`), how long it took (`…_ms`).
+    /// Our additions: who asked (`uid` of a process of the host, or name of a `token`), why (`cause`),
+    /// what failed (`reason`).
     #[serde(flatten)]
     pub details: Map<String, Value>,
 }
 
 /// Wrapper that Fly has.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct MonitorEvent {
     /// The exit.
@@ -241,7 +254,7 @@ pub struct MonitorEvent {
 }
 
 /// How a Machine's program ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ExitEvent {
     /// Exit code; 128 + signal when killed by one.
@@ -263,27 +276,33 @@ pub struct ExitEvent {
 }
 
 /// Body of `POST …/machines` (create) and `POST …/machines/{id}` (update).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LaunchInput {
     /// Whole config; an update replaces the old one.
     pub config: MachineConfig,
     /// Region; empty = this host's.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub region: String,
     /// Name; empty = generated.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub name: String,
     /// Leave it `created`, or asleep as it is.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub skip_launch: bool,
     /// Create it cordoned.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub skip_service_registration: bool,
-    /// Create it with a lease of so many seconds; 0 = none.
+    /// Create it with a lease of so many seconds, at most 3600; 0 = none.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub lease_ttl: u64,
     /// Update only if the Machine's `instance_id` is this one; empty = always.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub current_version: String,
     /// The app's secrets must be at least this version; 0 = whatever they are.
     #[serde(default, deserialize_with = "null_default")]
@@ -324,7 +343,7 @@ pub struct MachineFilter {
 }
 
 /// Answer of `POST …/start`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StartAnswer {
     /// Text for people.
@@ -339,14 +358,16 @@ pub struct StartAnswer {
 }
 
 /// Body of `POST …/stop`; may be empty.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StopInput {
     /// Signal; absent = the config's, else SIGINT.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "unless_empty")]
+    #[schemars(transform = schema::empty_or_null)]
     pub signal: Option<Signal>,
     /// Time until SIGKILL; absent = the config's, else 5 s.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "unless_empty")]
+    #[schemars(transform = schema::empty_or_null)]
     pub timeout: Option<GoDuration>,
 }
 
@@ -371,19 +392,21 @@ impl WaitQuery {
 }
 
 /// Query and body of `POST …/lease`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LeaseInput {
     /// Seconds; 0 = the server's default (120 s).
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub ttl: u64,
     /// What for.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub description: String,
 }
 
 /// Answer of the lease calls.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Lease {
     /// `success`.
@@ -393,7 +416,7 @@ pub struct Lease {
 }
 
 /// A lease on a Machine: while it lasts, changes need its nonce.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LeaseData {
     /// Secret that proves possession; empty in the answer to somebody who only looks.
@@ -409,7 +432,7 @@ pub struct LeaseData {
 }
 
 /// A process in a Machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Process {
     /// Process id inside the Machine.
@@ -431,7 +454,7 @@ pub struct Process {
 }
 
 /// A listening socket.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListenSocket {
     /// `tcp`, `tcp6` …
@@ -441,7 +464,7 @@ pub struct ListenSocket {
 }
 
 /// Body of `POST …/metadata/{key}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MetadataValue {
     /// New value.
     pub value: String,

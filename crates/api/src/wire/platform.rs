@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A region.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Region {
     /// Short code, such as `lcl`.
@@ -32,7 +33,7 @@ pub struct Region {
 }
 
 /// Answer of `GET /v1/platform/regions`. Capital letters are Fly's.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RegionPage {
     /// All regions.
@@ -44,7 +45,7 @@ pub struct RegionPage {
 }
 
 /// An organization.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Organization {
     /// Stable id.
@@ -90,14 +91,14 @@ impl Default for Organization {
 }
 
 /// `{"organization": …}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct OrganizationAnswer {
     /// The organization.
     pub organization: Organization,
 }
 
 /// `{"organizations": […]}`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OrganizationPage {
     /// All of them, by slug.
@@ -105,7 +106,7 @@ pub struct OrganizationPage {
 }
 
 /// Answer of `GET /perch/v1/info`: facts about this server. Extension.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Info {
     /// Version of the server, such as `0.1.0`.

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::null_default;
+use super::{null_default, schema};
 
 /// How far a release is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReleaseStatus {
     /// Recorded, not begun.
@@ -37,7 +38,7 @@ impl fmt::Display for ReleaseStatus {
 }
 
 /// A release.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Release {
     /// Stable id.
@@ -68,7 +69,7 @@ pub struct Release {
 }
 
 /// Body of `POST /api/v1/releases`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CreateRelease {
     /// App.
@@ -77,9 +78,11 @@ pub struct CreateRelease {
     pub definition: Value,
     /// Image reference.
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub image: String,
     /// `ROLLING`, `IMMEDIATE` …
     #[serde(deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub strategy: String,
     /// Seconds that the release counts as in progress after each word of its deploy (a `PATCH`, or a
     /// lease on one of the app's Machines), at most 3600; 0 means 13. No other release can begin
@@ -88,24 +91,24 @@ pub struct CreateRelease {
 }
 
 /// Body of `PATCH /api/v1/releases/{id}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateRelease {
     /// New status. Naming `running` again says only that the deploy lives.
     pub status: ReleaseStatus,
-    /// Kept with the release.
+    /// Ignored.
     #[serde(default)]
     pub metadata: Value,
 }
 
 /// `{"release": …}`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseAnswer {
     /// The release.
     pub release: Release,
 }
 
 /// `{"releases": […]}`, newest first.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReleasePage {
     /// Newest first.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
-use super::null_default;
+use super::{null_default, schema};
 
 /// A secret, without its value.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Secret {
     /// Name of the variable.
@@ -30,7 +31,7 @@ pub struct Secret {
 }
 
 /// Answer of `GET /v1/apps/{app}/secrets`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SecretPage {
     /// By name.
@@ -40,9 +41,9 @@ pub struct SecretPage {
 
 /// A value on its way in. Prints as dots; a body that has something else there is refused without
 /// repeating it.
-#[derive(Clone, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
-pub struct SecretValue(String);
+pub struct SecretValue(#[schemars(regex(pattern = "^[^\\x00]*$"), length(max = 65536))] String);
 
 impl SecretValue {
     /// Takes a value.
@@ -72,9 +73,11 @@ impl<'de> Deserialize<'de> for SecretValue {
 }
 
 /// Body of `POST /v1/apps/{app}/secrets`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpdateSecrets {
     /// New values by name; `None` unsets.
+    #[schemars(default, extend("propertyNames" = {"pattern": "^[A-Za-z0-9_.-]{1,128}$"}))]
+    #[schemars(transform = schema::nullable)]
     pub values: BTreeMap<String, Option<SecretValue>>,
 }
 
@@ -101,7 +104,7 @@ impl<'de> Deserialize<'de> for UpdateSecrets {
 }
 
 /// Answer of `POST /v1/apps/{app}/secrets`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SecretsAnswer {
     /// All of the app's secrets by name.
@@ -112,14 +115,14 @@ pub struct SecretsAnswer {
 }
 
 /// Body of `POST /v1/apps/{app}/secrets/{name}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetSecret {
     /// New value.
     pub value: SecretValue,
 }
 
 /// Answer of `POST /v1/apps/{app}/secrets/{name}`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SecretAnswer {
     /// The secret.
@@ -130,7 +133,7 @@ pub struct SecretAnswer {
 }
 
 /// Answer of `DELETE /v1/apps/{app}/secrets/{name}`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SecretsVersion {
     /// As in [`SecretsAnswer`].

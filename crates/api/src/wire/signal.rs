@@ -1,8 +1,10 @@
 //! Signals by name or number.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A signal that may be sent to a Machine. On the wire a name (`"SIGTERM"`) or a number (`15`).
@@ -73,6 +75,27 @@ impl Serialize for Signal {
     }
 }
 
+impl JsonSchema for Signal {
+    fn schema_name() -> Cow<'static, str> {
+        "Signal".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let numbers = SIGNALS.map(|(_, number)| number);
+        let in_any_case = |letter: char| format!("[{letter}{}]", letter.to_ascii_lowercase());
+        let word = |text: &str| text.chars().map(in_any_case).collect::<String>();
+        let names = SIGNALS.map(|(name, _)| word(&name[3..])).join("|");
+        let digits = numbers.map(|number| number.to_string()).join("|");
+        json_schema!({
+            "description": "A signal by name or number.",
+            "anyOf": [
+                {"type": "integer", "enum": numbers},
+                {"type": "string", "pattern": format!("^(({})?({names})|{digits})$", word("SIG"))},
+            ],
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for Signal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -91,7 +114,7 @@ impl<'de> Deserialize<'de> for Signal {
 }
 
 /// Body of `POST …/signal`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct SignalInput {
     /// What to send.
     pub signal: Signal,

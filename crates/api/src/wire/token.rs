@@ -1,9 +1,10 @@
 //! Tokens: who else may call, for what, until when. Extension; only processes of the host see these.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A token, without its secret.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Token {
     /// Stable id; also the first part of the token itself.
@@ -28,7 +29,7 @@ pub struct Token {
 }
 
 /// Body of `POST /perch/v1/tokens`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CreateToken {
     /// Wanted name; empty = one is made up.
@@ -44,7 +45,7 @@ pub struct CreateToken {
 }
 
 /// Answer of `POST /perch/v1/tokens`: the only time that the secret is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NewToken {
     /// What the server keeps.
@@ -54,7 +55,7 @@ pub struct NewToken {
 }
 
 /// Answer of `GET /perch/v1/tokens`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenPage {
     /// All of them, by name.

@@ -12,7 +12,7 @@ use perch_api::wire::{
 };
 use perch_api::{Client, serve_tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{Server, config};
 
@@ -292,6 +292,88 @@ async fn tokens_are_made_listed_and_revoked_over_the_socket_only() {
     assert_eq!(far.revoke_token("ci").await.expect_err("far").status(), Some(403));
 }
 
+/// A connection from this address of the loopback network.
+async fn connect(from: &str, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("bound");
+    socket.connect(to).await.expect("connection")
+}
+
+/// What the server says on a connection until it closes it.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A reset is an end as well.
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8(answer).expect("text")
+}
+
+fn question(token: &str) -> String {
+    format!(
+        "GET /v1/platform/regions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer perch_{token}\r\n\r\n"
+    )
+}
+
+/// Asks on a connection that stays; returns the first line of the answer.
+async fn status(stream: &mut TcpStream, token: &str) -> String {
+    stream.write_all(question(token).as_bytes()).await.expect("write");
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.expect("read"));
+    }
+    String::from_utf8(line).expect("text")
+}
+
+#[tokio::test]
+async fn one_stranger_does_not_hold_all_places() {
+    let remote = Remote::start().await;
+    let mut slow = Vec::new();
+    for _ in 0..32 {
+        let mut stream = connect("127.0.0.2", remote.address).await;
+        stream.write_all(b"GET / HTT").await.expect("write");
+        slow.push(stream);
+    }
+    assert_eq!(rest(connect("127.0.0.2", remote.address).await).await, "", "one too many");
+    let mut other = connect("127.0.0.3", remote.address).await;
+    assert!(status(&mut other, "all").await.contains(" 200 "), "others are let in");
+    // Whoever shows a token is no stranger and leaves a place to the next one.
+    let mut known = slow.pop().expect("a connection");
+    known
+        .write_all(b"P/1.1\r\nhost: x\r\nauthorization: Bearer perch_all\r\n\r\n")
+        .await
+        .expect("write");
+    assert_eq!(known.read_u8().await.expect("an answer"), b'H');
+    let mut next = connect("127.0.0.2", remote.address).await;
+    assert!(status(&mut next, "all").await.contains(" 200 "), "its place is free");
+}
+
+#[tokio::test]
+async fn one_token_does_not_hold_all_places() {
+    let remote = Remote::start().await;
+    let mut held = Vec::new();
+    for _ in 0..128 {
+        let mut stream = connect("127.0.0.1", remote.address).await;
+        assert!(status(&mut stream, "all").await.contains(" 200 "));
+        held.push(stream);
+    }
+    let mut stream = connect("127.0.0.1", remote.address).await;
+    stream.write_all(question("all").as_bytes()).await.expect("write");
+    let answer = rest(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(answer.contains("the token all has 128 connections already"), "{answer}");
+    let mut stream = connect("127.0.0.1", remote.address).await;
+    assert!(status(&mut stream, "reader").await.contains(" 200 "), "another token is let in");
+}
+
+#[tokio::test]
+async fn a_stranger_who_brings_no_token_in_time_is_hung_up_on() {
+    let remote = Remote::start().await;
+    let mut stream = connect("127.0.0.1", remote.address).await;
+    stream.write_all(b"GET / HTTP/1.1\r\nauthorization: Bearer perch_a").await.expect("write");
+    // Less than what a slow head may take of somebody who is known.
+    let ended = tokio::time::timeout(Duration::from_secs(12), rest(stream)).await;
+    assert_eq!(ended.as_deref(), Ok(""));
+}
+
 mod tls {
     use std::path::PathBuf;
 
@@ -347,6 +429,24 @@ mod tls {
             stream.read_exact(&mut answer).await.expect("read");
             assert_eq!(&answer, b"HELLO");
         }
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
+        let remote = Remote::start().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("https://{}", listener.local_addr().expect("an address"));
+        let tls = Tls::read(&file("certificate.pem"), &file("key.pem")).expect("a pair");
+        let backend = Arc::clone(&remote.server.backend);
+        tokio::spawn(serve_tcp(listener, Some(tls.clone()), backend, std::future::pending()));
+        let old = client(url.clone(), "certificate.pem");
+        let mut stream = old.open_stream("web", "db.internal", 5432).await.expect("stream");
+        check_refused(client(url.clone(), "next.pem"), "certificate").await;
+        tls.replace(&Tls::read(&file("next.pem"), &file("next-key.pem")).expect("a pair"));
+        client(url.clone(), "next.pem").info().await.expect("the new one");
+        check_refused(client(url, "certificate.pem"), "certificate").await;
+        stream.write_all(b"hello").await.expect("write");
+        assert_eq!(stream.read_u8().await.expect("read"), b'H', "what was open goes on");
     }
 
     #[test]

@@ -28,9 +28,29 @@ async fn paths_and_methods_that_are_not_there_are_answered_in_json() {
     check(&server, "GET /v1/apps/a/secrets?show_secrets=true", "", 403, "not shown").await;
     check(&server, "GET /v1/apps/a/secrets?version=x", "", 400, "version").await;
     check(&server, "GET /v1/apps/%2e%2e", "", 400, "cannot be a name").await;
-    check(&server, "PUT /v1/apps", "", 405, "use GET, POST").await;
+    check(&server, "PUT /v1/apps", "", 405, "use GET, HEAD, POST").await;
     check(&server, "BREW /v1/apps/a/machines/m/start", "", 405, "allow: POST").await;
     check(&server, "DELETE /v1/apps/a/ip_assignments/1.2.3", "", 400, "not an IP address").await;
+}
+
+#[tokio::test]
+async fn whatever_has_get_answers_head_with_the_same_head_and_no_body() {
+    let server = Server::with_app().await;
+    for path in ["/v1/apps", "/v1/apps/web", "/v1/apps/none", "/v1/openapi.json"] {
+        let of_get = server.request(&format!("GET {path}"), "", "").await;
+        let of_head = server.request(&format!("HEAD {path}"), "", "").await;
+        let (wanted, body) = of_get.split_once("\r\n\r\n").expect("a head");
+        let (head, rest) = of_head.split_once("\r\n\r\n").expect("a head");
+        let without_date = |head: &str| {
+            head.lines()
+                .filter(|line| !line.starts_with("date") && !line.contains("-request-id"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        assert_eq!((without_date(head), rest), (without_date(wanted), ""), "{path}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{path}: {head}");
+    }
+    check(&server, "POST /v1/openapi.json", "", 405, "allow: GET, HEAD\r\n").await;
 }
 
 #[tokio::test]

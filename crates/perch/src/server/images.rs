@@ -152,7 +152,7 @@ impl Images {
     ) -> Result<Ready, ApiError> {
         let (app, reference, images) = (app.to_owned(), reference.to_owned(), self.clone());
         self.blocking(move |store| {
-            let info = resolve(store, &app, &reference)?;
+            let info = resolve(store, &app, &reference).map_err(unacceptable)?;
             let digest = info.digest.to_string();
             let claim = images.claim(&digest);
             let unpacked = images.own(&digest, uid_base).map_err(api_error)?;
@@ -233,8 +233,7 @@ impl Images {
     ) -> Result<UploadState, ApiError> {
         loop {
             let chunk = body.next_chunk().await;
-            let chunk = chunk
-                .map_err(|error| ApiError::bad_request(format!("the upload broke off: {error}")))?;
+            let chunk = chunk.map_err(|error| ApiError::from_body(&error))?;
             let Some(chunk) = chunk else { return self.get_upload(id).await };
             let upload = id.clone();
             self.blocking(move |store| {
@@ -258,11 +257,7 @@ impl Images {
     }
 
     pub(crate) async fn cancel_upload(&self, id: String) -> Result<(), ApiError> {
-        self.blocking(move |store| {
-            store.cancel_upload(&id);
-            Ok(())
-        })
-        .await
+        self.blocking(move |store| store.cancel_upload(&id).map_err(api_error)).await
     }
 
     pub(crate) async fn put_manifest(
@@ -360,6 +355,11 @@ pub(crate) fn api_error(error: ImageError) -> ApiError {
         }
         ImageError::Io { .. } => ApiError::internal(text),
     }
+}
+
+/// What is malformed in a path is unacceptable in a body.
+fn unacceptable(error: ApiError) -> ApiError {
+    if error.code == 400 { ApiError { code: 422, ..error } } else { error }
 }
 
 /// An error with its causes on one line.

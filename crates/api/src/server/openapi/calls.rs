@@ -1,0 +1,388 @@
+//! The list of calls. A new call gets its entry here; the tests say when it is missing.
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::parameter::{Parameter, flag, number, pattern, seconds, text, words};
+use super::shapes::Shapes;
+use crate::wire::{
+    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Done, Event,
+    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
+    MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
+    RegionPage, Release, ReleaseAnswer, ReleasePage, SignalInput, StartAnswer, StopInput,
+    TokenPage, UpdateRelease, WaitState,
+};
+
+const OCTETS: &str = "application/octet-stream";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+const DIGEST_OR_EMPTY: &str = "^(sha256:[0-9a-f]{64})?$";
+const REFERENCE: &str =
+    "^[a-z0-9]+([._/-][a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$";
+
+/// All calls.
+pub(super) fn calls() -> Vec<Call> {
+    [
+        apps(),
+        inside_apps(),
+        addresses(),
+        machines(),
+        commands(),
+        leases(),
+        metadata(),
+        facts(),
+        releases(),
+    ]
+    .into_iter()
+    .chain([tokens(), uploads(), manifests()])
+    .flatten()
+    .collect()
+}
+
+fn apps() -> Vec<Call> {
+    const ONE: &str = "/v1/apps/{app}";
+    vec![
+        Call::new("GET", "/v1/apps", "Lists apps by name.")
+            .query("org_slug", text(), "Only apps of this organization.")
+            .query("app_role", text(), "Only apps with this role; apps here have none.")
+            .gives::<AppPage>(200),
+        Call::new("POST", "/v1/apps", "Makes an app, and its network if that is new.")
+            .takes::<CreateApp>()
+            .gives::<App>(201)
+            .refuses(&[404]),
+        Call::new("GET", ONE, "Reads an app.").gives::<App>(200),
+        Call::new("PATCH", ONE, "Changes an app.").takes::<AppPatch>().gives::<App>(200),
+        Call::new("DELETE", ONE, "Removes an app with its addresses, Machines and releases.")
+            .query("force", flag(), "Fly's; removal never asks whether Machines run.")
+            .gives::<Done>(202),
+    ]
+}
+
+fn inside_apps() -> Vec<Call> {
+    let stream = "Makes the connection a stream into the app's network, waking what sleeps.";
+    let upgrade = Parameter::header("Upgrade", words(&["tcp"]), "What the connection becomes.");
+    let host = Parameter::query("host", pattern("^[a-z0-9.-]{1,253}$"), "A name or address.");
+    let port = json!({"type": "integer", "minimum": 1, "maximum": 65535});
+    let logs = "Reads log lines; holds an answer that would be empty.";
+    let hold = "How long to hold it, at most 60000; not given = 10000. Extension.";
+    vec![
+        Call::new("POST", "/v1/apps/{app}/proxy", stream)
+            .with(upgrade.required())
+            .with(host.required())
+            .with(Parameter::query("port", port, "A port.").required())
+            .gives_nothing(101)
+            .refuses(&[426, 502]),
+        Call::new("GET", "/v1/apps/{app}/images", "Resolves an image reference.")
+            .with(Parameter::query("ref", pattern(REFERENCE), "The reference.").required())
+            .gives::<ImageInfo>(200)
+            .refuses(&[422]),
+        Call::new("GET", "/api/v1/apps/{app}/logs", logs)
+            .query("next_token", text(), "Where the former page ended; empty = the oldest line.")
+            .query("instance", text(), "Only this Machine.")
+            .query("region", text(), "Only this region.")
+            .query("hold_ms", number(), hold)
+            .gives::<LogPage>(200),
+    ]
+}
+
+fn addresses() -> Vec<Call> {
+    const ALL: &str = "/v1/apps/{app}/ip_assignments";
+    vec![
+        Call::new(
+            "GET",
+            ALL,
+            "Lists an app's addresses in order of allocation, the shared one last.",
+        )
+        .gives::<IpPage>(200),
+        Call::new(
+            "POST",
+            ALL,
+            "Gives an app an address; one that it has already is answered again.",
+        )
+        .takes::<AssignIp>()
+        .gives::<IpAssignment>(200),
+        Call::new("DELETE", "/v1/apps/{app}/ip_assignments/{ip}", "Takes an address back.")
+            .gives::<Done>(200),
+    ]
+}
+
+fn machines() -> Vec<Call> {
+    const ALL: &str = "/v1/apps/{app}/machines";
+    const ONE: &str = "/v1/apps/{app}/machines/{id}";
+    vec![
+        Call::new("GET", ALL, "Lists an app's Machines.")
+            .query("include_deleted", flag(), "Also those that are going.")
+            .query("region", text(), "Only this region.")
+            .query("state", inline_or_empty::<MachineState>(), "Only this state.")
+            .gives::<Vec<Machine>>(200),
+        Call::new("POST", ALL, "Makes a Machine and, unless told otherwise, begins to start it.")
+            .takes::<LaunchInput>()
+            .gives::<Machine>(200),
+        Call::new("GET", ONE, "Reads a Machine.").gives::<Machine>(200),
+        Call::new("POST", ONE, "Replaces a Machine's config.")
+            .under_lease()
+            .takes::<LaunchInput>()
+            .gives::<Machine>(200)
+            .refuses(&[412]),
+        Call::new("DELETE", ONE, "Removes a Machine; a running one only by force.")
+            .under_lease()
+            .query("kill", flag(), "By force.")
+            .query("force", flag(), "The same.")
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new(
+            "GET",
+            "/v1/apps/{app}/machines/{id}/events",
+            "Lists a Machine's events, newest first.",
+        )
+        .gives::<Vec<Event>>(200),
+        Call::new(
+            "GET",
+            "/v1/apps/{app}/machines/{id}/ps",
+            "Lists the processes in a started Machine.",
+        )
+        .gives::<Vec<Process>>(200)
+        .refuses(&[412]),
+    ]
+}
+
+fn commands() -> Vec<Call> {
+    let wait = "Waits until one of the states is reached; a `timeout` of more than 60 s is 60 s.";
+    let states = json!({"type": "array", "items": inline_or_empty::<WaitState>()});
+    vec![
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/start", "Begins to start a Machine.")
+            .under_lease()
+            .gives::<StartAnswer>(200)
+            .refuses(&[412]),
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/suspend", "Begins to suspend a Machine.")
+            .under_lease()
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/stop", "Begins to stop a Machine.")
+            .under_lease()
+            .may_take::<StopInput>()
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new(
+            "POST",
+            "/v1/apps/{app}/machines/{id}/signal",
+            "Sends a signal to a Machine's program.",
+        )
+        .under_lease()
+        .takes::<SignalInput>()
+        .gives::<Done>(200)
+        .refuses(&[412]),
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/cordon", "Sends a Machine nothing new.")
+            .under_lease()
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/uncordon", "Undoes a cordon.")
+            .under_lease()
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new("GET", "/v1/apps/{app}/machines/{id}/wait", wait)
+            .query("state", states, "Any of these; none = started.")
+            .query("timeout", seconds(), "How long, 1 to 60 s; not given = 60 s.")
+            .query("version", text(), "Only this version (`instance_id`) counts.")
+            .query("from_event_id", text(), "Only what happened after this event counts.")
+            .query("instance_id", text(), "Older clients' word for `version`; ignored.")
+            .gives::<Done>(200)
+            .refuses(&[408]),
+    ]
+}
+
+fn leases() -> Vec<Call> {
+    const LEASE: &str = "/v1/apps/{app}/machines/{id}/lease";
+    vec![
+        Call::new("GET", LEASE, "Reads a Machine's lease, without its nonce.").gives::<Lease>(200),
+        Call::new(
+            "POST",
+            LEASE,
+            "Takes a lease, or extends it with its nonce; 409 at once when somebody else has it.",
+        )
+        .under_lease()
+        .query(
+            "ttl",
+            seconds(),
+            "How long, cut to 3600 s; not given = what the body says, else 120 s.",
+        )
+        .may_take::<LeaseInput>()
+        .gives::<Lease>(201),
+        Call::new("DELETE", LEASE, "Gives a lease back.").under_lease().gives::<Done>(200),
+    ]
+}
+
+fn metadata() -> Vec<Call> {
+    const KEY: &str = "/v1/apps/{app}/machines/{id}/metadata/{key}";
+    vec![
+        Call::new("GET", "/v1/apps/{app}/machines/{id}/metadata", "Reads a Machine's metadata.")
+            .gives::<BTreeMap<String, String>>(200),
+        Call::new("POST", KEY, "Sets one entry; no restart, no new version.")
+            .under_lease()
+            .takes::<MetadataValue>()
+            .gives::<Done>(200),
+        Call::new("DELETE", KEY, "Removes one entry.").under_lease().gives::<Done>(200),
+    ]
+}
+
+fn facts() -> Vec<Call> {
+    vec![
+        Call::new("GET", "/v1/openapi.json", "This description.")
+            .gives::<serde_json::Map<String, Value>>(200),
+        Call::new("GET", "/v1/platform/regions", "Lists regions.").gives::<RegionPage>(200),
+        Call::new("GET", "/api/v1/organizations", "Lists organizations by slug.")
+            .gives::<OrganizationPage>(200),
+        Call::new("GET", "/api/v1/organizations/{org}", "Reads an organization.")
+            .gives::<OrganizationAnswer>(200),
+        Call::new("GET", "/perch/v1/info", "Tells facts about this server.").gives::<Info>(200),
+    ]
+}
+
+fn releases() -> Vec<Call> {
+    vec![
+        Call::new(
+            "POST",
+            "/api/v1/releases",
+            "Begins a release, unless another one of the app is in progress.",
+        )
+        .takes::<CreateRelease>()
+        .gives::<ReleaseAnswer>(201)
+        .refuses(&[404]),
+        Call::new(
+            "PATCH",
+            "/api/v1/releases/{release}",
+            "Moves a release on, or says that its deploy lives.",
+        )
+        .takes::<UpdateRelease>()
+        .gives::<Release>(200),
+        Call::new("GET", "/api/v1/apps/{app}/releases", "Lists releases, newest first.")
+            .query("limit", number(), "How many, at most 1000; not given = 25.")
+            .gives::<ReleasePage>(200),
+        Call::new(
+            "GET",
+            "/api/v1/apps/{app}/releases/current",
+            "Reads the newest release, with its definition.",
+        )
+        .gives::<Release>(200),
+    ]
+}
+
+/// For processes of the host only, on the Unix socket.
+fn tokens() -> Vec<Call> {
+    vec![
+        Call::new("GET", "/perch/v1/tokens", "Lists tokens by name.").gives::<TokenPage>(200),
+        Call::new("POST", "/perch/v1/tokens", "Makes a token; its secret is told this once.")
+            .takes::<CreateToken>()
+            .gives::<NewToken>(201)
+            .refuses(&[404]),
+        Call::new("DELETE", "/perch/v1/tokens/{token}", "Ends a token, by its id or its name.")
+            .gives::<Done>(200),
+    ]
+}
+
+fn uploads() -> Vec<Call> {
+    const ALL: &str = "/v2/{app}/blobs/uploads/";
+    const ONE: &str = "/v2/{app}/blobs/uploads/{upload}";
+    let piece = || {
+        let range = "Where the piece begins and ends; without it, it follows the last one.";
+        Parameter::header("Content-Range", pattern("^[0-9]{1,15}-[0-9]{1,15}$"), range)
+    };
+    let received = |call: Call, code: u16| {
+        call.gives_nothing(code)
+            .header("Location", "The upload.")
+            .header("Range", "What was received, as `0-LAST`.")
+            .header("Docker-Upload-UUID", "Its id.")
+    };
+    let kept = |call: Call| {
+        call.gives_nothing(201)
+            .header("Location", "The blob.")
+            .header("Docker-Content-Digest", "Its digest.")
+    };
+    let begin = Call::new(
+        "POST",
+        ALL,
+        "Begins the upload of a blob, takes it whole, or finds that it is here.",
+    )
+    .query("digest", pattern(DIGEST_OR_EMPTY), "Digest of a blob that is the whole body.")
+    .query("mount", pattern(DIGEST_OR_EMPTY), "Digest of a blob that may be here already.")
+    .query("from", text(), "Repository of that one; ignored.")
+    .takes_as(OCTETS, bytes, false);
+    let go_on =
+        Call::new("PATCH", ONE, "Takes a piece.").with(piece()).takes_as(OCTETS, bytes, false);
+    let finish = Call::new("PUT", ONE, "Takes the last piece, if any, and checks the whole.")
+        .with(
+            Parameter::query("digest", pattern("^sha256:[0-9a-f]{64}$"), "Digest of the blob.")
+                .required(),
+        )
+        .with(piece())
+        .takes_as(OCTETS, bytes, false);
+    vec![
+        Call::new("GET", "/v2/", "Says that this is a registry.")
+            .gives::<serde_json::Map<String, Value>>(200)
+            .header("Docker-Distribution-Api-Version", "registry/2.0"),
+        kept(received(begin, 202)),
+        received(Call::new("GET", ONE, "Tells how far an upload is."), 204),
+        received(go_on.refuses(&[416]), 202),
+        kept(finish.refuses(&[416])),
+        Call::new("DELETE", ONE, "Drops an upload.").gives_nothing(204),
+        Call::new("HEAD", "/v2/{app}/blobs/{digest}", "Says whether a blob is here.")
+            .gives_nothing(200)
+            .header("Docker-Content-Digest", "Its digest."),
+    ]
+}
+
+fn manifests() -> Vec<Call> {
+    const ONE: &str = "/v2/{app}/manifests/{reference}";
+    let digest = "Its digest.";
+    vec![
+        Call::new("GET", ONE, "Reads a manifest as it was pushed.")
+            .gives_as(200, Some((MANIFEST, anything)))
+            .header("Docker-Content-Digest", digest),
+        Call::new("HEAD", ONE, "Says whether a manifest is here.")
+            .gives_nothing(200)
+            .header("Docker-Content-Digest", digest),
+        Call::new("PUT", ONE, "Keeps a manifest; 404 when a blob that it names is missing.")
+            .takes_as(MANIFEST, manifest, true)
+            .gives_nothing(201)
+            .header("Location", "The manifest.")
+            .header("Docker-Content-Digest", digest),
+    ]
+}
+
+fn bytes(_: &mut Shapes) -> Value {
+    json!({"type": "string", "format": "binary"})
+}
+
+fn manifest(_: &mut Shapes) -> Value {
+    let descriptor = json!({
+        "type": "object",
+        "required": ["mediaType", "digest", "size"],
+        "properties": {
+            "mediaType": {"type": "string"},
+            "digest": {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+            "size": {"type": "integer", "minimum": 0, "maximum": i64::MAX},
+        },
+    });
+    json!({
+        "type": "object",
+        "required": ["schemaVersion", "config", "layers"],
+        "properties": {
+            "schemaVersion": {"const": 2},
+            "config": descriptor,
+            "layers": {"type": "array", "items": descriptor},
+        },
+    })
+}
+
+fn anything(_: &mut Shapes) -> Value {
+    json!({"type": "object"})
+}
+
+/// A type's schema for a query, where empty counts as absent.
+fn inline_or_empty<T: JsonSchema>() -> Value {
+    let schema = T::json_schema(&mut SchemaGenerator::default());
+    json!({"anyOf": [schema, {"enum": [""], "type": "string"}]})
+}
