@@ -10,6 +10,7 @@
 mod adoption;
 mod api;
 mod ballast;
+mod certificate;
 mod clock;
 mod contents;
 mod delegation;
@@ -420,10 +421,12 @@ async fn serve_api(
     let local = perch_api::server::serve(socket, backend.clone(), ended());
     match tcp {
         Some((listener, tls)) => {
+            let fresh = certificate::keep_fresh(world.clone(), tls.clone());
             let far = perch_api::server::serve_tcp(listener, tls, backend, ended());
-            tokio::join!(local, far);
+            tokio::join!(local, far, fresh);
         }
-        None => local.await,
+        // SIGHUP is not the end of a server without a certificate either.
+        None => drop(tokio::join!(local, certificate::keep_fresh(world.clone(), None))),
     }
 }
 

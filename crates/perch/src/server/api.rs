@@ -27,6 +27,7 @@ use perch_api::wire::{
 use tokio::sync::watch;
 
 use super::clock;
+use super::history::Source;
 use super::views;
 use super::world::World;
 
@@ -120,10 +121,10 @@ impl Backend for Api {
         self.detached(apps::update(self.world.clone(), app, patch)).await
     }
 
-    async fn delete_app(&self, _peer: Peer, app: String) -> Result<(), ApiError> {
+    async fn delete_app(&self, peer: Peer, app: String) -> Result<(), ApiError> {
         let (ends, world) = (self.token_ends.clone(), self.world.clone());
         self.detached(async move {
-            apps::delete(world, app).await?;
+            apps::delete(world, Source::User(peer), app).await?;
             ends.send_replace(());
             Ok(())
         })
@@ -171,50 +172,50 @@ impl Backend for Api {
 
     async fn update_machine(
         &self,
-        _peer: Peer,
+        peer: Peer,
         target: MachineTarget,
         input: LaunchInput,
     ) -> Result<Machine, ApiError> {
-        self.detached(machines::update(self.world.clone(), target, input)).await
+        self.detached(machines::update(self.world.clone(), peer, target, input)).await
     }
 
     async fn delete_machine(
         &self,
-        _peer: Peer,
+        peer: Peer,
         target: MachineTarget,
         how: DeleteMachine,
     ) -> Result<(), ApiError> {
-        self.detached(machines::delete(self.world.clone(), target, how)).await
+        self.detached(machines::delete(self.world.clone(), peer, target, how)).await
     }
 
     async fn start_machine(
         &self,
-        _peer: Peer,
+        peer: Peer,
         target: MachineTarget,
     ) -> Result<StartAnswer, ApiError> {
-        self.detached(machines::start(self.world.clone(), target)).await
+        self.detached(machines::start(self.world.clone(), peer, target)).await
     }
 
     async fn stop_machine(
         &self,
-        _peer: Peer,
+        peer: Peer,
         target: MachineTarget,
         input: StopInput,
     ) -> Result<(), ApiError> {
-        self.detached(machines::stop(self.world.clone(), target, input)).await
+        self.detached(machines::stop(self.world.clone(), peer, target, input)).await
     }
 
-    async fn suspend_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
-        self.detached(machines::suspend(self.world.clone(), target)).await
+    async fn suspend_machine(&self, peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::suspend(self.world.clone(), peer, target)).await
     }
 
     async fn restart_machine(
         &self,
-        _peer: Peer,
+        peer: Peer,
         target: MachineTarget,
         query: RestartQuery,
     ) -> Result<(), ApiError> {
-        self.detached(machines::restart(self.world.clone(), target, query)).await
+        self.detached(machines::restart(self.world.clone(), peer, target, query)).await
     }
 
     async fn signal_machine(
@@ -235,12 +236,12 @@ impl Backend for Api {
         machines::wait(&self.world, &target, &query).await
     }
 
-    async fn cordon_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
-        self.detached(machines::cordon(self.world.clone(), target, true)).await
+    async fn cordon_machine(&self, peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::cordon(self.world.clone(), peer, target, true)).await
     }
 
-    async fn uncordon_machine(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
-        self.detached(machines::cordon(self.world.clone(), target, false)).await
+    async fn uncordon_machine(&self, peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(machines::cordon(self.world.clone(), peer, target, false)).await
     }
 
     async fn list_processes(

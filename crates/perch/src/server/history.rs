@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use perch_api::Peer;
 use perch_api::wire;
+use serde_json::Value;
 
 /// Events kept in memory and shown; older ones nobody asks for.
 const EVENTS_MAX: usize = 50;
@@ -16,10 +18,10 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 const FILE: &str = "events.jsonl";
 
 /// Who caused an event (MA-10, MA-14).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     /// Somebody with the API.
-    User,
+    User(Peer),
     /// The platform itself.
     Platform,
     /// Autostop and autostart.
@@ -27,11 +29,20 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    pub(crate) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         match self {
-            Self::User => "user",
+            Self::User(_) => "user",
             Self::Platform => "flyd",
             Self::Proxy => "proxy",
+        }
+    }
+
+    /// Which user it was, as a detail of the event.
+    pub(crate) fn asker(&self) -> Option<(&'static str, Value)> {
+        match self {
+            Self::User(Peer::Local { uid, .. }) => Some(("uid", (*uid).into())),
+            Self::User(Peer::Token(holder)) => Some(("token", holder.name.as_str().into())),
+            Self::Platform | Self::Proxy => None,
         }
     }
 }
@@ -46,6 +57,10 @@ impl History {
     pub(crate) fn push(&mut self, event: wire::Event) {
         self.events.push_front(event);
         self.events.truncate(EVENTS_MAX);
+    }
+
+    pub(crate) fn newest(&self) -> Option<&wire::Event> {
+        self.events.front()
     }
 
     pub(crate) fn newest_first(&self) -> Vec<wire::Event> {

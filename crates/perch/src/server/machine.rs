@@ -201,7 +201,8 @@ impl Task {
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
             Command::Note { kind, source } => {
-                self.record(wire::Event { kind: kind.to_owned(), ..self.event(source) });
+                self.because(source, String::new());
+                self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
             }
             Command::Signal { number, reply } => {
                 // The asker may have gone; there is nobody else to tell.
@@ -460,12 +461,13 @@ impl Task {
         });
     }
 
-    fn event(&self, source: Source) -> wire::Event {
+    fn event(&self, request: wire::EventRequest) -> wire::Event {
         wire::Event {
             id: clock::ulid(),
             status: wire_state(&self.life).to_string(),
-            source: source.as_str().to_owned(),
+            source: self.source.as_str().to_owned(),
             timestamp: clock::unix_ms(),
+            request: Some(request).filter(|request| *request != wire::EventRequest::default()),
             ..wire::Event::default()
         }
     }
@@ -491,33 +493,40 @@ impl Task {
             Happened::StopCalledOff => "start",
             Happened::Removed => return None,
         };
-        let request = self.request_of(happened);
-        Some(wire::Event { kind: kind.to_owned(), request, ..self.event(self.source) })
+        Some(wire::Event { kind: kind.to_owned(), ..self.event(self.request_of(happened)) })
     }
 
-    fn request_of(&self, happened: &Happened) -> Option<wire::EventRequest> {
-        let mut request = match happened {
+    fn request_of(&self, happened: &Happened) -> wire::EventRequest {
+        match happened {
             Happened::Exited { exit, requested, restarting } => {
-                exit_request(*exit, *requested, *restarting, self.life.restart_count())
+                let restarts = self.life.restart_count();
+                exit_request(self.request(), *exit, *requested, *restarting, restarts)
             }
             Happened::LaunchFailed { reason } => {
                 let exit = Exit { code: NOT_STARTED, signal: None, oom_killed: false };
-                let mut request = exit_request(exit, false, false, self.life.restart_count());
+                let mut request = self.request();
                 request.details.insert("reason".to_owned(), reason.as_str().into());
-                request
+                exit_request(request, exit, false, false, self.life.restart_count())
             }
             Happened::SuspendFailed { reason } | Happened::ResumeFailed { reason } => {
-                let mut request = wire::EventRequest::default();
+                let mut request = self.request();
                 request.details.insert("reason".to_owned(), reason.as_str().into());
                 request
             }
-            _ if self.cause.is_empty() => return None,
-            _ => wire::EventRequest::default(),
-        };
+            _ => self.request(),
+        }
+    }
+
+    /// Who caused what is being done, and why.
+    fn request(&self) -> wire::EventRequest {
+        let mut request = wire::EventRequest::default();
+        if let Some((what, who)) = self.source.asker() {
+            request.details.insert(what.to_owned(), who);
+        }
         if !self.cause.is_empty() {
             request.details.insert("cause".to_owned(), self.cause.as_str().into());
         }
-        Some(request)
+        request
     }
 }
 
@@ -529,6 +538,7 @@ enum Next {
 }
 
 fn exit_request(
+    request: wire::EventRequest,
     exit: Exit,
     requested: bool,
     restarting: bool,
@@ -548,7 +558,7 @@ fn exit_request(
         exit_event: Some(exit_event.clone()),
         monitor_event: Some(wire::MonitorEvent { exit_event: Some(exit_event) }),
         restart_count: Some(u32::try_from(restarts).unwrap_or(u32::MAX)),
-        details: serde_json::Map::new(),
+        ..request
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -48,6 +48,21 @@ fn check_refused(output: &Output, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fails unless the newest event of this kind says who asked.
+fn check_asker(
+    host: &Host,
+    machine: &str,
+    kind: &str,
+    what: &str,
+    who: &serde_json::Value,
+) -> Result<()> {
+    let events = host.api(&format!("/v1/apps/web/machines/{machine}/events"))?;
+    let event = events.as_array().into_iter().flatten().find(|event| event["type"] == kind);
+    let event = event.with_context(|| format!("no {kind} in {events}"))?;
+    ensure!(event["source"] == "user" && event["request"][what] == *who, "not named: {event}");
+    Ok(())
+}
+
 #[test]
 fn a_holder_of_a_token_deploys_from_afar_and_is_named_in_what_he_did() {
     on_listening_host(|host| {
@@ -61,6 +76,10 @@ fn a_holder_of_a_token_deploys_from_afar_and_is_named_in_what_he_did() {
         host.wait_all("web", "started", SOON)?;
         let releases = host.api("/api/v1/apps/web/releases")?;
         ensure!(releases["releases"][0]["user"] == "token ci", "not named: {releases}");
+        let machine = host.machines("web")?.pop().context("a Machine")?.id;
+        check_asker(host, &machine, "launch", "token", &"ci".into())?;
+        host.fly(&["machine", "stop", &machine, "-a", "web"])?.ok()?;
+        check_asker(host, &machine, "stop", "uid", &0.into())?;
         // flyctl's own variables, as far as they cannot mean Fly.
         let (base, token) =
             (format!("FLY_FLAPS_BASE_URL={}", address(host)?), format!("FLY_API_TOKEN={ci}"));
@@ -178,6 +197,7 @@ fn beyond_this_host_the_api_speaks_tls_with_the_operators_certificate() {
         |host| {
             let file = |name: &str| host.dir().join(name).to_string_lossy().into_owned();
             let (certificate, key) = (file("certificate.pem"), file("key.pem"));
+            let old = file("old.pem");
             fs::write(
                 &certificate,
                 include_str!("../../../../crates/api/tests/api/tls/certificate.pem"),
@@ -200,7 +220,28 @@ fn beyond_this_host_the_api_speaks_tls_with_the_operators_certificate() {
             let trust = format!("SSL_CERT_FILE={certificate}");
             let list = [&api, &token, &binary, "fly", "apps", "list"];
             check_refused(&host.run("env", &list)?, "certificate")?;
-            host.run("env", &[&[trust.as_str()], &list[..]].concat())?.ok().map(drop)
+            host.run("env", &[&[trust.as_str()], &list[..]].concat())?.ok()?;
+
+            // A broken renewal changes nothing, and it is said.
+            fs::write(&certificate, "broken")?;
+            let pid = host.server_process()?.pid.to_string();
+            ensure!(Command::new("kill").args(["-HUP", &pid]).status()?.success(), "no SIGHUP");
+            wait_until("the refusal in the log", SOON, || {
+                let log = fs::read_to_string(host.server_log())?;
+                Ok(log.contains("goes on with its old certificate").then_some(()))
+            })?;
+            fs::write(&old, include_str!("../../../../crates/api/tests/api/tls/certificate.pem"))?;
+            let trust = format!("SSL_CERT_FILE={old}");
+            host.run("env", &[&[trust.as_str()], &list[..]].concat())?.ok()?;
+
+            // A good one is found without a word.
+            fs::write(&key, include_str!("../../../../crates/api/tests/api/tls/next-key.pem"))?;
+            fs::write(&certificate, include_str!("../../../../crates/api/tests/api/tls/next.pem"))?;
+            let trust = format!("SSL_CERT_FILE={certificate}");
+            wait_until("the new certificate", SOON, || {
+                let output = host.run("env", &[&[trust.as_str()], &list[..]].concat())?;
+                Ok(output.status.success().then_some(()))
+            })
         },
     );
 }

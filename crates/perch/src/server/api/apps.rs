@@ -163,11 +163,15 @@ pub(crate) async fn update(
 
 /// Removes an app: its addresses refuse at once, its Machines are destroyed, its records go. What cut an earlier
 /// removal short does not matter; it is gone on with.
-pub(crate) async fn delete(world: Arc<World>, name: String) -> Result<(), ApiError> {
+pub(crate) async fn delete(
+    world: Arc<World>,
+    source: Source,
+    name: String,
+) -> Result<(), ApiError> {
     let wanted = name.clone();
     let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted)).await?;
     world.settle(app.addresses()).await;
-    destroy_machines(&world, &name).await?;
+    destroy_machines(&world, source, &name).await?;
     world.images.remove_own(world.host_ids.base(app.uid_slot)).await?;
     // Before the name is free: a new app of this name has tags of its own.
     world.images.remove_app(name.clone()).await?;
@@ -184,7 +188,7 @@ fn begin_removal(catalog: &Catalog, name: &str) -> Result<(Vec<Change>, AppRecor
     Ok((vec![Change::PutApp(going.clone())], going))
 }
 
-async fn destroy_machines(world: &Arc<World>, app: &str) -> Result<(), ApiError> {
+async fn destroy_machines(world: &Arc<World>, source: Source, app: &str) -> Result<(), ApiError> {
     // Machines that were recorded before the app was marked have their tasks after this.
     drop(world.births.write().await);
     let ids: Vec<String> =
@@ -192,7 +196,7 @@ async fn destroy_machines(world: &Arc<World>, app: &str) -> Result<(), ApiError>
     let handles: Vec<_> = ids.iter().filter_map(|id| world.handle(id)).collect();
     for handle in &handles {
         // One that is gone already, or going, is as wished.
-        handle.ask(Event::Destroy, Source::User).await;
+        handle.ask(Event::Destroy, source.clone()).await;
     }
     for handle in handles {
         let mut status = handle.watch();
@@ -215,7 +219,7 @@ pub(crate) async fn finish_removals(world: Arc<World>) {
         catalog.apps.values().filter(|app| app.going).map(|app| app.name.clone()).collect()
     };
     for app in going {
-        if let Err(error) = delete(world.clone(), app.clone()).await {
+        if let Err(error) = delete(world.clone(), Source::Platform, app.clone()).await {
             tracing::warn!(app, %error, "an app that is being destroyed remains");
         }
     }

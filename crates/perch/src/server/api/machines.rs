@@ -51,7 +51,8 @@ pub(crate) async fn create(
             Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
         })
         .await?;
-    let (handle, lease) = match brought_to_life(&world, peer, &record, input.lease_ttl).await {
+    let living = brought_to_life(&world, peer.clone(), &record, input.lease_ttl).await;
+    let (handle, lease) = match living {
         Ok(living) => living,
         Err(error) => {
             unmake(&world, &record.id).await;
@@ -62,7 +63,7 @@ pub(crate) async fn create(
     world.publish(&app).await;
     world.proxy.app_changed(app.clone());
     if !input.skip_launch {
-        ask(&handle, Event::Start(StartBy::User), Source::User).await?;
+        ask(&handle, Event::Start(StartBy::User), Source::User(peer)).await?;
     }
     let mut made = get(&world, &target(&app, &record.id))?;
     made.nonce = lease.map(|lease| lease.data.nonce);
@@ -212,6 +213,7 @@ fn target(app: &str, id: &str) -> MachineTarget {
 /// Replaces a Machine's config.
 pub(crate) async fn update(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
@@ -230,7 +232,7 @@ pub(crate) async fn update(
         policy: launching::policy(&record),
         asleep: machine::asleep(skip_launch),
     };
-    ask(&handle, event, Source::User).await?;
+    ask(&handle, event, Source::User(peer)).await?;
     world.publish(&target.app).await;
     world.proxy.app_changed(target.app.clone());
     get(&world, &target)
@@ -331,26 +333,33 @@ fn wire_machine(world: &World, record: &MachineRecord) -> Option<Machine> {
 /// Removes a Machine; a running one only by force.
 pub(crate) async fn delete(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
     how: DeleteMachine,
 ) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
     let handle = handle(&world, &target)?;
     let state = handle.status().state;
-    let down =
-        matches!(state, MachineState::Created | MachineState::Stopped | MachineState::Failed);
+    let down = matches!(
+        state,
+        MachineState::Created
+            | MachineState::Stopped
+            | MachineState::Suspended
+            | MachineState::Failed
+    );
     if !down && !how.force {
         return Err(ApiError::precondition(format!(
             "machine {} is {state}; stop it first, or remove it by force",
             target.id
         )));
     }
-    ask(&handle, Event::Destroy, Source::User).await
+    ask(&handle, Event::Destroy, Source::User(peer)).await
 }
 
 /// Begins to start a Machine.
 pub(crate) async fn start(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
 ) -> Result<StartAnswer, ApiError> {
     leases::check(&world, &target)?;
@@ -358,7 +367,7 @@ pub(crate) async fn start(
     let pinned = world.keeper.read().machine(&target.app, &target.id)?.secrets;
     secrets::check_opens(&world, &target.app, pinned).await?;
     let previous = handle.status().state;
-    ask(&handle, Event::Start(StartBy::User), Source::User).await?;
+    ask(&handle, Event::Start(StartBy::User), Source::User(peer)).await?;
     Ok(StartAnswer {
         message: String::new(),
         status: String::new(),
@@ -369,6 +378,7 @@ pub(crate) async fn start(
 /// Begins to stop a Machine.
 pub(crate) async fn stop(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
     input: StopInput,
 ) -> Result<(), ApiError> {
@@ -377,18 +387,23 @@ pub(crate) async fn stop(
         signal: input.signal.map(perch_api::wire::Signal::number),
         timeout: input.timeout.map(|length| length.0),
     };
-    ask(&handle(&world, &target)?, Event::Stop(by), Source::User).await
+    ask(&handle(&world, &target)?, Event::Stop(by), Source::User(peer)).await
 }
 
 /// Begins to suspend a Machine; 412 unless it is started, suspending or suspended (MA-06).
-pub(crate) async fn suspend(world: Arc<World>, target: MachineTarget) -> Result<(), ApiError> {
+pub(crate) async fn suspend(
+    world: Arc<World>,
+    peer: Peer,
+    target: MachineTarget,
+) -> Result<(), ApiError> {
     leases::check(&world, &target)?;
-    ask(&handle(&world, &target)?, Event::Suspend, Source::User).await
+    ask(&handle(&world, &target)?, Event::Suspend, Source::User(peer)).await
 }
 
 /// Begins to restart a Machine. By force nothing is asked of its program.
 pub(crate) async fn restart(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
     query: RestartQuery,
 ) -> Result<(), ApiError> {
@@ -398,7 +413,7 @@ pub(crate) async fn restart(
         signal: if query.force_stop { Some(KILL) } else { signal },
         timeout: query.timeout.map(|length| length.0),
     };
-    ask(&handle(&world, &target)?, event, Source::User).await
+    ask(&handle(&world, &target)?, event, Source::User(peer)).await
 }
 
 /// Sends a signal to a Machine's program.
@@ -427,7 +442,8 @@ pub(crate) async fn wait(
     loop {
         {
             let now = status.borrow_and_update();
-            if query.states.iter().any(|wanted| reached(*wanted, now.state, now.settled)) {
+            let counts = happened_after(query, &now.history) && is_version(world, target, query);
+            if counts && query.states.iter().any(|it| reached(*it, now.state, now.settled)) {
                 return Ok(());
             }
         }
@@ -435,6 +451,18 @@ pub(crate) async fn wait(
             return gone(target, query);
         }
     }
+}
+
+/// Ids of events sort by time.
+fn happened_after(query: &WaitQuery, history: &History) -> bool {
+    let Some(from) = &query.from_event_id else { return true };
+    history.newest().is_some_and(|event| *from < event.id)
+}
+
+fn is_version(world: &World, target: &MachineTarget, query: &WaitQuery) -> bool {
+    let Some(version) = &query.version else { return true };
+    let catalog = world.keeper.read();
+    catalog.machines.get(&target.id).is_some_and(|machine| machine.instance_id == *version)
 }
 
 fn gone(target: &MachineTarget, query: &WaitQuery) -> Result<(), ApiError> {
@@ -454,6 +482,7 @@ fn reached(wanted: WaitState, state: MachineState, settled: bool) -> bool {
 /// Gives a Machine no more traffic, or again.
 pub(crate) async fn cordon(
     world: Arc<World>,
+    peer: Peer,
     target: MachineTarget,
     cordoned: bool,
 ) -> Result<(), ApiError> {
@@ -462,7 +491,7 @@ pub(crate) async fn cordon(
     let wanted = target.clone();
     world.keeper.write(move |catalog| decide_cordon(catalog, &wanted, cordoned)).await?;
     let kind = if cordoned { "cordon" } else { "uncordon" };
-    handle.send(Command::Note { kind, source: Source::User }).await;
+    handle.send(Command::Note { kind, source: Source::User(peer) }).await;
     world.proxy.app_changed(target.app);
     Ok(())
 }
