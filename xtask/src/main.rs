@@ -11,6 +11,7 @@ mod fixture;
 mod guest;
 mod packages;
 mod ring;
+mod schemathesis;
 mod shell;
 mod source;
 mod tidy;
@@ -22,7 +23,8 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo x COMMAND
 
-  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, model, guest), or one crate
+  test [RING|CRATE]...  everything, or one ring (check, unit, sim, component, host, model, wire, guest), or
+                        one crate
   check                 format, clippy, tidy, docs, deny
   docs                  write what is made from code: docs/compat-commands.md and crates/cli/tests/help
   tidy                  the rules of this repository that clippy does not know
@@ -35,7 +37,7 @@ usage: cargo x COMMAND
   fixture               this release's data directory for the tests of later ones (root)
   dist                  a tarball and a Debian package in target/dist
 
-E2E_REQUIRED=1 turns every skip into a failure.";
+E2E_REQUIRED=1 turns every skip into a failure. WIRE_SECONDS (120) and WIRE_SEED (1) are for the ring `wire`.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

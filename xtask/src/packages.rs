@@ -25,6 +25,9 @@ pub(crate) const TESTS: &[Need] = &[
     ("xz", "xz-utils"),
 ];
 
+/// What makes a Python environment, beside the package that has no program.
+pub(crate) const PYTHON: &[Need] = &[("python3", "python3")];
+
 /// What the benchmarks compare with and measure by.
 pub(crate) const BENCHES: &[Need] = &[
     ("runc", "runc"),
@@ -55,7 +58,8 @@ fn missing(needs: &[Need]) -> Vec<Need> {
     needs.iter().copied().filter(|need| !shell::has_program(need.0)).collect()
 }
 
-fn install(names: &[&str]) -> Result<()> {
+/// Installs packages.
+pub(crate) fn install(names: &[&str]) -> Result<()> {
     println!("installing {}", names.join(" "));
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");

@@ -1,11 +1,12 @@
 //! The rings of `cargo x test`, from the quickest to the one that needs a whole host.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{deny, guest, packages, shell, tidy};
+use crate::{deny, guest, packages, schemathesis, shell, tidy};
 
 /// Seeds that `cargo x test` tries; a longer search is `cargo x sim --seeds N`.
 const SIM_SEEDS: &str = "2000";
@@ -32,7 +33,7 @@ pub(crate) fn test(what: &[String]) -> Result<bool> {
     let started = Instant::now();
     let mut steps = Vec::new();
     if what.is_empty() {
-        for ring in ["check", "unit", "sim", "component", "host", "model", "guest"] {
+        for ring in ["check", "unit", "sim", "component", "host", "model", "wire", "guest"] {
             steps.extend(run_ring(ring)?);
         }
     }
@@ -91,6 +92,7 @@ fn run_ring(name: &str) -> Result<Vec<Step>> {
         "component" => Ok(vec![privileged("component", component)?]),
         "host" => Ok(vec![privileged("host", host)?]),
         "model" => Ok(vec![privileged("model", host_model)?]),
+        "wire" => Ok(vec![privileged("wire", wire)?]),
         "guest" => Ok(vec![privileged("guest", guest)?]),
         crate_name => Ok(vec![timed("crate", || one_crate(crate_name))?]),
     }
@@ -162,9 +164,22 @@ fn host() -> Result<Tally> {
     if cargo_passes(&args)?.failed != 0 {
         return Ok(Tally { passed: 0, failed: 1 });
     }
-    let args =
-        ["test", "--locked", "--no-fail-fast", "--package", "perch-e2e", "--", "--test-threads=1"];
-    cargo_test(&args, true)
+    let args = ["test", "--locked", "--no-fail-fast", "--package", "perch-e2e", "--"];
+    cargo_test(&[&args[..], &["--test-threads=1", "--skip", "wire::"]].concat(), true)
+}
+
+/// The API's description against the server, by a stranger's program.
+fn wire() -> Result<Tally> {
+    packages::ensure(packages::TESTS)?;
+    let program = schemathesis::ensure()?;
+    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
+    if cargo_passes(&args)?.failed != 0 {
+        return Ok(Tally { passed: 0, failed: 1 });
+    }
+    let args = ["test", "--locked", "--package", "perch-e2e", "--test", "host", "--", "wire::"];
+    let mut command = shell::cargo(&[&args[..], &["--nocapture"]].concat());
+    command.env("SCHEMATHESIS", program);
+    count_tests(command, true)
 }
 
 /// A share of the random API calls, on the binary of the host ring.
@@ -206,7 +221,10 @@ fn simulate(args: &[&str]) -> Result<bool> {
 
 /// Runs tests, shows their output and counts what the test harness reports.
 fn cargo_test(args: &[&str], needs_binary: bool) -> Result<Tally> {
-    let mut command = shell::cargo(args);
+    count_tests(shell::cargo(args), needs_binary)
+}
+
+fn count_tests(mut command: Command, needs_binary: bool) -> Result<Tally> {
     if needs_binary && std::env::var_os("PERCH_BIN").is_none() {
         command.env("PERCH_BIN", shell::built("debug", "perch")?);
     }

@@ -122,7 +122,8 @@ mod tests {
             let described = &document["paths"][operation.path][operation.method.to_lowercase()];
             let name = named(operation.method, operation.path);
             let can_be_forbidden = operation.changes || operation.whose == "host";
-            assert_eq!(!described["responses"]["403"].is_null(), can_be_forbidden, "{name}");
+            let is_described = !described["responses"]["403"].is_null();
+            assert!(is_described || !can_be_forbidden, "{name}");
             assert!(operation.changes || described["requestBody"].is_null(), "{name}");
         }
     }

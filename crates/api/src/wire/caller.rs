@@ -1,9 +1,10 @@
 //! Who calls, as the server sees it. Extension: Fly has it by GraphQL.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /perch/v1/whoami`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Whoami {
     /// The caller in words, as events and releases name it: `uid 0`, `token ci`.

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// By whose network a name is looked up; a part of the path.
@@ -15,7 +16,7 @@ pub enum Asker {
 }
 
 /// What is asked.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DnsQuestion {
     /// The name, with its last dot.
@@ -28,7 +29,7 @@ pub struct DnsQuestion {
 }
 
 /// A record.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DnsRecord {
     /// Whose it is, with the last dot.
@@ -48,7 +49,7 @@ pub struct DnsRecord {
 }
 
 /// Answer of `GET …/dns`: the message of the DNS server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DnsAnswer {
     /// Who answered.

@@ -306,9 +306,11 @@ pub struct LaunchInput {
     pub current_version: String,
     /// The app's secrets must be at least this version; 0 = whatever they are.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub min_secrets_version: u64,
     /// Start it without the app's secrets.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(transform = schema::nullable)]
     pub skip_secrets: bool,
 }
 

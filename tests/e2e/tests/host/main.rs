@@ -38,3 +38,4 @@ mod table;
 mod tcp;
 mod token;
 mod upgrade;
+mod wire;

@@ -9,11 +9,12 @@ use super::call::Call;
 use super::parameter::{Parameter, flag, number, pattern, seconds, text, words};
 use super::shapes::Shapes;
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, Done, Event,
-    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
+    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, DnsAnswer, Done,
+    Event, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
     MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
-    RegionPage, Release, ReleaseAnswer, ReleasePage, SignalInput, StartAnswer, StopInput,
-    TokenPage, UpdateRelease, WaitState,
+    RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage,
+    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, StartAnswer, StopInput,
+    TokenPage, UpdateRelease, UpdateSecrets, WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -37,7 +38,7 @@ pub(super) fn calls() -> Vec<Call> {
         releases(),
     ]
     .into_iter()
-    .chain([tokens(), uploads(), manifests()])
+    .chain([tokens(), secrets(), uploads(), manifests()])
     .flatten()
     .collect()
 }
@@ -150,6 +151,7 @@ fn machines() -> Vec<Call> {
 }
 
 fn commands() -> Vec<Call> {
+    let restart = "Begins to restart a Machine; one that is down is started.";
     let wait = "Waits until one of the states is reached; a `timeout` of more than 60 s is 60 s.";
     let states = json!({"type": "array", "items": inline_or_empty::<WaitState>()});
     vec![
@@ -164,6 +166,13 @@ fn commands() -> Vec<Call> {
         Call::new("POST", "/v1/apps/{app}/machines/{id}/stop", "Begins to stop a Machine.")
             .under_lease()
             .may_take::<StopInput>()
+            .gives::<Done>(200)
+            .refuses(&[412]),
+        Call::new("POST", "/v1/apps/{app}/machines/{id}/restart", restart)
+            .under_lease()
+            .query("force_stop", flag(), "Kill it at once.")
+            .query("signal", inline_or_empty::<Signal>(), "Instead of the signal of its config.")
+            .query("timeout", seconds(), "From that signal to the kill.")
             .gives::<Done>(200)
             .refuses(&[412]),
         Call::new(
@@ -228,6 +237,30 @@ fn metadata() -> Vec<Call> {
     ]
 }
 
+fn secrets() -> Vec<Call> {
+    const ALL: &str = "/v1/apps/{app}/secrets";
+    const ONE: &str = "/v1/apps/{app}/secrets/{name}";
+    let least = "The version that is wanted at least; 422 before it is there.";
+    let shown = "Must be false: values are not shown to anybody.";
+    vec![
+        Call::new("GET", ALL, "Lists an app's secrets by name, without their values.")
+            .query("version", number(), least)
+            .query("show_secrets", flag(), shown)
+            .gives::<SecretPage>(200)
+            .refuses(&[403, 422]),
+        Call::new("POST", ALL, "Sets and unsets secrets, all or none.")
+            .takes::<UpdateSecrets>()
+            .gives::<SecretsAnswer>(200),
+        Call::new("GET", ONE, "Reads a secret, without its value.")
+            .query("version", number(), least)
+            .query("show_secrets", flag(), shown)
+            .gives::<Secret>(200)
+            .refuses(&[403, 422]),
+        Call::new("POST", ONE, "Sets a secret.").takes::<SetSecret>().gives::<SecretAnswer>(200),
+        Call::new("DELETE", ONE, "Unsets a secret.").gives::<SecretsVersion>(200).refuses(&[422]),
+    ]
+}
+
 fn facts() -> Vec<Call> {
     vec![
         Call::new("GET", "/v1/openapi.json", "This description.")
@@ -238,7 +271,19 @@ fn facts() -> Vec<Call> {
         Call::new("GET", "/api/v1/organizations/{org}", "Reads an organization.")
             .gives::<OrganizationAnswer>(200),
         Call::new("GET", "/perch/v1/info", "Tells facts about this server.").gives::<Info>(200),
+        Call::new("GET", "/perch/v1/whoami", "Tells who the caller is.").gives::<Whoami>(200),
+        dns("/perch/v1/apps/{app}/dns", "Asks the DNS server as an app does."),
+        dns("/perch/v1/organizations/{org}/dns", "Asks it as the default network does."),
     ]
+}
+
+fn dns(path: &'static str, about: &'static str) -> Call {
+    let name = pattern("^([a-z0-9_-]{1,63}[.]){0,5}[a-z0-9-]{1,63}[.]?$");
+    let kinds = words(&["A", "AAAA", "CNAME", "TXT"]);
+    Call::new("GET", path, about)
+        .with(Parameter::query("name", name, "The name that is looked up.").required())
+        .query("type", kinds, "What is asked about it; not given = AAAA.")
+        .gives::<DnsAnswer>(200)
 }
 
 fn releases() -> Vec<Call> {
