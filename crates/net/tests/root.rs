@@ -338,7 +338,7 @@ fn what_is_not_tcp_reaches_the_host_as_an_answer_only() {
     on_host.send_to(b"name", (addr, 53)).expect("sent");
     let asker = lab::answer(&resolver, "name", "address");
     assert_eq!(receive(&on_host), Some(("address".to_owned(), addr.into())));
-    let unasked = std::net::UdpSocket::from(resolver).send_to(b"more", (asker.ip(), 9));
+    let unasked = resolver.send_to(b"more", (asker.ip(), 9));
     assert_eq!(unasked.expect_err("another port").kind(), ErrorKind::PermissionDenied);
 }
 
