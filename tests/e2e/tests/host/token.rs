@@ -105,7 +105,7 @@ fn a_token_is_good_for_its_scope_only() {
         let list = far_fly(host, &team, &["apps", "list"])?.ok()?;
         ensure!(!list.contains("web") && list.contains("secret"), "{list}");
         let create = ["apps", "create", "new", "--org", "personal"];
-        check_refused(&far_fly(host, &team, &create)?, "no organization")?;
+        check_refused(&far_fly(host, &team, &create)?, "organization personal not found")?;
 
         let reader = made(host, &["--app", "web", "--read-only"])?;
         far_fly(host, &reader, &["status", "-a", "web"])?.ok()?;
@@ -145,7 +145,7 @@ fn a_token_ends_by_time_by_revocation_and_with_its_app() {
 
         let own = made(host, &["--app", "web"])?;
         host.fly(&["apps", "destroy", "web", "--yes"])?.ok()?;
-        host.fly(&["apps", "create", "web"])?.ok()?;
+        host.fly(&["apps", "create", "web", "--org", "personal"])?.ok()?;
         check_refused(&far_fly(host, &own, &["status", "-a", "web"])?, "unknown")
     });
 }
