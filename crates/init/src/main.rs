@@ -56,6 +56,7 @@ fn variables(bytes: Vec<u8>) -> Vec<(OsString, OsString)> {
 
 fn confine() -> io::Result<()> {
     sys::die_with_parent()?;
+    sys::default_signals();
     sys::close_report_on_exec()?;
     sys::hide()?;
     sys::limit_open_files(OPEN_FILES_MAX)?;

@@ -15,6 +15,9 @@ use crate::filter::Instruction;
 pub(crate) const ENOEXEC: i32 = 8;
 pub(crate) const SIGCHLD: c_int = 17;
 const SIGKILL: c_ulong = 9;
+const SIGPIPE: c_int = 13;
+const SIGNAL_MAX: c_int = 64;
+const SIG_DFL: usize = 0;
 
 const PR_SET_PDEATHSIG: c_int = 1;
 const PR_SET_DUMPABLE: c_int = 4;
@@ -68,6 +71,7 @@ unsafe extern "C" {
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
     fn sigwaitinfo(set: *const SignalSet, info: *mut c_void) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn signal(signal: c_int, handler: usize) -> usize;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn getrlimit(resource: c_int, limit: *mut Rlimit) -> c_int;
     fn setrlimit(resource: c_int, limit: *const Rlimit) -> c_int;
@@ -122,6 +126,17 @@ fn all_signals() -> SignalSet {
     unsafe {
         sigfillset(set.as_mut_ptr());
         set.assume_init()
+    }
+}
+
+/// Gives every signal its default effect, which the program inherits. A server that was started by `nohup`, or in the
+/// background of a script, ignores some, and a program that ignores its `kill_signal` would have to be killed.
+pub(crate) fn default_signals() {
+    // SIGPIPE stays as the standard library wants it here; it gives it back to what it starts.
+    for number in (1..=SIGNAL_MAX).filter(|number| *number != SIGPIPE) {
+        // SAFETY: the default handler is no code of ours. Those that cannot be set (SIGKILL, SIGSTOP, the C library's
+        // own) are refused without effect.
+        unsafe { signal(number, SIG_DFL) };
     }
 }
 

@@ -31,6 +31,7 @@ mod prune;
 mod quickstart;
 mod scale;
 mod secrets;
+mod signals;
 mod stage;
 mod state;
 mod suspend;
