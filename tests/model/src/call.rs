@@ -1,13 +1,14 @@
 //! Calls of the API with everything filled in, how they are made, and what they answer.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use perch_api::client::{Client, ClientError};
 use perch_api::wire::{
     AddressIntent, App, AppPatch, AssignIp, CreateApp, CreateRelease, IpAssignment, IpKind,
-    LaunchInput, Lease, LeaseInput, Machine, Release, ReleaseStatus, Signal, SignalInput,
-    StopInput, UpdateRelease,
+    LaunchInput, Lease, LeaseInput, Machine, Release, ReleaseStatus, Secret, SecretValue, Signal,
+    SignalInput, StopInput, UpdateRelease, UpdateSecrets,
 };
 use serde_json::Value;
 
@@ -35,19 +36,70 @@ pub(crate) enum Wish {
 /// A call.
 #[derive(Debug, Clone)]
 pub(crate) enum Call {
-    CreateApp { name: String, org: String, network: String, intent: AddressIntent },
-    UpdateApp { app: String, intent: Option<AddressIntent> },
-    DeleteApp { app: String },
-    AssignIp { app: String, kind: IpKind, org: String, network: String },
-    ReleaseIp { app: String, ip: IpAddr },
-    CreateMachine { app: String, input: Launch },
-    UpdateMachine { target: Target, input: Launch, current: String },
-    Wish { target: Target, wish: Wish },
-    SetMetadata { target: Target, key: String, value: Option<String> },
-    AcquireLease { target: Target, ttl: u64, description: String },
-    ReleaseLease { target: Target },
-    CreateRelease { app: String, image: String, definition: Value, ttl: u64 },
-    UpdateRelease { id: String, status: ReleaseStatus },
+    CreateApp {
+        name: String,
+        org: String,
+        network: String,
+        intent: AddressIntent,
+    },
+    UpdateApp {
+        app: String,
+        intent: Option<AddressIntent>,
+    },
+    DeleteApp {
+        app: String,
+    },
+    AssignIp {
+        app: String,
+        kind: IpKind,
+        org: String,
+        network: String,
+    },
+    ReleaseIp {
+        app: String,
+        ip: IpAddr,
+    },
+    /// New values by name; `None` unsets.
+    ChangeSecrets {
+        app: String,
+        values: BTreeMap<String, Option<String>>,
+    },
+    CreateMachine {
+        app: String,
+        input: Launch,
+    },
+    UpdateMachine {
+        target: Target,
+        input: Launch,
+        current: String,
+    },
+    Wish {
+        target: Target,
+        wish: Wish,
+    },
+    SetMetadata {
+        target: Target,
+        key: String,
+        value: Option<String>,
+    },
+    AcquireLease {
+        target: Target,
+        ttl: u64,
+        description: String,
+    },
+    ReleaseLease {
+        target: Target,
+    },
+    CreateRelease {
+        app: String,
+        image: String,
+        definition: Value,
+        ttl: u64,
+    },
+    UpdateRelease {
+        id: String,
+        status: ReleaseStatus,
+    },
 }
 
 /// What a Machine is made or changed with.
@@ -68,6 +120,11 @@ pub(crate) enum Answer {
     Ip(Box<IpAssignment>),
     Machine(Box<Machine>),
     Lease(Lease),
+    /// All secrets of an app.
+    Secrets {
+        app: String,
+        secrets: Vec<Secret>,
+    },
     Release(Box<Release>),
     /// The state before a start.
     Previous(String),
@@ -113,6 +170,14 @@ impl Call {
             Self::ReleaseIp { app, ip } => {
                 client.release_ip(app, *ip).await?;
                 Answer::Done
+            }
+            Self::ChangeSecrets { app, values } => {
+                let value = |value: &String| SecretValue::new(value.clone());
+                let values = values.iter();
+                let values = values.map(|(name, text)| (name.clone(), text.as_ref().map(value)));
+                let input = UpdateSecrets { values: values.collect() };
+                let secrets = client.update_secrets(app, &input).await?.secrets;
+                Answer::Secrets { app: app.clone(), secrets }
             }
             Self::CreateRelease { app, image, definition, ttl } => {
                 let input = CreateRelease {

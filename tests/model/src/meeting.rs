@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use perch_api::wire::{IpKind, LeaseData};
+use perch_api::wire::{IpKind, LeaseData, Secret};
 use serde_json::{Value, json};
 
 use crate::call::Answer;
@@ -25,14 +25,17 @@ impl Model {
         let (ours, theirs): (Vec<_>, Vec<_>) =
             (self.apps.keys().collect(), seen.apps.keys().collect());
         ensure!(ours == theirs, "apps: model {ours:?}, server {theirs:?}");
-        let Self { apps, given, networks } = &mut met;
+        let Self { apps, given, networks, digests } = &mut met;
         for (name, app) in apps {
+            app.meet_secrets(name, &seen.apps[name].secrets, digests)
+                .with_context(|| format!("app {name}"))?;
             app.meet(&seen.apps[name], given, networks).with_context(|| format!("app {name}"))?;
         }
         Ok(met)
     }
 }
 
+type Digests = std::collections::BTreeMap<(String, String, String), String>;
 type Networks = std::collections::BTreeMap<(String, String), [u16; 3]>;
 
 impl App {
@@ -85,6 +88,24 @@ impl App {
             learn("address", &mut ip.ip, theirs.ip)?;
             if let Some(caller) = &ip.caller {
                 in_network(theirs.ip, caller, networks)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn meet_secrets(&self, app: &str, seen: &[Secret], digests: &mut Digests) -> Result<()> {
+        let (ours, theirs): (Vec<_>, Vec<_>) =
+            (self.secrets.keys().collect(), seen.iter().map(|secret| &secret.name).collect());
+        ensure!(ours == theirs, "secrets: model {ours:?}, server {theirs:?}");
+        for ((name, value), theirs) in self.secrets.iter().zip(seen) {
+            let secret = (app.to_owned(), name.clone(), value.clone());
+            if !digests.contains_key(&secret) {
+                let twice = digests.iter().find(|(_, digest)| **digest == theirs.digest);
+                ensure!(twice.is_none(), "the digest of {name} is also that of {twice:?}");
+                ensure!(!theirs.digest.contains(value.as_str()), "{name} is shown");
+                digests.insert(secret, theirs.digest.clone());
+            } else {
+                same("digest", &digests[&secret], &theirs.digest)?;
             }
         }
         Ok(())
@@ -260,6 +281,10 @@ pub(crate) fn check_answer(answer: &Answer, before: &Model, after: &mut Model) -
             let known = known.context("its lease")?;
             same("lease in the answer", &known.seen, &ended)?;
             learn("nonce of the lease", &mut known.nonce, lease.data.nonce.clone())
+        }
+        Answer::Secrets { app, secrets } => {
+            let known = after.apps.get(app).context("the app of the secrets")?;
+            known.meet_secrets(app, secrets, &mut after.digests.clone())
         }
         Answer::Previous(state) => {
             let all = before.apps.values().flat_map(|app| &app.machines);

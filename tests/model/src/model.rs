@@ -30,6 +30,8 @@ pub(crate) struct Model {
     pub(crate) given: BTreeSet<IpAddr>,
     /// First three groups of each network's addresses, by organization and name.
     pub(crate) networks: BTreeMap<(String, String), [u16; 3]>,
+    /// What the server shows of a secret, by app, name and value: always the same, and never of another one.
+    pub(crate) digests: BTreeMap<(String, String, String), String>,
 }
 
 /// An app.
@@ -45,6 +47,8 @@ pub(crate) struct App {
     pub(crate) machines: Vec<Machine>,
     /// Oldest first.
     pub(crate) releases: Vec<Release>,
+    /// Values by name.
+    pub(crate) secrets: BTreeMap<String, String>,
 }
 
 /// An address of an app.
@@ -172,6 +176,7 @@ impl Model {
             }
             Call::AssignIp { app, kind, org, network } => self.assign_ip(app, *kind, org, network),
             Call::ReleaseIp { app, ip } => self.release_ip(app, *ip),
+            Call::ChangeSecrets { app, values } => self.change_secrets(app, values),
             Call::CreateMachine { app, input } => self.create_machine(app, input),
             Call::UpdateMachine { target, input, current } => {
                 self.update_machine(target, input, current)
@@ -248,6 +253,7 @@ impl Model {
             ips: Vec::new(),
             machines: Vec::new(),
             releases: Vec::new(),
+            secrets: BTreeMap::new(),
         };
         let mut after = self.clone();
         after.apps.insert(name.to_owned(), app);
@@ -272,6 +278,28 @@ impl Model {
             );
         }
         app.ips.push(Ip { ip: None, kind, caller });
+        Ok(Effect::of(after))
+    }
+
+    fn change_secrets(&self, app: &str, values: &BTreeMap<String, Option<String>>) -> After {
+        for name in values.keys() {
+            let good =
+                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+            if name.is_empty() || !name.bytes().all(good) {
+                return refuse(422, format!("{name:?} cannot be a secret's name: it has …"));
+            }
+            if name == "FLY_APP_NAME" {
+                return refuse(422, format!("{name} is set by the platform; choose another name"));
+            }
+        }
+        let mut after = self.clone();
+        let app = after.app_mut(app)?;
+        for (name, value) in values {
+            match value {
+                Some(value) => app.secrets.insert(name.clone(), value.clone()),
+                None => app.secrets.remove(name),
+            };
+        }
         Ok(Effect::of(after))
     }
 

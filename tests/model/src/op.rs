@@ -105,6 +105,10 @@ pub(crate) enum Op {
         of: usize,
         ip: usize,
     },
+    ChangeSecrets {
+        app: usize,
+        changes: [(&'static str, Option<&'static str>); 2],
+    },
     CreateMachine {
         app: usize,
         shape: Shape,
@@ -261,6 +265,12 @@ impl Op {
                 let ips = model.apps.get(&name(of)).map_or(&[][..], |app| &app.ips);
                 let found = ips.get(ip % ips.len().max(1)).and_then(|ip| ip.ip);
                 Call::ReleaseIp { app: name(app), ip: found.unwrap_or(NOBODYS) }
+            }
+            Self::ChangeSecrets { app, changes } => {
+                let change = |(name, value): &(&str, Option<&str>)| {
+                    ((*name).to_owned(), value.map(str::to_owned))
+                };
+                Call::ChangeSecrets { app: name(app), values: changes.iter().map(change).collect() }
             }
             Self::CreateRelease { app, ttl } => Call::CreateRelease {
                 app: name(app),
@@ -427,7 +437,10 @@ fn any(choices: &mut Choices, model: &Model, strange: bool) -> Op {
             let of = if choices.chance(80) { app } else { choices.of(&there) };
             Op::ReleaseIp { app, of, ip: choices.below(4) }
         }
-        22..29 => Op::CreateRelease { app, ttl: choices.of(&[3_600, 0x7fff_ffff]) },
+        22..25 => {
+            Op::ChangeSecrets { app, changes: [secret(choices, strange), secret(choices, false)] }
+        }
+        25..29 => Op::CreateRelease { app, ttl: choices.of(&[3_600, 0x7fff_ffff]) },
         29..37 => {
             let all = [
                 ReleaseStatus::Pending,
@@ -470,6 +483,11 @@ fn assign(choices: &mut Choices, app: usize) -> Op {
     let org = if plain { "" } else { choices.of(&["", "personal", "acme", "nobody"]) };
     let network = if plain { "" } else { choices.of(&["", "blue", "default", "1st"]) };
     Op::AssignIp { app, kind, org, network }
+}
+
+fn secret(choices: &mut Choices, strange: bool) -> (&'static str, Option<&'static str>) {
+    let names = if strange { ["", "A B", "FLY_APP_NAME"] } else { ["KEY", "db.url", "x-1"] };
+    (choices.of(&names), choices.of(&[Some("hidden-one"), Some("hidden-two"), None]))
 }
 
 fn create_machine(choices: &mut Choices, app: usize, strange: bool) -> Op {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use perch_api::client::{Client, ClientError};
-use perch_api::wire::{App, IpAssignment, LeaseData, Machine, MachineFilter, Release};
+use perch_api::wire::{App, IpAssignment, LeaseData, Machine, MachineFilter, Release, Secret};
 
 /// More releases than any app of ours has.
 const RELEASES_MAX: usize = 1_000;
@@ -26,6 +26,8 @@ pub(crate) struct SeenApp {
     /// Newest first.
     pub(crate) releases: Vec<Release>,
     pub(crate) current: Option<Release>,
+    /// By name.
+    pub(crate) secrets: Vec<Secret>,
 }
 
 impl Seen {
@@ -59,6 +61,7 @@ impl SeenApp {
             ips: client.list_ips(name).await?,
             releases: client.list_releases(name, RELEASES_MAX).await?,
             current: unless_absent(client.current_release(name).await)?,
+            secrets: client.list_secrets(name).await?,
             app,
             machines,
             leases,
