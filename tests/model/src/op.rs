@@ -437,11 +437,11 @@ fn any(choices: &mut Choices, model: &Model, strange: bool) -> Op {
             let of = if choices.chance(80) { app } else { choices.of(&there) };
             Op::ReleaseIp { app, of, ip: choices.below(4) }
         }
-        22..25 => {
+        22..34 => {
             Op::ChangeSecrets { app, changes: [secret(choices, strange), secret(choices, false)] }
         }
-        25..29 => Op::CreateRelease { app, ttl: choices.of(&[3_600, 0x7fff_ffff]) },
-        29..37 => {
+        34..40 => Op::CreateRelease { app, ttl: choices.of(&[3_600, 0x7fff_ffff]) },
+        40..47 => {
             let all = [
                 ReleaseStatus::Pending,
                 ReleaseStatus::Running,
@@ -486,7 +486,7 @@ fn assign(choices: &mut Choices, app: usize) -> Op {
 }
 
 fn secret(choices: &mut Choices, strange: bool) -> (&'static str, Option<&'static str>) {
-    let names = if strange { ["", "A B", "FLY_APP_NAME"] } else { ["KEY", "db.url", "x-1"] };
+    let names = if strange { ["", "A B", "FLY_APP_NAME"] } else { ["KEY", "KEY", "db.url"] };
     (choices.of(&names), choices.of(&[Some("hidden-one"), Some("hidden-two"), None]))
 }
 

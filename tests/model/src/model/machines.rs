@@ -11,9 +11,6 @@ use crate::call::{Launch, Target, Wish};
 /// Seconds of a lease for whose length nobody asked, and of the longest one (MA-63).
 const LEASE_SECONDS: (u64, u64) = (120, 3_600);
 
-/// Whoever asks for a longer one is refused; up to here it is made shorter.
-const LEASE_SECONDS_TAKEN: u64 = 86_400;
-
 impl Lease {
     fn new(ttl: u64, description: &str) -> Self {
         let ttl = if ttl == 0 { LEASE_SECONDS.0 } else { ttl.min(LEASE_SECONDS.1) };
@@ -269,9 +266,6 @@ impl Model {
     }
 
     pub(super) fn acquire_lease(&self, target: &Target, ttl: u64, description: &str) -> After {
-        if LEASE_SECONDS_TAKEN < ttl {
-            return refuse(422, format!("a lease lasts at most {LEASE_SECONDS_TAKEN} s"));
-        }
         let mut machine = self.free_machine(target)?;
         let nonce = machine.lease.take().and_then(|lease| lease.nonce);
         machine.lease = Some(Lease { nonce, ..Lease::new(ttl, description) });
