@@ -284,6 +284,7 @@ fn dns(path: &'static str, about: &'static str) -> Call {
         .with(Parameter::query("name", name, "The name that is looked up.").required())
         .query("type", kinds, "What is asked about it; not given = AAAA.")
         .gives::<DnsAnswer>(200)
+        .refuses(&[422])
 }
 
 fn releases() -> Vec<Call> {
