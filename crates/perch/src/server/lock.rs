@@ -3,8 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+
+/// What a server was just starting when it was killed has its lock until the exec. That takes milliseconds.
+const INHERITED_MAX: Duration = Duration::from_secs(2);
+const INHERITED_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Held as long as the value lives.
 #[derive(Debug)]
@@ -51,20 +56,39 @@ impl DirLock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(held(&mut file, path)),
-            Err(errno) => return Err(failed(errno.into())),
+        let begun = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+            let holder = holder(&mut file);
+            let is_dead = holder.is_some_and(|pid| !lives(pid));
+            if !is_dead || INHERITED_MAX < begun.elapsed() {
+                let dir = path.parent().unwrap_or(path).to_owned();
+                return Err(LockError::Held { pid: holder, dir });
+            }
+            std::thread::sleep(INHERITED_INTERVAL);
         }
         write_pid(&mut file).map_err(failed)?;
         Ok(Self { _file: file })
     }
 }
 
-fn held(file: &mut File, path: &Path) -> LockError {
+/// Who has written its id into the file.
+fn holder(file: &mut File) -> Option<i32> {
     let mut text = String::new();
-    let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-    LockError::Held { pid, dir: path.parent().unwrap_or(path).to_owned() }
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether a process is more than a memory of one.
+fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Over the last one, of the same length, so that a full disk is no obstacle.
