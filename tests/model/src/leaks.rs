@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use perch_testkit::{Host, Process, wait_until};
+use perch_testkit::{Host, network_namespaces, wait_until};
 
 /// What is under way when a sequence ends is over within this time.
 const SOON: Duration = Duration::from_secs(20);
@@ -35,8 +35,8 @@ impl Resources {
         listed.extend(processes.iter().map(|it| format!("process {}", it.args.join(" "))));
         let data = host.data_dir();
         files(&data, &data, &mut listed);
-        let descriptors = processes.iter().map(|process| links_of(process).len()).sum();
-        Ok(Self { listed, namespaces: namespaces(&processes), descriptors })
+        let descriptors = processes.iter().map(|process| process.descriptors().len()).sum();
+        Ok(Self { listed, namespaces: network_namespaces(&processes), descriptors })
     }
 
     /// Fails unless, soon, there is no more than there was.
@@ -74,23 +74,6 @@ fn uncounted(line: &str) -> String {
         }
     }
     kept.join(" ")
-}
-
-/// Where the descriptors of a process lead.
-fn links_of(process: &Process) -> Vec<String> {
-    let entries = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.map(|link| link.to_string_lossy().into_owned()).collect()
-}
-
-fn namespaces(processes: &[Process]) -> usize {
-    let mut seen = BTreeSet::new();
-    for process in processes {
-        let own = fs::read_link(format!("/proc/{}/ns/net", process.pid));
-        seen.extend(own.map(|link| link.to_string_lossy().into_owned()));
-        seen.extend(links_of(process).into_iter().filter(|link| link.starts_with("net:[")));
-    }
-    seen.len()
 }
 
 /// All files of the data directory but those of the store's own making.

@@ -20,7 +20,7 @@ pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};
 pub use output::Output;
-pub use process::Process;
+pub use process::{Process, network_namespaces};
 pub use wait::{holds_for, wait_until};
 
 /// Whether host tests can run here. `None` if they can, else the reason why not.

@@ -1,6 +1,6 @@
 //! Processes as `/proc` shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
@@ -37,6 +37,25 @@ impl Process {
         ensure!(0 < ended, "process {} hangs in the kernel", self.pid);
         Ok(())
     }
+
+    /// Where its descriptors lead.
+    pub fn descriptors(&self) -> Vec<String> {
+        let entries =
+            fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
+        let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+        links.map(|link| link.to_string_lossy().into_owned()).collect()
+    }
+}
+
+/// How many network namespaces these processes are in or hold.
+pub fn network_namespaces(processes: &[Process]) -> usize {
+    let mut seen = BTreeSet::new();
+    for process in processes {
+        let own = fs::read_link(format!("/proc/{}/ns/net", process.pid));
+        seen.extend(own.map(|link| link.to_string_lossy().into_owned()));
+        seen.extend(process.descriptors().into_iter().filter(|link| link.starts_with("net:[")));
+    }
+    seen.len()
 }
 
 /// A killed process that lives longer than this hangs in the kernel.

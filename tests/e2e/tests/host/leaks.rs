@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Process, wait_until};
+use perch_testkit::{Host, network_namespaces, wait_until};
 
 use crate::stage::{
     AWAKE, SNIPPET, SOON, check_answer, machine_processes, on_host, private_app, wait_asleep,
@@ -38,11 +38,11 @@ impl Resources {
         let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?;
         Ok(Self {
             listed: listed.collect(),
-            namespaces: namespaces(&host.processes()),
+            namespaces: network_namespaces(&host.processes()),
             shims: host.perch_processes("shim").len(),
             descriptors: [("server", &server), ("proxy", &proxy)]
                 .into_iter()
-                .map(|(role, process)| (role, links_of(process).len()))
+                .map(|(role, process)| (role, process.descriptors().len()))
                 .collect(),
         })
     }
@@ -83,23 +83,6 @@ fn without_numbers(line: &str) -> String {
         Some(name) => format!("link {name}"),
         None => line.to_owned(),
     }
-}
-
-/// Where the descriptors of a process lead.
-fn links_of(process: &Process) -> Vec<String> {
-    let entries = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    links.map(|link| link.to_string_lossy().into_owned()).collect()
-}
-
-fn namespaces(processes: &[Process]) -> usize {
-    let mut seen = BTreeSet::new();
-    for process in processes {
-        let own = fs::read_link(format!("/proc/{}/ns/net", process.pid));
-        seen.extend(own.map(|link| link.to_string_lossy().into_owned()));
-        seen.extend(links_of(process).into_iter().filter(|link| link.starts_with("net:[")));
-    }
-    seen.len()
 }
 
 #[test]
