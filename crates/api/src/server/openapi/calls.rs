@@ -278,7 +278,11 @@ fn facts() -> Vec<Call> {
 }
 
 fn dns(path: &'static str, about: &'static str) -> Call {
-    let name = pattern("^([a-z0-9_-]{1,63}[.]){0,5}[a-z0-9-]{1,63}[.]?$");
+    let name = json!({
+        "type": "string",
+        "maxLength": 253,
+        "pattern": "^([A-Za-z0-9_][A-Za-z0-9_-]{0,62}[.])*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}[.]?$",
+    });
     let kinds = words(&["A", "AAAA", "CNAME", "TXT"]);
     Call::new("GET", path, about)
         .with(Parameter::query("name", name, "The name that is looked up.").required())

@@ -21,6 +21,8 @@ const SERVER: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0xfdaa, 0, 0, 0, 0, 0, 0, 3)), 53);
 /// The DNS server gives up on the host's resolvers before.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// A name of more bytes than this, without the root's dot, does not fit into a message (RFC 1035, 2.3.4).
+const LONGEST_NAME: usize = 253;
 
 /// Asks for the records of a kind that a name has in a network.
 pub(crate) async fn ask(
@@ -40,8 +42,10 @@ pub(crate) async fn ask(
 }
 
 fn question(name: &str, kind: &str) -> Result<Message, ApiError> {
-    let parsed = Name::from_ascii(name)
-        .map_err(|error| ApiError::invalid(format!("{name:?} is no name that DNS has: {error}")))?;
+    let parsed =
+        check_name(name).and_then(|()| Name::from_ascii(name).map_err(|it| it.to_string()));
+    let parsed = parsed
+        .map_err(|why| ApiError::invalid(format!("{name:?} is no name that DNS has: {why}")))?;
     let kind: RecordType =
         kind.parse().map_err(|_| ApiError::invalid(format!("{kind} is no type of record")))?;
     let mut message = Message::query();
@@ -50,6 +54,26 @@ fn question(name: &str, kind: &str) -> Result<Message, ApiError> {
     message.metadata.recursion_desired = !ours;
     message.add_query(Query::query(parsed, kind));
     Ok(message)
+}
+
+/// Allows just the names that the API's description calls names: no escapes, no wildcards.
+fn check_name(name: &str) -> Result<(), String> {
+    if name.len() > LONGEST_NAME {
+        return Err(format!("it has {} bytes; a name has at most {LONGEST_NAME}", name.len()));
+    }
+    let mut labels = name.strip_suffix('.').unwrap_or(name).split('.');
+    match labels.find(|label| !is_label(label)) {
+        Some("") => Err("one of its labels is empty".to_owned()),
+        Some(label) => Err(format!(
+            "label {label:?} has to be 1 to 63 letters, digits, \"_\" and \"-\", and not begin with \"-\""
+        )),
+        None => Ok(()),
+    }
+}
+
+fn is_label(label: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=63).contains(&label.len()) && !label.starts_with('-') && label.bytes().all(known)
 }
 
 fn network(world: &World, catalog: &Catalog, asker: &Asker) -> Result<u32, ApiError> {
@@ -172,8 +196,18 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for name in ["a..b.", &"a".repeat(64), &"a.".repeat(128)] {
+        for name in
+            ["", ".", "-u", "a.-b.c", "*.a", "a\\.b", "a..b.", &"a".repeat(64), &"a.".repeat(127)]
+        {
             assert_eq!(question(name, "AAAA").expect_err(name).code, 422, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_description_calls_a_name_is_asked_for() {
+        let longest = format!("{}a", "a.".repeat(126));
+        for name in ["a", "a.", "_b._tcp.a-.Internal.", "0--", &"a".repeat(63), &longest] {
+            assert!(question(name, "AAAA").is_ok(), "{name}");
         }
     }
 
