@@ -1,7 +1,6 @@
 //! What a host has of everything that can be forgotten: it must not grow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, network_namespaces, wait_until};
