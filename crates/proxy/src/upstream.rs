@@ -23,10 +23,11 @@ use tokio::time::Instant;
 use crate::app::{App, Place};
 use crate::clock::Ticker;
 
-/// How long an idle connection is kept (PX-65).
-const IDLE_MAX: Duration = Duration::from_secs(4);
-/// How often the expired ones are looked for while there are any.
+/// How often idle connections that were not used for long are closed, while there are any.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// The sweep at which one is closed: it is kept for three to four seconds (PX-65). Counting sweeps
+/// spares each request two looks at a clock.
+const SWEEPS_MAX: u64 = 4;
 /// Idle connections per Machine and port.
 const IDLE_LEN_MAX: usize = 1024;
 /// A handshake over our own link takes microseconds: one that does not end at once met a full accept
@@ -62,7 +63,8 @@ type Key = (MachineId, u16);
 #[derive(Debug)]
 struct Idle {
     run: u64,
-    stack: Vec<(TcpStream, Instant)>,
+    /// With the number of sweeps before it came.
+    stack: Vec<(TcpStream, u64)>,
 }
 
 /// All of one app.
@@ -70,6 +72,7 @@ struct Idle {
 pub(crate) struct Upstreams {
     idle: RefCell<BTreeMap<Key, Idle>>,
     sweeping: Cell<bool>,
+    sweeps: Cell<u64>,
     readiness: RefCell<BTreeMap<Key, Rc<Readiness>>>,
 }
 
@@ -90,12 +93,7 @@ impl Upstreams {
         if entry.run != endpoint.run {
             return None;
         }
-        let (stream, since) = entry.stack.pop()?;
-        // The last used is the youngest: when it is too old, all are.
-        if IDLE_MAX < since.elapsed() {
-            entry.stack.clear();
-            return None;
-        }
+        let (stream, _) = entry.stack.pop()?;
         Some(Upstream { stream, used: true })
     }
 
@@ -115,7 +113,7 @@ impl Upstreams {
             *entry = Idle { run, stack: Vec::new() };
         }
         if entry.stack.len() < IDLE_LEN_MAX {
-            entry.stack.push((stream, Instant::now()));
+            entry.stack.push((stream, self.sweeps.get()));
         }
     }
 
@@ -131,9 +129,11 @@ impl Upstreams {
     }
 
     fn drop_expired(&self) {
+        let sweeps = self.sweeps.get() + 1;
+        self.sweeps.set(sweeps);
         let mut idle = self.idle.borrow_mut();
         for entry in idle.values_mut() {
-            entry.stack.retain(|(_, since)| since.elapsed() < IDLE_MAX);
+            entry.stack.retain(|(_, before)| sweeps < before + SWEEPS_MAX);
         }
         idle.retain(|_, entry| !entry.stack.is_empty());
         self.sweeping.set(!idle.is_empty());

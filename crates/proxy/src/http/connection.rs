@@ -1,14 +1,14 @@
 //! A caller's connection: requests one after the other.
 
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::body::Progress;
 use super::exchange::{Broken, Done, exchange};
@@ -54,8 +54,9 @@ pub(crate) fn serve(
         let _begun =
             std::future::poll_fn(|cx| Poll::Ready(ends.as_mut().poll(cx))).await.is_ready();
         let mut scratch = Scratch::default();
+        let mut alarm = pin!(tokio::time::sleep(HEAD_TIMEOUT));
         loop {
-            let step = connection.serve_one(&mut stream, &mut scratch).await;
+            let step = connection.serve_one(&mut stream, &mut scratch, alarm.as_mut()).await;
             scratch.shrink();
             match step {
                 Ok(After::Keep) => connection.turn = Turn::Later,
@@ -150,8 +151,9 @@ impl Connection {
         &mut self,
         stream: &mut Stream,
         scratch: &mut Scratch,
+        alarm: Pin<&mut Sleep>,
     ) -> Result<After, Ended> {
-        let incoming = self.read(&mut stream.tcp, &mut scratch.request).await?;
+        let incoming = self.read(&mut stream.tcp, &mut scratch.request, alarm).await?;
         stream.midway = true;
         let done = self.answer(&mut stream.tcp, scratch, incoming).await;
         stream.midway = false;
@@ -193,6 +195,7 @@ impl Connection {
         &mut self,
         stream: &mut TcpStream,
         out: &mut Vec<u8>,
+        mut alarm: Pin<&mut Sleep>,
     ) -> Result<Result<Incoming, BadRequest>, Ended> {
         // What was read with the former request may be a whole one already.
         if !self.pending.is_empty()
@@ -204,8 +207,8 @@ impl Connection {
         let deadline = now + HEAD_TIMEOUT;
         self.idle.begin(now);
         loop {
-            let input = tokio::time::timeout_at(deadline, self.read_after(stream)).await;
-            let input = input.map_err(|_| Ended::Quietly)??;
+            let input = before(deadline, alarm.as_mut(), self.read_after(stream)).await;
+            let input = input.ok_or(Ended::Quietly)??;
             if input.len() == self.pending.len() {
                 return Err(Ended::Quietly);
             }
@@ -533,6 +536,29 @@ fn pooled(app: &App, place: &Place, incoming: &Incoming) -> Option<Upstream> {
 
 fn repeatable(incoming: &Incoming) -> bool {
     incoming.request.method != Method::Other && incoming.body.is_done()
+}
+
+/// Runs `work` until `deadline`, by an alarm that is set already: one that rings early is set anew, so
+/// that a busy connection sets one a minute instead of one for each request.
+async fn before<T>(
+    deadline: Instant,
+    mut alarm: Pin<&mut Sleep>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        while alarm.as_mut().poll(cx).is_ready() {
+            if deadline <= Instant::now() {
+                return Poll::Ready(None);
+            }
+            alarm.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Runs `work` unless the caller ends its side first. Nothing was done for it yet, so whoever has
