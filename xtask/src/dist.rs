@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::shell;
+use crate::{licenses, shell};
 
 /// Where systemd looks for the units of what was not installed by a package manager.
 const UNITS_OF_HOST: &str = "etc/systemd/system";
@@ -126,7 +126,7 @@ pub(crate) fn dist() -> Result<bool> {
     Ok(true)
 }
 
-/// Makes the Debian package around this binary.
+/// Makes the Debian package around this binary, beside which the notices of others lie.
 pub(crate) fn deb(out: &Path, binary: &Path) -> Result<PathBuf> {
     let stage = tempfile::tempdir()?;
     let root = stage.path().join("perch");
@@ -214,6 +214,11 @@ fn files(binary: &Path, made: &Path, prefix: &Path, units: &Path) -> Result<Vec<
         document("CHANGELOG.md"),
         document("docs/backup.md"),
         document("LICENSE"),
+        (
+            binary.with_file_name(licenses::NAME),
+            prefix.join("share/doc/perch").join(licenses::NAME),
+            0o644,
+        ),
     ];
     files.extend(COMPLETIONS.map(completion));
     files.extend(pages(made)?.into_iter().map(page));
@@ -352,7 +357,9 @@ fn release_binary() -> Result<PathBuf> {
         "perch",
     ]))?;
     ensure!(built, "perch does not build");
-    shell::built("release", "perch")
+    let binary = shell::built("release", "perch")?;
+    licenses::write_beside(&binary)?;
+    Ok(binary)
 }
 
 #[cfg(test)]
@@ -377,6 +384,8 @@ mod tests {
         let binary = root.path().join("binary");
         let script = b"#!/bin/sh\nif [ $1 = man ]; then touch $2/perch.1; else echo \"$@\"; fi";
         write(&binary, script, 0o755).expect("written");
+        let notices = root.path().join(licenses::NAME);
+        write(&notices, b"whose", 0o644).expect("written");
         let units = Path::new(UNITS_OF_HOST);
         lay_out(root.path(), &binary, Path::new("opt/p"), units).expect("laid out");
         let unit = fs::read_to_string(root.path().join(units).join("perch.service"));
@@ -384,6 +393,8 @@ mod tests {
         assert!(unit.contains("ExecStart=/opt/p/bin/perch server"), "{unit}");
         assert!(root.path().join("opt/p/bin/perch").exists());
         assert!(root.path().join("opt/p/share/man/man1/perch.1").exists());
+        let notices = root.path().join("opt/p/share/doc/perch").join(licenses::NAME);
+        assert_eq!(fs::read_to_string(notices).expect("the notices"), "whose");
         let fish = root.path().join("opt/p/share/fish/vendor_completions.d/fly.fish");
         assert_eq!(fs::read_to_string(fish).expect("completions"), "fly completion fish\n");
     }

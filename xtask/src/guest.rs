@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::Image;
 
 use crate::packages::{self, Need};
-use crate::{dist, shell};
+use crate::{dist, licenses, shell};
 
 const NEEDS: &[Need] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -158,6 +158,7 @@ fn base() -> Result<Base> {
 fn payload(dir: &Path, binary: &Path) -> Result<PathBuf> {
     let tree = dir.join("payload");
     fs::create_dir(&tree)?;
+    licenses::write_beside(binary)?;
     let package = dist::deb(dir, binary)?;
     fs::rename(package, tree.join("perch.deb"))?;
     Image::hello_of(&binary.with_file_name("perch-hello"), 8081)?.write(&tree.join("image"))?;

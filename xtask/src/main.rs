@@ -9,6 +9,7 @@ mod deny;
 mod dist;
 mod fixture;
 mod guest;
+mod licenses;
 mod packages;
 mod ring;
 mod schemathesis;
