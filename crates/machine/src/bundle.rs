@@ -152,9 +152,15 @@ pub(crate) fn resources(allowance: Allowance) -> Value {
     let mut resources = json!({});
     if let Some(bytes) = allowance.memory_bytes {
         resources["memory"] = json!({ "limit": i64::try_from(bytes).unwrap_or(i64::MAX) });
+        if let Some(both) = allowance.memory_and_swap_bytes() {
+            resources["memory"]["swap"] = json!(i64::try_from(both).unwrap_or(i64::MAX));
+        }
     }
     if let Some(quota) = allowance.cpu_quota_us() {
         resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD_US });
+    }
+    if let Some(shares) = allowance.cpu_shares {
+        resources["cpu"]["shares"] = json!(shares);
     }
     if let Some(limit) = allowance.pids {
         resources["pids"] = json!({ "limit": i64::try_from(limit).unwrap_or(i64::MAX) });
@@ -193,10 +199,16 @@ mod tests {
 
     #[test]
     fn limits_become_cgroup_settings() {
-        let allowance =
-            Allowance { memory_bytes: Some(1 << 20), cpu_millis: Some(500), pids: Some(64) };
+        let allowance = Allowance {
+            memory_bytes: Some(1 << 20),
+            swap_bytes: Some(0),
+            cpu_millis: Some(500),
+            cpu_shares: Some(64),
+            pids: Some(64),
+        };
         let expected = json!({
-            "memory": {"limit": 1_048_576}, "cpu": {"quota": 50_000, "period": 100_000}, "pids": {"limit": 64},
+            "memory": {"limit": 1_048_576, "swap": 1_048_576},
+            "cpu": {"quota": 50_000, "period": 100_000, "shares": 64}, "pids": {"limit": 64},
         });
         assert_eq!(resources(allowance), expected);
     }

@@ -39,27 +39,45 @@ struct V1 {
 }
 
 /// What a Machine may use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Allowance {
     pub(crate) memory_bytes: Option<u64>,
+    /// Swap beside the memory; only with `memory_bytes`.
+    pub(crate) swap_bytes: Option<u64>,
     pub(crate) cpu_millis: Option<u32>,
+    /// Part of the CPUs when others want them too; 1024 is what a program has by itself.
+    pub(crate) cpu_shares: Option<u32>,
     pub(crate) pids: Option<u64>,
 }
 
 /// One limit, in the words of both versions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Limit {
     controller: &'static str,
-    v1_file: &'static str,
-    v2_file: &'static str,
-    value: u64,
+    v1: (&'static str, u64),
+    v2: (&'static str, String),
+    need: Need,
+}
+
+/// What happens on a kernel that has the controller, but not the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// The start fails.
+    Must,
+    /// It is passed over: nothing of the kind can be used there.
+    IfThere,
 }
 
 impl Limit {
-    fn v2_value(&self) -> String {
-        match self.controller {
-            "cpu" => format!("{} {CPU_PERIOD_US}", self.value),
-            _ => self.value.to_string(),
+    fn new(controller: &'static str, v1: (&'static str, u64), v2: (&'static str, String)) -> Self {
+        Self { controller, v1, v2, need: Need::Must }
+    }
+
+    fn write(&self, file: &Path, value: &str) -> io::Result<()> {
+        let written = write_existing(file, value);
+        match (&written, self.need) {
+            (Err(error), Need::IfThere) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ => written.map_err(named("limit by", file)),
         }
     }
 }
@@ -71,16 +89,39 @@ impl Allowance {
         self.cpu_millis.map(|millis| quota(millis).max(CPU_QUOTA_US_MIN))
     }
 
+    /// Version 1 limits memory and swap together.
+    pub(crate) fn memory_and_swap_bytes(self) -> Option<u64> {
+        Some(self.memory_bytes?.saturating_add(self.swap_bytes?))
+    }
+
+    /// The kernel calls 100 what version 1 calls 1024.
+    fn cpu_weight(self) -> Option<u64> {
+        self.cpu_shares.map(|shares| (u64::from(shares) * 100).div_ceil(1024).clamp(1, 10_000))
+    }
+
+    /// In the order in which the kernel takes them: memory before memory and swap.
     fn limits(self) -> impl Iterator<Item = Limit> {
-        let limit = |controller, v1_file, v2_file, value: Option<u64>| {
-            value.map(|value| Limit { controller, v1_file, v2_file, value })
-        };
-        let all = [
-            limit("memory", "memory.limit_in_bytes", "memory.max", self.memory_bytes),
-            limit("cpu", "cpu.cfs_quota_us", "cpu.max", self.cpu_quota_us()),
-            limit("pids", "pids.max", "pids.max", self.pids),
-        ];
-        all.into_iter().flatten()
+        let memory = self.memory_bytes.map(|bytes| {
+            let v1 = ("memory.limit_in_bytes", bytes);
+            Limit::new("memory", v1, ("memory.max", bytes.to_string()))
+        });
+        let swap = self.memory_and_swap_bytes().zip(self.swap_bytes).map(|(both, swap)| {
+            let v1 = ("memory.memsw.limit_in_bytes", both);
+            let limit = Limit::new("memory", v1, ("memory.swap.max", swap.to_string()));
+            Limit { need: Need::IfThere, ..limit }
+        });
+        let quota = self.cpu_quota_us().map(|quota| {
+            let v2 = ("cpu.max", format!("{quota} {CPU_PERIOD_US}"));
+            Limit::new("cpu", ("cpu.cfs_quota_us", quota), v2)
+        });
+        let shares = self.cpu_shares.zip(self.cpu_weight()).map(|(shares, weight)| {
+            let v2 = ("cpu.weight", weight.to_string());
+            Limit::new("cpu", ("cpu.shares", u64::from(shares)), v2)
+        });
+        let pids = self
+            .pids
+            .map(|pids| Limit::new("pids", ("pids.max", pids), ("pids.max", pids.to_string())));
+        [memory, swap, quota, shares, pids].into_iter().flatten()
     }
 }
 
@@ -175,11 +216,21 @@ impl Cgroups {
         let Some(dir) = &self.v2 else { return Ok(None) };
         fs::create_dir_all(dir)?;
         for limit in allowance.limits().filter(|limit| self.v1_for(limit).is_none()) {
+            if !self.v2_has(limit.controller) {
+                // The doctor says so; a Machine without a limit is better than none.
+                eprintln!("no limit of {}: this host has no such controller", limit.controller);
+                continue;
+            }
             self.enable(limit.controller, dir)?;
-            fs::write(dir.join(limit.v2_file), limit.v2_value())?;
+            limit.write(&dir.join(limit.v2.0), &limit.v2.1)?;
         }
         let (root, fd) = (self.v2_root.clone(), File::open(dir)?.into());
         Ok(Some(Leaf { fd, dir: dir.clone(), root }))
+    }
+
+    fn v2_has(&self, controller: &str) -> bool {
+        let known = fs::read_to_string(self.v2_root.join("cgroup.controllers"));
+        known.is_ok_and(|names| names.split_ascii_whitespace().any(|name| name == controller))
     }
 
     /// Hands a controller down from the root to the parent of `dir`.
@@ -199,14 +250,17 @@ impl Cgroups {
 
     /// Makes the cgroups for the limits that only v1 can set on this host, and sets them.
     pub(crate) fn prepare_v1(&self, allowance: Allowance) -> io::Result<Entrances> {
-        let mut files = Vec::new();
+        let mut entered: Vec<&Path> = Vec::new();
         for limit in allowance.limits() {
             let Some(v1) = self.v1_for(&limit) else { continue };
             fs::create_dir_all(&v1.dir)?;
-            fs::write(v1.dir.join(limit.v1_file), limit.value.to_string())?;
-            files.push(OpenOptions::new().write(true).open(v1.dir.join("cgroup.procs"))?);
+            limit.write(&v1.dir.join(limit.v1.0), &limit.v1.1.to_string())?;
+            if !entered.contains(&v1.dir.as_path()) {
+                entered.push(&v1.dir);
+            }
         }
-        Ok(Entrances(files))
+        let open = |dir: &Path| OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
+        entered.into_iter().map(open).collect::<io::Result<_>>().map(Entrances)
     }
 
     fn v1_dirs(&self) -> impl Iterator<Item = &PathBuf> {
@@ -355,22 +409,52 @@ broken line";
     #[test]
     fn a_limit_is_set_by_the_version_that_has_its_controller() {
         let found = Cgroups::parse(HYBRID, Path::new("perch/m1"));
-        let allowance = Allowance { memory_bytes: Some(1), cpu_millis: None, pids: Some(2) };
+        let allowance = Allowance { memory_bytes: Some(1), pids: Some(2), ..Allowance::default() };
         let by_v1: Vec<_> =
             allowance.limits().map(|limit| found.v1_for(&limit).is_some()).collect();
         assert_eq!(by_v1, [false, true]);
-        let cpu = Allowance { memory_bytes: None, cpu_millis: Some(500), pids: None };
-        let values: Vec<_> = cpu.limits().map(|limit| limit.v2_value()).collect();
-        assert_eq!(values, ["50000 100000"]);
+    }
+
+    #[test]
+    fn both_versions_are_told_the_same_in_their_own_words() {
+        let allowance = Allowance {
+            memory_bytes: Some(1000),
+            swap_bytes: Some(500),
+            cpu_millis: Some(500),
+            cpu_shares: Some(64),
+            pids: Some(7),
+        };
+        let v1: Vec<_> = allowance.limits().map(|limit| limit.v1).collect();
+        let expected = [
+            ("memory.limit_in_bytes", 1000),
+            ("memory.memsw.limit_in_bytes", 1500),
+            ("cpu.cfs_quota_us", 50_000),
+            ("cpu.shares", 64),
+            ("pids.max", 7),
+        ];
+        assert_eq!(v1, expected);
+        let v2: Vec<_> = allowance.limits().map(|limit| limit.v2).collect();
+        let v2: Vec<_> = v2.iter().map(|(file, value)| (*file, value.as_str())).collect();
+        let expected = [
+            ("memory.max", "1000"),
+            ("memory.swap.max", "500"),
+            ("cpu.max", "50000 100000"),
+            ("cpu.weight", "7"),
+            ("pids.max", "7"),
+        ];
+        assert_eq!(v2, expected);
+        assert_eq!(Allowance { swap_bytes: Some(1), ..Allowance::default() }.limits().count(), 0);
     }
 
     #[test]
     fn a_share_of_cpu_is_never_too_small_for_the_kernel() {
-        let share =
-            |cpu_millis| Allowance { memory_bytes: None, cpu_millis, pids: None }.cpu_quota_us();
+        let share = |cpu_millis| Allowance { cpu_millis, ..Allowance::default() }.cpu_quota_us();
         assert_eq!(share(Some(1500)), Some(150_000));
         assert_eq!(share(Some(1)), Some(1000));
         assert_eq!(share(None), None);
+        let weight = |shares| Allowance { cpu_shares: Some(shares), ..Allowance::default() };
+        assert_eq!(weight(1024).cpu_weight(), Some(100));
+        assert_eq!(weight(1).cpu_weight(), Some(1));
     }
 
     #[test]

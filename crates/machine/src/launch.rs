@@ -119,9 +119,15 @@ pub struct LaunchSpec {
     /// Memory limit in bytes; `None` sets none.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// Share of CPU in thousandths of one CPU (`1000` = one CPU); `None` sets none.
+    /// Swap in bytes beside that; `None` sets no limit.
+    #[serde(default)]
+    pub swap_bytes: Option<u64>,
+    /// Most CPU time in thousandths of one CPU (`1000` = one CPU); `None` sets no limit.
     #[serde(default)]
     pub cpu_millis: Option<u32>,
+    /// Part of the CPUs when others want them too, by cgroup v1's measure (1024 is what a program has by itself).
+    #[serde(default)]
+    pub cpu_shares: Option<u32>,
     /// Limit of processes and threads; `None` sets none.
     #[serde(default)]
     pub pids_max: Option<u64>,
@@ -505,8 +511,8 @@ pub(crate) fn cgroup_path(spec: &LaunchSpec) -> PathBuf {
 
 /// The limits of a run.
 pub(crate) fn allowance(spec: &LaunchSpec) -> Allowance {
-    let LaunchSpec { memory_bytes, cpu_millis, pids_max: pids, .. } = *spec;
-    Allowance { memory_bytes, cpu_millis, pids }
+    let LaunchSpec { memory_bytes, swap_bytes, cpu_millis, cpu_shares, pids_max: pids, .. } = *spec;
+    Allowance { memory_bytes, swap_bytes, cpu_millis, cpu_shares, pids }
 }
 
 /// As much of a run as is needed to end it.
@@ -949,7 +955,9 @@ pub(crate) fn test_spec() -> LaunchSpec {
         uid_base: 100_000,
         ids: Ids::Mapped,
         memory_bytes: None,
+        swap_bytes: None,
         cpu_millis: None,
+        cpu_shares: None,
         pids_max: None,
         kill_signal: 2,
         kill_timeout_ms: 5_000,

@@ -514,7 +514,8 @@ impl Keeper {
             Some(Report::Failed(reason)) => ExitCause::NotExecuted(reason.clone()),
             _ => ExitCause::Exited,
         };
-        let oom_killed = self.cgroups.oom_kills() > 0;
+        // A program that outlived a child's end and says that all is well had none.
+        let oom_killed = exit_code != 0 && self.cgroups.oom_kills() > 0;
         ExitRecord {
             run: self.spec.run,
             exit_code,

@@ -19,6 +19,7 @@ mod host_ids;
 mod images;
 mod keeper;
 mod launching;
+mod limits;
 mod lives;
 pub(crate) mod lock;
 mod machine;
@@ -29,6 +30,7 @@ mod pruning;
 mod publishing;
 mod records;
 mod secrets;
+mod verdict;
 mod views;
 mod world;
 

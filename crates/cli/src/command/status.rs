@@ -107,8 +107,12 @@ fn print(context: &Context<'_>, app: &App, machines: &[Machine]) {
 fn print_notes(context: &Context<'_>, machines: &[&Machine]) {
     let standby = machines.iter().any(|machine| is_standby(machine));
     let unreachable = machines.iter().any(|machine| !is_reachable(machine));
-    if standby || unreachable {
+    let reasons: Vec<_> = machines.iter().filter_map(|machine| reason_text(machine)).collect();
+    if standby || unreachable || !reasons.is_empty() {
         context.console.line("Notes:");
+    }
+    for reason in reasons {
+        context.console.line(reason);
     }
     if standby {
         context
@@ -118,6 +122,17 @@ fn print_notes(context: &Context<'_>, machines: &[&Machine]) {
     if unreachable {
         context.console.line("  💀 The machine's host is unreachable");
     }
+}
+
+/// Why a Machine that is down, or about to be restarted, is so; where there is more to say than its state.
+fn reason_text(machine: &Machine) -> Option<String> {
+    use MachineState::{Failed, Restarting, Stopped};
+    if !matches!(machine.state, Failed | Restarting | Stopped) {
+        return None;
+    }
+    let newest = machine.events.first()?.request.as_ref()?;
+    let reason = newest.details.get("reason")?.as_str()?;
+    Some(format!("  {}: {reason}", machine.id))
 }
 
 fn is_standby(machine: &Machine) -> bool {

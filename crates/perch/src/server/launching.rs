@@ -8,6 +8,7 @@ use perch_core::ids::NetworkId;
 use perch_core::lifecycle::{Policy, RestartPolicy, SleepBy};
 use perch_machine::{ImageError, LaunchError, LaunchSpec, RootFile, Unpacked};
 
+use super::limits;
 use super::records::{AppRecord, MachineRecord};
 use super::world::World;
 
@@ -63,6 +64,7 @@ pub(crate) fn spec(
     unpacked: Unpacked,
 ) -> anyhow::Result<LaunchSpec> {
     let policy = policy(record);
+    let limits = limits::of(record);
     Ok(LaunchSpec {
         machine: record.id.clone(),
         run,
@@ -80,9 +82,11 @@ pub(crate) fn spec(
         files: files(record),
         uid_base: world.host_ids.base(app.uid_slot),
         ids: world.images.ids(),
-        memory_bytes: None,
-        cpu_millis: None,
-        pids_max: None,
+        memory_bytes: Some(limits.memory_bytes),
+        swap_bytes: Some(limits.swap_bytes),
+        cpu_millis: Some(limits.cpu_millis),
+        cpu_shares: Some(limits.cpu_shares),
+        pids_max: Some(limits.pids),
         kill_signal: policy.kill_signal,
         kill_timeout_ms: u64::try_from(policy.kill_timeout.as_millis()).unwrap_or(u64::MAX),
         cgroup_parent: world.cgroup_parent.clone(),

@@ -16,7 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::history::{History, Source};
-use super::launching::Failure;
+use super::launching::{self, Failure};
+use super::limits;
+use super::platform_log::Line;
+use super::verdict::Ended;
 use super::world::World;
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
@@ -500,7 +503,13 @@ impl Task {
         match happened {
             Happened::Exited { exit, requested, restarting } => {
                 let restarts = self.life.restart_count();
-                exit_request(self.request(), *exit, *requested, *restarting, restarts)
+                let mut request = self.request();
+                let words = if *requested { None } else { self.verdict(*exit, *restarting) };
+                if let Some(words) = words {
+                    self.log(&words);
+                    request.details.insert("reason".to_owned(), words.into());
+                }
+                exit_request(request, *exit, *requested, *restarting, restarts)
             }
             Happened::LaunchFailed { reason } => {
                 let exit = Exit { code: NOT_STARTED, signal: None, oom_killed: false };
@@ -515,6 +524,33 @@ impl Task {
             }
             _ => self.request(),
         }
+    }
+
+    fn verdict(&self, exit: Exit, restarting: bool) -> Option<String> {
+        let record = self.world.keeper.read().machines.get(&self.id).cloned()?;
+        let due = self.life.poll_timeout().map(|(due, _why)| due.since(clock::now()));
+        let ended = Ended {
+            exit,
+            memory_bytes: limits::of(&record).memory_bytes,
+            policy: launching::policy(&record).restart,
+            restarts: self.life.restart_count(),
+            back_off: due.filter(|_| restarting),
+        };
+        ended.in_words()
+    }
+
+    /// Into the app's log, beside what its programs say.
+    fn log(&self, text: &str) {
+        let app = self.world.keeper.read().machines.get(&self.id).map(|it| it.app.clone());
+        let Some(app) = app else { return };
+        let line = Line {
+            timestamp: clock::stamp_micros(clock::unix().as_micros() as u64),
+            machine: self.id.clone(),
+            provider: "runner",
+            level: "warn".to_owned(),
+            text: text.to_owned(),
+        };
+        self.world.platform_log.push(&app, line);
     }
 
     /// Who caused what is being done, and why.

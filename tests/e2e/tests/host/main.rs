@@ -20,6 +20,7 @@ mod groups;
 mod guides;
 mod ids;
 mod leaks;
+mod limits;
 mod listen;
 mod looking;
 mod manual;
