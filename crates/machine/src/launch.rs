@@ -449,11 +449,15 @@ impl Machine {
         self.cgroups.thaw().map_err(|source| SignalError::Send { machine, signal: 9, source })
     }
 
-    /// Stops everything in the Machine where it is, and waits until nothing of it runs: usually less than a
-    /// millisecond, longer while a process waits for a disk. Its memory and its sockets stay. Cancelling the wait
-    /// leaves the freeze under way; [`Machine::thaw`] takes it back.
-    pub async fn freeze(&self) -> io::Result<()> {
-        self.cgroups.freeze()?;
+    /// Begins to stop everything in the Machine where it is; its memory and its sockets stay. Of this and
+    /// [`Machine::thaw`], the later call holds, whatever is waited for meanwhile.
+    pub fn freeze(&self) -> io::Result<()> {
+        self.cgroups.freeze()
+    }
+
+    /// Waits until nothing of it runs: usually less than a millisecond after [`Machine::freeze`], longer while a
+    /// process waits for a disk, for ever if a thaw comes before. Cancelling the wait changes nothing.
+    pub async fn frozen(&self) -> io::Result<()> {
         let mut wait = FREEZE_INTERVAL;
         while !self.cgroups.is_frozen()? {
             tokio::time::sleep(wait).await;

@@ -350,14 +350,20 @@ impl Task {
         });
     }
 
-    /// A freeze that a thaw overtakes would wait for ever; who thaws ends the wait by what it then sees.
+    /// It begins here, not beside: a thaw that is decided a moment later must come after it. A wait that such a
+    /// thaw overtakes would have no end; who thaws ends it by what it then sees.
     fn freeze(&self, run: u64, token: u64) {
         let machine = self.running.clone().filter(|machine| machine.run() == run);
+        let begun = match &machine {
+            Some(machine) => machine.freeze().map_err(|error| super::images::chain(&error)),
+            None => Err("that run has ended".to_owned()),
+        };
         let mailbox = self.mailbox_sender.clone();
         self.world.tracker.spawn(async move {
             let frozen = async {
+                begun?;
                 let machine = machine.ok_or_else(|| "that run has ended".to_owned())?;
-                machine.freeze().await.map_err(|error| super::images::chain(&error))
+                machine.frozen().await.map_err(|error| super::images::chain(&error))
             };
             let result = tokio::time::timeout(FREEZE_TIMEOUT, frozen).await;
             let result = result.unwrap_or_else(|_| Err("it did not freeze in time".to_owned()));
