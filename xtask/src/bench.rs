@@ -4,6 +4,7 @@
 //! do not. So each round measures every contender once, medians are compared, and the limit is a
 //! ratio.
 
+mod cycles;
 mod figures;
 mod rootfs;
 mod runc;
@@ -38,6 +39,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "sleep" => sleep::run(rounds.unwrap_or(sleep::ROUNDS)),
+        "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
@@ -45,8 +47,9 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (name, rest) =
-        args.split_first().context("name a benchmark: sleep, status, wake or warm")?;
+        args.split_first().context("name a benchmark: cycles, sleep, status, wake or warm")?;
     let which = match *name {
+        "cycles" => "cycles",
         "sleep" => "sleep",
         "status" => "status",
         "wake" => "wake",
@@ -55,7 +58,7 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     };
     match rest {
         [] => Ok((which, None)),
-        ["--rounds", number] => Ok((which, Some(number.parse().context("--rounds")?))),
+        ["--rounds" | "--cycles", number] => Ok((which, Some(number.parse().context("--rounds")?))),
         _ => bail!("only --rounds N can follow"),
     }
 }

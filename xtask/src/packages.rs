@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// A program and the Debian package that brings it.
+/// A program, or a file that is no program, and the Debian package that brings it.
 pub(crate) type Need = (&'static str, &'static str);
 
 /// What the component and host tests call.
@@ -23,6 +23,11 @@ pub(crate) const TESTS: &[Need] = &[
     ("mandoc", "mandoc"),
     ("script", "bsdutils"),
     ("xz", "xz-utils"),
+    ("node", "nodejs"),
+    ("gunicorn", "gunicorn"),
+    ("uvicorn", "uvicorn"),
+    ("/usr/lib/python3/dist-packages/websockets/__init__.py", "python3-websockets"),
+    ("pg_ctlcluster", "postgresql"),
 ];
 
 /// What makes a Python environment, beside the package that has no program.

@@ -7,6 +7,8 @@ pub enum Entry {
     File(Vec<u8>, u32),
     /// A directory.
     Dir,
+    /// A directory with this mode.
+    DirMode(u32),
     /// A symbolic link to this.
     Symlink(String),
     /// A hard link to this.
@@ -26,12 +28,18 @@ const BLOCK: usize = 512;
 impl Archive {
     /// Adds an entry; the name is written as it is, at most 100 bytes of it.
     #[must_use]
-    pub fn with(mut self, name: &str, entry: &Entry) -> Self {
+    pub fn with(self, name: &str, entry: &Entry) -> Self {
+        self.with_owner(name, entry, 0)
+    }
+
+    /// Adds an entry that belongs to this user, and to the group of the same number.
+    #[must_use]
+    pub fn with_owner(mut self, name: &str, entry: &Entry, owner: u32) -> Self {
         let contents = match entry {
             Entry::File(contents, _) => contents.as_slice(),
             _ => &[],
         };
-        self.bytes.extend_from_slice(&header(name, entry, contents.len()));
+        self.bytes.extend_from_slice(&header(name, entry, contents.len(), owner));
         self.bytes.extend_from_slice(contents);
         let padded = self.bytes.len().next_multiple_of(BLOCK);
         self.bytes.resize(padded, 0);
@@ -45,19 +53,20 @@ impl Archive {
     }
 }
 
-fn header(name: &str, entry: &Entry, size: usize) -> [u8; BLOCK] {
+fn header(name: &str, entry: &Entry, size: usize, owner: u32) -> [u8; BLOCK] {
     let (kind, mode, link, device) = match entry {
         Entry::File(_, mode) => (b'0', *mode, "", (0, 0)),
         Entry::Hardlink(to) => (b'1', 0o644, to.as_str(), (0, 0)),
         Entry::Symlink(to) => (b'2', 0o777, to.as_str(), (0, 0)),
         Entry::Device(major, minor) => (b'3', 0o666, "", (*major, *minor)),
         Entry::Dir => (b'5', 0o755, "", (0, 0)),
+        Entry::DirMode(mode) => (b'5', *mode, "", (0, 0)),
     };
     let mut block = [0_u8; BLOCK];
     let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
     put(0, &name.as_bytes()[..name.len().min(100)]);
     put(100, format!("{mode:07o}\0").as_bytes());
-    put(108, b"0000000\x000000000\0");
+    put(108, format!("{owner:07o}\0{owner:07o}\0").as_bytes());
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, b"00000000000\0");
     put(148, b"        ");

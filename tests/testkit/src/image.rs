@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,7 +80,7 @@ impl Image {
         Ok(self)
     }
 
-    /// All directories, files and symbolic links below `dir`, with their modes.
+    /// All directories, files and symbolic links below `dir`, with their modes and owners.
     pub fn directory(dir: &Path) -> Result<Self> {
         let mut image = Self::empty();
         image.add_directory(dir, "")?;
@@ -96,11 +96,12 @@ impl Image {
             let entry = if metadata.is_symlink() {
                 Entry::Symlink(fs::read_link(found.path())?.to_string_lossy().into_owned())
             } else if metadata.is_dir() {
-                Entry::Dir
+                Entry::DirMode(metadata.permissions().mode() & 0o7777)
             } else {
                 Entry::File(fs::read(found.path())?, metadata.permissions().mode() & 0o777)
             };
-            self.layer = std::mem::take(&mut self.layer).with(&name, &entry);
+            let owner = metadata.uid();
+            self.layer = std::mem::take(&mut self.layer).with_owner(&name, &entry, owner);
             if metadata.is_dir() {
                 self.add_directory(&found.path(), &format!("{name}/"))?;
             }
@@ -112,6 +113,13 @@ impl Image {
     #[must_use]
     pub fn entry(mut self, name: &str, entry: &Entry) -> Self {
         self.layer = self.layer.with(name, entry);
+        self
+    }
+
+    /// Sets who the program runs as.
+    #[must_use]
+    pub fn user(mut self, user: &str) -> Self {
+        self.config["User"] = json!(user);
         self
     }
 

@@ -11,6 +11,8 @@ mod http;
 mod image;
 mod json;
 mod output;
+mod packaged;
+mod postgres;
 mod process;
 mod wait;
 
@@ -20,6 +22,10 @@ pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};
 pub use output::Output;
+pub use packaged::{
+    PYTHON_APP, node_image, postgres_image, postgres_program, python_image, redis_image,
+};
+pub use postgres::Postgres;
 pub use process::{Process, network_namespaces};
 pub use wait::{holds_for, wait_until};
 

@@ -20,6 +20,11 @@ impl Series {
         self.push(time.as_secs_f64() * 1000.0);
     }
 
+    /// Adds the values of another series.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.values.append(&mut other.values);
+    }
+
     /// The value below which this share of the rounds is.
     pub(crate) fn at(&self, share: f64) -> f64 {
         let mut sorted = self.values.clone();

@@ -30,6 +30,8 @@ mod persistence;
 mod proxy;
 mod prune;
 mod quickstart;
+mod real_http;
+mod real_postgres;
 mod scale;
 mod secrets;
 mod signals;
