@@ -333,6 +333,11 @@ impl Client {
         self.command(Method::DELETE, machine_path(app, id, "/lease"), Some(nonce)).await
     }
 
+    /// Ends the lease of a Machine, whoever holds it.
+    pub async fn clear_lease(&self, app: &str, id: &str) -> Result<()> {
+        self.command(Method::DELETE, machine_path(app, id, "/lease?force=true"), None).await
+    }
+
     /// Lists regions.
     pub async fn list_regions(&self) -> Result<RegionPage> {
         self.get("/v1/platform/regions".to_owned()).await

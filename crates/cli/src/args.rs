@@ -343,6 +343,28 @@ pub(crate) struct Status {
     pub(crate) rate: i64,
 }
 
+/// The Machines that a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct ManyMachines {
+    /// IDs of the Machines
+    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
+/// The Machine that a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct OneMachine {
+    /// ID of the Machine
+    pub(crate) id: Option<String>,
+    #[command(flatten)]
+    pub(crate) app: AppArgs,
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
 /// The choice of Machines from a list, which happens without the flag too when none is named.
 #[derive(Debug, Args)]
 pub(crate) struct Select {
@@ -416,6 +438,22 @@ pub(crate) enum Machine {
         #[arg(short, long)]
         wait_timeout: Option<String>,
     },
+    /// Restart Machines, one after the other
+    Restart(crate::command::machine::restart::Restart),
+    /// Destroy Machines that are stopped or suspended, or others by force
+    #[command(visible_aliases = ["remove", "rm"])]
+    Destroy(crate::command::machine::destroy::Destroy),
+    /// Kill a Machine's program
+    Kill(OneMachine),
+    /// Give Machines no new requests, and never start them for one
+    Cordon(ManyMachines),
+    /// Give cordoned Machines requests again
+    Uncordon(ManyMachines),
+    /// Wait for a Machine to reach a state
+    Wait(crate::command::machine::wait::Wait),
+    /// See and clear leases on Machines
+    #[command(subcommand, visible_alias = "lease")]
+    Leases(crate::command::machine::leases::Leases),
 }
 
 #[derive(Debug, Args)]

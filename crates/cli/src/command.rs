@@ -10,7 +10,7 @@ pub(crate) mod dig;
 mod ips;
 mod launch;
 mod logs;
-mod machine;
+pub(crate) mod machine;
 pub(crate) mod orgs;
 pub(crate) mod platform;
 mod proxy;

@@ -200,6 +200,8 @@ pub trait Backend: Send + Sync + 'static {
     fn get_lease(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Lease>;
     /// Gives the lease back.
     fn release_lease(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
+    /// Ends the lease, whoever holds it.
+    fn clear_lease(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
 
     /// Lists regions.
     fn list_regions(&self, peer: Peer) -> impl BackendFuture<RegionPage>;

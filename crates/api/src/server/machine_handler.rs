@@ -191,7 +191,10 @@ async fn lease<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome 
             )
         }
         Method::DELETE => {
-            call.backend().release_lease(peer, target).await?;
+            match call.query()?.flag("force")? {
+                true => call.backend().clear_lease(peer, target).await?,
+                false => call.backend().release_lease(peer, target).await?,
+            }
             done()
         }
         _ => json(&call.backend().get_lease(peer, target).await?),

@@ -424,6 +424,11 @@ impl Backend for Memory {
         Ok(Lease { status: "success".to_owned(), data: LeaseData { nonce: String::new(), ..data } })
     }
 
+    async fn clear_lease(&self, _: Peer, target: MachineTarget) -> Result<()> {
+        let missing = || ApiError::not_found(format!("machine {} lease not found", target.id));
+        self.state().lease.take().map(drop).ok_or_else(missing)
+    }
+
     async fn release_lease(&self, _: Peer, target: MachineTarget) -> Result<()> {
         self.writable(&target)?;
         self.state().lease = None;

@@ -1,8 +1,17 @@
-//! `machine list | status | start | stop | suspend`.
+//! The commands on single Machines: `list`, `status`, `start`, `stop` and `suspend` here, the others in files of
+//! their own.
 
+mod checks;
 mod choose;
+mod cordon;
+pub(crate) mod destroy;
+mod kill;
+pub(crate) mod leases;
+pub(crate) mod restart;
 mod shape;
+pub(crate) mod wait;
 
+pub(super) use checks::watch as watch_checks;
 pub(super) use shape::machine as shaped;
 
 use super::Context;
@@ -10,6 +19,7 @@ use crate::args::{AppArgs, Machine as Command};
 use crate::failure::{Failure, Outcome};
 use crate::flytoml;
 use crate::{pager, render};
+use cordon::Cordon;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use perch_api::wire::{
@@ -68,6 +78,13 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
             let (app, machines) = choose::many(context, &app, &ids, select.select).await?;
             suspend(context, &app, &machines, wait).await
         }
+        Command::Restart(args) => restart::run(context, args).await,
+        Command::Destroy(args) => destroy::run(context, args).await,
+        Command::Kill(args) => kill::run(context, args).await,
+        Command::Cordon(args) => cordon::run(context, args, Cordon::On).await,
+        Command::Uncordon(args) => cordon::run(context, args, Cordon::Off).await,
+        Command::Wait(args) => wait::run(context, args).await,
+        Command::Leases(command) => leases::run(context, command).await,
     }
 }
 
@@ -215,7 +232,11 @@ fn print_status(context: &Context<'_>, machine: &Machine) {
     console.line(format!("Machine ID: {}", machine.id));
     console.line(format!("Instance ID: {}", machine.instance_id));
     console.line(format!("State: {}", machine.state));
-    console.line(format!("HostStatus: {}\n", machine.host_status));
+    console.line(format!("HostStatus: {}", machine.host_status));
+    if machine.cordoned {
+        console.line("Cordoned: true");
+    }
+    console.line("");
     let view = machine.config.view();
     let guest = view.guest.clone().unwrap_or_default();
     let mut fields = vec![

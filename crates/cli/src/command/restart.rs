@@ -5,7 +5,7 @@ use crate::args::AppArgs;
 use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use clap::Args;
-use perch_api::wire::{MachineState, RestartQuery, WaitQuery, WaitState};
+use perch_api::wire::{Machine, MachineState, RestartQuery, WaitQuery, WaitState};
 use std::time::{Duration, Instant};
 
 /// flyctl waits as long for a Machine to be up again.
@@ -35,9 +35,10 @@ pub(super) async fn run(context: &Context<'_>, args: Restart) -> Outcome {
     // What is asleep stays asleep: it has nothing to begin anew.
     let is_started =
         |id: &str| machines.iter().any(|it| it.id == id && it.state == MachineState::Started);
+    let query = RestartQuery { force_stop: args.force_stop, ..RestartQuery::default() };
     machine::leased(context, &app, &machines, "apps restart", async |id, nonce| {
         match is_started(id) {
-            true => restart(context, &app, id, args.force_stop, nonce).await,
+            true => restart(context, &app, id, &query, None, nonce).await,
             false => Ok(()),
         }
     })
@@ -48,20 +49,25 @@ fn no_app() -> Failure {
     Failure::new("no app name was provided, and none is available from the environment or fly.toml")
 }
 
-async fn restart(
+/// Restarts a Machine and waits until it is up, and until the checks pass of the one that is `checked`.
+pub(super) async fn restart(
     context: &Context<'_>,
     app: &str,
     id: &str,
-    force_stop: bool,
+    query: &RestartQuery,
+    checked: Option<&Machine>,
     nonce: Option<&str>,
 ) -> Outcome {
     let name = context.console.paint(Style::Bold, id);
     context.console.line(format!("Restarting machine {name}"));
-    let query = RestartQuery { force_stop, ..RestartQuery::default() };
-    let restarted = context.client.restart_machine(app, id, &query, nonce).await;
+    let restarted = context.client.restart_machine(app, id, query, nonce).await;
     restarted
         .map_err(|error| Failure::from(error).context(format!("could not restart machine {id}")))?;
     context.interrupt.cut(wait_started(context, app, id)).await?;
+    if let Some(machine) = checked {
+        let passed = context.interrupt.cut(machine::watch_checks(context, app, machine)).await;
+        passed.map_err(|failure| failure.context("failed to wait for health checks to pass"))?;
+    }
     context.console.line(format!("Machine {name} restarted successfully!"));
     Ok(())
 }

@@ -108,7 +108,9 @@ fn print_notes(context: &Context<'_>, machines: &[&Machine]) {
     let standby = machines.iter().any(|machine| is_standby(machine));
     let unreachable = machines.iter().any(|machine| !is_reachable(machine));
     let reasons: Vec<_> = machines.iter().filter_map(|machine| reason_text(machine)).collect();
-    if standby || unreachable || !reasons.is_empty() {
+    let cordoned = machines.iter().filter(|machine| machine.cordoned);
+    let cordoned: Vec<_> = cordoned.map(|machine| machine.id.as_str()).collect();
+    if standby || unreachable || !reasons.is_empty() || !cordoned.is_empty() {
         context.console.line("Notes:");
     }
     for reason in reasons {
@@ -121,6 +123,10 @@ fn print_notes(context: &Context<'_>, machines: &[&Machine]) {
     }
     if unreachable {
         context.console.line("  💀 The machine's host is unreachable");
+    }
+    if !cordoned.is_empty() {
+        let ids = cordoned.join(", ");
+        context.console.line(format!("  Cordoned: {ids} (no new requests, never started for one)"));
     }
 }
 

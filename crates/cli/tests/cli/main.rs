@@ -2,6 +2,7 @@
 //! HTTP over a Unix socket. What real Machines do is the host tests' matter.
 
 mod apps;
+mod commands;
 mod config;
 mod deploy;
 mod ending;

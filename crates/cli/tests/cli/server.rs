@@ -589,7 +589,20 @@ impl State {
                 self.machine(id).expect("it exists")["state"] = "started".into();
                 ok(json!({"previous_state": "stopped"}))
             }
+            ("POST", [verb @ ("cordon" | "uncordon")]) => {
+                self.machine(id).expect("it exists")["cordoned"] = (*verb == "cordon").into();
+                done
+            }
+            ("POST", ["signal"]) => {
+                let machine = self.machine(id).expect("it exists");
+                if machine["state"] != "started" {
+                    return error(412, "unable to signal machine: it is stopped");
+                }
+                machine["signal"] = request.body["signal"].clone();
+                done
+            }
             ("POST", ["restart"]) => {
+                self.machine(id).expect("it exists")["restart"] = json!(request.query);
                 let how = request.query["force_stop"].clone();
                 self.machine(id).expect("it exists")["force_stop"] = how.into();
                 done
@@ -632,7 +645,7 @@ impl State {
                 self.leases.insert(id.to_owned(), data.clone());
                 ok(json!({"status": "success", "data": data}))
             }
-            ("DELETE", Some(_)) if ours => {
+            ("DELETE", Some(_)) if ours || request.query.contains_key("force") => {
                 self.leases.remove(id);
                 ok(json!({"ok": true}))
             }

@@ -314,6 +314,10 @@ impl Backend for Api {
         leases::get(&self.world, &target)
     }
 
+    async fn clear_lease(&self, peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(leases::clear(self.world.clone(), peer, target)).await
+    }
+
     async fn release_lease(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
         self.detached(leases::release(self.world.clone(), target)).await
     }

@@ -394,6 +394,9 @@ impl Task {
     }
 
     fn signal(&self, number: i32) -> Result<(), String> {
+        if self.running.is_none() {
+            return Err(format!("unable to signal machine: it is {}", wire_state(&self.life)));
+        }
         self.signal_run(self.life.run(), number)
     }
 

@@ -11,6 +11,7 @@ mod bad_input;
 mod blueprint;
 mod burst;
 mod cgroup;
+mod commands;
 mod crash;
 mod deploy;
 mod dns;

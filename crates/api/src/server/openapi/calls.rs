@@ -220,7 +220,10 @@ fn leases() -> Vec<Call> {
         )
         .may_take::<LeaseInput>()
         .gives::<Lease>(201),
-        Call::new("DELETE", LEASE, "Gives a lease back.").under_lease().gives::<Done>(200),
+        Call::new("DELETE", LEASE, "Gives a lease back.")
+            .under_lease()
+            .query("force", flag(), "End it whoever holds it, without its nonce.")
+            .gives::<Done>(200),
     ]
 }
 

@@ -8,6 +8,7 @@ use perch_api::wire::{ApiError, Lease, LeaseData, LeaseInput};
 use perch_core::lifecycle;
 
 use crate::server::clock;
+use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
 use crate::server::machine::Command;
 use crate::server::records::LeaseRecord;
@@ -145,6 +146,29 @@ pub(crate) async fn release(world: Arc<World>, target: MachineTarget) -> Result<
         })
         .await?;
     announce(&world, &target.app, &target.id).await;
+    Ok(())
+}
+
+/// Ends the lease, whoever holds it: for one whose holder is gone and did not give it back. A holder that is still
+/// there may go on until somebody else takes one; the Machine's events say who ended it.
+pub(crate) async fn clear(
+    world: Arc<World>,
+    peer: Peer,
+    target: MachineTarget,
+) -> Result<(), ApiError> {
+    let wanted = target.clone();
+    world
+        .keeper
+        .write(move |catalog| {
+            catalog.machine(&wanted.app, &wanted.id)?;
+            live(catalog, &wanted.id).ok_or_else(|| no_lease(&wanted))?;
+            Ok((vec![Change::DeleteLease(wanted.id.clone())], ()))
+        })
+        .await?;
+    announce(&world, &target.app, &target.id).await;
+    if let Some(handle) = world.handle(&target.id) {
+        handle.send(Command::Note { kind: "lease cleared", source: Source::User(peer) }).await;
+    }
     Ok(())
 }
 
