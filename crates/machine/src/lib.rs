@@ -24,12 +24,15 @@ pub mod unpack;
 mod bundle;
 mod cgroup;
 mod complaints;
+mod disk;
 mod files;
+mod log_rate;
 mod shift;
 mod stage;
 mod sys;
 mod user;
 
+pub use disk::DiskUse;
 pub use ids::{Ids, Probed, probe};
 pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,

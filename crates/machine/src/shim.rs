@@ -13,11 +13,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::files;
 use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, ShimState};
+use crate::log_rate::LogRate;
 use crate::logs::{Lines, LogWriter};
 use crate::secrets::{self, SECRETS_FD};
 use crate::stage::{self, StageError};
@@ -85,6 +86,7 @@ fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError
 pub fn main(dir: &Path) -> ExitCode {
     let Ok(answer) = Outlet::take() else { return ExitCode::FAILURE };
     usual_umask();
+    usual_priority();
     let group = launch::require_spec(dir).and_then(|spec| Cgroups::of_shims(&spec.cgroup_parent));
     match group {
         Ok(Some(group)) => run_in(group, dir, answer),
@@ -122,6 +124,13 @@ fn run(dir: &Path, mut answer: Outlet) -> ExitCode {
             answer.send(&Answer::Failed { reason: chain(&error), fault: error.fault() });
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The server goes before what it starts for others.
+pub(crate) fn usual_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, 0) {
+        eprintln!("could not give up the server's priority: {error}");
     }
 }
 
@@ -196,6 +205,7 @@ struct Keeper {
     report: OwnedFd,
     output: [(File, Lines); 2],
     log: LogWriter,
+    rate: LogRate,
     started: bool,
     reported: Option<Report>,
     /// How PID 1 itself ended.
@@ -272,6 +282,7 @@ fn create(
         report,
         output,
         log,
+        rate: LogRate::new(Instant::now()),
         started: false,
         reported: None,
         status: None,
@@ -398,7 +409,11 @@ impl Keeper {
                     self.read_report();
                     self.answer(answer);
                     self.reap();
-                    self.copy(&mut buffer);
+                    if self.rate.rest(Instant::now()).is_none() {
+                        self.copy(&mut buffer);
+                    }
+                    let word = self.rate.word(Instant::now());
+                    self.say(word);
                     if ended {
                         return self.finish(answer, &mut buffer);
                     }
@@ -417,10 +432,14 @@ impl Keeper {
         if self.reported.is_none() {
             fds.push(PollFd::new(&self.report, PollFlags::IN));
         }
-        for (pipe, _) in &self.output {
+        let now = Instant::now();
+        let rest = self.rate.rest(now);
+        for (pipe, _) in self.output.iter().filter(|_| rest.is_none()) {
             fds.push(PollFd::new(pipe, PollFlags::IN));
         }
-        match poll(&mut fds, None) {
+        let timeout = rest.or_else(|| self.rate.until_word(now));
+        let timeout = timeout.and_then(|length| Timespec::try_from(length).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => Ok(fds[0].revents().contains(PollFlags::IN)),
             Err(Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -473,11 +492,23 @@ impl Keeper {
             let Ok(len) = pipe.read(buffer) else { continue };
             let text = lines.take(&buffer[..len], SystemTime::now());
             more |= len > 0;
+            if !self.rate.admits(&text, Instant::now()) {
+                continue;
+            }
             if let Err(error) = self.log.append(&text) {
                 eprintln!("could not write the log: {error}");
             }
         }
         more
+    }
+
+    /// Writes a line of our own into the log.
+    fn say(&mut self, words: Option<String>) {
+        let Some(words) = words else { return };
+        let line = Lines::new("stderr").take(format!("{words}\n").as_bytes(), SystemTime::now());
+        if let Err(error) = self.log.append(&line) {
+            eprintln!("could not write the log: {error}");
+        }
     }
 
     fn finish(mut self, answer: &mut Outlet, buffer: &mut [u8]) -> ExitCode {
@@ -489,6 +520,8 @@ impl Keeper {
                 eprintln!("could not write the log: {error}");
             }
         }
+        let word = self.rate.last_word();
+        self.say(word);
         let record = self.record();
         let written = files::write(&self.spec.dir, launch::EXIT_FILE, &record);
         let reason = "the machine ended before its program was started".to_owned();

@@ -134,6 +134,7 @@ fn step<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> UnpackErro
 /// Entry point of `perch unpack DIR`. Call it first thing in `main`, before any thread or runtime exists: standard input
 /// is the layer's blob, standard output the answer to the parent.
 pub fn main(dir: &Path) -> ExitCode {
+    crate::shim::usual_priority();
     let answer = match confine(dir).and_then(|limits| unpack(io::stdin().lock(), limits)) {
         Ok(answer) => answer,
         Err(error) => Answer::Failed { reason: chain(&error), fault: error.fault() },

@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) host_access: HostAccess,
     /// How long an image that nothing refers to is kept after it was pushed.
     pub(crate) image_grace: Length,
+    /// What a Machine's own files may take of the disk, in MB, where its configuration has no `rootfs.size_gb`.
+    pub(crate) root_disk_mb: u64,
     /// Host ids of Machines' users; those from 2^31 on unless said.
     pub(crate) host_ids: Option<HostIdRange>,
     /// File with the key that seals the secrets of apps, outside the data directory; made at first use.
@@ -73,6 +75,7 @@ impl Default for Config {
             starts_max: 8,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
+            root_disk_mb: 8 << 10,
             host_ids: None,
             secrets_key: None,
             listen_api: None,
@@ -176,6 +179,10 @@ impl Config {
         anyhow::ensure!(
             self.api_certificate.is_some() == self.api_key.is_some(),
             "api_certificate and api_key need each other"
+        );
+        anyhow::ensure!(
+            (1..=1 << 30).contains(&self.root_disk_mb),
+            "root_disk_mb must be between 1 and 1073741824"
         );
         anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
         Ok(())

@@ -14,6 +14,7 @@ mod certificate;
 mod clock;
 mod contents;
 mod delegation;
+mod disk;
 mod history;
 mod host_ids;
 mod images;
@@ -79,6 +80,8 @@ const UMASK: u32 = 0o022;
 const MARKS: [&str; 4] = ["lock", "store.db", "machines", "tag"];
 /// Descriptors: listeners, sockets, one pidfd per Machine and more.
 const DESCRIPTORS_MAX: u64 = 65_536;
+/// About ten times the weight of a usual program.
+const NICE: i32 = -10;
 
 /// Entry point of `perch server`.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
@@ -151,6 +154,7 @@ fn serve(options: Options) -> anyhow::Result<()> {
     );
     crate::doctor::require()?;
     raise_descriptor_limit();
+    go_first();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -220,6 +224,14 @@ fn is_servers(dir: &Path) -> anyhow::Result<bool> {
     Ok(empty || names.iter().any(|name| MARKS.iter().any(|mark| name == mark)))
 }
 
+/// Server and proxy wait for no Machine: each does little, and everybody waits for it. What they start for others gives
+/// this up again.
+fn go_first() {
+    if let Err(errno) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%errno, "server and proxy are no more urgent than Machines");
+    }
+}
+
 pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
@@ -275,6 +287,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(api::mark_interrupted(world.clone()));
     world.tracker.spawn(api::finish_removals(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
+    world.tracker.spawn(disk::watch(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));

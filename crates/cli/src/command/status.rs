@@ -136,8 +136,9 @@ fn reason_text(machine: &Machine) -> Option<String> {
     if !matches!(machine.state, Failed | Restarting | Stopped) {
         return None;
     }
-    let newest = machine.events.first()?.request.as_ref()?;
-    let reason = newest.details.get("reason")?.as_str()?;
+    let since = machine.events.iter().take_while(|event| event.kind != "start");
+    let mut details = since.filter_map(|event| Some(&event.request.as_ref()?.details));
+    let reason = details.find_map(|details| details.get("reason")?.as_str())?;
     Some(format!("  {}: {reason}", machine.id))
 }
 

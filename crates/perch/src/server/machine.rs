@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Lease(Lease),
     /// Something that is only recorded.
     Note { kind: &'static str, source: Source },
+    /// The run takes what it may not have.
+    Limit { run: u64, haste: Haste, reason: String },
     /// Send a signal to the program.
     Signal { number: i32, reply: oneshot::Sender<Result<(), String>> },
     /// List what runs.
@@ -50,6 +52,15 @@ pub(crate) enum Command {
     FreezeEnded { token: u64, result: Result<(), String> },
     /// The end of a removal.
     Removed,
+}
+
+/// How a Machine is stopped that takes too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// As by a user.
+    InGoodOrder,
+    /// Killed: every moment costs others.
+    AtOnce,
 }
 
 /// Why a user's wish was not granted, or not for sure.
@@ -207,6 +218,7 @@ impl Task {
                 self.because(source, String::new());
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
             }
+            Command::Limit { run, haste, reason } => self.on_limit(run, haste, &reason).await,
             Command::Signal { number, reply } => {
                 // The asker may have gone; there is nobody else to tell.
                 reply.send(self.signal(number)).ok();
@@ -273,6 +285,21 @@ impl Task {
         }
         self.do_effects().await;
         self.settle_behind();
+    }
+
+    async fn on_limit(&mut self, run: u64, haste: Haste, reason: &str) {
+        if run != self.life.run() || self.life.started_at().is_none() {
+            return;
+        }
+        self.because(Source::Platform, String::new());
+        let mut request = self.request();
+        request.details.insert("reason".to_owned(), reason.into());
+        self.log(reason);
+        self.record(wire::Event { kind: "limit".to_owned(), ..self.event(request) });
+        self.feed(Event::Stop(StopBy::User { signal: None, timeout: None })).await;
+        if haste == Haste::AtOnce {
+            self.kill(run);
+        }
     }
 
     fn settle_behind(&self) {

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Machine, wait_until};
+use perch_testkit::{Host, Machine, Network, wait_until};
 
 use crate::stage::{
-    AWAKE, SOON, check_answer, fly_toml, machine_processes, on_host, private_app, shell_image,
+    AWAKE, QUICK_SLEEP, SOON, check_answer, fly_toml, machine_processes, on, on_host, private_app,
+    shell_image,
 };
 
 /// Ends for good when it ends.
@@ -147,4 +148,115 @@ impl Group {
         let value = self.read(controller, v1.0, v2.0)?;
         Ok(value == v1.1 || value == v2.1)
     }
+}
+
+#[test]
+fn who_fills_the_disk_is_stopped_and_named() {
+    on(
+        || Host::start_with(Network::Open, "auto_stop_after = \"1s\"\nroot_disk_mb = 48\n"),
+        |host| {
+            let neighbour = private_app(host, "quiet", AWAKE)?;
+            let script = "busybox dd if=/dev/zero of=/big bs=1M count=100; exec busybox sleep 1000";
+            run_app(host, "filler", script, "")?;
+            let machine = in_state(host, "filler", "stopped")?;
+            check_limit(host, &machine, "and it may have 48 MB")?;
+            let upper = host.data_dir().join("machines").join(&machine.id).join("fs");
+            check_answer(&host.get(&neighbour, 80, "/")?, "Hello")?;
+            // Its next start has a fresh root.
+            ensure!(upper.exists(), "{}", upper.display());
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn below_the_reserve_of_the_host_the_machine_that_grows_is_killed() {
+    on(small_disk, |host| {
+        let neighbour = private_app(host, "quiet", AWAKE)?;
+        // Far below what it may have itself, and not going when asked.
+        let script = "trap '' INT TERM; exec 3>/big; \
+                      while busybox dd if=/dev/zero bs=1M count=4 >&3 2>/dev/null; do \
+                      busybox usleep 20000; done; busybox sleep 1000";
+        run_app(host, "filler", script, "kill_timeout = '300s'\n[[vm]]\n  memory = '2gb'\n")?;
+        let machine = in_state(host, "filler", "stopped")?;
+        check_limit(host, &machine, "less than its reserve of 30 MB")?;
+        check_answer(&host.get(&neighbour, 80, "/")?, "Hello")
+    });
+}
+
+/// A host whose data directory is on a disk of 300 MB.
+fn small_disk() -> Result<Host> {
+    let mut host = Host::bare(Network::Open)?;
+    fs::create_dir(host.data_dir())?;
+    let data = host.data_dir().to_string_lossy().into_owned();
+    host.run("mount", &["-t", "tmpfs", "-o", "size=300m", "tmpfs", &data])?.ok()?;
+    host.configure(QUICK_SLEEP);
+    host.start_server()?;
+    Ok(host)
+}
+
+/// An event names the limit, and so do status and log.
+fn check_limit(host: &Host, machine: &Machine, reason: &str) -> Result<()> {
+    ensure!(machine.events("limit") == 1, "not one event of a limit: {machine:?}");
+    for said in [
+        host.fly(&["machine", "status", &machine.id, "-a", "filler"])?.ok()?,
+        host.fly(&["status", "-a", "filler"])?.ok()?,
+        host.fly(&["logs", "--no-tail", "-a", "filler"])?.ok()?,
+    ] {
+        ensure!(said.contains(reason), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn who_prints_without_end_is_not_blocked_and_the_log_says_what_was_dropped() {
+    on_host(|host| {
+        let neighbour = private_app(host, "quiet", AWAKE)?;
+        // 64 MB, which at the log's rate would take a minute.
+        let script = "busybox yes 0123456789abcdef | busybox head -c 67108864; echo done >&2; \
+                      exec busybox sleep 1000";
+        run_app(host, "loud", script, "")?;
+        let said = wait_until("the end of its words", SOON, || {
+            let said = host.fly(&["logs", "--no-tail", "-a", "loud"])?.ok()?;
+            Ok(said.contains("were dropped").then_some(said))
+        })?;
+        ensure!(said.contains("a Machine's log takes 1 MiB a second"), "{said}");
+        check_answer(&host.get(&neighbour, 80, "/")?, "Hello")?;
+        let machine = only(host, "loud")?;
+        wait_until("its end", SOON, || {
+            let running = machine_processes(host, &machine.id);
+            let all: Vec<_> = running.iter().filter_map(|it| it.args.get(1).cloned()).collect();
+            Ok(all.contains(&"sleep".to_owned()).then_some(()))
+        })?;
+        let dir = host.data_dir().join("machines").join(&machine.id);
+        let bytes: u64 = ["log", "log.1"]
+            .iter()
+            .filter_map(|name| Some(fs::metadata(dir.join(name)).ok()?.len()))
+            .sum();
+        ensure!(bytes < 17 << 20, "the log has {bytes} bytes");
+        Ok(())
+    });
+}
+
+#[test]
+fn server_and_proxy_go_before_machines() {
+    on_host(|host| {
+        private_app(host, "quiet", AWAKE)?;
+        let nice = |pid: i32| -> Result<i32> {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let rest = stat.rsplit_once(')').context("no name")?.1;
+            Ok(rest.split_whitespace().nth(16).context("no nice value")?.parse()?)
+        };
+        ensure!(nice(host.server_process()?.pid)? == -10, "the server is not first");
+        for proxy in host.perch_processes("proxy") {
+            ensure!(nice(proxy.pid)? == -10, "the proxy is not first");
+        }
+        for shim in host.perch_processes("shim") {
+            ensure!(nice(shim.pid)? == 0, "a shim has the server's priority");
+        }
+        for process in machine_processes(host, &first(host, "quiet")?.id) {
+            ensure!(nice(process.pid)? == 0, "a Machine has the server's priority");
+        }
+        Ok(())
+    });
 }
