@@ -4,6 +4,8 @@
 //! - `GET /fetch?url=http://other.flycast/` calls another app and reports status, body and milliseconds.
 //! - `GET /sleep?ms=500` answers after a while, `GET /env` lists its `FLY_*` variables.
 //!
+//! With `$HOLD_MB` it holds so much memory from its start on; `GET /held` reads all of it.
+//!
 //! It listens on `0.0.0.0:$PORT` (default 8080). SIGINT and SIGTERM end it at once, as the kernel does by itself.
 
 mod http;
@@ -24,12 +26,16 @@ const CONNECTIONS_MAX: usize = 1024;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 const THREAD_STACK_BYTES: usize = 64 * 1024;
 const SLEEP_MS_MAX: u64 = 60_000;
+const HOLD_MB_MAX: usize = 65_536;
+/// Words of a megabyte.
+const MEGABYTE: usize = (1 << 20) / size_of::<u64>();
 
 /// What all connections share.
 #[derive(Debug, Default)]
 struct App {
     requests: AtomicU64,
     connections: AtomicUsize,
+    held: Vec<u64>,
 }
 
 fn main() -> ExitCode {
@@ -46,7 +52,7 @@ fn main() -> ExitCode {
 fn serve(address: &str) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     println!("hello from {}, listening on {}", machine(), listener.local_addr()?);
-    let app = Arc::new(App::default());
+    let app = Arc::new(App { held: hold(), ..App::default() });
     for stream in listener.incoming() {
         match stream {
             Ok(stream) => accept(&app, stream),
@@ -54,6 +60,23 @@ fn serve(address: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What nothing can compress.
+fn hold() -> Vec<u64> {
+    let asked = std::env::var("HOLD_MB").ok().and_then(|text| text.parse::<usize>().ok());
+    let words = asked.unwrap_or(0).min(HOLD_MB_MAX) * MEGABYTE;
+    let next = |word: &u64| {
+        let word = word ^ (word << 13);
+        let word = word ^ (word >> 7);
+        Some(word ^ (word << 17))
+    };
+    std::iter::successors(Some(1), next).take(words).collect()
+}
+
+fn held(words: &[u64]) -> String {
+    let sum = words.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
+    format!("{} MB, sum {sum:x}\n", words.len() / MEGABYTE)
 }
 
 fn machine() -> String {
@@ -104,6 +127,7 @@ fn answer(app: &App, request: &Request) -> Response {
             None => Response::text(400, "give ?url=http://host/path\n".to_owned()),
         },
         "/sleep" => sleep(query),
+        "/held" => Response::text(200, held(&app.held)),
         "/env" => Response::text(200, environment()),
         _ => Response::text(404, "not found\n".to_owned()),
     }

@@ -23,6 +23,10 @@ pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel takes no smaller share of a period.
 const CPU_QUOTA_US_MIN: u64 = 1000;
 
+/// Limit of swap on v2, and its word for none.
+const SWAP_LIMIT: &str = "memory.swap.max";
+const UNLIMITED: &str = "max";
+
 /// The directories that one Machine has, or would have, in each cgroup hierarchy.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
@@ -326,6 +330,24 @@ impl Cgroups {
             Some(leaf) => write_if_there(&leaf.join("cgroup.freeze"), "0"),
             None => Ok(()),
         }
+    }
+
+    /// The Machine's own limit of swap, if it has one. Only v2 has a limit that keeps memory from going to swap: v1
+    /// limits memory and swap together, and moving from one to the other changes nothing of that sum.
+    pub(crate) fn swap_limit(&self) -> Option<String> {
+        let text = fs::read_to_string(self.v2.as_ref()?.join(SWAP_LIMIT)).ok()?;
+        Some(text.trim_end().to_owned()).filter(|limit| limit != UNLIMITED)
+    }
+
+    /// Lets all of its memory go to swap.
+    pub(crate) fn lift_swap_limit(&self) -> io::Result<()> {
+        self.set_swap_limit(UNLIMITED)
+    }
+
+    /// What is in swap beyond the limit stays there; nothing more goes.
+    pub(crate) fn set_swap_limit(&self, limit: &str) -> io::Result<()> {
+        let Some(leaf) = &self.v2 else { return Ok(()) };
+        write_if_there(&leaf.join(SWAP_LIMIT), limit)
     }
 
     /// Sends SIGKILL to everything in the Machine.

@@ -389,6 +389,10 @@ impl Machine {
         self.alive.is_none()
     }
 
+    pub(crate) fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     /// Waits until the run has ended and everything of it is reaped. May be called more than once and by several
     /// tasks; cancelling a wait loses nothing.
     pub async fn wait(&self) -> Result<ExitRecord, LaunchError> {

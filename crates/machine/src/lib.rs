@@ -16,9 +16,11 @@ pub mod ids;
 pub mod images;
 pub mod launch;
 pub mod logs;
+pub mod memory;
 pub mod process;
 pub mod secrets;
 pub mod shim;
+pub mod swap;
 pub mod unpack;
 
 mod bundle;
@@ -41,6 +43,7 @@ pub use launch::{
     ExitCause, ExitRecord, Fault, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
     install_init, launch, launch_with, lives, remove, uid_base,
 };
+pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process};
 pub use secrets::Secrets;
 

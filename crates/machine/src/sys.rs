@@ -1,10 +1,12 @@
 //! System calls that have no safe wrapper, behind safe functions.
 #![expect(
     unsafe_code,
-    reason = "clone, mount_setattr and setfsuid have no safe wrapper in rustix or std"
+    reason = "clone, mount_setattr, setfsuid, process_madvise and swapon have no safe wrapper in rustix or std"
 )]
 
+use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::process::Pid;
@@ -12,6 +14,9 @@ use rustix::thread::UnshareFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// The C library's header has these, its Rust bindings do not.
+const SWAP_FLAG_PREFER: i32 = 0x8000;
+const SWAP_FLAG_PRIO_MASK: i32 = 0x7fff;
 /// The C library's constant is too narrow for its value.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -141,6 +146,58 @@ pub(crate) fn act_as(id: u32) -> io::Result<()> {
     // The kernel took away the rights over files when the id left 0.
     let held = caps::read(None, caps::CapSet::Permitted).map_err(io::Error::other)?;
     caps::set(None, caps::CapSet::Effective, &held).map_err(io::Error::other)
+}
+
+/// What is to become of a range of another process's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Advice {
+    /// To swap.
+    PageOut,
+    /// Back from swap.
+    WillNeed,
+}
+
+/// Advises the kernel about memory of the process behind `pidfd`. Needs `CAP_SYS_NICE`, and the right to trace it.
+pub(crate) fn advise(
+    pidfd: &OwnedFd,
+    range: &Range<u64>,
+    advice: Advice,
+) -> Result<(), rustix::io::Errno> {
+    let too_large = |_| rustix::io::Errno::INVAL;
+    let length = usize::try_from(range.end - range.start).map_err(too_large)?;
+    let base = usize::try_from(range.start).map_err(too_large)?;
+    let vector = libc::iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: length };
+    let advice = match advice {
+        Advice::PageOut => libc::MADV_PAGEOUT,
+        Advice::WillNeed => libc::MADV_WILLNEED,
+    };
+    // SAFETY: the kernel reads the one vector and takes its address for one of the other process; neither advice changes
+    // what any process reads there.
+    let done = check(unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            pidfd.as_raw_fd(),
+            &raw const vector,
+            1_usize,
+            advice,
+            0_u32,
+        )
+    });
+    done.map(drop)
+        .map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
+}
+
+/// Switches swap on; with a rank it is used before what has a lower one, or none.
+pub(crate) fn swap_on(path: &CStr, rank: Option<u16>) -> io::Result<()> {
+    let rank = rank.map_or(0, |rank| SWAP_FLAG_PREFER | (i32::from(rank) & SWAP_FLAG_PRIO_MASK));
+    // SAFETY: the kernel reads the path, which lives through the call.
+    check(unsafe { libc::c_long::from(libc::swapon(path.as_ptr(), rank)) }).map(drop)
+}
+
+/// Switches swap off.
+pub(crate) fn swap_off(path: &CStr) -> io::Result<()> {
+    // SAFETY: the kernel reads the path, which lives through the call.
+    check(unsafe { libc::c_long::from(libc::swapoff(path.as_ptr())) }).map(drop)
 }
 
 #[cfg(test)]

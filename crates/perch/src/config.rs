@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) shared_v4: Ipv4Addr,
     /// DNS servers for names outside; empty = those of the host's `/etc/resolv.conf`.
     pub(crate) resolvers: Vec<IpAddr>,
+    /// How long a Machine is suspended before its memory goes to swap, such as `"60s"`, or `"off"`.
+    pub(crate) page_out_after: MaybeLength,
     /// Starts of Machines under way at once (DESIGN 4).
     pub(crate) starts_max: u32,
     /// Who on this host may call the default organization's default network (DESIGN 6).
@@ -72,6 +74,7 @@ impl Default for Config {
             public_v6: Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0),
             shared_v4: Ipv4Addr::new(192, 0, 2, 10),
             resolvers: Vec::new(),
+            page_out_after: MaybeLength(Some(Duration::from_secs(60))),
             starts_max: 8,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
@@ -94,6 +97,21 @@ impl<'de> Deserialize<'de> for Length {
         let text = String::deserialize(deserializer)?;
         let parsed: perch_api::wire::GoDuration = text.parse().map_err(serde::de::Error::custom)?;
         Ok(Self(parsed.0))
+    }
+}
+
+/// The same, or the word `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MaybeLength(pub(crate) Option<Duration>);
+
+impl<'de> Deserialize<'de> for MaybeLength {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let parsed: perch_api::wire::GoDuration = text.parse().map_err(serde::de::Error::custom)?;
+        Ok(Self(Some(parsed.0)))
     }
 }
 
@@ -166,6 +184,10 @@ impl Config {
         anyhow::ensure!(
             range.contains(&self.auto_stop_after.0),
             "auto_stop_after must be between 100ms and 720h"
+        );
+        anyhow::ensure!(
+            self.page_out_after.0.is_none_or(|after| range.contains(&after)),
+            "page_out_after must be between 100ms and 720h, or \"off\""
         );
         let grace = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
         anyhow::ensure!(

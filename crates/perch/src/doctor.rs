@@ -13,6 +13,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     }
     let mut checks = perch_net::doctor();
     checks.push(files(Path::new(crate::paths::DATA_DIR)));
+    checks.push(swap());
     for check in &checks {
         println!("{}", line(check));
     }
@@ -53,6 +54,15 @@ fn files(data: &Path) -> Check {
             Check { name, ok: false, detail: error.to_string(), remedy }
         }
     }
+}
+
+/// Nobody needs it; with it sleep gives memory back.
+fn swap() -> Check {
+    let detail = match perch_machine::Swap::of_this_host() {
+        Ok(swap) => crate::swap::in_words(swap),
+        Err(error) => format!("could not be read: {error}"),
+    };
+    Check { name: "swap", ok: true, detail, remedy: String::new() }
 }
 
 fn line(check: &Check) -> String {

@@ -82,6 +82,9 @@ async fn end_everything(paths: &Paths, data: Data) -> anyhow::Result<()> {
         return Ok(());
     }
     println!("Stopped {stopped} Machines and removed the network");
+    if let Err(error) = crate::swap::pause(paths) {
+        eprintln!("warning: {error:#}");
+    }
     if data == Data::Purge {
         purge(paths)?;
         println!("Removed {}", paths.data.display());
@@ -235,6 +238,7 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
             .with_context(|| format!("could not remove {}", dir.display()))?;
     }
     purge_restores(paths)?;
+    crate::swap::remove(paths)?;
     let own = [
         "perch.toml.from-backup",
         "store.db",

@@ -19,6 +19,8 @@ mod quickstart;
 mod restore;
 mod server;
 mod service_manager;
+mod size;
+mod swap;
 mod token;
 
 use std::ffi::OsString;
@@ -37,6 +39,7 @@ Usage: perch COMMAND
   restore     Make a data directory out of such a file                        FILE [--data-dir DIR]
   quickstart  Watch a private app sleep and wake, in a place of its own   [--once] [--dir DIR]
   doctor      Check what this machine offers, and how to mend it
+  swap        Make, remove and show swap for Machines that sleep   create SIZE [--zram]|remove|show
   down        Stop all Machines and remove namespace, routes and tables   [--data-dir DIR] [--purge]
   fly         The client: the same commands as Fly's (perch fly help)
   version     Print the version
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         "quickstart" => quickstart::main(&rest),
         "strike" => quickstart::guard::main(&rest),
         "doctor" => doctor::main(&rest),
+        "swap" => swap::main(&rest),
         "down" => down::main(&rest),
         "fly" => fly(args[1..].to_vec()),
         "man" => manual::main(&rest),

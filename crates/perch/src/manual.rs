@@ -66,6 +66,7 @@ fn perch() -> Command {
                     value("dir", "DIR", "Where to keep its data"),
                 ]),
             Command::new("doctor").about("Check what this machine offers, and how to mend it"),
+            swap(data_dir()),
             Command::new("down")
                 .about("Stop all Machines and remove namespace, routes and tables")
                 .args([data_dir(), flag("purge", "Remove the data as well")]),
@@ -98,6 +99,21 @@ fn restore(data_dir: Arg) -> Command {
             data_dir,
             flag("force", "Put the data aside that are there"),
         ])
+}
+
+fn swap(data_dir: Arg) -> Command {
+    Command::new("swap").about("Make, remove and show swap for Machines that sleep").subcommands([
+        Command::new("create")
+            .about("Make swap in the data directory, and switch it on")
+            .after_help("Whoever runs on this machine can use it. A server that starts switches it on again")
+            .args([
+                Arg::new("size").value_name("SIZE").required(true).help("Such as 512MiB or 2GB"),
+                flag("zram", "Compressed memory instead of a file"),
+                data_dir.clone(),
+            ]),
+        Command::new("remove").about("Switch it off and remove it").arg(data_dir.clone()),
+        Command::new("show").about("Show the swap of this machine, whoever made it").arg(data_dir),
+    ])
 }
 
 fn file(help: &'static str) -> Arg {
@@ -142,7 +158,9 @@ mod tests {
             let flags = text.split(move |c| !is_part(c)).filter(|word| word.starts_with("--"));
             flags.map(|flag| flag[2..].to_owned()).collect()
         };
-        let own = [crate::token::USAGE, crate::backup::USAGE, crate::restore::USAGE].concat();
+        let own =
+            [crate::token::USAGE, crate::backup::USAGE, crate::restore::USAGE, crate::swap::USAGE];
+        let own = own.concat();
         let usage = crate::USAGE.to_owned() + &own;
         let mut flags = BTreeSet::new();
         collect(&perch(), &mut flags);

@@ -117,6 +117,19 @@ impl Paths {
         self.data.join("machines")
     }
 
+    /// Swap that `perch swap` made here: a file, or a note of a device of compressed memory and a node of it.
+    pub(crate) fn swap_file(&self) -> PathBuf {
+        self.data.join("swap")
+    }
+
+    pub(crate) fn swap_zram(&self) -> PathBuf {
+        self.data.join("swap.zram")
+    }
+
+    pub(crate) fn swap_node(&self) -> PathBuf {
+        self.data.join("swap.device")
+    }
+
     /// There while a restore puts its data in place of the former ones.
     pub(crate) fn restore_swap(&self) -> PathBuf {
         self.data.join("restore.swap")

@@ -25,6 +25,7 @@ mod lives;
 pub(crate) mod lock;
 mod machine;
 mod members;
+mod paging;
 mod platform_log;
 mod proxy_link;
 mod pruning;
@@ -314,7 +315,10 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
+    let pager =
+        paging::Pager::start(config.page_out_after.0).context("could not start a thread")?;
     keeper.renew_ballast();
+    crate::swap::resume(&paths);
     Ok(World::new(Parts {
         paths,
         config,
@@ -327,6 +331,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         proxy,
         vault,
         events,
+        pager,
     }))
 }
 
@@ -461,6 +466,7 @@ async fn end(
     tracing::info!("ending; Machines go on");
     let proxy = proxy_link::process(world);
     world.shutdown.cancel();
+    world.pager.end();
     serving.await.context("the API ended badly")?;
     keeper.await.context("the proxy's keeper ended badly")?;
     if let Some(proxy) = proxy {

@@ -188,6 +188,40 @@ pub struct Machine {
     /// Whether the proxy sends it nothing new.
     #[serde(default, deserialize_with = "null_default")]
     pub cordoned: bool,
+    /// Our addition: how deep it sleeps; absent on the way from one to the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perch_depth: Option<Depth>,
+    /// Our addition: where its memory is; absent while nothing of it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perch_memory: Option<MachineMemory>,
+}
+
+words! {
+    /// How deep a Machine sleeps.
+    Depth {
+        /// Not at all.
+        Started = "started",
+        /// Frozen, its memory where it was.
+        SuspendedResident = "suspended_resident",
+        /// Frozen, most of its memory in swap.
+        SuspendedPagedOut = "suspended_paged_out",
+        /// Nothing of it runs.
+        Stopped = "stopped",
+    }
+}
+
+/// Where a Machine's memory is, as measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MachineMemory {
+    /// In RAM; what several processes share is counted once in all.
+    pub resident_bytes: u64,
+    /// As much of that as no file has.
+    pub anonymous_bytes: u64,
+    /// In swap.
+    pub swapped_bytes: u64,
+    /// RAM that compressed swap (zram) takes for that.
+    pub swap_store_bytes: u64,
 }
 
 /// Result of a health check.

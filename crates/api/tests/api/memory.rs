@@ -227,6 +227,8 @@ impl Backend for Memory {
             nonce: (0 < input.lease_ttl).then(|| "n-create".to_owned()),
             host_status: "ok".to_owned(),
             cordoned: input.skip_service_registration,
+            perch_depth: None,
+            perch_memory: None,
         };
         self.state().machines.insert(machine.id.clone(), machine.clone());
         Ok(machine)

@@ -23,7 +23,7 @@ use cordon::Cordon;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use perch_api::wire::{
-    CheckStatus, Event, GoDuration, LeaseInput, Machine, MachineConfig, MachineFilter,
+    CheckStatus, Depth, Event, GoDuration, LeaseInput, Machine, MachineConfig, MachineFilter,
     MachineState, Signal, StopInput, WaitQuery, WaitState,
 };
 use std::time::{Duration, Instant};
@@ -256,6 +256,9 @@ fn print_status(context: &Context<'_>, machine: &Machine) {
         ("Entrypoint", words_text(&view.init.entrypoint)),
         ("Command", words_text(&view.init.cmd)),
     ];
+    if let Some(depth) = depth_text(machine) {
+        fields.push(("Depth", depth));
+    }
     if view.mounts > 0 {
         fields.push(("Volume", volume(&machine.config)));
     }
@@ -264,6 +267,32 @@ fn print_status(context: &Context<'_>, machine: &Machine) {
     let rows: Vec<_> = machine.events.iter().map(event_row).collect();
     let headers = ["State", "Event", "Source", "Timestamp", "Info"];
     render::table(console, "Event Logs", &headers, &rows);
+}
+
+/// How deep it sleeps and where its memory is, if the server says so.
+pub(super) fn depth_text(machine: &Machine) -> Option<String> {
+    let mut text = match machine.perch_depth? {
+        Depth::Started => "started",
+        Depth::SuspendedResident => "suspended, resident",
+        Depth::SuspendedPagedOut => "suspended, paged out",
+        Depth::Stopped => "stopped",
+    }
+    .to_owned();
+    if let Some(memory) = machine.perch_memory {
+        text.push_str(&format!(", {} in memory", megabytes(memory.resident_bytes)));
+        if 0 < memory.swapped_bytes {
+            text.push_str(&format!(", {} in swap", megabytes(memory.swapped_bytes)));
+        }
+        if 0 < memory.swap_store_bytes {
+            let store = megabytes(memory.swap_store_bytes);
+            text.push_str(&format!(" (which takes {store} of memory)"));
+        }
+    }
+    Some(text)
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// A JSON array, or nothing.

@@ -3,7 +3,7 @@
 use super::Context;
 use super::apps::has_own_network;
 use super::machine::{
-    checks_text, image_text, is_managed, is_reachable, metadata, process_group, shaped,
+    checks_text, depth_text, image_text, is_managed, is_reachable, metadata, process_group, shaped,
 };
 use crate::args::Status;
 use crate::failure::{Failure, Outcome};
@@ -107,14 +107,16 @@ fn print(context: &Context<'_>, app: &App, machines: &[Machine]) {
 fn print_notes(context: &Context<'_>, machines: &[&Machine]) {
     let standby = machines.iter().any(|machine| is_standby(machine));
     let unreachable = machines.iter().any(|machine| !is_reachable(machine));
-    let reasons: Vec<_> = machines.iter().filter_map(|machine| reason_text(machine)).collect();
+    let mut notes: Vec<_> = machines.iter().filter_map(|machine| reason_text(machine)).collect();
+    notes.extend(machines.iter().filter_map(|machine| rest_text(machine)));
+    notes.sort();
     let cordoned = machines.iter().filter(|machine| machine.cordoned);
     let cordoned: Vec<_> = cordoned.map(|machine| machine.id.as_str()).collect();
-    if standby || unreachable || !reasons.is_empty() || !cordoned.is_empty() {
+    if standby || unreachable || !notes.is_empty() || !cordoned.is_empty() {
         context.console.line("Notes:");
     }
-    for reason in reasons {
-        context.console.line(reason);
+    for note in notes {
+        context.console.line(note);
     }
     if standby {
         context
@@ -140,6 +142,12 @@ fn reason_text(machine: &Machine) -> Option<String> {
     let mut details = since.filter_map(|event| Some(&event.request.as_ref()?.details));
     let reason = details.find_map(|details| details.get("reason")?.as_str())?;
     Some(format!("  {}: {reason}", machine.id))
+}
+
+/// Where the memory of a Machine is that sleeps with it.
+fn rest_text(machine: &Machine) -> Option<String> {
+    let sleeps = machine.state == MachineState::Suspended;
+    sleeps.then(|| Some(format!("  {}: {}", machine.id, depth_text(machine)?))).flatten()
 }
 
 fn is_standby(machine: &Machine) -> bool {

@@ -163,11 +163,14 @@ impl Backend for Api {
         app: String,
         filter: MachineFilter,
     ) -> Result<Vec<Machine>, ApiError> {
-        machines::list(&self.world, &app, &filter)
+        let listed = machines::list(&self.world, &app, &filter)?;
+        Ok(machines::measured(&self.world, listed).await)
     }
 
     async fn get_machine(&self, _peer: Peer, target: MachineTarget) -> Result<Machine, ApiError> {
-        machines::get(&self.world, &target)
+        let got = machines::get(&self.world, &target)?;
+        let measured = machines::measured(&self.world, vec![got]).await.pop();
+        measured.ok_or_else(|| ApiError::internal("the Machine was lost on the way"))
     }
 
     async fn update_machine(

@@ -4,7 +4,7 @@
 //! of it has one order. What the task needs from the rest of the server is in [`World`]. Slow work
 //! (launching, waiting, removing) runs beside it and comes back as a message.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_api::wire;
@@ -12,18 +12,23 @@ use perch_core::lifecycle::{
     Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
     NOT_STARTED, StartBy, StopBy,
 };
+use perch_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock;
 use super::history::{History, Source};
 use super::launching::{self, Failure};
 use super::limits;
+use super::paging::Past;
 use super::platform_log::Line;
 use super::verdict::Ended;
-use super::world::World;
+use super::world::{World, lock};
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
 const MAILBOX: usize = 64;
+
+/// Callers in quick succession get the same measurement: one costs 3 ms a GB.
+const MEASURED_FOR: Duration = Duration::from_secs(1);
 
 /// What others may ask of a Machine's task.
 #[derive(Debug)]
@@ -42,6 +47,10 @@ pub(crate) enum Command {
     Limit { run: u64, haste: Haste, reason: String },
     /// Send a signal to the program.
     Signal { number: i32, reply: oneshot::Sender<Result<(), String>> },
+    /// Measure its memory; `None` when nothing of it runs.
+    Memory { reply: oneshot::Sender<Option<perch_machine::Memory>> },
+    /// Some of its memory went to swap.
+    PagedOut { run: u64, paged: perch_machine::PagedOut, why: Option<String> },
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
@@ -138,6 +147,8 @@ pub(crate) fn spawn(
         source: Source::Platform,
         cause: String::new(),
         is_leaving: false,
+        rest: Rest::Unknown,
+        measured: Arc::default(),
     };
     world.tracker.spawn(task.work(mailbox));
     handle
@@ -157,6 +168,27 @@ struct Task {
     cause: String,
     /// Whether its directory is being removed: nothing is put into it any more.
     is_leaving: bool,
+    /// What the pager believes.
+    rest: Rest,
+    /// The last measurement of its memory, for callers in quick succession.
+    measured: Arc<Mutex<Option<Measured>>>,
+}
+
+/// Whether the pager was told that the Machine sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// An earlier server may have told its own.
+    Unknown,
+    Asleep,
+    Awake,
+}
+
+/// When which run's memory was measured.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    at: Timestamp,
+    run: u64,
+    memory: perch_machine::Memory,
 }
 
 /// What wakes the task.
@@ -180,6 +212,8 @@ impl Task {
                 }
                 Woken::Exited(run, exit) => {
                     self.running = None;
+                    self.world.pager.gone(&self.id);
+                    self.rest = Rest::Awake;
                     self.world.rest(&self.id).await;
                     self.because(Source::Platform, String::new());
                     self.feed(Event::Exited { run, exit }).await;
@@ -224,6 +258,8 @@ impl Task {
                 reply.send(self.signal(number)).ok();
             }
             Command::Processes { reply } => self.list_processes(reply),
+            Command::Memory { reply } => self.measure(reply),
+            Command::PagedOut { run, paged, why } => self.on_paged_out(run, paged, why),
             Command::Launched { run, result } => self.on_launched(run, result).await,
             Command::ThawFailed { run, reason } => {
                 self.feed(Event::ThawFailed { run, reason }).await;
@@ -315,6 +351,7 @@ impl Task {
         match result {
             Ok(machine) => {
                 self.running = Some(Arc::from(machine));
+                self.rest = Rest::Awake;
                 self.feed(Event::Launched { run }).await;
             }
             Err(failure) => {
@@ -335,6 +372,7 @@ impl Task {
         while let Some(effect) = self.life.poll_effect() {
             self.do_effect(effect).await;
         }
+        self.settle_rest();
         self.publish();
     }
 
@@ -398,10 +436,13 @@ impl Task {
         });
     }
 
-    fn thaw(&self, run: u64) {
+    fn thaw(&mut self, run: u64) {
+        self.rest = Rest::Awake;
         let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else {
             return;
         };
+        // Before the thaw: a page-out that is under way ends here.
+        self.world.pager.woke(machine);
         if let Err(error) = machine.thaw() {
             let reason = format!("could not thaw it: {}", super::images::chain(&error));
             let mailbox = self.mailbox_sender.clone();
@@ -450,6 +491,60 @@ impl Task {
             };
             reply.send(listed).ok();
         });
+    }
+
+    fn measure(&self, reply: oneshot::Sender<Option<perch_machine::Memory>>) {
+        let (machine, measured, now) = (self.running.clone(), self.measured.clone(), clock::now());
+        let Some(machine) = machine else {
+            // The asker may have gone, here and below.
+            reply.send(None).ok();
+            return;
+        };
+        let fresh =
+            |last: &Measured| last.run == machine.run() && now.since(last.at) < MEASURED_FOR;
+        if let Some(last) = lock(&measured).filter(fresh) {
+            reply.send(Some(last.memory)).ok();
+            return;
+        }
+        self.world.tracker.spawn_blocking(move || {
+            let memory = machine.memory().ok();
+            let run = machine.run();
+            *lock(&measured) = memory.map(|memory| Measured { at: clock::now(), run, memory });
+            reply.send(memory).ok();
+        });
+    }
+
+    fn on_paged_out(&mut self, run: u64, paged: perch_machine::PagedOut, why: Option<String>) {
+        *lock(&self.measured) = None;
+        if run != self.life.run() || self.running.is_none() {
+            return;
+        }
+        self.because(Source::Platform, why.unwrap_or_default());
+        let mut request = self.request();
+        request.details.insert("paged_out_bytes".to_owned(), paged.bytes.into());
+        let resident = paged.memory.resident_bytes;
+        request.details.insert("resident_bytes".to_owned(), resident.into());
+        self.record(wire::Event { kind: "page_out".to_owned(), ..self.event(request) });
+    }
+
+    /// Tells the pager what it does not know yet.
+    fn settle_rest(&mut self) {
+        let Some(machine) = &self.running else { return };
+        let is_asleep = wire_state(&self.life) == wire::MachineState::Suspended;
+        let rest = if is_asleep { Rest::Asleep } else { Rest::Awake };
+        let before = std::mem::replace(&mut self.rest, rest);
+        if before == rest {
+            return;
+        }
+        *lock(&self.measured) = None;
+        match rest {
+            Rest::Asleep => {
+                let past = if before == Rest::Awake { Past::Running } else { Past::Unknown };
+                let mailbox = self.mailbox_sender.clone();
+                self.world.pager.fell_asleep(machine.clone(), past, mailbox);
+            }
+            Rest::Awake | Rest::Unknown => self.world.pager.woke(machine),
+        }
     }
 
     fn remove(&mut self) {

@@ -20,6 +20,7 @@ use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
 use super::lives::Lives;
 use super::machine::Handle;
+use super::paging::Pager;
 use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
 use super::publishing::Published;
@@ -53,6 +54,7 @@ pub(crate) struct World {
     pub(crate) vault: Vault,
     pub(crate) platform_log: PlatformLog,
     events: history::Writer,
+    pub(crate) pager: Pager,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     handles: Mutex<BTreeMap<String, Handle>>,
@@ -84,6 +86,7 @@ pub(crate) struct Parts {
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
     pub(crate) events: history::Writer,
+    pub(crate) pager: Pager,
 }
 
 impl World {
@@ -103,6 +106,7 @@ impl World {
             vault: parts.vault,
             platform_log: PlatformLog::default(),
             events: parts.events,
+            pager: parts.pager,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             handles: Mutex::default(),

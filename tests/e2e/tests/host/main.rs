@@ -25,6 +25,7 @@ mod limits;
 mod listen;
 mod looking;
 mod manual;
+mod memory;
 mod networks;
 mod one_deploy;
 mod persistence;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use perch_api::server::{DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
@@ -20,12 +21,15 @@ use crate::server::images::{Ready, Reference, api_error};
 use crate::server::keeper::{Catalog, Change};
 use crate::server::launching;
 use crate::server::machine::{self, Command, Handle, Refused};
+use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
 use crate::server::secrets;
 use crate::server::world::World;
 
 /// Number of this host in addresses (PN-11); more hosts come later.
 const HOST: u16 = 1;
+/// How long Machines may take to measure their memory.
+const MEASURE_TIMEOUT: Duration = Duration::from_millis(500);
 const KILL: i32 = rustix::process::Signal::KILL.as_raw();
 
 /// Makes a Machine and, unless told otherwise, begins to start it.
@@ -327,7 +331,47 @@ fn wire_machine(world: &World, record: &MachineRecord) -> Option<Machine> {
         nonce: None,
         host_status: "ok".to_owned(),
         cordoned: record.cordoned,
+        perch_depth: None,
+        perch_memory: None,
     })
+}
+
+/// Adds how deep Machines sleep and where their memory is.
+pub(crate) async fn measured(world: &World, machines: Vec<Machine>) -> Vec<Machine> {
+    let deadline = tokio::time::Instant::now() + MEASURE_TIMEOUT;
+    // All are asked before the first is waited for.
+    let mut asked = Vec::new();
+    for machine in machines {
+        let answer = ask_memory(world, &machine, deadline).await;
+        asked.push((machine, answer));
+    }
+    let swap = paging::swap();
+    let mut done = Vec::new();
+    for (mut machine, answer) in asked {
+        let memory = match answer {
+            Some(answer) => tokio::time::timeout_at(deadline, answer).await,
+            None => Ok(Ok(None)),
+        };
+        // One that does not answer in time is shown without.
+        let memory = memory.ok().and_then(Result::ok).flatten();
+        (machine.perch_depth, machine.perch_memory) = paging::shown(machine.state, memory, swap);
+        done.push(machine);
+    }
+    done
+}
+
+async fn ask_memory(
+    world: &World,
+    machine: &Machine,
+    deadline: tokio::time::Instant,
+) -> Option<oneshot::Receiver<Option<perch_machine::Memory>>> {
+    if !matches!(machine.state, MachineState::Started | MachineState::Suspended) {
+        return None;
+    }
+    let handle = world.handle(&machine.id)?;
+    let (reply, answer) = oneshot::channel();
+    let sent = tokio::time::timeout_at(deadline, handle.send(Command::Memory { reply })).await;
+    sent.is_ok_and(|sent| sent).then_some(answer)
 }
 
 /// Removes a Machine; a running one only by force.

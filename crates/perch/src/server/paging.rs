@@ -1,0 +1,353 @@
+//! What becomes of the memory of Machines that sleep.
+//!
+//! ```text
+//!  fell_asleep ─► yield: the kernel's first choice ─► page_out_after ─► page-out, one Machine after the other
+//!       woke ───► the page-out ends at the next chunk, the Machine is as before ─► what it had in swap is read back
+//! ```
+//!
+//! One thread does all of it: nothing here is urgent but taking back, which is done between two chunks of whatever else
+//! is going on. A thaw that the server hears of late ends a page-out all the same: it looks at the Machine itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use perch_api::wire;
+use perch_core::time::Timestamp;
+use perch_machine::memory::End;
+use perch_machine::{Machine, Memory, PagedOut, Swap};
+use tokio::sync::mpsc;
+
+use super::clock;
+use super::images::chain;
+use super::machine::Command;
+use super::world::lock;
+
+/// Reading back begins so long after a thaw: a request that touches little is then answered, and nothing competes with
+/// it for the disk.
+const PREFETCH_DELAY: Duration = Duration::from_millis(50);
+/// Most that is read back for one Machine; what it wants beyond comes when it touches it.
+const PREFETCH_BYTES_MAX: u64 = 1 << 30;
+/// Machines that wait for being read back; beyond, memory comes when it is touched.
+const PREFETCHES_MAX: usize = 32;
+/// A Machine that could not be paged out, because there was no swap, is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// The way to the thread.
+#[derive(Debug)]
+pub(crate) struct Pager {
+    shared: Arc<Shared>,
+    /// `None`: never by itself.
+    page_out_after: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Short work, before everything else and in order.
+    chores: VecDeque<Chore>,
+    sleepers: BTreeMap<String, Sleeper>,
+    prefetches: VecDeque<(Timestamp, Arc<Machine>)>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Chore {
+    Yield(Arc<Machine>),
+    Keep(Arc<Machine>),
+}
+
+#[derive(Debug)]
+struct Sleeper {
+    machine: Arc<Machine>,
+    mailbox: mpsc::Sender<Command>,
+    /// When it is paged out; `None`: it was, or is not to be.
+    due: Option<Timestamp>,
+    /// Why it is paged out before its time.
+    why: Option<String>,
+    /// Whether something of it may be in swap.
+    touched: bool,
+    awake: Arc<AtomicBool>,
+}
+
+/// What a Machine did before it was found asleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// It ran.
+    Running,
+    /// An earlier server may have paged it out.
+    Unknown,
+}
+
+/// What the thread does next.
+enum Job {
+    Chore(Chore),
+    PageOut(String, Arc<Machine>, Arc<AtomicBool>),
+    Prefetch(Arc<Machine>),
+    End,
+}
+
+impl Pager {
+    /// Starts the thread; it ends with [`Pager::end`].
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub(crate) fn start(page_out_after: Option<Duration>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let own = shared.clone();
+        std::thread::Builder::new().name("perch-memory".to_owned()).spawn(move || own.work())?;
+        Ok(Self { shared, page_out_after })
+    }
+
+    /// A Machine is frozen. `mailbox` hears of its page-out.
+    pub(crate) fn fell_asleep(
+        &self,
+        machine: Arc<Machine>,
+        past: Past,
+        mailbox: mpsc::Sender<Command>,
+    ) {
+        let due = self.page_out_after.map(|after| clock::now() + after);
+        let id = machine.spec().machine.clone();
+        let sleeper = Sleeper {
+            machine: machine.clone(),
+            mailbox,
+            due,
+            why: None,
+            touched: past == Past::Unknown,
+            awake: Arc::default(),
+        };
+        self.shared.change(|state| {
+            state.prefetches.retain(|(_, waiting)| !Arc::ptr_eq(waiting, &machine));
+            state.chores.push_back(Chore::Yield(machine));
+            if let Some(former) = state.sleepers.insert(id, sleeper) {
+                former.awake.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// A Machine goes on, or is about to. Never waits for the thread.
+    pub(crate) fn woke(&self, machine: &Arc<Machine>) {
+        self.shared.change(|state| {
+            let id = &machine.spec().machine;
+            let slept = state.sleepers.remove(id);
+            if let Some(sleeper) = &slept {
+                sleeper.awake.store(true, Ordering::Release);
+            }
+            state.chores.push_back(Chore::Keep(machine.clone()));
+            let touched = slept.is_some_and(|sleeper| sleeper.touched);
+            if touched && state.prefetches.len() < PREFETCHES_MAX {
+                let at = clock::now() + PREFETCH_DELAY;
+                state.prefetches.push_back((at, machine.clone()));
+            }
+        });
+    }
+
+    /// A run has ended.
+    pub(crate) fn gone(&self, id: &str) {
+        self.shared.change(|state| {
+            if let Some(sleeper) = state.sleepers.remove(id) {
+                sleeper.awake.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// Ends the thread at the next chunk.
+    pub(crate) fn end(&self) {
+        self.shared.change(|state| state.ended = true);
+    }
+}
+
+impl Shared {
+    fn change(&self, act: impl FnOnce(&mut State)) {
+        act(&mut lock(&self.state));
+        self.changed.notify_one();
+    }
+
+    fn work(&self) {
+        if let Err(error) = perch_machine::memory::yield_rank() {
+            tracing::warn!(%error, "sleepers may keep a rank among the kernel's choices");
+        }
+        loop {
+            match self.next_job() {
+                Job::Chore(chore) => chore.run(),
+                Job::PageOut(id, machine, awake) => self.page_out(&id, &machine, &awake),
+                Job::Prefetch(machine) => self.prefetch(&machine),
+                Job::End => return,
+            }
+        }
+    }
+
+    fn next_job(&self) -> Job {
+        let mut state = lock(&self.state);
+        loop {
+            let now = clock::now();
+            if let Some(job) = state.job(now) {
+                return job;
+            }
+            state = match state.next_due() {
+                Some(due) => {
+                    let waited = self.changed.wait_timeout(state, due.since(now));
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Whether long work may go on. What cannot wait is done here, between two chunks.
+    fn goes_on(&self) -> bool {
+        loop {
+            let mut state = lock(&self.state);
+            if state.ended {
+                return false;
+            }
+            let Some(chore) = state.chores.pop_front() else { return true };
+            drop(state);
+            chore.run();
+        }
+    }
+
+    fn page_out(&self, id: &str, machine: &Arc<Machine>, awake: &Arc<AtomicBool>) {
+        if swap().total_bytes == 0 {
+            return self.put_off(id, awake);
+        }
+        let go_on = || !awake.load(Ordering::Acquire) && self.goes_on();
+        match machine.page_out(&go_on) {
+            Ok(paged) => self.on_paged_out(id, awake, paged),
+            Err(error) => {
+                tracing::warn!(machine = id, %error, "its memory could not be paged out");
+                self.put_off(id, awake);
+            }
+        }
+    }
+
+    fn on_paged_out(&self, id: &str, awake: &Arc<AtomicBool>, paged: PagedOut) {
+        let mut state = lock(&self.state);
+        let Some(sleeper) = state.of(id, awake) else { return };
+        sleeper.due = match paged.end {
+            End::Done | End::CalledOff => None,
+            End::SwapFull => Some(clock::now() + RETRY_AFTER),
+        };
+        sleeper.touched = 0 < paged.memory.swapped_bytes;
+        if paged.bytes == 0 {
+            return;
+        }
+        let (run, why) = (sleeper.machine.run(), sleeper.why.take());
+        // An event that finds a full mailbox is lost; what is in swap is measured when somebody asks.
+        sleeper.mailbox.try_send(Command::PagedOut { run, paged, why }).ok();
+    }
+
+    fn put_off(&self, id: &str, awake: &Arc<AtomicBool>) {
+        if let Some(sleeper) = lock(&self.state).of(id, awake) {
+            sleeper.due = Some(clock::now() + RETRY_AFTER);
+        }
+    }
+
+    fn prefetch(&self, machine: &Arc<Machine>) {
+        let go_on = || !machine.is_frozen() && self.goes_on();
+        if let Err(error) = machine.prefetch(&go_on, PREFETCH_BYTES_MAX) {
+            let machine = &machine.spec().machine;
+            tracing::debug!(machine, %error, "its memory is not read back ahead");
+        }
+    }
+}
+
+impl State {
+    fn job(&mut self, now: Timestamp) -> Option<Job> {
+        if self.ended {
+            return Some(Job::End);
+        }
+        if let Some(chore) = self.chores.pop_front() {
+            return Some(Job::Chore(chore));
+        }
+        if self.prefetches.front().is_some_and(|(at, _)| *at <= now) {
+            return self.prefetches.pop_front().map(|(_, machine)| Job::Prefetch(machine));
+        }
+        let due = self.sleepers.iter().filter(|(_, it)| it.due.is_some_and(|due| due <= now));
+        let (id, first) = due.min_by_key(|(_, sleeper)| sleeper.due)?;
+        Some(Job::PageOut(id.clone(), first.machine.clone(), first.awake.clone()))
+    }
+
+    fn next_due(&self) -> Option<Timestamp> {
+        let sleepers = self.sleepers.values().filter_map(|sleeper| sleeper.due);
+        sleepers.chain(self.prefetches.front().map(|(at, _)| *at)).min()
+    }
+
+    /// The sleeper that a job was about, unless it woke meanwhile.
+    fn of(&mut self, id: &str, awake: &Arc<AtomicBool>) -> Option<&mut Sleeper> {
+        self.sleepers.get_mut(id).filter(|sleeper| Arc::ptr_eq(&sleeper.awake, awake))
+    }
+}
+
+impl Chore {
+    fn run(self) {
+        let (machine, done) = match &self {
+            Self::Yield(machine) => (machine, machine.yield_memory()),
+            Self::Keep(machine) => (machine, machine.keep_memory()),
+        };
+        if let Err(error) = done {
+            let machine = &machine.spec().machine;
+            tracing::warn!(machine, %error, "its rank among the kernel's choices is not as it should be");
+        }
+    }
+}
+
+/// The host's swap; none where the kernel does not tell.
+pub(crate) fn swap() -> Swap {
+    Swap::of_this_host().unwrap_or_else(|error| {
+        tracing::debug!(error = chain(&error), "the host's swap is unknown");
+        Swap::default()
+    })
+}
+
+/// How deep a Machine sleeps and where its memory is, for the API.
+pub(crate) fn shown(
+    state: wire::MachineState,
+    memory: Option<Memory>,
+    swap: Swap,
+) -> (Option<wire::Depth>, Option<wire::MachineMemory>) {
+    use wire::MachineState as S;
+    let depth = match (state, memory) {
+        (S::Started, _) => Some(wire::Depth::Started),
+        (S::Suspended, Some(memory)) if memory.is_paged_out() => {
+            Some(wire::Depth::SuspendedPagedOut)
+        }
+        (S::Suspended, _) => Some(wire::Depth::SuspendedResident),
+        (S::Stopped | S::Created | S::Failed, _) => Some(wire::Depth::Stopped),
+        _ => None,
+    };
+    let memory = memory.map(|memory| wire::MachineMemory {
+        resident_bytes: memory.resident_bytes,
+        anonymous_bytes: memory.anonymous_bytes,
+        swapped_bytes: memory.swapped_bytes,
+        swap_store_bytes: swap.store_of(memory.swapped_bytes),
+    });
+    (depth, memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_depth_is_what_was_measured() {
+        let memory = |anonymous_bytes, swapped_bytes| {
+            Some(Memory { resident_bytes: 9, anonymous_bytes, swapped_bytes })
+        };
+        let depth = |state, memory| shown(state, memory, Swap::default()).0;
+        use wire::{Depth, MachineState as S};
+        assert_eq!(depth(S::Started, memory(1, 2)), Some(Depth::Started));
+        assert_eq!(depth(S::Suspended, memory(2, 1)), Some(Depth::SuspendedResident));
+        assert_eq!(depth(S::Suspended, memory(1, 2)), Some(Depth::SuspendedPagedOut));
+        assert_eq!(depth(S::Suspended, None), Some(Depth::SuspendedResident));
+        assert_eq!(depth(S::Stopped, None), Some(Depth::Stopped));
+        assert_eq!(depth(S::Stopping, memory(1, 2)), None);
+    }
+}

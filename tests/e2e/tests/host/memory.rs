@@ -1,0 +1,151 @@
+//! Memory of Machines that sleep: paged out where there is swap, and back with the next request.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use perch_testkit::{Host, Machine, Network, wait_until};
+
+use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
+
+/// Sleeps after a second, and its memory shortly after that.
+const QUICK: &str = "auto_stop_after = \"1s\"\npage_out_after = \"200ms\"\n";
+
+const HELD_MB: u64 = 40;
+
+#[test]
+fn a_sleeper_goes_to_swap_and_the_next_request_finds_all_of_it() {
+    on_host(QUICK, |host| {
+        let swap = make_swap(host)?;
+        let (address, sum) = holder(host)?;
+        let paged = wait_paged_out(host)?;
+        check_paged_out(host, &paged)?;
+        check_rank(host, &paged.id, 999)?;
+        let answer = host.get(&address, 80, "/held")?;
+        check_answer(&answer, &sum)?;
+        ensure!(answer.header("perch-wake").is_some(), "not woken by this: {answer:?}");
+        check_rank(host, &paged.id, 0)?;
+        wait_paged_out(host)?;
+        host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
+        ensure!(!is_on(&swap)? && !data_file(host).exists(), "the swap is left");
+        check_answer(&host.get(&address, 80, "/held")?, &sum)
+    });
+}
+
+#[test]
+fn a_server_that_dies_while_it_pages_out_leaves_a_sleeper_for_the_next() {
+    on_host(QUICK, |host| {
+        make_swap(host)?;
+        let (address, sum) = holder(host)?;
+        host.wait_all("quotes", "suspended", SOON)?;
+        // Somewhere in the time before, in, or after the page-out.
+        host.kill_server()?;
+        host.start_server()?;
+        let paged = wait_paged_out(host)?;
+        check_rank(host, &paged.id, 999)?;
+        host.kill_server()?;
+        host.start_server()?;
+        check_answer(&host.get(&address, 80, "/held")?, &sum)?;
+        check_rank(host, &paged.id, 0)
+    });
+}
+
+#[test]
+fn without_swap_or_when_told_so_nothing_is_paged_out() {
+    on_host("page_out_after = \"off\"\n", |host| {
+        let wrong = host.perch(&["swap", "create", "12 parsecs", "--data-dir", &data(host)])?;
+        ensure!(wrong.fails()?.contains("512MiB"), "no example of a size");
+        let none = host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
+        ensure!(none.contains("no swap of this server"), "{none}");
+        let swap = make_swap(host)?;
+        let again = host.perch(&["swap", "create", "64MiB", "--data-dir", &data(host)])?;
+        ensure!(again.fails()?.contains("perch swap remove"), "no remedy");
+        host.stop_server()?;
+        host.perch(&["down", "--data-dir", &data(host)])?.ok()?;
+        ensure!(!is_on(&swap)?, "the swap is on after `perch down`");
+        host.start_server()?;
+        ensure!(is_on(&swap)?, "the swap is off after a start");
+        host.perch(&["down", "--data-dir", &data(host), "--purge"])?.ok()?;
+        ensure!(!is_on(&swap)? && !data_file(host).exists(), "the swap is left");
+        Ok(())
+    });
+}
+
+fn on_host(config: &str, test: impl FnOnce(&mut Host) -> Result<()>) {
+    on(|| Host::start_with(Network::Open, config), test);
+}
+
+fn data(host: &Host) -> String {
+    host.data_dir().to_string_lossy().into_owned()
+}
+
+fn data_file(host: &Host) -> std::path::PathBuf {
+    host.data_dir().join("swap")
+}
+
+/// Makes swap that goes with the host; answers what the kernel calls it.
+fn make_swap(host: &Host) -> Result<String> {
+    host.perch(&["swap", "create", "128MiB", "--data-dir", &data(host)])?.ok()?;
+    let file = data_file(host);
+    ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
+    let name = file.to_string_lossy().into_owned();
+    ensure!(is_on(&name)?, "it is not on");
+    Ok(name)
+}
+
+fn is_on(swap: &str) -> Result<bool> {
+    Ok(fs::read_to_string("/proc/swaps")?.lines().any(|line| line.starts_with(swap)))
+}
+
+/// Deploys an app that holds memory; returns its address and what it says of that memory.
+fn holder(host: &Host) -> Result<(String, String)> {
+    let sections = format!(
+        "[env]\n  HOLD_MB = '{HELD_MB}'\n\n[http_service]\n  internal_port = 8081\n  force_https = false\n  \
+         auto_stop_machines = \"suspend\"\n  auto_start_machines = true\n  min_machines_running = 0\n"
+    );
+    let dir = host.app_dir("quotes", &fly_toml("quotes", &hello_image(host)?, &sections))?;
+    let launch =
+        ["launch", "--flycast", "--copy-config", "--name", "quotes", "--ha=false", "--yes"];
+    host.fly_in(&dir, &launch)?.ok()?;
+    let address = host.flycast("quotes")?;
+    let answer = host.get(&address, 80, "/held")?;
+    check_answer(&answer, &format!("{HELD_MB} MB"))?;
+    Ok((address, answer.body))
+}
+
+fn wait_paged_out(host: &Host) -> Result<Machine> {
+    wait_until("the sleeper to be in swap", SOON, || {
+        let machine = host.machines("quotes")?.into_iter().next().context("no Machine")?;
+        let depth = machine.value["perch_depth"].clone();
+        if depth == "suspended_paged_out" { Ok(Some(machine)) } else { bail!("it is {depth}") }
+    })
+}
+
+fn check_paged_out(host: &Host, machine: &Machine) -> Result<()> {
+    let memory = &machine.value["perch_memory"];
+    let bytes = |name: &str| memory[name].as_u64().with_context(|| format!("no {name}: {memory}"));
+    ensure!(HELD_MB << 20 <= bytes("swapped_bytes")?, "it is not in swap: {memory}");
+    ensure!(bytes("anonymous_bytes")? < 2 << 20, "it is still in memory: {memory}");
+    let seen = wait_until("the event", SOON, || {
+        let shown = host.fly(&["machine", "status", &machine.id, "-a", "quotes"])?.ok()?;
+        Ok(shown.contains("page_out").then_some(shown))
+    })?;
+    ensure!(seen.contains("suspended, paged out"), "no depth in {seen}");
+    ensure!(seen.contains("paged_out_bytes="), "no amount in {seen}");
+    let status = host.fly(&["status", "-a", "quotes"])?.ok()?;
+    ensure!(status.contains("suspended, paged out"), "no depth in {status}");
+    Ok(())
+}
+
+/// Waits until all processes of a Machine have this rank among the kernel's choices.
+fn check_rank(host: &Host, id: &str, rank: i32) -> Result<()> {
+    wait_until(&format!("rank {rank}"), SOON, || {
+        let ranks: Result<Vec<String>> = machine_processes(host, id)
+            .iter()
+            .map(|it| Ok(fs::read_to_string(format!("/proc/{}/oom_score_adj", it.pid))?))
+            .collect();
+        let ranks = ranks?;
+        let all = !ranks.is_empty() && ranks.iter().all(|it| it.trim() == rank.to_string());
+        if all { Ok(Some(())) } else { bail!("they are {ranks:?}") }
+    })
+}
