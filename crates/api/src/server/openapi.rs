@@ -127,4 +127,37 @@ mod tests {
             assert!(operation.changes || described["requestBody"].is_null(), "{name}");
         }
     }
+
+    /// Whether a schema of a query lets an empty value be.
+    fn takes_empty(schema: &Value) -> bool {
+        let any = |key: &str| schema[key].as_array().into_iter().flatten().any(takes_empty);
+        let pattern = schema["pattern"].as_str();
+        let words = schema["enum"].as_array();
+        match (schema["type"].as_str(), words, pattern) {
+            (Some("array"), ..) => takes_empty(&schema["items"]),
+            (Some("string"), Some(words), _) => words.iter().any(|word| word == ""),
+            (Some("string"), None, pattern) => pattern.is_none_or(|it| it.ends_with(")?$")),
+            _ => any("anyOf"),
+        }
+    }
+
+    #[test]
+    fn what_a_query_need_not_say_it_may_say_as_nothing() {
+        let document = description();
+        let mut seen = 0;
+        for operation in access::operations() {
+            let described = &document["paths"][operation.path][operation.method.to_lowercase()];
+            let parameters = described["parameters"].as_array().into_iter().flatten();
+            for it in parameters.filter(|it| it["in"] == "query" && it["required"] == false) {
+                seen += 1;
+                assert!(
+                    takes_empty(&it["schema"]),
+                    "{} {}: {it}",
+                    operation.method,
+                    operation.path
+                );
+            }
+        }
+        assert!(20 < seen, "{seen} were found");
+    }
 }

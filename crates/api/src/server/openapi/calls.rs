@@ -286,7 +286,8 @@ fn dns(path: &'static str, about: &'static str) -> Call {
         "maxLength": 253,
         "pattern": "^([A-Za-z0-9_][A-Za-z0-9_-]{0,62}[.])*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}[.]?$",
     });
-    let kinds = words(&["A", "AAAA", "CNAME", "TXT"]);
+    // As the query reads it: in either case, and empty counts as absent.
+    let kinds = pattern("^([Aa]|[Aa]{4}|[Cc][Nn][Aa][Mm][Ee]|[Tt][Xx][Tt])?$");
     Call::new("GET", path, about)
         .with(Parameter::query("name", name, "The name that is looked up.").required())
         .query("type", kinds, "What is asked about it; not given = AAAA.")
