@@ -8,6 +8,7 @@
 //! the secrets, which lies outside the data directory so that a backup alone gives nobody a secret.
 
 pub(crate) mod archive;
+mod scratch;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use perch_machine::{Digest, ImageError};
 use crate::paths::{self, Paths};
 use crate::server;
 use archive::{Head, Writer};
+use scratch::Scratch;
 
 pub(crate) const USAGE: &str =
     "error: usage: perch backup FILE [--data-dir DIR] [--config FILE] [--logs] [--force]\n";
@@ -171,10 +173,9 @@ impl Target {
 
 /// Writes everything beside the target, then gives it its name.
 fn write(options: &Options, paths: &Paths, target: &Target) -> anyhow::Result<String> {
-    let mut scratch = tempfile::Builder::new();
-    let scratch = scratch.prefix(".perch-backup-").tempdir_in(&target.dir);
-    let scratch =
-        scratch.with_context(|| format!("could not write in {}", target.dir.display()))?;
+    scratch::remove_leftovers(&target.dir);
+    let scratch = Scratch::new(&target.dir)
+        .with_context(|| format!("could not write in {}", target.dir.display()))?;
     let snapshot = snapshot(paths, scratch.path())?;
     let draft = tempfile::NamedTempFile::new_in(scratch.path())?;
     let head = Head {

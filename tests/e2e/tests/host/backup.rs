@@ -55,6 +55,10 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 #[test]
 fn a_backup_of_a_running_server_is_a_server_elsewhere_and_a_request_wakes_its_app() {
     on_host(|host| {
+        // As a killed backup leaves it.
+        let left = host.dir().join(".perch-backup-left");
+        fs::create_dir(&left)?;
+        fs::write(left.join("store.db"), "half")?;
         private_app(host, "asleep", SNIPPET)?;
         private_app(host, "awake", AWAKE)?;
         host.fly(&["ips", "allocate-v4", "--shared", "-a", "awake"])?.ok()?;
@@ -66,6 +70,7 @@ fn a_backup_of_a_running_server_is_a_server_elsewhere_and_a_request_wakes_its_ap
         check_refused(&again, &["is there already", "--force"])?;
         perch(host, &host.data_dir(), &["backup", &text(&file), "--force", "--logs"])?.ok()?;
         ensure!(host.states("awake")?.iter().all(|it| it == "started"), "a Machine was disturbed");
+        ensure!(!left.exists(), "what a killed backup left is still there");
 
         let mut other = Host::bare(Network::Open)?;
         other.configure(QUICK_SLEEP);
