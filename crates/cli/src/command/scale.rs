@@ -144,7 +144,7 @@ async fn refuse_while_deployed(context: &Context<'_>, app: &str) -> Outcome {
             "{} is deploying {app} (release {})",
             release.user, release.version
         ))
-        .hint("Nothing was changed. Try again when it is done")),
+        .hint("Nothing was changed beyond what is said above. Try again when it is done")),
         None => Ok(()),
     }
 }

@@ -110,6 +110,17 @@ fn somebody_else_at_work_stops_a_scale_before_it_changes_anything() {
 }
 
 #[test]
+fn a_machine_that_a_beginning_deploy_may_have_missed_goes_again() {
+    let fixture = Fixture::deployed();
+    fixture.server().deploy_with_next_machine();
+    let run = fixture.fly(&["scale", "count", "4", "-y"]);
+    check_fails(&run, "alice is deploying web (release 1)");
+    assert!(!run.out.contains("Created"), "{}", run.out);
+    assert_eq!(ids(&fixture), ["m0", "m1"]);
+    assert_eq!(fixture.server().leases(), 0, "ours are given back");
+}
+
+#[test]
 fn sizes_are_shown_and_changed_and_those_asleep_stay_asleep() {
     let fixture = Fixture::deployed();
     fixture.server().set_state("m1", "stopped");

@@ -22,6 +22,7 @@ struct State {
     secrets_version: u64,
     blobs: BTreeSet<String>,
     image_error: Option<String>,
+    deploys_next: bool,
     machine_error: Option<String>,
     release_error: Option<String>,
     taken_over_by: Option<String>,
@@ -119,6 +120,11 @@ impl Server {
         let mut state = self.state();
         let release = state.releases.last_mut().expect("there is one");
         (release["in_progress"], release["user"]) = (true.into(), "alice".into());
+    }
+
+    /// A deploy begins as soon as the next Machine is made.
+    pub(crate) fn deploy_with_next_machine(&self) {
+        self.state().deploys_next = true;
     }
 
     /// As if a Machine started with this version of the secrets.
@@ -546,6 +552,10 @@ impl State {
             "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok"});
         self.machines.push(machine);
         let mut machine = self.launch(&id, request);
+        if std::mem::take(&mut self.deploys_next) {
+            let release = self.releases.last_mut().expect("there is one");
+            (release["in_progress"], release["user"]) = (true.into(), "alice".into());
+        }
         if request.body["lease_ttl"].as_u64().is_some_and(|seconds| 0 < seconds) {
             self.leases.insert(id.clone(), json!({"nonce": "made"}));
             machine["nonce"] = "made".into();

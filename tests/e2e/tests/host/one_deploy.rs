@@ -4,8 +4,9 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, Output, wait_until};
+use serde_json::{Value, json};
 
-use crate::stage::{AWAKE, SOON, fly_toml, on_host, shell_image};
+use crate::stage::{AWAKE, SOON, fly_toml, hello_image, on_host, shell_image};
 
 /// Takes its time to come up, so that a deploy is still at work when the next one comes.
 const SLOW: &str = "busybox sleep 5; exec busybox httpd -f -p 0.0.0.0:8081 -h /tmp";
@@ -110,6 +111,55 @@ fn a_deploy_that_the_server_left_alone_holds_up_the_next_one_for_a_while_only() 
         wait_until("the next deploy to be let in", SOON, || {
             host.fly_in(&dir, &["deploy"])?.ok().map(Some)
         })?;
+        Ok(())
+    });
+}
+
+/// What a deploy does before it lists Machines; the release's id.
+fn begun_release(host: &Host) -> Result<String> {
+    let body = json!({
+        "app_name": "web", "image": "registry.perch/web:1", "strategy": "ROLLING", "definition": {"app": "web"},
+    });
+    let body = body.to_string();
+    let made = host.request("POST", "/api/v1/releases", "application/json", body.as_bytes())?;
+    ensure!(made.status == 201, "{made:?}");
+    let made: Value = serde_json::from_str(&made.body)?;
+    let id = made["release"]["id"].as_str().context("no id")?.to_owned();
+    move_release(host, &id, "running")?;
+    Ok(id)
+}
+
+fn move_release(host: &Host, id: &str, status: &str) -> Result<()> {
+    let (path, body) = (format!("/api/v1/releases/{id}"), json!({"status": status}).to_string());
+    let moved = host.request("PATCH", &path, "application/json", body.as_bytes())?;
+    ensure!(moved.status == 200, "{moved:?}");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_scaled_while_a_deploy_is_at_work_also_where_no_machine_is_yet() {
+    on_host(|host| {
+        let scale = |host: &Host| host.fly(&["scale", "count", "3", "--yes", "-a", "web"]);
+        host.fly(&["apps", "create", "web"])?.ok()?;
+        let first = begun_release(host)?;
+        let refused = scale(host)?;
+        refused.says(&["no complete releases"])?;
+        refused.fails()?;
+        move_release(host, &first, "failed")?;
+        let image = hello_image(host)?;
+        let dir = host.app_dir("web", &fly_toml("web", &image, AWAKE))?;
+        host.fly_in(&dir, &["deploy", "--flycast"])?.ok()?;
+        host.fly(&["scale", "count", "0", "--yes", "-a", "web"])?.ok()?;
+        wait_until("no Machine", SOON, || Ok(host.machines("web")?.is_empty().then_some(())))?;
+        // There is a complete release to copy from, and nothing to lease.
+        let next = begun_release(host)?;
+        let refused = scale(host)?;
+        refused.says(&["is deploying web", "Try again when it is done"])?;
+        refused.fails()?;
+        ensure!(host.machines("web")?.is_empty(), "{:?}", host.machines("web")?);
+        move_release(host, &next, "interrupted")?;
+        scale(host)?.ok()?;
+        ensure!(host.machines("web")?.len() == 3, "{:?}", host.machines("web")?);
         Ok(())
     });
 }

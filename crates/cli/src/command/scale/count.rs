@@ -251,6 +251,24 @@ fn confirmed(context: &Context<'_>, app: &str) -> Outcome<bool> {
     crate::prompt::confirm(context.console, &format!("Scale app {app}?"))
 }
 
+/// Leases keep a deploy out only where there are Machines. A deploy takes its release before it lists them: one that
+/// began before this Machine was there may miss it, so then it goes again; a later one finds it.
+async fn create_unless_deployed(
+    context: &Context<'_>,
+    app: &str,
+    input: &LaunchInput,
+) -> Outcome<Machine> {
+    refuse_while_deployed(context, app).await?;
+    let made = context.client.create_machine(app, input).await?;
+    let Err(refused) = refuse_while_deployed(context, app).await else { return Ok(made) };
+    match context.client.kill_and_delete_machine(app, &made.id, None).await {
+        Ok(()) => Err(refused),
+        // The deploy has it.
+        Err(error) if matches!(error.status(), Some(404 | 409)) => Err(refused),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn carry_out(
     context: &Context<'_>,
     app: &str,
@@ -261,7 +279,7 @@ async fn carry_out(
     for _ in 0..*change {
         context.interrupt.check()?;
         let input = LaunchInput { region: region.clone(), ..LaunchInput::new(config.clone()) };
-        let made = context.client.create_machine(app, &input).await?;
+        let made = create_unless_deployed(context, app, &input).await?;
         let (id, size) = (&made.id, size_name(&guest(&made)));
         context.console.line(format!("  Created {id} group:{group} region:{region} size:{size}"));
     }
