@@ -39,7 +39,8 @@ usage: cargo x COMMAND
   fixture               this release's data directory for the tests of later ones (root)
   dist                  a tarball and a Debian package in target/dist
 
-E2E_REQUIRED=1 turns every skip into a failure. WIRE_SECONDS (120) and WIRE_SEED (1) are for the ring `wire`.";
+E2E_REQUIRED=1 turns every skip into a failure. WIRE_SEED (1), WIRE_EXAMPLES (40) and WIRE_SECONDS (instead of
+examples: as many as fit) are for the ring `wire`.";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

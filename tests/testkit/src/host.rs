@@ -321,9 +321,20 @@ impl Host {
         content_type: &str,
         body: &[u8],
     ) -> Result<Response> {
+        self.request_with(method, path, &[("Content-Type", content_type)], body)
+    }
+
+    /// The same with any headers.
+    pub fn request_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Response> {
         let mut stream = UnixStream::connect(self.socket()).context("connecting to the API")?;
         stream.set_read_timeout(Some(COMMAND_MAX))?;
-        crate::http::send(&mut stream, method, path, content_type, body)
+        crate::http::send(&mut stream, method, path, headers, body)
             .with_context(|| format!("{method} {path}"))
     }
 

@@ -12,6 +12,7 @@ mod blueprint;
 mod burst;
 mod cgroup;
 mod commands;
+mod contract;
 mod crash;
 mod deploy;
 mod dns;

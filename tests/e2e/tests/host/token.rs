@@ -119,6 +119,69 @@ fn a_token_is_good_for_its_scope_only() {
 }
 
 #[test]
+fn of_secrets_a_token_reads_names_only_and_of_another_app_nothing() {
+    const VALUE: &str = "hunter2-of-the-token-test";
+    on_listening_host(|host| {
+        for app in ["web", "other"] {
+            host.fly(&["apps", "create", app, "--org", "personal"])?.ok()?;
+        }
+        let pair = format!("KEY={VALUE}");
+        host.fly(&["secrets", "set", &pair, "--stage", "-a", "web"])?.ok()?;
+        let before = host.api("/v1/apps/web/secrets")?;
+
+        // Who may only read sees names and digests, of what its token is good for.
+        let readers =
+            [made(host, &["--read-only"])?, made(host, &["--app", "web", "--read-only"])?];
+        for reader in &readers {
+            let list = far_fly(host, reader, &["secrets", "list", "--json", "-a", "web"])?.ok()?;
+            ensure!(list.contains("KEY") && !list.contains(VALUE), "{list}");
+            for change in [
+                &["secrets", "set", "KEY=x", "--stage"][..],
+                &["secrets", "set", "NEW=x"],
+                &["secrets", "unset", "KEY", "--stage"],
+                &["secrets", "unset", "KEY"],
+            ] {
+                let refused = far_fly(host, reader, &[change, &["-a", "web"]].concat())?;
+                check_refused(&refused, "may only read")?;
+            }
+            let shown = far_ask(host, reader, "/v1/apps/web/secrets?show_secrets=true")?;
+            ensure!(shown.starts_with("403 ") && !shown.contains(VALUE), "{shown}");
+        }
+
+        // A token of another app is told what it would be told of an app that is not there.
+        let others = made(host, &["--app", "other"])?;
+        for args in [
+            &["secrets", "list"][..],
+            &["secrets", "set", "KEY=x", "--stage"],
+            &["secrets", "unset", "KEY", "--stage"],
+        ] {
+            let refused = far_fly(host, &others, &[args, &["-a", "web"]].concat())?;
+            let nobodys = far_fly(host, &others, &[args, &["-a", "nobody"]].concat())?;
+            check_refused(&refused, "Could not find App")?;
+            ensure!(
+                refused.stderr == nobodys.stderr.replace("nobody", "web"),
+                "{refused}{nobodys}"
+            );
+        }
+        for path in ["/v1/apps/web/secrets", "/v1/apps/web/secrets/KEY"] {
+            let refused = far_ask(host, &others, path)?;
+            ensure!(refused.starts_with("404 ") && !refused.contains("digest"), "{refused}");
+        }
+        far_fly(host, &others, &["secrets", "set", "OWN=x", "--stage", "-a", "other"])?.ok()?;
+        ensure!(host.api("/v1/apps/web/secrets")? == before, "somebody changed them");
+        Ok(())
+    });
+}
+
+/// Status and body of what the API answers to the holder of a token.
+fn far_ask(host: &Host, token: &str, path: &str) -> Result<String> {
+    let (url, bearer) =
+        (format!("{}{path}", address(host)?), format!("authorization: Bearer {token}"));
+    host.run("curl", &["-sS", "-w", "%{stderr}%{http_code} ", "-H", &bearer, &url])
+        .map(|output| format!("{}{}", output.stderr, output.stdout))
+}
+
+#[test]
 fn a_token_ends_by_time_by_revocation_and_with_its_app() {
     on_listening_host(|host| {
         private_app(host, "web", AWAKE)?;

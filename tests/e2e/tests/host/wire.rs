@@ -4,6 +4,9 @@
 //! sequences, and compares every answer with what the description says. What it expects otherwise
 //! than usual is in `schemathesis.toml`, with reasons. `cargo x test wire` installs it and sets
 //! `SCHEMATHESIS`; the ring of hosts leaves this out.
+//!
+//! Without settings a run is bounded by examples and can be repeated. `WIRE_SEED=7 WIRE_SECONDS=600` is for people who
+//! search.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -17,6 +20,11 @@ use crate::stage::{AWAKE, SOON, on, private_app};
 const CONFIG: &str = "listen_api = \"127.0.0.1:0\"\n";
 /// Beyond its own limit: loading the description, the last request, the report.
 const ENDING_MAX: Duration = Duration::from_secs(60);
+/// Cases for each call, and sequences of calls, in a run that says nothing else: a bound that does not depend on how
+/// fast the machine is, so that the same seed asks the same tomorrow.
+const EXAMPLES: &str = "40";
+/// Such a run is over by then on a slow machine.
+const RUN_MAX: Duration = Duration::from_secs(600);
 
 /// A setting of whoever runs the test.
 fn setting(name: &str, usual: &str) -> String {
@@ -72,20 +80,30 @@ fn ask(host: &Host, description: &Path, report: &Path) -> Result<bool> {
     let program = std::env::var("SCHEMATHESIS")
         .context("SCHEMATHESIS must name the program; `cargo x test wire` sets it")?;
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis.toml");
-    let (seconds, seed) = (setting("WIRE_SECONDS", "120"), setting("WIRE_SEED", "1"));
+    let (seconds, seed) = (std::env::var("WIRE_SECONDS").ok(), setting("WIRE_SEED", "1"));
+    let examples = setting("WIRE_EXAMPLES", EXAMPLES);
     let log = fs::read_to_string(host.server_log())?;
     let address = log.lines().rev().find_map(|line| line.strip_prefix("listening on "));
     let description = description.to_string_lossy();
     let mut command = host.command(&program, &["--config-file", config, "run", &description]);
     command.args(["--url", address.context("the server says no address")?]);
-    command.args(["--checks", "all", "--seed", &seed, "--max-time", &seconds]);
+    command.args(["--checks", "all", "--seed", &seed, "--workers", "1"]);
+    // What an earlier run found is no part of this one.
+    command.args(["--generation-database", "none"]);
+    match &seconds {
+        Some(seconds) => command.args(["--max-time", seconds]),
+        None => command.args(["--max-examples", &examples]),
+    };
     command.args(["--request-timeout", "20", "--warnings", "off", "--no-color"]);
     let data = host.data_dir().to_string_lossy().into_owned();
     let token = host.perch(&["token", "create", "--name", "wire", "--data-dir", &data])?.ok()?;
     command.env("PERCH_TOKEN", token.trim());
     let file = File::create(report)?;
     let mut running = command.stdout(file.try_clone()?).stderr(file).spawn()?;
-    let limit = Duration::from_secs(seconds.parse()?) + ENDING_MAX;
+    let limit = match seconds {
+        Some(seconds) => Duration::from_secs(seconds.parse()?) + ENDING_MAX,
+        None => RUN_MAX,
+    };
     let status = wait_until("schemathesis to end", limit, || Ok(running.try_wait()?));
     if status.is_err() {
         drop(running.kill());
