@@ -6,6 +6,7 @@
 
 mod cycles;
 mod figures;
+mod postgres;
 mod rootfs;
 mod runc;
 mod sleep;
@@ -39,6 +40,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "sleep" => sleep::run(rounds.unwrap_or(sleep::ROUNDS)),
+        "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
         "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
@@ -46,10 +48,12 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
 
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (name, rest) =
-        args.split_first().context("name a benchmark: cycles, sleep, status, wake or warm")?;
+    let (name, rest) = args
+        .split_first()
+        .context("name a benchmark: cycles, postgres, sleep, status, wake or warm")?;
     let which = match *name {
         "cycles" => "cycles",
+        "postgres" => "postgres",
         "sleep" => "sleep",
         "status" => "status",
         "wake" => "wake",

@@ -35,6 +35,7 @@ usage: cargo x COMMAND
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
   bench cycles          sleeps and wakes under callers who come at the worst moments (root) [--cycles N]
+  bench postgres        the first query to a database asleep under 100 connections (root) [--rounds N]
   install, uninstall    on this host (root) [--prefix DIR, default /usr/local]
   fixture               this release's data directory for the tests of later ones (root)
   dist                  a tarball and a Debian package in target/dist

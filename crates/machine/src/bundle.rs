@@ -69,7 +69,7 @@ pub(crate) fn config(
         "root": { "path": root, "readonly": false },
         "hostname": spec.hostname,
         "process": process(spec, user, oom_score(&own)),
-        "mounts": mounts(),
+        "mounts": mounts(shared_memory(spec.memory_bytes)),
         "linux": {
             "namespaces": [
                 { "type": "user", "path": user_namespace },
@@ -133,7 +133,14 @@ fn environment(spec: &LaunchSpec, user: &User) -> Vec<String> {
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn mounts() -> Value {
+/// How much `/dev/shm` may hold: half of the memory, as on a whole machine. Databases put what parallel workers
+/// share there, and fail when it is full. It counts as the Machine's memory like everything else.
+fn shared_memory(memory_bytes: Option<u64>) -> u64 {
+    const LEAST: u64 = 64 << 20;
+    memory_bytes.map_or(LEAST, |bytes| LEAST.max(bytes / 2))
+}
+
+fn mounts(shared_memory: u64) -> Value {
     json!([
         { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
         { "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
@@ -141,7 +148,7 @@ fn mounts() -> Value {
         { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
           "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
         { "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-          "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"] },
+          "options": ["nosuid", "noexec", "nodev", "mode=1777", format!("size={shared_memory}")] },
         { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
           "options": ["nosuid", "noexec", "nodev"] },
     ])
@@ -195,6 +202,14 @@ mod tests {
     #[test]
     fn a_machine_is_never_protected_from_lack_of_memory() {
         assert_eq!((oom_score("-900\n"), oom_score("0\n"), oom_score("500\n")), (0, 0, 500));
+    }
+
+    #[test]
+    fn half_of_the_memory_may_be_shared_and_never_less_than_usual() {
+        let shared = [None, Some(96 << 20), Some(1 << 30)].map(shared_memory);
+        assert_eq!(shared, [64 << 20, 64 << 20, 512 << 20]);
+        let options = mounts(512 << 20)[3]["options"].to_string();
+        assert!(options.contains("\"size=536870912\""), "{options}");
     }
 
     #[test]
