@@ -44,6 +44,8 @@
 //! - `Start`: take a slot of [`StartSlots`] (8 per host), then send `Start` to the server; report as
 //!   cause the first caller in the queue of `port`. Its answer is [`Event::StartDone`] with the same
 //!   attempt. While no server is connected, drop it: [`Event::ServerReady`] asks again.
+//! - `Thaw`: write to the freezer of that run, feed [`Event::Thawed`], and tell the server, now or when
+//!   there is one again.
 //! - `Stop`: send it. Answer: [`Event::StopDone`]. Dropped in the same way.
 //! - `Admit`: remove the first caller of the queue and let it go on as if it had been `Admitted`; the
 //!   balancer has counted it out of `waiting` itself (send no `Demand`) and has seen the edge. Queue
@@ -76,6 +78,8 @@
 //! - Excess that is loaded, for `auto_stop_after` without interruption: the least loaded is drained
 //!   for [`DRAIN_TIMEOUT`] and put back if load remains (AS-63); one per region and
 //!   `auto_stop_after`.
+//! - A suspended Machine whose freezer the shell holds is thawed without asking anybody, also while no
+//!   server is there; any other start is the server's.
 //! - Starts wanted = ceil((in flight + waiting) / soft) − running − starting, of the Machines that
 //!   sleep, each at most once at a time; judged while callers wait, and when a caller has to be let
 //!   in at or over `soft_limit` (AS-71); suspended before stopped, then the last that fell asleep,
@@ -100,6 +104,7 @@ mod route;
 mod slots;
 mod start;
 mod stop;
+mod thaw;
 #[cfg(test)]
 mod tests;
 
@@ -209,6 +214,22 @@ pub enum Event {
         /// Its run.
         run: u64,
     },
+    /// The shell holds what thaws this run of the Machine ([`Effect::Thaw`]).
+    Freezer {
+        /// The Machine.
+        machine: MachineId,
+        /// The run; of an earlier one it is worthless.
+        run: u64,
+    },
+    /// What became of [`Effect::Thaw`].
+    Thawed {
+        /// The Machine.
+        machine: MachineId,
+        /// Of the effect.
+        attempt: u64,
+        /// What became of it.
+        outcome: ThawOutcome,
+    },
     /// The connection to the server is gone: no outstanding attempt will be answered.
     ServerLost,
     /// A server is there (again) and has told all that it knows.
@@ -233,6 +254,15 @@ pub enum StartOutcome {
         /// For people.
         reason: String,
     },
+}
+
+/// What became of a thaw by the shell itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ThawOutcome {
+    /// The run goes on.
+    Done,
+    /// That run cannot be thawed any more: the server must be asked.
+    Failed,
 }
 
 /// What became of a stop.
@@ -293,6 +323,19 @@ pub enum Effect {
         attempt: u64,
         /// Whose callers wait; the cause to report is the first of its queue. `None` when the pool
         /// wants one more because the running ones are busy.
+        port: Option<u16>,
+    },
+    /// Thaw a suspended Machine at once, and feed [`Event::Thawed`]. The server hears of it
+    /// afterwards as of a start with this attempt; until it has answered ([`Event::StartDone`]), its
+    /// word that the run is suspended is old news.
+    Thaw {
+        /// The Machine.
+        machine: MachineId,
+        /// The run that is meant.
+        run: u64,
+        /// To be given back with the answer.
+        attempt: u64,
+        /// As in [`Effect::Start`].
         port: Option<u16>,
     },
     /// Ask the server to stop a Machine; it is closed and empty already.
@@ -423,6 +466,10 @@ impl Balancer {
                 self.on_drain(machine, run, token, now + timeout);
             }
             Event::Undrain { machine, run } => self.on_undrain(machine, run),
+            Event::Freezer { machine, run } => self.on_freezer(machine, run),
+            Event::Thawed { machine, attempt, outcome } => {
+                self.on_thawed(machine, attempt, outcome, now);
+            }
             Event::ServerLost => self.on_server_lost(),
             Event::ServerReady => self.on_server_ready(),
         }
@@ -543,6 +590,7 @@ impl Balancer {
         now: Timestamp,
     ) {
         let Some(machine) = self.machines.get_mut(&id) else { return };
+        machine.settle_thaw(attempt);
         let current = machine.start.is_some_and(|s| s.attempt == attempt);
         if !current && self.mutant != Mutant::LateCompletionAccepted {
             return;

@@ -173,6 +173,11 @@ pub enum Event {
         /// For people.
         reason: String,
     },
+    /// Somebody else has thawed the run, which was suspended: a proxy that could not say so any more.
+    Thawed {
+        /// The run.
+        run: u64,
+    },
     /// The run cannot be thawed.
     ThawFailed {
         /// The run.
@@ -407,6 +412,13 @@ pub enum Found {
         /// The config it was launched with.
         config_version: u64,
     },
+    /// Its run is alive; it was suspended, and the proxy has thawed it because somebody needs it.
+    Thawed {
+        /// The run.
+        run: u64,
+        /// The config it was launched with.
+        config_version: u64,
+    },
     /// Its run is alive and frozen.
     Frozen {
         /// The run.
@@ -545,6 +557,9 @@ impl Lifecycle {
             Found::Running { run, config_version } => {
                 life.adopt(stored, run, config_version, now);
             }
+            Found::Thawed { run, config_version } => {
+                life.adopt_thawed(stored, run, config_version, now);
+            }
             Found::Frozen { run, config_version } => {
                 life.adopt_frozen(stored, run, config_version, now);
             }
@@ -586,6 +601,7 @@ impl Lifecycle {
             Event::Suspend => self.on_suspend(now)?,
             Event::Frozen { token } => self.on_frozen(token),
             Event::FreezeFailed { token, reason } => self.on_freeze_failed(token, reason, now),
+            Event::Thawed { run } => self.on_thawed(run, now),
             Event::ThawFailed { run, reason } => self.on_thaw_failed(run, reason, now),
             Event::Restart { signal, timeout } => {
                 self.on_restart(self.how_to_stop(signal, timeout), now)?;
@@ -1081,6 +1097,12 @@ impl Lifecycle {
         }
     }
 
+    fn on_thawed(&mut self, run: u64, now: Timestamp) {
+        if run == self.run && self.phase == Phase::Suspended {
+            self.resume(StartBy::User, now);
+        }
+    }
+
     fn on_thaw_failed(&mut self, run: u64, reason: String, now: Timestamp) {
         if run == self.run && self.started_at().is_some() {
             self.kill(After::Wake, now);
@@ -1305,6 +1327,16 @@ impl Lifecycle {
         }
         // Not before: a proxy that hears `started` lets callers in.
         self.announce(Happened::Adopted);
+    }
+
+    /// Whoever was let in by the proxy needs it up; what somebody else has asked for since goes on.
+    fn adopt_thawed(&mut self, stored: Stored, run: u64, config_version: u64, now: Timestamp) {
+        let asleep = matches!(stored.state, MachineState::Suspended | MachineState::Suspending);
+        if asleep && stored.wish == Wish::Down {
+            self.adopt_frozen(Stored { wish: Wish::Up, ..stored }, run, config_version, now);
+        } else {
+            self.adopt(stored, run, config_version, now);
+        }
     }
 
     /// A start that was asked for, and what is going anyway, thaws it; else it sleeps on.

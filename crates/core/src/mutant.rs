@@ -51,11 +51,13 @@ pub enum Mutant {
     ResumeDoesNotThaw,
     /// The answer to a freeze that was called off is believed.
     LateFreezeAccepted,
+    /// After a thaw of our own, old news of the server is believed.
+    ThawForgotten,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -78,5 +80,6 @@ impl Mutant {
         Self::CallersOfDestroyedAppForgotten,
         Self::ResumeDoesNotThaw,
         Self::LateFreezeAccepted,
+        Self::ThawForgotten,
     ];
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use perch_core::admission::Origin;
 use perch_core::balancer::{
     Admission, Balancer, Belief, Choice, Claim, Edge, Effect, Event, FailReason, MachineView,
-    Settings, StartOutcome, StartSlots, StopReason,
+    Settings, StartOutcome, StartSlots, StopReason, ThawOutcome,
 };
 use perch_core::ids::Region;
 use perch_core::lifecycle::MachineState;
@@ -66,6 +66,8 @@ pub(crate) struct Book {
     drain: Option<(u64, u64)>,
     /// The run that is being stopped, and the attempt.
     stop: Option<(u64, u64)>,
+    /// The run that was thawed, and the attempt, until the server has answered.
+    pub(crate) thawed: Option<(u64, u64)>,
     /// When a request that counts last ended, or the run came up.
     used_at: Timestamp,
     failures: u32,
@@ -100,6 +102,7 @@ impl World {
             start: None,
             drain: None,
             stop: None,
+            thawed: None,
             used_at: Timestamp::ZERO,
             failures: 0,
         };
@@ -177,6 +180,7 @@ impl World {
                 self.free_slot(index, attempt);
                 (index, Event::StartDone { machine: id(index), attempt, outcome })
             }
+            ToProxy::Freezer { index, run } => (index, Event::Freezer { machine: id(index), run }),
             ToProxy::StopDone { index, attempt, outcome } => {
                 self.write_stop_done(index, attempt);
                 (index, Event::StopDone { machine: id(index), attempt, outcome })
@@ -253,6 +257,11 @@ impl World {
         for view in views {
             let book = &mut proxy.books[index(view.id)];
             book.there = true;
+            let old_news = view.state == MachineState::Suspended
+                && book.thawed.is_some_and(|(run, _)| run == view.run);
+            if old_news {
+                continue;
+            }
             let moved = (book.view.state, book.view.run) != (view.state, view.run);
             if moved && view.state == MachineState::Started {
                 book.used_at = now;
@@ -280,7 +289,7 @@ impl World {
     fn forget_machine(&mut self, index: usize) {
         let Some(proxy) = &mut self.proxy else { return };
         let book = &mut proxy.books[index];
-        (book.there, book.stop) = (false, None);
+        (book.there, book.stop, book.thawed) = (false, None, None);
         let asked = book.start.take();
         if let Some(attempt) = asked {
             self.free_slot(index, attempt);
@@ -290,6 +299,9 @@ impl World {
     fn write_start_done(&mut self, index: usize, attempt: u64, outcome: &StartOutcome) {
         let Some(proxy) = &mut self.proxy else { return };
         let book = &mut proxy.books[index];
+        if book.thawed.is_some_and(|(_, thawed)| thawed == attempt) {
+            book.thawed = None;
+        }
         if book.start == Some(attempt) {
             book.start = None;
             match outcome {
@@ -481,11 +493,22 @@ impl World {
     }
 
     fn do_balancer_effects(&mut self, app: usize) {
+        self.do_effects_of(app);
+        while let Some((machine, attempt, outcome)) = self.thaws.pop() {
+            let machine = id(machine);
+            self.balancer_event(app, Event::Thawed { machine, attempt, outcome });
+        }
+    }
+
+    fn do_effects_of(&mut self, app: usize) {
         while let Some(effect) = self.balancer_mut(app).and_then(Balancer::poll_effect) {
             self.note(&format!("balancer {app} wants {effect:?}"));
             match effect {
                 Effect::Start { machine, attempt, port } => {
                     self.ask_start(index(machine), attempt, port);
+                }
+                Effect::Thaw { machine, run, attempt, port } => {
+                    self.thaw_alone(index(machine), run, attempt, port);
                 }
                 Effect::Stop { machine, run, attempt, reason } => {
                     self.ask_stop(index(machine), run, attempt, reason);
@@ -508,6 +531,42 @@ impl World {
             proxy.slots.ask((machine, attempt));
         }
         self.send_starts();
+    }
+
+    /// One write to its freezer, and then the server hears of it, now or later.
+    fn thaw_alone(&mut self, machine: usize, run: u64, attempt: u64, port: Option<u16>) {
+        self.check_start_of_one(machine);
+        if let Some(port) = port {
+            self.check_start_is_needed(self.plan.owner(machine), port);
+        }
+        let now = self.now;
+        let alive = self.thaw_process(machine, run);
+        let Some(proxy) = &mut self.proxy else { return };
+        let book = &mut proxy.books[machine];
+        if book.thawed.is_some_and(|(thawed, _)| thawed == run) {
+            self.fail(&format!("{} is thawed a second time", id(machine)));
+            return;
+        }
+        let outcome = match alive {
+            true => ThawOutcome::Done,
+            false => ThawOutcome::Failed,
+        };
+        if alive {
+            (book.thawed, book.used_at) = (Some((run, attempt)), now);
+            book.view.state = MachineState::Started;
+            self.send_to_server(ToServer::Start { index: machine, attempt });
+        }
+        self.thaws.push((machine, attempt, outcome));
+    }
+
+    /// A server that has just come hears of all thaws that none has answered.
+    pub(crate) fn tell_thaws(&mut self) {
+        let Some(proxy) = &self.proxy else { return };
+        let books = proxy.books.iter().enumerate();
+        let thaws = books.filter_map(|(index, book)| Some((index, book.thawed?.1)));
+        for (index, attempt) in thaws.collect::<Vec<_>>() {
+            self.send_to_server(ToServer::Start { index, attempt });
+        }
     }
 
     fn ask_stop(&mut self, machine: usize, run: u64, attempt: u64, reason: StopReason) {
@@ -617,6 +676,17 @@ impl World {
 
     /// One start at a time per Machine, and no more than the demand needs.
     fn check_start(&mut self, machine: usize, port: Option<u16>) {
+        self.check_start_of_one(machine);
+        if self.proxy.as_ref().is_some_and(|proxy| !proxy.server_ready) {
+            self.fail("a start is asked for without a server");
+        } else if let Some(port) = port {
+            self.check_start_is_needed(self.plan.owner(machine), port);
+        } else if self.has_room_at_home(self.plan.owner(machine)) {
+            self.fail("a start because of load though one has room");
+        }
+    }
+
+    fn check_start_of_one(&mut self, machine: usize) {
         let Some(proxy) = &self.proxy else { return };
         if !proxy.books[machine].there || is_destroyed(proxy.books[machine].view.state) {
             self.fail(&format!("{} is to be started though it is destroyed", id(machine)));
@@ -624,14 +694,6 @@ impl World {
         }
         if proxy.books[machine].start.is_some() {
             self.fail(&format!("{} is started a second time at once", id(machine)));
-            return;
-        }
-        if !proxy.server_ready {
-            self.fail("a start is asked for without a server");
-        } else if let Some(port) = port {
-            self.check_start_is_needed(self.plan.owner(machine), port);
-        } else if self.has_room_at_home(self.plan.owner(machine)) {
-            self.fail("a start because of load though one has room");
         }
     }
 

@@ -10,7 +10,7 @@ use perch_core::lifecycle::{
     StartBy, StopBy, Stored, Wish,
 };
 
-use crate::plan::id;
+use crate::plan::{self, id};
 use crate::world::{Ev, ToProxy, ToServer, World};
 
 const CRASH: Exit = Exit { code: 1, signal: None, oom_killed: false };
@@ -97,8 +97,11 @@ impl Truth {
         }
     }
 
-    fn found(&self) -> Found {
+    fn found(&self, thawed: Option<u64>) -> Found {
         match self.process {
+            Process::Running { run, config_version } if thawed == Some(run) => {
+                Found::Thawed { run, config_version }
+            }
             Process::None => Found::Nothing { was_up: AfterLoss::Launch },
             Process::Launching { run, config_version }
             | Process::Running { run, config_version } => Found::Running { run, config_version },
@@ -124,7 +127,7 @@ impl World {
                 continue;
             }
             let policy = self.plan.app_of(index).policy;
-            let (mut stored, found) = (truth.stored, truth.found());
+            let (mut stored, found) = (truth.stored, self.found(index));
             // The Machine's directory knows it.
             stored.run = stored.run.max(truth.runs_launched);
             let life = match (stored.state, stored.run, &found) {
@@ -145,6 +148,24 @@ impl World {
             server.complete = true;
         }
         self.send_snapshot();
+    }
+
+    /// What is there, with what the proxy says in its greeting.
+    fn found(&self, index: usize) -> Found {
+        let unreported = self.proxy.as_ref().and_then(|proxy| proxy.books[index].thawed);
+        self.truths[index].found(unreported.map(|(run, _)| run))
+    }
+
+    /// A proxy that died may have thawed what it could not tell of any more.
+    pub(crate) fn look_for_thawed(&mut self) {
+        for index in 0..self.truths.len() {
+            let asleep = self.life(index).is_some_and(|l| l.state() == MachineState::Suspended);
+            if let Process::Running { run, .. } = self.truths[index].process
+                && asleep
+            {
+                self.life_event(index, Event::Thawed { run });
+            }
+        }
     }
 
     pub(crate) fn send_snapshot(&mut self) {
@@ -401,8 +422,13 @@ impl World {
             }
         };
         let machines = self.plan.apps[app].machines.clone();
-        let views = server.lives.range(machines).map(view).collect();
+        let views: Vec<_> = server.lives.range(machines).map(view).collect();
+        let asleep = views.iter().filter(|view| view.state == MachineState::Suspended);
+        let freezers: Vec<_> = asleep.map(|view| (plan::index(view.id), view.run)).collect();
         self.send_to_proxy(ToProxy::App { app, views });
+        for (index, run) in freezers {
+            self.send_to_proxy(ToProxy::Freezer { index, run });
+        }
     }
 
     // ---- programs -----------------------------------------------------------------------------
@@ -467,6 +493,14 @@ impl World {
         {
             self.truths[index].process = Process::Running { run, config_version };
         }
+    }
+
+    /// By the proxy: `false` if that run is not there any more.
+    pub(crate) fn thaw_process(&mut self, index: usize, wanted: u64) -> bool {
+        self.thaw(index, wanted);
+        // What ends the run from now on is somebody else's wish.
+        self.truths[index].stopped_by_proxy = false;
+        self.truths[index].process.is_running(wanted)
     }
 
     fn signal(&mut self, index: usize, run: u64) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perch_core::admission::Origin;
-use perch_core::balancer::{MachineView, StartOutcome, StopOutcome};
+use perch_core::balancer::{MachineView, StartOutcome, StopOutcome, ThawOutcome};
 use perch_core::ids::Region;
 use perch_core::lifecycle::{Event, Exit, MachineState, StartBy, StopBy};
 use perch_core::mutant::Mutant;
@@ -85,6 +85,7 @@ pub(crate) enum ToProxy {
     SnapshotEnd,
     StartDone { index: usize, attempt: u64, outcome: StartOutcome },
     StopDone { index: usize, attempt: u64, outcome: StopOutcome },
+    Freezer { index: usize, run: u64 },
     Drain { index: usize, run: u64, token: u64, timeout: Duration },
     Undrain { index: usize, run: u64 },
 }
@@ -125,6 +126,8 @@ pub(crate) struct World {
     pub(crate) apps: Vec<AppTruth>,
     pub(crate) link: Link,
     pub(crate) callers: BTreeMap<u64, Caller>,
+    /// Thaws by the proxy that its balancer has not heard of yet.
+    pub(crate) thaws: Vec<(usize, u64, ThawOutcome)>,
     pub(crate) next_caller: u64,
     /// Connections made while there was no proxy wait in the kernel's queue.
     pub(crate) backlog: Vec<u64>,
@@ -189,6 +192,7 @@ impl World {
             apps: plan.apps.iter().map(|_| AppTruth::Exists).collect(),
             link: Link::default(),
             callers: BTreeMap::new(),
+            thaws: Vec::new(),
             next_caller: 0,
             backlog: Vec::new(),
             served: 0,
@@ -294,8 +298,10 @@ impl World {
                 proxy.named.clear();
             }
             self.link = Link { is_up: true, number: self.link.number + 1, ..Link::default() };
+            self.tell_thaws();
             let known = self.server.as_ref().is_some_and(|s| s.complete);
             if known {
+                self.look_for_thawed();
                 self.send_snapshot();
             }
         }

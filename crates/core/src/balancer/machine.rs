@@ -79,6 +79,10 @@ pub(super) struct Machine {
     pub(super) start: Option<StartAsked>,
     pub(super) stop: Option<StopAsked>,
     pub(super) drain: Option<Drain>,
+    /// The run that the shell can thaw by itself.
+    pub(super) freezer: Option<u64>,
+    /// The attempt by which the shell thawed this run, until the server has answered it.
+    pub(super) thawed: Option<u64>,
     pub(super) last_failure: String,
     pub(super) slept_at: Timestamp,
     up_since: Timestamp,
@@ -101,6 +105,8 @@ impl Machine {
             start: None,
             stop: None,
             drain: None,
+            freezer: None,
+            thawed: None,
             last_failure: String::new(),
             slept_at: Timestamp::ZERO,
             up_since: now,
@@ -328,6 +334,7 @@ impl Machine {
 
     /// Takes the server's newest view.
     pub(super) fn update(&mut self, view: MachineView, now: Timestamp) {
+        let view = self.with_thaw(view);
         let (run, state) = (view.run, view.state);
         let moved = run != self.view.run || state != self.view.state;
         if view.config_version != self.view.config_version {

@@ -114,11 +114,11 @@ impl Balancer {
 
     /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68).
     fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<(Readiness, MachineId)> {
-        if self.server == Server::Lost {
-            return None;
-        }
+        let alone = self.server == Server::Lost;
         let twice = self.mutant == Mutant::StartIssuedTwice;
-        let free = |m: &&Machine| m.is_there() && (twice || m.start.is_none());
+        let free = |m: &&Machine| {
+            m.is_there() && (twice || m.start.is_none()) && (!alone || m.can_be_thawed())
+        };
         let ranked = self.machines.values().filter(free).filter_map(|m| {
             let readiness = m.readiness(port, now)?;
             let far = m.view.region != self.settings.region;
@@ -131,6 +131,10 @@ impl Balancer {
         let attempt = self.next_attempt();
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.set_start(attempt, now);
-        self.effects.push_back(Effect::Start { machine: id, attempt, port });
+        let run = machine.view.run;
+        self.effects.push_back(match machine.can_be_thawed() {
+            true => Effect::Thaw { machine: id, run, attempt, port },
+            false => Effect::Start { machine: id, attempt, port },
+        });
     }
 }
