@@ -104,9 +104,9 @@ mod route;
 mod slots;
 mod start;
 mod stop;
-mod thaw;
 #[cfg(test)]
 mod tests;
+mod thaw;
 
 use machine::{Drain, Machine};
 use pools::{PoolClock, PoolKey, Segment};

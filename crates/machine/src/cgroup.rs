@@ -137,6 +137,17 @@ pub(crate) struct Leaf {
     root: PathBuf,
 }
 
+/// What another process needs to thaw a Machine without asking anybody, and to know whether it works.
+#[derive(Debug)]
+pub struct Freezer {
+    /// Open for writing.
+    pub file: OwnedFd,
+    /// What to write there.
+    pub thaw: &'static str,
+    /// Open for reading: `cpu.stat` (v2) or `cpuacct.usage` (v1), where there is one.
+    pub cpu: Option<OwnedFd>,
+}
+
 /// Cgroups that a process is to enter, opened before they are out of sight.
 #[derive(Debug)]
 pub(crate) struct Entrances(Vec<File>);
@@ -314,6 +325,19 @@ impl Cgroups {
         }
         let Some(freezer) = self.freezer_state() else { return Ok(false) };
         Ok(fs::read_to_string(freezer)?.trim_end() == "FROZEN")
+    }
+
+    /// Opens what [`Self::freeze`] writes to. Of no use for a later run, whose cgroups are new ones.
+    pub(crate) fn freezer(&self) -> io::Result<Freezer> {
+        let (file, thaw) = match &self.v2 {
+            Some(leaf) => (leaf.join("cgroup.freeze"), "0"),
+            None => (self.freezer_state().ok_or(io::ErrorKind::Unsupported)?, "THAWED"),
+        };
+        let file = OpenOptions::new().write(true).open(file)?.into();
+        let v2 = self.v2.iter().map(|leaf| leaf.join("cpu.stat"));
+        let v1 = self.v1_dirs().map(|dir| dir.join("cpuacct.usage"));
+        let cpu = v2.chain(v1).find_map(|file| File::open(file).ok()).map(OwnedFd::from);
+        Ok(Freezer { file, thaw, cpu })
     }
 
     fn freezer_state(&self) -> Option<PathBuf> {

@@ -29,7 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::cgroup::{self, Allowance, Cgroups};
+use crate::cgroup::{self, Allowance, Cgroups, Freezer};
 use crate::files::{self, Content};
 use crate::ids::Ids;
 use crate::process::{self, Process};
@@ -473,6 +473,14 @@ impl Machine {
     /// Lets a frozen Machine go on. Nothing has to be waited for: what is sent to it meanwhile waits in its sockets.
     pub fn thaw(&self) -> io::Result<()> {
         self.cgroups.thaw()
+    }
+
+    /// Opens what thaws this run, for a process that has no access to cgroups.
+    ///
+    /// # Errors
+    /// When the run is over, or this host cannot freeze.
+    pub fn freezer(&self) -> io::Result<Freezer> {
+        self.cgroups.freezer()
     }
 
     /// Whether it is frozen now; `false` also for a run that has ended.

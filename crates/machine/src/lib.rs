@@ -34,6 +34,7 @@ mod stage;
 mod sys;
 mod user;
 
+pub use cgroup::Freezer;
 pub use disk::DiskUse;
 pub use ids::{Ids, Probed, probe};
 pub use images::{

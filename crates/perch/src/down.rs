@@ -349,7 +349,12 @@ broken line";
         let copy = listener.try_clone().expect("a descriptor");
         std::thread::spawn(move || {
             let Ok((stream, _)) = copy.accept() else { return };
-            let hello = FromProxy::Hello { version: perch_proxy::control::VERSION, pid };
+            let hello = FromProxy::Hello {
+                version: perch_proxy::control::VERSION,
+                pid,
+                thaws: false,
+                thawed: Vec::new(),
+            };
             let line = serde_json::to_string(&hello).expect("JSON") + "\n";
             let fds = [stream.as_fd(); 6];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];

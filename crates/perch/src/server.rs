@@ -15,6 +15,7 @@ mod clock;
 mod contents;
 mod delegation;
 mod disk;
+mod freezers;
 mod history;
 mod host_ids;
 mod images;
@@ -274,7 +275,8 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let kept = service_manager::listeners(kept, &world.plane)
         .context("the service manager kept what is not ours")?;
     let standing = proxy_link::find(&world).await;
-    adoption::adopt_all(&world).await?;
+    let thawed = standing.as_ref().map(proxy_link::thawed).unwrap_or_default();
+    adoption::adopt_all(&world, &thawed).await?;
     let api = bind_api(&world.paths)?;
     let tcp = bind_tcp(&world.config).await?;
     world.tracker.spawn({

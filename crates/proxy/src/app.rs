@@ -5,6 +5,8 @@
 //! back, a waiter gone) queue up behind, so that the balancer is never entered twice. One small task
 //! per app sleeps until the balancer's next timeout.
 
+mod thaw;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::control::{Cause, FromProxy, PortView};
 use crate::convert;
+use crate::freezer::Freezer;
 use crate::server_side::ServerSide;
 use crate::upstream::Upstreams;
 
@@ -95,8 +98,24 @@ pub(crate) struct Place {
     /// `None` only inside `drop`.
     claim: Option<Claim>,
     app: Rc<App>,
-    /// Since when the caller has been held for a wake.
-    pub(crate) held_since: Option<Instant>,
+    /// The wake that the caller has waited for.
+    pub(crate) woken: Option<Woken>,
+}
+
+/// A wake, as the caller who waited for it saw it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Woken {
+    pub(crate) since: Instant,
+    pub(crate) by: Wake,
+}
+
+/// How a Machine came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// Its frozen run goes on.
+    Thaw,
+    /// By a new run.
+    Start,
 }
 
 impl Place {
@@ -115,14 +134,14 @@ impl Place {
 
     /// Records the first request of a run that was held for its wake; the others waited for the same.
     pub(crate) fn note_wake(&self, request: impl FnOnce() -> Option<String>) {
-        let Some(since) = self.held_since else { return };
+        let Some(Woken { since, .. }) = self.woken else { return };
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         if self.app.woken.borrow_mut().insert(machine, run) == Some(run) {
             return;
         }
         let request = request().unwrap_or_else(|| "a connection".to_owned());
         let millis = since.elapsed().as_secs_f64() * 1000.0;
-        let text = format!("woke Machine {machine} in {millis:.1} ms for {request}");
+        let text = format!("woke Machine {machine} in {millis:.2} ms for {request}");
         self.app.server.log("info", &self.app.name, Some(machine), text);
     }
 
@@ -185,6 +204,10 @@ pub(crate) struct App {
     former: RefCell<Vec<Balancer>>,
     /// The run of each Machine whose wake was recorded.
     woken: RefCell<BTreeMap<MachineId, u64>>,
+    /// How each came up last.
+    wakes: RefCell<BTreeMap<MachineId, Wake>>,
+    /// What thaws them.
+    freezers: RefCell<BTreeMap<MachineId, Freezer>>,
     /// As of the last change, for a balancer that must begin anew.
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
@@ -218,6 +241,8 @@ impl App {
             balancer: RefCell::new(Balancer::new(settings)),
             former: RefCell::default(),
             woken: RefCell::default(),
+            wakes: RefCell::default(),
+            freezers: RefCell::default(),
             machines: RefCell::default(),
             events: RefCell::default(),
             busy: Cell::new(false),
@@ -237,7 +262,7 @@ impl App {
         self.upstreams.retain(|id, run| {
             machines.iter().any(|m| m.id == id && m.run == run && m.state == MachineState::Started)
         });
-        self.woken.borrow_mut().retain(|id, _| machines.iter().any(|m| m.id == *id));
+        self.note_wakes(&machines);
         *self.ports.borrow_mut() = ports;
         self.handle(Event::PoolChanged(machines));
     }
@@ -275,7 +300,7 @@ impl App {
     }
 
     fn guard(self: &Rc<Self>, claim: Claim) -> Place {
-        Place { claim: Some(claim), app: Rc::clone(self), held_since: None }
+        Place { claim: Some(claim), app: Rc::clone(self), woken: None }
     }
 
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
@@ -300,7 +325,8 @@ impl App {
         ticket.leave();
         match outcome {
             Ok(Ok(Ok(mut place))) => {
-                place.held_since = (reason == HoldReason::Wake).then_some(since);
+                let by = self.wake_of(place.endpoint().machine);
+                place.woken = (reason == HoldReason::Wake).then_some(Woken { since, by });
                 Ok(place)
             }
             Ok(Ok(Err(refused))) => Err(refused),
@@ -401,6 +427,9 @@ impl App {
         let mut events = self.events.borrow_mut();
         events.clear();
         events.push_back(Event::PoolChanged(self.machines.borrow().clone()));
+        for (machine, freezer) in self.freezers.borrow().iter() {
+            events.push_back(Event::Freezer { machine: *machine, run: freezer.run() });
+        }
         if self.server.is_ready() {
             events.push_back(Event::ServerReady);
         }
@@ -446,6 +475,10 @@ impl App {
         match effect {
             Effect::Start { machine, attempt, port } => {
                 self.server.ask_start(machine, attempt, self.cause(port));
+            }
+            Effect::Thaw { machine, run, attempt, port } => {
+                let outcome = self.thaw(machine, run, attempt, self.cause(port));
+                self.events.borrow_mut().push_back(Event::Thawed { machine, attempt, outcome });
             }
             Effect::Stop { machine, run, attempt, .. } if self.uncounted(machine, run) != 0 => {
                 let reason = "requests are in flight".to_owned();

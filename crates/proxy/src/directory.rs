@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::control::{
     AddressKind, AddressView, AppView, Cause, ServiceView, Settings, Source, ToProxy, Unit,
 };
 use crate::ending::Ending;
+use crate::freezer::Freezer;
 use crate::server_side::ServerSide;
 use crate::{Endpoints, Options, clock, convert};
 
@@ -230,7 +232,7 @@ impl Directory {
     }
 
     /// Takes in what the server says.
-    pub(crate) fn apply(&self, message: ToProxy) {
+    pub(crate) fn apply(&self, message: ToProxy, descriptors: Vec<OwnedFd>) {
         match message {
             ToProxy::Settings(settings) => self.set_settings(settings),
             ToProxy::App(view) => self.set_app(view),
@@ -252,6 +254,14 @@ impl Directory {
                 self.for_machine(&machine, |app, machine| {
                     app.handle(balancer::Event::Drain { machine, run, token, timeout });
                 });
+            }
+            ToProxy::Freezer { machine, run, thaw, inode, .. } => {
+                match Freezer::new(run, thaw, inode, descriptors) {
+                    Some(freezer) => {
+                        self.for_machine(&machine, |app, id| app.set_freezer(id, freezer));
+                    }
+                    None => tracing::error!(machine, "a freezer came without its descriptors"),
+                }
             }
             ToProxy::Undrain { machine, run } => self.for_machine(&machine, |app, machine| {
                 app.handle(balancer::Event::Undrain { machine, run });

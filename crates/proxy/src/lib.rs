@@ -20,6 +20,7 @@ mod crowd;
 mod directory;
 mod dns;
 mod ending;
+mod freezer;
 mod http;
 mod server;
 mod server_side;

@@ -357,7 +357,7 @@ async fn talk(
     directory: &Directory,
     listeners: &Listeners,
 ) -> Result<(), LinkError> {
-    send_hello(&stream, listeners).await?;
+    send_hello(&stream, listeners, directory.server.thawed_runs()).await?;
     let (read, write) = stream.into_split();
     directory.begin_snapshot();
     let outbox = directory.server.connected();
@@ -370,12 +370,24 @@ async fn talk(
 async fn listen(mut lines: Lines, directory: &Directory) -> Result<(), LinkError> {
     loop {
         match lines.next::<ToProxy>().await {
-            Ok(message) => directory.apply(message),
+            Ok(message) => {
+                let descriptors = lines.take_descriptors(descriptors_of(&message));
+                directory.apply(message, descriptors);
+            }
             Err(LinkError::Message(error)) => {
                 tracing::error!(%error, "a message of the server is skipped");
+                lines.forget_descriptors();
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// How many come with it.
+fn descriptors_of(message: &ToProxy) -> usize {
+    match message {
+        ToProxy::Freezer { cpu, .. } => 1 + usize::from(*cpu),
+        _ => 0,
     }
 }
 

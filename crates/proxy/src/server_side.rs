@@ -8,7 +8,7 @@ use perch_core::balancer::StartSlots;
 use perch_core::ids::MachineId;
 use tokio::sync::mpsc;
 
-use crate::control::{Cause, FromProxy};
+use crate::control::{Cause, FromProxy, Thaw, ThawedRun};
 
 /// Messages waiting for the server; one that does not read so many is taken for lost.
 pub(crate) const OUTBOX_LEN: usize = 8192;
@@ -26,6 +26,16 @@ pub(crate) struct ServerSide {
     slots: RefCell<StartSlots<Start>>,
     /// Every start that was asked for and not answered; the cause until it is sent.
     causes: RefCell<BTreeMap<Start, Option<Cause>>>,
+    /// What was thawed here and no server has answered.
+    thaws: RefCell<BTreeMap<MachineId, OwnThaw>>,
+}
+
+/// A thaw, as the server will hear of it.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnThaw {
+    pub(crate) attempt: u64,
+    pub(crate) thaw: Thaw,
+    pub(crate) cause: Option<Cause>,
 }
 
 impl ServerSide {
@@ -35,6 +45,7 @@ impl ServerSide {
             ready: Cell::new(false),
             slots: RefCell::new(StartSlots::new(STARTS_MAX_DEFAULT)),
             causes: RefCell::default(),
+            thaws: RefCell::default(),
         })
     }
 
@@ -42,7 +53,32 @@ impl ServerSide {
     pub(crate) fn connected(&self) -> mpsc::Receiver<FromProxy> {
         let (sender, receiver) = mpsc::channel(OUTBOX_LEN);
         *self.outbox.borrow_mut() = Some(sender);
+        let thaws = self.thaws.borrow().clone();
+        for (machine, thaw) in thaws {
+            self.tell_thaw(machine, thaw);
+        }
         receiver
+    }
+
+    /// What a new server has to know before anything else.
+    pub(crate) fn thawed_runs(&self) -> Vec<ThawedRun> {
+        let run = |(machine, own): (&MachineId, &OwnThaw)| ThawedRun {
+            machine: machine.to_string(),
+            run: own.thaw.run,
+        };
+        self.thaws.borrow().iter().map(run).collect()
+    }
+
+    /// A Machine was thawed here; every server hears of it until one has answered.
+    pub(crate) fn thawed(&self, machine: MachineId, thaw: OwnThaw) {
+        self.thaws.borrow_mut().insert(machine, thaw.clone());
+        self.tell_thaw(machine, thaw);
+    }
+
+    fn tell_thaw(&self, machine: MachineId, own: OwnThaw) {
+        let OwnThaw { attempt, thaw, cause } = own;
+        let machine = machine.to_string();
+        self.tell(FromProxy::Start { machine, attempt, cause, thawed: Some(thaw) });
     }
 
     /// The server has told all that it knows: it may be asked now.
@@ -81,12 +117,14 @@ impl ServerSide {
     /// A start was answered.
     pub(crate) fn start_done(&self, machine: MachineId, attempt: u64) {
         self.causes.borrow_mut().remove(&(machine, attempt));
+        self.thaws.borrow_mut().retain(|id, own| *id != machine || own.attempt != attempt);
         self.slots.borrow_mut().finish(&(machine, attempt));
         self.send_starts();
     }
 
     /// The Machine is gone: nobody will answer for it.
     pub(crate) fn forget(&self, machine: MachineId) {
+        self.thaws.borrow_mut().remove(&machine);
         let asked: Vec<Start> = {
             let causes = self.causes.borrow();
             causes.range((machine, 0)..=(machine, u64::MAX)).map(|(start, _)| *start).collect()
@@ -100,7 +138,12 @@ impl ServerSide {
         while let Some((machine, attempt)) = self.next_start() {
             let cause =
                 self.causes.borrow_mut().get_mut(&(machine, attempt)).and_then(Option::take);
-            self.tell(FromProxy::Start { machine: machine.to_string(), attempt, cause });
+            self.tell(FromProxy::Start {
+                machine: machine.to_string(),
+                attempt,
+                cause,
+                thawed: None,
+            });
         }
     }
 

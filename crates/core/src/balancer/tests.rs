@@ -420,6 +420,64 @@ fn id(n: u64) -> MachineId {
     MachineId::from_low_bits(n)
 }
 
+#[test]
+fn a_suspended_machine_is_thawed_by_its_own_freezer_also_without_a_server() {
+    let mut world = World::new(vec![suspended(1)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    world.event(Event::ServerLost);
+    assert_eq!(world.event(waiting(1)), ["thaw 1 run 1"]);
+    assert_eq!(world.event(thawed(1, 1, ThawOutcome::Done)), ["admit 80 to 1"]);
+    assert!(world.belief(1).open);
+}
+
+#[test]
+fn without_the_freezer_of_this_run_the_server_is_asked() {
+    for known in [None, Some(1), Some(3)] {
+        let mut world = World::new(vec![suspended(1).run(2)]);
+        world.event(Event::ServerReady);
+        if let Some(run) = known {
+            world.event(Event::Freezer { machine: id(1), run });
+        }
+        assert_eq!(world.event(waiting(1)), ["start 1"], "{known:?}");
+    }
+}
+
+#[test]
+fn what_is_still_suspending_is_not_thawed_behind_the_servers_back() {
+    let mut world = World::new(vec![up(1).autostop(Autostop::Suspend)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    world.change(vec![up(1).autostop(Autostop::Suspend).state(MachineState::Suspending)]);
+    assert_eq!(world.event(waiting(1)), ["start 1"]);
+}
+
+#[test]
+fn a_thaw_that_fails_is_a_start_of_the_server() {
+    let mut world = World::new(vec![suspended(1)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    assert_eq!(world.event(waiting(1)), ["thaw 1 run 1"]);
+    assert_eq!(world.event(thawed(1, 1, ThawOutcome::Failed)), ["start 1"]);
+}
+
+#[test]
+fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
+    let mut world = World::new(vec![suspended(1)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    world.event(waiting(1));
+    world.event(thawed(1, 1, ThawOutcome::Done));
+    world.change(vec![suspended(1)]);
+    assert!(world.belief(1).open);
+    world.event(started(1, 1, 1));
+    let claim = world.admitted.pop().expect("one is inside");
+    world.leave(claim);
+    world.change(vec![suspended(1)]);
+    assert!(!world.belief(1).open);
+    assert_eq!(world.event(waiting(1)), ["thaw 1 run 1"]);
+}
+
 fn up(n: u64) -> View {
     let service = ServiceSpec {
         internal_port: 8080,
@@ -443,6 +501,19 @@ fn up(n: u64) -> View {
         primary: true,
         services: vec![service],
     })
+}
+
+/// The shell's answer to the thaw with this attempt.
+fn thawed(n: u64, attempt: u64, outcome: ThawOutcome) -> Event {
+    Event::Thawed { machine: id(n), attempt, outcome }
+}
+
+fn waiting(waiting: usize) -> Event {
+    Event::Demand { port: PORT, waiting }
+}
+
+fn suspended(n: u64) -> View {
+    up(n).state(MachineState::Suspended)
 }
 
 fn asleep(n: u64) -> View {
@@ -569,6 +640,7 @@ impl World {
         while let Some(effect) = self.balancer.poll_effect() {
             self.log.push(match effect {
                 Effect::Start { machine, .. } => format!("start {}", machine.as_u64()),
+                Effect::Thaw { machine, run, .. } => format!("thaw {} run {run}", machine.as_u64()),
                 Effect::Stop { machine, run, .. } => format!("stop {} run {run}", machine.as_u64()),
                 Effect::Admit { port, claim } => {
                     let machine = claim.endpoint().machine.as_u64();

@@ -367,6 +367,22 @@ fn a_new_server_finds_a_run_that_should_be_frozen_running() {
 }
 
 #[test]
+fn a_thaw_by_the_proxy_is_believed_and_finished_is_what_was_asked_for_since() {
+    let mut world = World::suspended();
+    assert_eq!(world.event(Event::Thawed { run: 2 }), [""; 0], "another run");
+    assert_eq!(world.event(Event::Thawed { run: 1 }), ["thaw 1", "started"]);
+    let suspended = World::suspended().life.stored();
+    let thawed = Found::Thawed { run: 1, config_version: 1 };
+    for state in [MachineState::Suspended, MachineState::Suspending] {
+        let mut world = World::restore(Stored { state, ..suspended }, thawed.clone());
+        assert_eq!(world.drain_effects(), ["thaw 1", "started"], "{state}");
+    }
+    let stopping = Stored { state: MachineState::Stopping, ..suspended };
+    let mut world = World::restore(stopping, thawed);
+    assert_eq!(world.drain_effects(), ["signal 1 with 2", "stopping"]);
+}
+
+#[test]
 fn a_run_that_cannot_be_thawed_is_started_anew() {
     let mut world = World::suspended();
     world.event(wake(3));

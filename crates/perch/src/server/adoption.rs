@@ -4,7 +4,7 @@
 //! its exit event. One that was lost with the host comes back, except that Machines which sleep and
 //! wake by themselves stay asleep until somebody needs them (DESIGN 8).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -17,7 +17,7 @@ use super::launching;
 use super::machine;
 use super::records::{AppRecord, MachineRecord, Wish};
 use super::world::World;
-use super::{clock, images};
+use super::{clock, freezers, images};
 
 /// What was found of one Machine.
 struct Finding {
@@ -28,19 +28,23 @@ struct Finding {
     last_run: u64,
 }
 
-/// Starts a task for each stored Machine, and clears what belongs to none.
+/// Starts a task for each stored Machine, and clears what belongs to none. `thawed` are the runs that a proxy has
+/// thawed while no server was there.
 ///
 /// Everything is looked at, and dead links are taken down, before the first task begins: a task may start its
 /// Machine at once, and what it makes must not be taken for a leftover.
 ///
 /// # Errors
 /// When the host cannot be looked at.
-pub(crate) async fn adopt_all(world: &Arc<World>) -> anyhow::Result<()> {
+pub(crate) async fn adopt_all(
+    world: &Arc<World>,
+    thawed: &BTreeMap<String, u64>,
+) -> anyhow::Result<()> {
     let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
     let kept_up = kept_up(&records);
     let mut findings = Vec::new();
     for record in &records {
-        findings.push(find(world, record, kept_up.contains(&record.id.as_str())).await?);
+        findings.push(find(world, record, kept_up.contains(&record.id.as_str()), thawed).await?);
     }
     remove_strangers(world, &records).await?;
     disconnect_dead(world, &findings).await;
@@ -57,6 +61,7 @@ async fn find(
     world: &Arc<World>,
     record: &MachineRecord,
     kept_up: bool,
+    thawed: &BTreeMap<String, u64>,
 ) -> anyhow::Result<Finding> {
     let dir = world.paths.machine(&record.id);
     if let Err(error) = std::fs::create_dir_all(&dir) {
@@ -70,7 +75,7 @@ async fn find(
     });
     let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
     let last_run = seen.as_ref().map_or(0, Machine::run);
-    let (found, running) = look(record, seen, after_loss).await;
+    let (found, running) = look(record, seen, after_loss, thawed).await;
     Ok(Finding { record: record.clone(), found, running, last_run })
 }
 
@@ -98,9 +103,9 @@ async fn look(
     record: &MachineRecord,
     seen: Option<Machine>,
     was_up: AfterLoss,
+    thawed: &BTreeMap<String, u64>,
 ) -> (Found, Option<Machine>) {
     let Some(found) = seen else { return (Found::Nothing { was_up }, None) };
-    let run = found.run();
     if found.is_over() {
         let ended = ended(&found).await;
         return (ended.unwrap_or(Found::Nothing { was_up }), None);
@@ -109,11 +114,7 @@ async fn look(
     let newest = version.is_some_and(|(_, version)| *version == record.instance_id);
     let config_version =
         if newest { record.config_version } else { record.config_version.saturating_sub(1) };
-    let seen = match found.is_frozen() {
-        true => Found::Frozen { run, config_version },
-        false => Found::Running { run, config_version },
-    };
-    (seen, Some(found))
+    (freezers::found(&found, config_version, thawed), Some(found))
 }
 
 /// How a run ended that is over; `None` when it was lost. May wait until what is left of it has died.

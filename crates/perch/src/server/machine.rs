@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Launched { run: u64, result: Result<Box<perch_machine::Machine>, Failure> },
     /// A run stays frozen.
     ThawFailed { run: u64, reason: String },
+    /// A proxy has ended that may have thawed the Machine without a word.
+    LookWhetherFrozen,
     /// The end of a freeze, by the lifecycle's own token.
     FreezeEnded { token: u64, result: Result<(), String> },
     /// The end of a removal.
@@ -89,6 +91,8 @@ pub(crate) struct Status {
     /// Whether a transition is in progress.
     pub(crate) settled: bool,
     pub(crate) history: Arc<History>,
+    /// The run that lives.
+    pub(crate) running: Option<Arc<perch_machine::Machine>>,
 }
 
 /// The way to a Machine's task.
@@ -129,7 +133,9 @@ pub(crate) fn spawn(
     running: Option<perch_machine::Machine>,
 ) -> Handle {
     let (commands, mailbox) = mpsc::channel(MAILBOX);
+    let running = running.map(Arc::new);
     let status = Status {
+        running: running.clone(),
         state: wire_state(&life),
         run: life.run(),
         settled: life.poll_timeout().is_none(),
@@ -141,7 +147,7 @@ pub(crate) fn spawn(
         world: world.clone(),
         id,
         life,
-        running: running.map(Arc::new),
+        running,
         status: status_sender,
         mailbox_sender: commands,
         source: Source::Platform,
@@ -264,6 +270,7 @@ impl Task {
             Command::ThawFailed { run, reason } => {
                 self.feed(Event::ThawFailed { run, reason }).await;
             }
+            Command::LookWhetherFrozen => self.look_whether_frozen().await,
             Command::FreezeEnded { token, result: Ok(()) } => {
                 self.feed(Event::Frozen { token }).await;
             }
@@ -452,6 +459,16 @@ impl Task {
         }
     }
 
+    /// Whoever was let in by a proxy that died with what it had to say needs the Machine awake.
+    async fn look_whether_frozen(&mut self) {
+        let asleep = self.life.state() == perch_core::lifecycle::MachineState::Suspended;
+        let awake = self.running.as_ref().filter(|machine| asleep && !machine.is_frozen());
+        if let Some(run) = awake.map(|machine| machine.run()) {
+            self.because(Source::Proxy, "thawed by a proxy that has ended since".to_owned());
+            self.feed(Event::Thawed { run }).await;
+        }
+    }
+
     fn signal_run(&self, run: u64, number: i32) -> Result<(), String> {
         match &self.running {
             Some(machine) if machine.run() == run => {
@@ -572,6 +589,7 @@ impl Task {
         let changed = self.status.send_if_modified(|status| {
             let changed = status.state != state || status.run != run || status.settled != settled;
             (status.state, status.run, status.settled) = (state, run, settled);
+            status.running.clone_from(&self.running);
             changed
         });
         if changed {

@@ -28,6 +28,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::clock;
+use super::freezers::{self, Handed};
 use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
 use super::views;
@@ -323,8 +324,11 @@ async fn session(
     answers: &mut mpsc::Receiver<ToProxy>,
 ) -> Result<(), LinkError> {
     world.proxy.sessions.fetch_add(1, Ordering::AcqRel);
+    freezers::look_for_thawed(world).await;
+    let mut handed = link.thaws().then(Handed::default);
     let (mut sender, mut receiver) = link.into_split();
-    send_snapshot(world, &mut sender).await?;
+    let apps = send_snapshot(world, &mut sender).await?;
+    hand_over(world, &mut sender, &mut handed, apps).await?;
     world.proxy.connected.send_replace(true);
     world.proxy.serving.send_replace(true);
     loop {
@@ -333,59 +337,79 @@ async fn session(
             answer = answers.recv() => {
                 let Some(answer) = answer else { return Ok(()) };
                 // The view first: an answer may be about a state that only the view tells.
-                send_changes(world, &mut sender).await?;
+                let apps = send_changes(world, &mut sender).await?;
                 sender.send(&answer).await?;
+                hand_over(world, &mut sender, &mut handed, apps).await?;
             }
-            () = world.proxy.wake.notified() => send_changes(world, &mut sender).await?,
+            () = world.proxy.wake.notified() => {
+                let apps = send_changes(world, &mut sender).await?;
+                hand_over(world, &mut sender, &mut handed, apps).await?;
+            }
             () = world.shutdown.cancelled() => return Ok(()),
         }
     }
 }
 
-async fn send_snapshot(world: &Arc<World>, sender: &mut LinkSender) -> Result<(), LinkError> {
-    sender.send(&ToProxy::Settings(views::settings(world))).await?;
-    let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
+/// After the answers: nobody waits for this.
+async fn hand_over(
+    world: &World,
+    sender: &mut LinkSender,
+    handed: &mut Option<Handed>,
+    apps: impl IntoIterator<Item = String>,
+) -> Result<(), LinkError> {
+    let Some(handed) = handed else { return Ok(()) };
     for app in apps {
-        send_app(world, sender, app).await?;
-    }
-    sender.send(&ToProxy::SnapshotEnd).await
-}
-
-async fn send_changes(world: &Arc<World>, sender: &mut LinkSender) -> Result<(), LinkError> {
-    if world.proxy.settings_changed.swap(false, Ordering::AcqRel) {
-        sender.send(&ToProxy::Settings(views::settings(world))).await?;
-    }
-    let changed = std::mem::take(&mut *lock(&world.proxy.changed));
-    for app in changed {
-        send_app(world, sender, app).await?;
+        handed.complete(world, sender, &app).await?;
     }
     Ok(())
 }
 
-async fn send_app(
+/// The runs that a proxy has thawed and told nobody of, by Machine.
+pub(crate) fn thawed((link, _): &Standing) -> BTreeMap<String, u64> {
+    link.thawed().iter().map(|thawed| (thawed.machine.clone(), thawed.run)).collect()
+}
+
+async fn send_snapshot(
     world: &Arc<World>,
     sender: &mut LinkSender,
-    app: String,
-) -> Result<(), LinkError> {
-    match views::app(world, &app) {
+) -> Result<Vec<String>, LinkError> {
+    sender.send(&ToProxy::Settings(views::settings(world))).await?;
+    let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
+    for app in &apps {
+        send_app(world, sender, app).await?;
+    }
+    sender.send(&ToProxy::SnapshotEnd).await?;
+    Ok(apps)
+}
+
+async fn send_changes(
+    world: &Arc<World>,
+    sender: &mut LinkSender,
+) -> Result<BTreeSet<String>, LinkError> {
+    if world.proxy.settings_changed.swap(false, Ordering::AcqRel) {
+        sender.send(&ToProxy::Settings(views::settings(world))).await?;
+    }
+    let changed = std::mem::take(&mut *lock(&world.proxy.changed));
+    for app in &changed {
+        send_app(world, sender, app).await?;
+    }
+    Ok(changed)
+}
+
+async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: &str) -> Result<(), LinkError> {
+    match views::app(world, app) {
         Some(view) => sender.send(&ToProxy::App(view)).await,
-        None => sender.send(&ToProxy::RemoveApp { app }).await,
+        None => sender.send(&ToProxy::RemoveApp { app: app.to_owned() }).await,
     }
 }
 
 async fn hear(world: &Arc<World>, message: FromProxy) {
     match message {
         FromProxy::Hello { .. } => {}
-        FromProxy::Start { machine, attempt, cause } => {
+        FromProxy::Start { machine, attempt, cause, thawed } => {
             let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
-            let told = tell(
-                world,
-                &machine,
-                event,
-                cause.as_ref().map_or_else(String::new, views::cause_text),
-            )
-            .await;
-            if !told {
+            let cause = views::wake_text(cause.as_ref(), thawed);
+            if !tell(world, &machine, event, cause).await {
                 let reason = "the Machine is gone".to_owned();
                 world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
             }

@@ -1,12 +1,13 @@
 //! What the proxy is told: the catalog and the Machines' states in the proxy's own types.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use perch_api::wire;
 use perch_core::service;
 use perch_proxy::control::{
     AddressKind, AddressView, AppView, Autostop, Cause, MachineView, NetworkView, PortView,
-    ServiceView, Settings, Source, Unit,
+    ServiceView, Settings, Source, Thaw, Unit,
 };
 
 use super::clock;
@@ -178,6 +179,18 @@ fn is_platform(caller: IpAddr) -> bool {
     let IpAddr::V6(caller) = caller else { return false };
     let network = perch_core::address::network_of(caller);
     network.is_some_and(|network| platform_peer(network.as_u32()) == caller)
+}
+
+/// Who caused a wake, and how the proxy did it if it has.
+pub(crate) fn wake_text(cause: Option<&Cause>, thawed: Option<Thaw>) -> String {
+    let cause = cause.map_or_else(String::new, cause_text);
+    match thawed {
+        Some(Thaw { micros, .. }) => {
+            let millis = Duration::from_micros(micros).as_secs_f64() * 1000.0;
+            format!("{cause}; thawed by the proxy in {millis:.2} ms")
+        }
+        None => cause,
+    }
 }
 
 /// Who caused a wake, in words for the Machine's events.

@@ -125,6 +125,10 @@ impl World {
         lock(&self.handles).get(id).cloned()
     }
 
+    pub(crate) fn handles(&self) -> Vec<Handle> {
+        lock(&self.handles).values().cloned().collect()
+    }
+
     pub(crate) fn add_handle(&self, id: String, handle: Handle) {
         lock(&self.handles).insert(id, handle);
     }

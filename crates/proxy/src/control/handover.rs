@@ -181,7 +181,11 @@ pub(crate) fn listeners_from(fds: Vec<OwnedFd>) -> Result<Listeners, HandoverErr
     Listeners::from_fds(fds)
 }
 
-fn send_fds(stream: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+pub(crate) fn send_fds(
+    stream: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDOVER_COUNT))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {

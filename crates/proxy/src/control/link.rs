@@ -1,20 +1,27 @@
 //! The stream between server and proxy: lines in, lines out, and the first one with descriptors.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::handover::{HandoverError, Listeners, listeners_from, receive_fds, send_listeners};
-use super::types::{FromProxy, LINE_BYTES_MAX, ToProxy, VERSION};
+use super::handover::{
+    HandoverError, Listeners, listeners_from, receive_fds, send_fds, send_listeners,
+};
+use super::types::{FromProxy, LINE_BYTES_MAX, ThawedRun, ToProxy, VERSION};
 
 /// Read at once; a line is seldom longer.
 const READ_BYTES: usize = 16 * 1024;
+/// Descriptors whose messages have not been read to their ends: one message has two at the most.
+const DESCRIPTORS_MAX: usize = 64;
+/// Thaws that a greeting tells of, so that it stays a line; the others are told one by one after it.
+const THAWED_MAX: usize = 10_000;
 
 /// Why the connection between server and proxy failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +60,15 @@ pub enum LinkError {
 pub struct Link {
     sender: LinkSender,
     receiver: LinkReceiver,
+    greeting: Greeting,
+}
+
+/// What a proxy says of itself.
+#[derive(Debug)]
+struct Greeting {
     pid: u32,
+    thaws: bool,
+    thawed: Vec<ThawedRun>,
 }
 
 impl Link {
@@ -74,15 +89,28 @@ impl Link {
         buffer.truncate(read);
         let listeners = listeners_from(fds).map_err(LinkError::Sockets)?;
         let (read_half, write_half) = stream.into_split();
-        let mut receiver = LinkReceiver { lines: Lines::with_buffer(read_half, buffer) };
-        let pid = greeting(receiver.recv().await?)?;
-        Ok((Self { sender: LinkSender { stream: write_half }, receiver, pid }, listeners))
+        let lines = Lines::with_buffer(read_half, buffer, Descriptors::Refused);
+        let mut receiver = LinkReceiver { lines };
+        let greeting = greeting(receiver.recv().await?)?;
+        Ok((Self { sender: LinkSender { stream: write_half }, receiver, greeting }, listeners))
     }
 
     /// Process id of the proxy, by its own word.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.greeting.pid
+    }
+
+    /// Whether the proxy takes descriptors of freezers.
+    #[must_use]
+    pub fn thaws(&self) -> bool {
+        self.greeting.thaws
+    }
+
+    /// What the proxy had thawed and told no server when it greeted.
+    #[must_use]
+    pub fn thawed(&self) -> &[ThawedRun] {
+        &self.greeting.thawed
     }
 
     /// Sends one message.
@@ -126,6 +154,23 @@ impl LinkSender {
             .await
             .map_err(|source| LinkError::Io { what: "send to", source })
     }
+
+    /// Sends one message with the descriptors that belong to it.
+    ///
+    /// # Errors
+    /// See [`Link::send`].
+    pub async fn send_with(
+        &mut self,
+        message: &ToProxy,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        let line = encode(message)?;
+        let failed = |source| LinkError::Io { what: "send to", source };
+        let stream: &UnixStream = self.stream.as_ref();
+        let send = || send_fds(stream.as_fd(), &line, descriptors);
+        let sent = stream.async_io(Interest::WRITABLE, send).await.map_err(failed)?;
+        self.stream.write_all(&line[sent..]).await.map_err(failed)
+    }
 }
 
 /// The server's receiving half.
@@ -151,15 +196,39 @@ pub(crate) struct Lines {
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were searched for a line's end already.
     searched: usize,
+    scratch: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+    policy: Descriptors,
+}
+
+/// Whether descriptors are taken that come with lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Descriptors {
+    Taken,
+    /// From a process that we need not trust.
+    Refused,
 }
 
 impl Lines {
     pub(crate) fn new(stream: OwnedReadHalf) -> Self {
-        Self::with_buffer(stream, Vec::new())
+        Self::with_buffer(stream, Vec::new(), Descriptors::Taken)
     }
 
-    fn with_buffer(stream: OwnedReadHalf, buffer: Vec<u8>) -> Self {
-        Self { stream, buffer, searched: 0 }
+    fn with_buffer(stream: OwnedReadHalf, buffer: Vec<u8>, policy: Descriptors) -> Self {
+        let (scratch, descriptors) = (vec![0; READ_BYTES], VecDeque::new());
+        Self { stream, buffer, searched: 0, scratch, descriptors, policy }
+    }
+
+    /// The descriptors that came with the line that was read last, in their order. Those of a line that
+    /// could not be read stay in their way: the reader must look at what he gets.
+    pub(crate) fn take_descriptors(&mut self, count: usize) -> Vec<OwnedFd> {
+        let count = count.min(self.descriptors.len());
+        self.descriptors.drain(..count).collect()
+    }
+
+    /// Drops all that were not taken.
+    pub(crate) fn forget_descriptors(&mut self) {
+        self.descriptors.clear();
     }
 
     /// Waits for the next line; cancel-safe, because what was read stays in the buffer.
@@ -171,13 +240,25 @@ impl Lines {
             if LINE_BYTES_MAX < self.buffer.len() {
                 return Err(LinkError::TooLong);
             }
-            self.buffer.reserve(READ_BYTES);
-            let read = self.stream.read_buf(&mut self.buffer).await;
+            let read = self.receive().await;
             match read.map_err(|source| LinkError::Io { what: "receive from", source })? {
                 0 => return Err(LinkError::Closed),
                 _ => continue,
             }
         }
+    }
+
+    async fn receive(&mut self) -> io::Result<usize> {
+        let Self { stream, scratch, .. } = self;
+        let stream: &UnixStream = (*stream).as_ref();
+        let receive = || receive_fds(stream.as_fd(), scratch);
+        let (read, descriptors) = stream.async_io(Interest::READABLE, receive).await?;
+        self.buffer.extend_from_slice(&self.scratch[..read]);
+        if self.policy == Descriptors::Taken {
+            self.descriptors.extend(descriptors);
+            self.descriptors.truncate(DESCRIPTORS_MAX);
+        }
+        Ok(read)
     }
 
     fn take_line(&mut self) -> Option<Vec<u8>> {
@@ -195,15 +276,23 @@ impl Lines {
 pub(crate) async fn send_hello(
     stream: &UnixStream,
     listeners: &Listeners,
+    mut thawed: Vec<ThawedRun>,
 ) -> Result<(), LinkError> {
-    let hello = encode(&FromProxy::Hello { version: VERSION, pid: std::process::id() })?;
+    thawed.truncate(THAWED_MAX);
+    let pid = std::process::id();
+    let hello = encode(&FromProxy::Hello { version: VERSION, pid, thaws: true, thawed })?;
     let failed = |source| LinkError::Io { what: "greet from", source };
-    let sent = stream
+    let mut sent = stream
         .async_io(Interest::WRITABLE, || send_listeners(stream.as_fd(), &hello, listeners))
         .await
         .map_err(failed)?;
-    if sent < hello.len() {
-        return Err(failed(io::ErrorKind::WriteZero.into()));
+    while sent < hello.len() {
+        stream.writable().await.map_err(failed)?;
+        match stream.try_write(&hello[sent..]) {
+            Ok(more) => sent += more,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(failed(error)),
+        }
     }
     Ok(())
 }
@@ -217,9 +306,11 @@ pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, LinkError> {
     Ok(line)
 }
 
-fn greeting(message: FromProxy) -> Result<u32, LinkError> {
+fn greeting(message: FromProxy) -> Result<Greeting, LinkError> {
     match message {
-        FromProxy::Hello { version: VERSION, pid } => Ok(pid),
+        FromProxy::Hello { version: VERSION, pid, thaws, thawed } => {
+            Ok(Greeting { pid, thaws, thawed })
+        }
         FromProxy::Hello { version, .. } => Err(LinkError::Version { got: version }),
         FromProxy::Start { .. }
         | FromProxy::Stop { .. }

@@ -55,6 +55,20 @@ pub enum ToProxy {
         /// After this long `Drained` is sent with what is still in flight.
         timeout_ms: u64,
     },
+    /// With it come one or two descriptors: what thaws this run, and its CPU time if `cpu` is set.
+    Freezer {
+        /// Id of the Machine.
+        machine: String,
+        /// The run; for any other they are worthless.
+        run: u64,
+        /// What to write to the first one.
+        thaw: String,
+        /// Inode of the first one: descriptors that do not fit their message are not used.
+        inode: u64,
+        /// Whether there is a second one, to read `cpu.stat` or `cpuacct.usage` from.
+        #[serde(default)]
+        cpu: bool,
+    },
     /// Give the Machine work again.
     Undrain {
         /// Id of the Machine.
@@ -74,6 +88,12 @@ pub enum FromProxy {
         version: u32,
         /// Process id of the proxy.
         pid: u32,
+        /// Whether it can use [`ToProxy::Freezer`].
+        #[serde(default)]
+        thaws: bool,
+        /// What it has thawed and no server has confirmed.
+        #[serde(default)]
+        thawed: Vec<ThawedRun>,
     },
     /// Somebody waits for this Machine: start it.
     Start {
@@ -83,6 +103,9 @@ pub enum FromProxy {
         attempt: u64,
         /// Who caused it; `None`: the Machines that run are busy.
         cause: Option<Cause>,
+        /// The proxy has thawed it already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        thawed: Option<Thaw>,
     },
     /// Nobody needs this Machine; it is closed to new work already.
     Stop {
@@ -115,6 +138,24 @@ pub enum FromProxy {
         /// The line.
         text: String,
     },
+}
+
+/// A run that the proxy has thawed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThawedRun {
+    /// Id of the Machine.
+    pub machine: String,
+    /// The run.
+    pub run: u64,
+}
+
+/// How the proxy thawed a Machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thaw {
+    /// The run.
+    pub run: u64,
+    /// How long the write took.
+    pub micros: u64,
 }
 
 /// The first caller that waits for a start.

@@ -15,7 +15,7 @@ use super::exchange::{Broken, Done, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
 use super::reply::Reply;
 use super::response::Signature;
-use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
+use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse, Wake, Woken};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
@@ -362,7 +362,7 @@ impl Connection {
         place: &Place,
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
-        let wake = place.held_since.map(|since| wake_header(place, since.elapsed()));
+        let wake = place.woken.map(wake_header);
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
@@ -634,10 +634,15 @@ fn is_port(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Value of `Perch-Wake`: which Machine, and how long the request was held.
-fn wake_header(place: &Place, held: Duration) -> String {
-    let millis = held.as_secs_f64() * 1000.0;
-    format!("machine={}; held_ms={millis:.1}", place.endpoint().machine)
+/// Value of `Perch-Wake`, in the notation of `Server-Timing`: how the Machine came up, and how many
+/// milliseconds the request waited for that.
+fn wake_header(woken: Woken) -> String {
+    let millis = woken.since.elapsed().as_secs_f64() * 1000.0;
+    let by = match woken.by {
+        Wake::Thaw => "thaw",
+        Wake::Start => "start",
+    };
+    format!("{by};dur={millis:.2}")
 }
 
 /// Ends our side and waits shortly for the caller's end, so that our last answer is not lost to a

@@ -3,7 +3,9 @@
 use std::os::unix::net::UnixStream;
 
 use super::world::*;
-use crate::control::{FromProxy, Handover, HandoverError, Link, Listeners, ToProxy};
+use crate::control::{
+    Autostop, FromProxy, Handover, HandoverError, Link, Listeners, ThawedRun, ToProxy,
+};
 
 #[test]
 fn a_new_server_gets_the_listeners_and_is_asked_again_for_what_is_needed() {
@@ -40,6 +42,53 @@ fn what_runs_is_served_while_no_server_is_there_and_apps_not_named_again_are_gon
         let gone = tokio::io::AsyncReadExt::read_u8(&mut stream).await.expect_err("it is gone");
         assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
     });
+}
+
+#[test]
+fn a_suspended_machine_is_thawed_here_and_every_server_hears_of_it_until_one_answers() {
+    run(|mut world| async move {
+        let port = machine(echo_heads).await;
+        let mut view = app("suspended", port);
+        view.machines[0].run = 4;
+        view.machines[0].services.iter_mut().for_each(|s| s.autostop = Autostop::Suspend);
+        let freezer = tempfile::NamedTempFile::new().expect("a file");
+        world.send(ToProxy::App(view.clone())).await;
+        let (mut sender, receiver) = world.link.into_split();
+        hand_over(&mut sender, freezer.as_file(), 4).await;
+        sender.send(&ToProxy::SnapshotEnd).await.expect("the proxy reads");
+        // Both arrive before the proxy hears that the server is gone.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        drop((sender, receiver));
+        let mut caller = tokio::net::TcpStream::connect(world.http).await.expect("it listens");
+        tokio::io::AsyncWriteExt::write_all(&mut caller, GET.as_bytes()).await.expect("it reads");
+        let answer = read_all(&mut caller).await;
+        assert!(answer.contains("\r\nPerch-Wake: thaw;dur="), "{answer}");
+        assert_eq!(std::fs::read(freezer.path()).expect("readable"), b"0");
+
+        let (link, _listeners) = Link::connect(&world.control).await.expect("the proxy listens");
+        let thawed = [ThawedRun { machine: MACHINE.to_owned(), run: 4 }];
+        assert_eq!((link.thaws(), link.thawed()), (true, &thawed[..]));
+        world.link = link;
+        let FromProxy::Start { attempt, thawed: Some(thaw), .. } = world.heard().await else {
+            panic!("it is not told of the thaw");
+        };
+        assert_eq!(thaw.run, 4);
+        let outcome = crate::control::StartOutcome::Started { run: 4 };
+        let machine = MACHINE.to_owned();
+        world.send(ToProxy::StartDone { machine, attempt, outcome }).await;
+        world.publish(view).await;
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let (link, _listeners) = Link::connect(&world.control).await.expect("the proxy listens");
+        assert_eq!(link.thawed(), []);
+    });
+}
+
+async fn hand_over(sender: &mut crate::control::LinkSender, file: &std::fs::File, run: u64) {
+    use std::os::fd::AsFd;
+    let inode = rustix::fs::fstat(file).expect("a file").st_ino;
+    let (machine, thaw) = (MACHINE.to_owned(), "0".to_owned());
+    let message = ToProxy::Freezer { machine, run, thaw, inode, cpu: false };
+    sender.send_with(&message, &[file.as_fd()]).await.expect("the proxy reads");
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn a_request_to_a_sleeping_app_wakes_it_and_is_answered() {
         world.publish(view.clone()).await;
         let mut caller = world.connect().await;
         caller.write_all(GET.as_bytes()).await.expect("the proxy reads");
-        let FromProxy::Start { machine: id, attempt, cause } = world.heard().await else {
+        let FromProxy::Start { machine: id, attempt, cause, .. } = world.heard().await else {
             panic!("a start was expected");
         };
         let cause = cause.expect("a caller waits");
@@ -236,7 +236,7 @@ fn a_request_to_a_sleeping_app_wakes_it_and_is_answered() {
         spawn_local(accept(listener, echo_heads));
         let answer = read_all(&mut caller).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.contains("\r\nPerch-Wake: machine=00000000000001; held_ms="), "{answer}");
+        assert!(answer.contains("\r\nPerch-Wake: start;dur="), "{answer}");
         let FromProxy::Log { app, level, text, .. } = world.link.recv().await.expect("it lives")
         else {
             panic!("a log line was expected");

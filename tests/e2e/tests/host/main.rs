@@ -43,6 +43,7 @@ mod state;
 mod suspend;
 mod table;
 mod tcp;
+mod thaw;
 mod token;
 mod upgrade;
 mod wire;
