@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::answer::{self, Answer, Outcome, done, json, json_with};
@@ -91,6 +91,11 @@ impl<B: Backend> Call<B> {
 }
 
 fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Serde reads an array as the fields of a struct in their order; every body here is an object.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| bad_body(&error))?;
+        return Err(ApiError::invalid("the request's body is an array; it must be an object"));
+    }
     let error = match serde_json::from_slice(bytes) {
         Ok(read) => return Ok(read),
         Err(error) => error,

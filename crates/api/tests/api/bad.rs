@@ -59,6 +59,8 @@ async fn bodies_that_cannot_be_accepted_say_why() {
     check(&server, "POST /v1/apps", "", 400, "not JSON").await;
     check(&server, "POST /v1/apps", "{\"name\":", 400, "not JSON").await;
     check(&server, "POST /v1/apps", "{\"name\":7}", 422, "invalid type: integer").await;
+    check(&server, "PATCH /v1/apps/web", " [null]", 422, "must be an object").await;
+    check(&server, "PATCH /v1/apps/web", "[null", 400, "not JSON").await;
     let machines = "POST /v1/apps/web/machines";
     check(&server, machines, "{}", 422, "missing field `config`").await;
     check(&server, machines, r#"{"config":{}}"#, 422, "config.image: is required").await;
