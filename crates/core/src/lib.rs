@@ -18,6 +18,8 @@ pub mod admission;
 pub mod balancer;
 pub mod deploy;
 pub mod dns;
+#[doc(hidden)]
+pub mod fault;
 pub mod ids;
 pub mod lifecycle;
 #[doc(hidden)]

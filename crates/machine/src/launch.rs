@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use perch_core::fault::{self, Point};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ use crate::ids::Ids;
 use crate::process::{self, Process};
 use crate::secrets::Secrets;
 use crate::sys;
+
+/// The one variable that a shim keeps of its server's environment, in builds for tests.
+pub const FAULTS_VARIABLE: &str = "PERCH_FAULTS";
 
 const SPEC_FILE: &str = "spec.json";
 pub(crate) const SHIM_FILE: &str = "shim.json";
@@ -682,7 +686,9 @@ pub async fn launch_with(
     check(spec, secrets)?;
     clear_former_run(spec).await?;
     write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
+    fault::pass(Point::ServerSpecWritten);
     let spawned = spawn_shim(spec, netns).map_err(io_error("start the shim of", &spec.dir))?;
+    fault::pass(Point::ServerShimSpawned);
     let answer = talk(spawned, secrets);
     let (reason, fault) = match tokio::time::timeout(START_TIMEOUT, answer).await {
         Ok(Ok(Answer::Started(state))) => {
@@ -772,7 +778,8 @@ fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, St
         .write(true)
         .mode(0o600)
         .open(spec.dir.join(SHIM_LOG))?;
-    let shim = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    command
         .arg("shim")
         .arg(&spec.dir)
         .env_clear()
@@ -780,9 +787,10 @@ fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, St
         .current_dir("/")
         .stdin(netns.try_clone_to_owned()?)
         .stdout(OwnedFd::from(far))
-        .stderr(words)
-        .spawn()?;
-    Ok((shim, near))
+        .stderr(words);
+    #[cfg(debug_assertions)]
+    command.envs(std::env::var_os(FAULTS_VARIABLE).map(|dir| (FAULTS_VARIABLE, dir)));
+    Ok((command.spawn()?, near))
 }
 
 /// Tells the shim the secrets, and reads its answer.

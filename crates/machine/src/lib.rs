@@ -41,8 +41,8 @@ pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,
 };
 pub use launch::{
-    ExitCause, ExitRecord, Fault, LaunchError, LaunchSpec, Machine, RootFile, SignalError, adopt,
-    install_init, launch, launch_with, lives, remove, uid_base,
+    ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, LaunchError, LaunchSpec, Machine, RootFile,
+    SignalError, adopt, install_init, launch, launch_with, lives, remove, uid_base,
 };
 pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process};

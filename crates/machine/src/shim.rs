@@ -17,6 +17,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use perch_core::fault::{self, Point};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -227,6 +228,7 @@ fn start(dir: &Path, answer: &mut Outlet) -> Result<Keeper, ShimError> {
     let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), SECRETS_FD + 1);
     let netns = netns.map_err(doing("take the network namespace"))?;
     let lock = launch::lock(dir).map_err(doing("lock the machine's directory"))?;
+    fault::pass(Point::ShimLocked);
     if answer.is_closed() {
         // A successor of the launcher may have given this run up already.
         return Err(ShimError::Program("the launcher is gone".to_owned()));
@@ -270,6 +272,8 @@ fn create(
         Some(leaf) => run_born_in(leaf, stdout_end, stderr_end, entrances)?,
         None => run_container(stdout_end, stderr_end, Parent::Caller, |_| Ok(()))?,
     };
+    fault::pass(Point::ShimCreated);
+    fault::pass_by(Point::InitCreated, pid.as_raw_nonzero().get());
     drop((for_init, user_namespace));
     let pidfd =
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(doing("watch init"))?;
@@ -474,6 +478,8 @@ impl Keeper {
                 Answer::Failed { reason: chain(&error), fault: error.fault() }
             };
             answer.send(&written.map_or_else(failed, Answer::Started));
+            fault::pass(Point::ShimAnswered);
+            fault::pass_by(Point::InitStarted, self.pid.as_raw_nonzero().get());
         }
     }
 
@@ -523,7 +529,9 @@ impl Keeper {
         let word = self.rate.last_word();
         self.say(word);
         let record = self.record();
+        fault::pass(Point::ShimEnded);
         let written = files::write(&self.spec.dir, launch::EXIT_FILE, &record);
+        fault::pass(Point::ShimRecorded);
         let reason = "the machine ended before its program was started".to_owned();
         answer.send(&Answer::Failed { reason, fault: Fault::Host });
         if let Err(error) = self.cgroups.remove() {

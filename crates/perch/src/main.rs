@@ -10,6 +10,7 @@ mod config;
 mod doctor;
 mod down;
 mod embedded;
+mod fault;
 mod ids;
 mod manual;
 mod paths;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     if called_as.is_some_and(|name| name == "fly" || name == "flyctl") {
         return fly(args);
     }
+    fault::arm();
     let role = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     let rest = args.get(2..).unwrap_or_default().to_vec();
     match role {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         "down" => down::main(&rest),
         "fly" => fly(args[1..].to_vec()),
         "man" => manual::main(&rest),
+        "faults" if cfg!(debug_assertions) => fault::main(),
         "version" | "--version" | "-V" => {
             println!("perch {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -18,6 +18,7 @@ use perch_core::balancer::{
     Balancer, Choice, Claim, Effect, Endpoint, Event, FailReason, HoldReason, MachineView,
     Settings, StartOutcome, StopOutcome,
 };
+use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use perch_core::lifecycle::MachineState;
 use perch_core::time::Timestamp;
@@ -489,6 +490,7 @@ impl App {
                 self.upstreams.close(machine);
                 let reason = convert::stop_reason(reason);
                 let machine = machine.to_string();
+                fault::pass(Point::ProxyStopAsked);
                 self.server.tell(FromProxy::Stop { machine, run, attempt, reason });
             }
             Effect::Admit { port, claim } => self.admit(port, claim),
@@ -549,6 +551,7 @@ impl App {
         attempt: u64,
         outcome: StartOutcome,
     ) {
+        fault::pass(Point::ProxyStartHeard);
         self.handle(Event::StartDone { machine, attempt, outcome });
     }
 
@@ -558,6 +561,7 @@ impl App {
         attempt: u64,
         outcome: StopOutcome,
     ) {
+        fault::pass(Point::ProxyStopHeard);
         self.handle(Event::StopDone { machine, attempt, outcome });
     }
 }

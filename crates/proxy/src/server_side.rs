@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use perch_core::balancer::StartSlots;
+use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use tokio::sync::mpsc;
 
@@ -138,6 +139,7 @@ impl ServerSide {
         while let Some((machine, attempt)) = self.next_start() {
             let cause =
                 self.causes.borrow_mut().get_mut(&(machine, attempt)).and_then(Option::take);
+            fault::pass(Point::ProxyStartAsked);
             self.tell(FromProxy::Start {
                 machine: machine.to_string(),
                 attempt,

@@ -48,6 +48,7 @@ pub struct Host {
     dir: TempDir,
     binary: PathBuf,
     config: String,
+    server_env: Vec<(String, String)>,
     service_manager: Option<ServiceManager>,
 }
 
@@ -70,6 +71,11 @@ impl Host {
         config.clone_into(&mut self.config);
     }
 
+    /// Gives servers that start from now on a variable more.
+    pub fn equip_server(&mut self, name: &str, value: &str) {
+        self.server_env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Makes a host in which nothing runs yet.
     pub fn bare(network: Network) -> Result<Self> {
         let binary = std::env::var_os("PERCH_BIN")
@@ -79,7 +85,8 @@ impl Host {
         let server = None;
         let binary = fs::canonicalize(binary).context("finding PERCH_BIN")?;
         let config = String::new();
-        let host = Self { holder, init, server, dir, binary, config, service_manager: None };
+        let (server_env, service_manager) = (Vec::new(), None);
+        let host = Self { holder, init, server, dir, binary, config, server_env, service_manager };
         host.run("ip", &["link", "set", "lo", "up"])?.ok()?;
         if network == Network::Firewalled {
             host.firewall()?;
@@ -211,7 +218,9 @@ impl Host {
         let config = self.dir.path().join("perch.toml").to_string_lossy().into_owned();
         fs::write(&config, &self.config)?;
         let args = ["server", "--data-dir", &data, "--config", &config];
-        Ok(self.command(&self.binary_text(), &args))
+        let mut command = self.command(&self.binary_text(), &args);
+        command.envs(self.server_env.iter().cloned());
+        Ok(command)
     }
 
     /// What the server and its proxy have logged.

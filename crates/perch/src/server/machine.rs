@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_api::wire;
+use perch_core::fault::{self, Point};
 use perch_core::lifecycle::{
     Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
-    NOT_STARTED, StartBy, StopBy,
+    MachineState, NOT_STARTED, StartBy, StopBy,
 };
 use perch_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -217,6 +218,10 @@ impl Task {
                     }
                 }
                 Woken::Exited(run, exit) => {
+                    fault::pass(Point::ServerExited);
+                    if self.life.state() == MachineState::Replacing {
+                        fault::pass(Point::ServerReplacing);
+                    }
                     self.running = None;
                     self.world.pager.gone(&self.id);
                     self.rest = Rest::Awake;
@@ -272,6 +277,8 @@ impl Task {
             }
             Command::LookWhetherFrozen => self.look_whether_frozen().await,
             Command::FreezeEnded { token, result: Ok(()) } => {
+                fault::pass(Point::ServerFrozen);
+                self.pass_by(Point::InitFrozen);
                 self.feed(Event::Frozen { token }).await;
             }
             Command::FreezeEnded { token, result: Err(reason) } => {
@@ -311,11 +318,13 @@ impl Task {
             tracing::warn!(machine = self.id, %error, "an event was refused");
         }
         if is_stop {
+            fault::pass(Point::ServerStopHeard);
             // Else callers would, after a crash, be let into a program that is ending. A start is stored
             // behind: a wake writes nothing before its answer.
             if let Err(error) = self.world.lives.save(&self.id, self.life.stored()).await {
                 tracing::error!(machine = self.id, %error, "a stop could not be stored");
             }
+            fault::pass(Point::ServerStopSaved);
         }
         self.do_effects().await;
         self.settle_behind();
@@ -357,6 +366,7 @@ impl Task {
         self.because(Source::Platform, String::new());
         match result {
             Ok(machine) => {
+                fault::pass(Point::ServerLaunched);
                 self.running = Some(Arc::from(machine));
                 self.rest = Rest::Awake;
                 self.feed(Event::Launched { run }).await;
@@ -397,10 +407,13 @@ impl Task {
                 if let Err(error) = self.signal_run(run, signal) {
                     tracing::debug!(machine = self.id, run, error, "signal not delivered");
                 }
+                fault::pass(Point::ServerSignalSent);
+                self.pass_by(Point::InitSignalled);
             }
             Effect::Kill { run } => self.kill(run),
             Effect::Remove => self.remove(),
             Effect::StartDone { attempt, outcome } => {
+                fault::pass(Point::ServerStartDone);
                 self.publish();
                 self.world.proxy.start_done(&self.id, attempt, outcome);
             }
@@ -425,6 +438,7 @@ impl Task {
     /// It begins here, not beside: a thaw that is decided a moment later must come after it. A wait that such a
     /// thaw overtakes would have no end; who thaws ends it by what it then sees.
     fn freeze(&self, run: u64, token: u64) {
+        fault::pass(Point::ServerFreezeBegun);
         let machine = self.running.clone().filter(|machine| machine.run() == run);
         let begun = match &machine {
             Some(machine) => machine.freeze().map_err(|error| super::images::chain(&error)),
@@ -448,9 +462,13 @@ impl Task {
         let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else {
             return;
         };
+        fault::pass(Point::ServerThawBegun);
         // Before the thaw: a page-out that is under way ends here.
         self.world.pager.woke(machine);
-        if let Err(error) = machine.thaw() {
+        let thawed = machine.thaw();
+        fault::pass(Point::ServerThawed);
+        self.pass_by(Point::InitThawed);
+        if let Err(error) = thawed {
             let reason = format!("could not thaw it: {}", super::images::chain(&error));
             let mailbox = self.mailbox_sender.clone();
             self.world.tracker.spawn(async move {
@@ -466,6 +484,13 @@ impl Task {
         if let Some(run) = awake.map(|machine| machine.run()) {
             self.because(Source::Proxy, "thawed by a proxy that has ended since".to_owned());
             self.feed(Event::Thawed { run }).await;
+        }
+    }
+
+    /// The Machine's PID 1 passes a place.
+    fn pass_by(&self, point: Point) {
+        if let Some(machine) = &self.running {
+            fault::pass_by(point, machine.pid());
         }
     }
 

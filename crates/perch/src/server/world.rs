@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use perch_api::wire;
+use perch_core::fault::{self, Point};
 use perch_machine::{Machine, Secrets};
 use perch_net::{Attach, Plane};
 use tokio::sync::{RwLock, Semaphore};
@@ -171,6 +172,7 @@ impl World {
         config_version: u64,
     ) -> anyhow::Result<Machine> {
         let _turn = self.launches.acquire().await.context("the server is ending")?;
+        fault::pass(Point::ServerLaunchBegun);
         let (world, id) = (self.clone(), id.to_owned());
         let prepared = tokio::task::spawn_blocking(move || world.prepare(&id, run, config_version));
         let (spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;

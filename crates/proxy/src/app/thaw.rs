@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use perch_core::balancer::{Event, MachineView, ThawOutcome};
+use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use perch_core::lifecycle::MachineState;
 use tokio::time::Instant;
@@ -31,10 +32,12 @@ impl App {
         cause: Option<Cause>,
     ) -> ThawOutcome {
         let began = Instant::now();
+        fault::pass(Point::ProxyThawBegun);
         let thawed = match self.freezers.borrow().get(&machine) {
             Some(freezer) if freezer.run() == run => freezer.thaw(),
             Some(_) | None => return ThawOutcome::Failed,
         };
+        fault::pass(Point::ProxyThawed);
         if let Err(error) = thawed {
             tracing::warn!(app = self.name, %machine, run, %error, "could not thaw a Machine");
             self.freezers.borrow_mut().remove(&machine);

@@ -17,6 +17,7 @@ mod crash;
 mod deploy;
 mod dns;
 mod down;
+mod faults;
 mod firewall;
 mod groups;
 mod guides;

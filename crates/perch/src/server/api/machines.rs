@@ -10,6 +10,7 @@ use perch_api::wire::{
     RestartQuery, SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
 };
 use perch_core::address;
+use perch_core::fault::{self, Point};
 use perch_core::ids::{MachineId, NetworkId};
 use perch_core::lifecycle::{Event, InvalidTransition, Lifecycle, StartBy, StopBy};
 use tokio::sync::oneshot;
@@ -231,6 +232,7 @@ pub(crate) async fn update(
     let wanted = target.clone();
     let record =
         world.keeper.write(move |catalog| decide_update(catalog, &wanted, input, &ready)).await?;
+    fault::pass(Point::ServerUpdateSaved);
     let event = Event::Update {
         config_version: record.config_version,
         policy: launching::policy(&record),

@@ -1,0 +1,172 @@
+//! Places where a test may end a process: the steps of starting, stopping, suspending, resuming and updating.
+//!
+//! Code names the place it passes; whoever runs it may have armed a hook. Only builds with debug assertions have any of
+//! this: in what users run [`pass`] is nothing. A test of hosts asks the binary for the list and walks all of it, so
+//! that a place that is added here is tried, and one that is never passed fails.
+
+/// What a test does so that a place is passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum During {
+    /// A stopped Machine is woken.
+    Start,
+    /// An idle Machine is stopped.
+    Stop,
+    /// An idle Machine is frozen.
+    Suspend,
+    /// A frozen Machine is woken.
+    Resume,
+    /// A running Machine gets a new config.
+    Update,
+}
+
+impl During {
+    /// For the list.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Suspend => "suspend",
+            Self::Resume => "resume",
+            Self::Update => "update",
+        }
+    }
+}
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $point:ident = $name:literal during $during:ident,)*) => {
+        /// A place; the first word of its name is the process that ends.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Point { $($(#[$doc])* $point,)* }
+
+        impl Point {
+            /// All places.
+            pub const ALL: &[Self] = &[$(Self::$point,)*];
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$point => $name,)* }
+            }
+
+            /// When it is passed.
+            pub fn during(self) -> During {
+                match self { $(Self::$point => During::$during,)* }
+            }
+        }
+    };
+}
+
+points! {
+    /// A start is decided, nothing is done.
+    ServerLaunchBegun = "server.launch-begun" during Start,
+    /// The run's specification is on disk.
+    ServerSpecWritten = "server.spec-written" during Start,
+    /// The shim is a process.
+    ServerShimSpawned = "server.shim-spawned" during Start,
+    /// The program runs, and the Machine's task does not know.
+    ServerLaunched = "server.launched" during Start,
+    /// The proxy is about to be told.
+    ServerStartDone = "server.start-done" during Start,
+    /// The shim holds its lock.
+    ShimLocked = "shim.locked" during Start,
+    /// PID 1 is there, and nobody is told.
+    ShimCreated = "shim.created" during Start,
+    /// The server is told.
+    ShimAnswered = "shim.answered" during Start,
+    /// PID 1 is there.
+    InitCreated = "init.created" during Start,
+    /// The server is told.
+    InitStarted = "init.started" during Start,
+    /// The proxy is about to ask for a start.
+    ProxyStartAsked = "proxy.start-asked" during Start,
+    /// The proxy hears that the Machine is up.
+    ProxyStartHeard = "proxy.start-heard" during Start,
+    /// The proxy is about to ask for a stop.
+    ProxyStopAsked = "proxy.stop-asked" during Stop,
+    /// The server has heard of it.
+    ServerStopHeard = "server.stop-heard" during Stop,
+    /// It is durable.
+    ServerStopSaved = "server.stop-saved" during Stop,
+    /// The program has its signal.
+    ServerSignalSent = "server.signal-sent" during Stop,
+    /// PID 1 has passed the signal on, or not.
+    InitSignalled = "init.signalled" during Stop,
+    /// All of the run has ended, which is written nowhere.
+    ShimEnded = "shim.ended" during Stop,
+    /// Its end is on disk, its cgroups are still there.
+    ShimRecorded = "shim.recorded" during Stop,
+    /// The server has read its end.
+    ServerExited = "server.exited" during Stop,
+    /// The proxy hears of it.
+    ProxyStopHeard = "proxy.stop-heard" during Stop,
+    /// A freeze is about to begin.
+    ServerFreezeBegun = "server.freeze-begun" during Suspend,
+    /// All is frozen, which is written nowhere.
+    ServerFrozen = "server.frozen" during Suspend,
+    /// PID 1, frozen.
+    InitFrozen = "init.frozen" during Suspend,
+    /// The proxy is about to thaw.
+    ProxyThawBegun = "proxy.thaw-begun" during Resume,
+    /// It has, and the server does not know.
+    ProxyThawed = "proxy.thawed" during Resume,
+    /// A thaw is about to begin.
+    ServerThawBegun = "server.thaw-begun" during Resume,
+    /// It is done, and nobody is told.
+    ServerThawed = "server.thawed" during Resume,
+    /// PID 1, just thawed.
+    InitThawed = "init.thawed" during Resume,
+    /// The new config is durable, the Machine does not know.
+    ServerUpdateSaved = "server.update-saved" during Update,
+    /// The old run has ended, the new one has not begun.
+    ServerReplacing = "server.replacing" during Update,
+}
+
+/// What a hook is told: the place, and the process that is to end if it is not this one.
+pub type Hook = fn(Point, Option<i32>);
+
+#[cfg(debug_assertions)]
+static HOOK: std::sync::OnceLock<Hook> = std::sync::OnceLock::new();
+
+/// Arms the places, once for the process. Nothing without debug assertions.
+pub fn arm(hook: Hook) {
+    #[cfg(debug_assertions)]
+    HOOK.set(hook).ok();
+    #[cfg(not(debug_assertions))]
+    let _: Hook = hook;
+}
+
+/// This process passes a place.
+#[inline]
+pub fn pass(point: Point) {
+    pass_of(point, None);
+}
+
+/// The process with this number passes a place.
+#[inline]
+pub fn pass_by(point: Point, pid: i32) {
+    pass_of(point, Some(pid));
+}
+
+#[inline]
+fn pass_of(point: Point, pid: Option<i32>) {
+    #[cfg(debug_assertions)]
+    if let Some(hook) = HOOK.get() {
+        hook(point, pid);
+    }
+    #[cfg(not(debug_assertions))]
+    let _: (Point, Option<i32>) = (point, pid);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_say_which_process_ends() {
+        let names: std::collections::BTreeSet<_> = Point::ALL.iter().map(|it| it.name()).collect();
+        assert_eq!(names.len(), Point::ALL.len());
+        for name in names {
+            let process = name.split_once('.').map(|(process, _)| process);
+            assert!(matches!(process, Some("server" | "proxy" | "shim" | "init")), "{name}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Server, proxy, shim and init end at each step of what a Machine goes through; nothing is lost and nothing doubled.
+//!
+//! The steps are named in the code (`perch_core::fault`), and the binary lists them: one that is added there is tried
+//! here, and one that nothing passes any more fails.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use perch_testkit::{Host, Network, Process, wait_until};
+use tempfile::TempDir;
+
+use crate::limits::only;
+use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
+
+/// Asked for at length, each step is tried so often.
+const ROUNDS_LONG: usize = 5;
+
+const QUICK: &str = "auto_stop_after = \"200ms\"\n";
+
+/// A step and when it is passed, as `perch faults` prints them.
+struct Step {
+    name: String,
+    during: String,
+}
+
+#[test]
+fn whoever_ends_at_whatever_step_no_machine_is_lost_or_doubled() {
+    let Ok(faults) = tempfile::Builder::new().prefix("perch-faults-").tempdir() else {
+        panic!("no directory");
+    };
+    on(|| armed(&faults), |host| walk(host, faults.path()));
+}
+
+/// A host whose processes look into this directory at each step.
+fn armed(faults: &TempDir) -> Result<Host> {
+    // The proxy is nobody.
+    fs::set_permissions(faults.path(), fs::Permissions::from_mode(0o777))?;
+    let mut host = Host::bare(Network::Open)?;
+    host.configure(QUICK);
+    host.equip_server("PERCH_FAULTS", &faults.path().to_string_lossy());
+    host.start_server()?;
+    Ok(host)
+}
+
+fn walk(host: &mut Host, faults: &Path) -> Result<()> {
+    let list = host.perch(&["faults"])?;
+    if !list.status.success() {
+        println!(
+            "skipped: this binary was built without debug assertions, so it has no such steps"
+        );
+        return Ok(());
+    }
+    let list = list.ok()?;
+    let steps = list.lines().filter_map(|line| {
+        let (name, during) = line.split_once(' ')?;
+        Some(Step { name: name.to_owned(), during: during.to_owned() })
+    });
+    let steps: Vec<Step> = steps.collect();
+    ensure!(20 < steps.len(), "these are not all steps: {list}");
+    deploy(host, "neighbour", "off")?;
+    let neighbour = machine_processes(host, &only(host, "neighbour")?.id);
+    let rounds = if std::env::var_os("PERCH_LONG").is_some() { ROUNDS_LONG } else { 1 };
+    for _ in 0..rounds {
+        for step in &steps {
+            // An app of its own: after some failures in a row the balancer gives a Machine a rest.
+            let app = step.name.replace('.', "-");
+            try_step(host, faults, step, &app).with_context(|| format!("at {}", step.name))?;
+            host.fly(&["apps", "destroy", &app, "--yes"])?.ok()?;
+        }
+    }
+    let still = machine_processes(host, &only(host, "neighbour")?.id);
+    let pids = |all: &[Process]| all.iter().map(|it| it.pid).collect::<Vec<_>>();
+    ensure!(pids(&still) == pids(&neighbour), "the neighbour was started anew");
+    ensure!(host.perch_processes("shim").len() == 1, "shims are left");
+    Ok(())
+}
+
+fn deploy(host: &Host, app: &str, auto_stop: &str) -> Result<()> {
+    let service = format!(
+        "[http_service]\n  internal_port = 8081\n  force_https = false\n  auto_stop_machines = '{auto_stop}'\n  \
+         auto_start_machines = true\n"
+    );
+    let dir = host.app_dir(app, &fly_toml(app, &hello_image(host)?, &service))?;
+    let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
+    host.fly_in(&dir, &launch)?.ok().map(drop)
+}
+
+fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()> {
+    let (auto_stop, before) = match step.during.as_str() {
+        "start" => ("stop", Some("stopped")),
+        // The call that passes it wakes the Machine first, if it must.
+        "stop" => ("stop", None),
+        "suspend" => ("suspend", None),
+        "resume" => ("suspend", Some("suspended")),
+        "update" => ("off", Some("started")),
+        other => bail!("nobody knows how to pass what is passed during `{other}`"),
+    };
+    deploy(host, app, auto_stop)?;
+    if let Some(state) = before {
+        host.wait_all(app, state, SOON)?;
+    }
+    let (file, address) = (faults.join(&step.name), host.flycast(app)?);
+    let mut call = match step.during.as_str() {
+        "update" => update(host, app)?,
+        _ => host.command("curl", &["-gsSm65", &format!("http://[{address}]/")]),
+    };
+    fs::write(&file, "")?;
+    let mut call = call.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait_until("the step to be passed", SOON, || Ok((!file.exists()).then_some(())))?;
+    if step.name.starts_with("server.") {
+        host.await_server_end()?;
+        host.start_server()?;
+    }
+    // Who is cut off by the death of its own proxy or server is told so; it is the next one that counts.
+    call.wait()?;
+    check_answer(&host.get(&address, 80, "/")?, "Hello").context("the next request")?;
+    check_true(host, app)
+}
+
+/// A call that gives a Machine a config that differs in nothing but a word.
+fn update(host: &Host, app: &str) -> Result<Command> {
+    let machine = only(host, app)?;
+    let mut config = machine.value["config"].clone();
+    config["env"]["NEW"] = "yes".into();
+    let body = serde_json::json!({ "config": config }).to_string();
+    let socket = host.socket().to_string_lossy().into_owned();
+    let url = format!("http://perch/v1/apps/{app}/machines/{}", machine.id);
+    let json = "Content-Type: application/json";
+    let args = ["-sSm65", "--unix-socket", &socket, "-H", json, "-d", &body, &url];
+    Ok(host.command("curl", &args))
+}
+
+/// What is said of an app's Machine is what runs of it: PID 1 and the program, once, under one shim; or nothing.
+fn check_true(host: &Host, app: &str) -> Result<()> {
+    wait_until("the Machine to be what it is said to be", SOON, || {
+        let machine = only(host, app)?;
+        let running = machine_processes(host, &machine.id).len();
+        let dir = format!("machines/{}", machine.id);
+        let shims = host.perch_processes("shim");
+        let shims = shims.iter().filter(|it| it.args.iter().any(|arg| arg.ends_with(&dir))).count();
+        let expected = match machine.state.as_str() {
+            "started" | "suspended" => (2, 1),
+            "stopped" => (0, 0),
+            other => bail!("it is {other}"),
+        };
+        let found = (running, shims);
+        ensure!(found == expected, "{app} is {} with {found:?} processes and shims", machine.state);
+        Ok((only(host, app)?.state == machine.state).then_some(()))
+    })
+}
