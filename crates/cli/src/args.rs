@@ -7,6 +7,7 @@
 mod pflag;
 mod rollout;
 
+pub(crate) use pflag::parse_bool;
 pub(crate) use rollout::{Only, Rollout, Vm};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -438,6 +439,14 @@ pub(crate) enum Machine {
         #[arg(short, long)]
         wait_timeout: Option<String>,
     },
+    /// Run an image in a new Machine
+    Run(Box<crate::command::machine::run::Run>),
+    /// Create a Machine and do not start it
+    Create(Box<crate::command::machine::run::Create>),
+    /// Make a new Machine that is like another one
+    Clone(Box<crate::command::machine::copy::Clone>),
+    /// Change a Machine's config; it keeps its ID, and is started anew
+    Update(Box<crate::command::machine::update::Update>),
     /// Restart Machines, one after the other
     Restart(crate::command::machine::restart::Restart),
     /// Destroy Machines that are stopped or suspended, or others by force

@@ -7,6 +7,7 @@ mod completion;
 mod config;
 mod deploy;
 pub(crate) mod dig;
+mod guest;
 mod ips;
 mod launch;
 mod logs;

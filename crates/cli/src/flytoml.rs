@@ -48,6 +48,7 @@ pub use problem::{Level, Problem};
 pub use shown::{header, header_of, to_json, to_toml};
 pub(crate) use size::{Preset, memory_mb, preset, presets};
 pub use verdict::Verdict;
+pub(crate) use words::split as split_words;
 
 /// Names looked for in a directory, first wins (T-01).
 const NAMES: [&str; 3] = ["fly.toml", "fly.json", "fly.yaml"];

@@ -32,7 +32,7 @@ use perch_core::deploy::{Availability, MaxUnavailable, Scope, Settings, Strategy
 use std::path::Path;
 use std::time::Duration;
 
-pub(super) use image::{OpenImage, bring, open};
+pub(super) use image::{OpenImage, bring, build, open, open_named, pairs, tag};
 pub(super) use leases::Leases;
 pub(super) use machine_config::group_config;
 pub(super) use restart::{deployed, restart};
@@ -188,7 +188,7 @@ pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
     }
     let flags = &rollout.vm;
     let cpus = flags.vm_cpus;
-    check_vm(flags)?;
+    super::guest::check_flags(flags)?;
     if flags.is_given() {
         config.vm = vec![Vm {
             size: flags.vm_size.clone(),
@@ -200,16 +200,6 @@ pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
         for group in config.groups() {
             config.machine_config(&group)?;
         }
-    }
-    Ok(())
-}
-
-fn check_vm(flags: &crate::args::Vm) -> Outcome {
-    if let Some(cpus) = flags.vm_cpus.filter(|cpus| *cpus <= 0) {
-        return Err(Failure::new(format!("--vm-cpus must be greater than zero, got: {cpus}")));
-    }
-    if !matches!(flags.vm_cpu_kind.as_deref(), None | Some("shared" | "performance")) {
-        return Err(Failure::new("--vm-cpu-kind must be set to 'shared' or 'performance'"));
     }
     Ok(())
 }

@@ -1,15 +1,24 @@
 //! The commands on single Machines: `list`, `status`, `start`, `stop` and `suspend` here, the others in files of
 //! their own.
 
+mod changes;
 mod checks;
 mod choose;
+pub(crate) mod copy;
 mod cordon;
 pub(crate) mod destroy;
+mod flags;
+mod image;
 mod kill;
 pub(crate) mod leases;
+mod ports;
 pub(crate) mod restart;
+pub(crate) mod run;
 mod shape;
+mod started;
+pub(crate) mod update;
 pub(crate) mod wait;
+mod wanted;
 
 pub(super) use checks::watch as watch_checks;
 pub(super) use shape::machine as shaped;
@@ -78,6 +87,10 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
             let (app, machines) = choose::many(context, &app, &ids, select.select).await?;
             suspend(context, &app, &machines, wait).await
         }
+        Command::Run(args) => run::run(context, *args).await,
+        Command::Create(args) => run::create(context, *args).await,
+        Command::Clone(args) => copy::run(context, *args).await,
+        Command::Update(args) => update::run(context, *args).await,
         Command::Restart(args) => restart::run(context, args).await,
         Command::Destroy(args) => destroy::run(context, args).await,
         Command::Kill(args) => kill::run(context, args).await,

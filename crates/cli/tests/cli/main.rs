@@ -14,6 +14,7 @@ mod launch;
 mod logs;
 mod looking;
 mod machine;
+mod making;
 mod mutate;
 mod prompts;
 mod proxy;

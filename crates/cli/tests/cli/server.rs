@@ -549,7 +549,8 @@ impl State {
         }
         let id = format!("m{}", self.machines.len());
         let machine = json!({"id": id, "app": app, "name": id, "private_ip": "fdaa::3",
-            "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok"});
+            "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok",
+            "state": "created"});
         self.machines.push(machine);
         let mut machine = self.launch(&id, request);
         if std::mem::take(&mut self.deploys_next) {
@@ -572,6 +573,9 @@ impl State {
         machine["instance_id"] = format!("v{now}").into();
         machine["secrets"] = secrets.into();
         machine["region"] = "lcl".into();
+        if let Some(name) = request.body["name"].as_str().filter(|name| !name.is_empty()) {
+            machine["name"] = name.into();
+        }
         if request.body["skip_launch"] == true {
             return machine.clone();
         }

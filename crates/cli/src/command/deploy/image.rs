@@ -28,24 +28,44 @@ pub(in crate::command) fn open(
     base: &Path,
 ) -> Outcome<OpenImage> {
     context.console.styled_note(Style::Green, "==> Building image");
-    let label = rollout.build.image_label.clone().filter(|label| !label.is_empty());
-    let tag = label.unwrap_or_else(|| format!("deployment-{}", ulid()));
+    let tag = tag(rollout.build.image_label.as_ref());
     let of_file = config.build.as_ref().and_then(|build| build.image.clone());
     // A flag's path starts from where the user is, the file's from the file.
     let named = match &rollout.image {
         Some(image) => Some((image.clone(), context.env.dir.clone())),
         None => of_file.map(|image| (image, base.to_owned())),
     };
-    let image = match named {
-        Some((reference, dir)) => {
-            context.console.note(format!("Searching for image '{reference}' locally..."));
-            Source::parse(&reference, &dir).open(context.env).map_err(fetch_failed)?
-        }
-        None => {
-            let options = build_options(context, config, rollout, base, &tag)?;
-            image::build(&options, context.env).map_err(fetch_failed)?
-        }
-    };
+    match named {
+        Some((reference, dir)) => open_named(context, &reference, &dir, tag),
+        None => build(context, &build_options(context, config, rollout, base, &tag)?, tag),
+    }
+}
+
+/// The tag that is asked for, or a new one.
+pub(in crate::command) fn tag(label: Option<&String>) -> String {
+    let label = label.filter(|label| !label.is_empty());
+    label.cloned().unwrap_or_else(|| format!("deployment-{}", ulid()))
+}
+
+/// Finds an image that is named.
+pub(in crate::command) fn open_named(
+    context: &Context<'_>,
+    reference: &str,
+    dir: &Path,
+    tag: String,
+) -> Outcome<OpenImage> {
+    context.console.note(format!("Searching for image '{reference}' locally..."));
+    let image = Source::parse(reference, dir).open(context.env).map_err(fetch_failed)?;
+    Ok(OpenImage { image, tag })
+}
+
+/// Builds an image. Blocks while the builder runs.
+pub(in crate::command) fn build(
+    context: &Context<'_>,
+    options: &BuildOptions,
+    tag: String,
+) -> Outcome<OpenImage> {
+    let image = image::build(options, context.env).map_err(fetch_failed)?;
     Ok(OpenImage { image, tag })
 }
 
@@ -95,7 +115,7 @@ fn build_options(
 }
 
 /// The values of a flag that is given as NAME=VALUE, any number of times.
-fn pairs(flag: &str, given: &[String]) -> Outcome<BTreeMap<String, String>> {
+pub(in crate::command) fn pairs(flag: &str, given: &[String]) -> Outcome<BTreeMap<String, String>> {
     let pair = |text: &String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(Failure::new(format!("--{flag} '{text}' is not NAME=VALUE"))

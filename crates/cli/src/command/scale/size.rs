@@ -3,6 +3,7 @@
 use super::{Context, guest, leased, managed, refuse_while_deployed, size_name};
 use crate::args::AppArgs;
 use crate::command::deploy::{Leases, deployed};
+use crate::command::guest::{check, check_name};
 use crate::command::machine::process_group;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::{Vm, memory_mb, preset};
@@ -17,12 +18,6 @@ use tokio::time::Instant;
 /// How long a Machine may take to settle after its update.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 const WAIT_STEP: Duration = Duration::from_secs(10);
-/// CPUs that Machines of each kind can have, and MB of memory per CPU: steps, at least, at most.
-const KINDS: [(&str, &[u32], u32, u32, u32); 2] = [
-    ("shared", &[1, 2, 4, 6, 8], 256, 256, 2048),
-    ("performance", &[1, 2, 4, 6, 8, 10, 12, 14, 16, 32, 64, 128], 1024, 2048, 8192),
-];
-
 /// What is asked for; 0 MB leaves the memory as the size has it, or as it is.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -45,7 +40,7 @@ pub(super) async fn run(
     group: String,
     wanted: Wanted,
 ) -> Outcome {
-    check_name(&wanted)?;
+    wanted.size.as_deref().map_or(Ok(()), check_name)?;
     let app = context.app_name(args)?;
     let chosen = if group.is_empty() { only_group(context, &app).await? } else { group.clone() };
     let machines = managed(context, &app).await?;
@@ -58,7 +53,7 @@ pub(super) async fn run(
     };
     let new = changed(guest(first), &wanted);
     for machine in &machines {
-        check_guest(&changed(guest(machine), &wanted))?;
+        check(&changed(guest(machine), &wanted))?;
     }
     refuse_while_deployed(context, &app).await?;
     let ids: Vec<_> = machines.iter().map(|machine| machine.id.as_str()).collect();
@@ -79,20 +74,6 @@ pub(super) async fn run(
     context.console.note("NOTE: the size is kept with the Machines; it is not enforced yet");
     warn_of_file(context, args, &chosen, &wanted);
     Ok(())
-}
-
-/// Before any call: a name that is no size.
-fn check_name(wanted: &Wanted) -> Outcome {
-    let Some(name) = &wanted.size else { return Ok(()) };
-    match preset(name) {
-        Ok(_) => Ok(()),
-        Err(_) if !name.contains('-') => Err(Failure::new(format!(
-            "invalid machine preset requested, '{name}', expected to start with 'shared' or 'performance'"
-        ))),
-        Err(known) => Err(Failure::new(format!(
-            "'{name}' is an invalid machine size, choose one of: [{known}]"
-        ))),
-    }
 }
 
 async fn only_group(context: &Context<'_>, app: &str) -> Outcome<String> {
@@ -122,43 +103,6 @@ fn changed(old: Guest, wanted: &Wanted) -> Guest {
         guest.memory_mb = wanted.memory_mb;
     }
     guest
-}
-
-fn check_guest(guest: &Guest) -> Outcome {
-    let Guest { cpu_kind, cpus, memory_mb } = guest;
-    let failed = |reason: &str, text: String| Err(Failure::new(reason).hint(text));
-    let Some((_, counts, step, least, most)) =
-        KINDS.iter().find(|kind| kind.0 == cpu_kind.as_str())
-    else {
-        return failed("invalid CPU kind", format!("The CPU kind given: {cpu_kind}, is not valid"));
-    };
-    if !counts.contains(cpus) {
-        let text = format!("For the CPU kind {cpu_kind}, {cpus} CPUs is not valid");
-        return failed("invalid number of CPUs", text);
-    }
-    let least = least * cpus;
-    let most = most * cpus;
-    if !memory_mb.is_multiple_of(*step) {
-        let text = format!("{memory_mb}MiB of memory is not valid; use a multiple of {step}");
-        return failed("invalid memory size", text);
-    }
-    if *memory_mb < least {
-        return failed(
-            "memory size for config is too low",
-            format!(
-                "For {cpu_kind} VMs with {cpus} CPUs, {memory_mb}MiB of memory is too low; use at least {least}"
-            ),
-        );
-    }
-    if most < *memory_mb {
-        return failed(
-            "memory size for config is too high",
-            format!(
-                "For {cpu_kind} VMs with {cpus} CPUs, {memory_mb}MiB of memory is too high; use at most {most}"
-            ),
-        );
-    }
-    Ok(())
 }
 
 /// One that sleeps stays asleep.
@@ -269,17 +213,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_flyctl_refuses_are_refused_with_the_reason() {
-        let reason = |it: Guest| check_guest(&it).expect_err("refused").message();
-        assert_eq!(reason(guest("fast", 1, 256)), "invalid CPU kind");
-        assert_eq!(reason(guest("shared", 3, 768)), "invalid number of CPUs");
-        assert_eq!(reason(guest("shared", 1, 300)), "invalid memory size");
-        assert_eq!(reason(guest("shared", 2, 256)), "memory size for config is too low");
-        assert_eq!(reason(guest("shared", 1, 4096)), "memory size for config is too high");
-        check_guest(&guest("performance", 1, 8192)).expect("it can be");
-    }
-
-    #[test]
     fn a_named_size_brings_its_memory_and_memory_alone_changes_nothing_else() {
         let wanted =
             |size: Option<&str>, memory_mb| Wanted { size: size.map(str::to_owned), memory_mb };
@@ -291,13 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_amounts_that_are_none_are_refused() {
-        let refused = |name: &str| {
-            let wanted = Wanted { size: Some(name.to_owned()), memory_mb: 0 };
-            check_name(&wanted).expect_err(name).message()
-        };
-        assert!(refused("big").contains("expected to start with 'shared' or 'performance'"));
-        assert!(refused("shared-cpu-3x").contains("choose one of: [shared-cpu-1x"));
+    fn amounts_that_are_none_are_refused() {
         for text in ["", "0", "much", "-1"] {
             assert!(parse_memory(text).is_err(), "{text}");
         }

@@ -1,0 +1,325 @@
+//! `machine run | create | update | clone`: flyctl-cli 3.4.
+
+use crate::fixture::{Fixture, Run, oci_layout};
+use serde_json::{Value, json};
+
+fn check_error(run: &Run, error: &str) {
+    assert_eq!(run.code, 1, "{}", run.out);
+    assert!(run.err.contains(&format!("Error: {error}")), "{}", run.err);
+}
+
+/// The app `web` without Machines, and an image.
+fn with_app() -> Fixture {
+    let fixture = Fixture::new();
+    oci_layout(&fixture.path("img"));
+    assert_eq!(fixture.fly(&["apps", "create", "web"]).code, 0);
+    fixture
+}
+
+fn config(fixture: &Fixture, at: usize) -> Value {
+    fixture.server().machines("web")[at]["config"].clone()
+}
+
+fn image_of(run: &Run) -> &str {
+    run.out.lines().find_map(|line| line.strip_prefix("Image: ")).expect("it names the image")
+}
+
+#[test]
+fn without_an_app_or_an_image_nothing_is_made() {
+    let fixture = with_app();
+    let run = fixture.fly(&["machine", "run", "oci:img"]);
+    check_error(&run, "Running a Machine without specifying an app will create one for you");
+    assert!(run.err.contains("prompt: non interactive"), "{}", run.err);
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "other"]);
+    check_error(&run, "App 'other' does not exist, would you like to create it?");
+    let run = fixture.fly(&["machine", "run", "-a", "web"]);
+    check_error(&run, "image argument can't be an empty string\n");
+    check_error(&fixture.fly(&["machine", "create", "-a", "web"]), "requires at least 1 arg(s)");
+    let run = fixture.fly(&["machine", "run", "oci:none", "-a", "web"]);
+    check_error(&run, "failed to fetch an image or build from source: ");
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web", "--id", "m0"]);
+    check_error(&run, "to update an existing machine, use 'flyctl machine update'\n");
+    assert!(fixture.server().machines("web").is_empty());
+}
+
+#[test]
+fn wrong_flags_are_refused_before_anything_is_pushed() {
+    let fixture = with_app();
+    fixture.server().take_calls();
+    for (flags, error) in [
+        (&["-e", "X"][..], "invalid key/value pairs specified for flag env\n"),
+        (&["-m", "X"], "invalid key/value pairs specified for flag metadata\n"),
+        (&["-p", "http"], "invalid port: \"http\" is no number\n"),
+        (&["--restart", "never"], "invalid restart provided\n"),
+        (&["-p", "80", "--autostop=later"], "invalid autostop value: \"later\"\n"),
+        (&["--entrypoint", "a 'b"], "invalid entrypoint: \"a 'b\""),
+        (&["--vm-size", "big"], "invalid machine preset requested, 'big'"),
+        (&["--vm-memory", "0"], "--vm-memory cannot be zero\n"),
+        (&["--vm-cpus", "0"], "--vm-cpus must be greater than zero, got: 0\n"),
+        (&["--vm-cpu-kind", "fast"], "--vm-cpu-kind must be set to 'shared' or 'performance'\n"),
+        (&["--machine-config", "x"], "invalid machine config source: \"x\"\n"),
+        (&["--machine-config", "{x"], "invalid machine config \"{x\""),
+        (&["--machine-config", "none.json"], "could not read "),
+        (&["--file-local", "/a=b"], "`fly machine run --file-local` is not here: "),
+        (&["--schedule", "daily"], "`fly machine run --schedule` is not here: "),
+        (&["--standby-for", "m0"], "`fly machine run --standby-for` is not here: "),
+        (&["--volume", "data:/data"], "`fly machine run --volume` is not here: "),
+        (&["--shell"], "`fly machine run --shell` is not here: "),
+    ] {
+        let run = fixture.fly(&[&["machine", "run", "oci:img", "-a", "web"], flags].concat());
+        check_error(&run, error);
+    }
+    let calls = fixture.server().take_calls();
+    assert!(calls.iter().all(|call| call.starts_with("GET")), "{calls:?}");
+}
+
+#[test]
+fn run_makes_a_machine_that_deploys_do_not_touch() {
+    let fixture = with_app();
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web", "-n", "one"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let image = image_of(&run);
+    assert_eq!(
+        run.out,
+        format!(
+            "Image: {image}\nImage size: 0 kB\n\n\
+             Success! A Machine has been successfully launched in app web\n \
+             Machine ID: m0\n Instance ID: v1\n State: started\n\n \
+             Attempting to start machine...\n\n\
+             ==> Monitoring health checks\nNo health checks found\n\n\
+             Machine started, you can connect via the following private ip\n  fdaa::3\n"
+        )
+    );
+    let guest = json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 256});
+    assert_eq!(config(&fixture, 0), json!({"dns": {}, "guest": guest, "image": image}));
+    assert_eq!(fixture.server().machines("web")[0]["name"], "one");
+    let status = fixture.fly(&["status", "-a", "web"]);
+    assert!(status.out.contains("Found machines that aren't part of Fly Launch"));
+}
+
+#[test]
+fn create_does_not_start_it_and_detach_does_not_look_at_checks() {
+    let fixture = with_app();
+    let run = fixture.fly(&["machine", "create", "oci:img", "-a", "web"]);
+    assert!(run.out.ends_with(" Instance ID: v1\n State: created\n"), "{}", run.out);
+    assert!(run.out.contains("has been successfully created in app web\n"), "{}", run.out);
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web", "--detach"]);
+    assert!(
+        run.out.ends_with(
+            " Attempting to start machine...\n\nMachine started, you can connect via the following \
+             private ip\n  fdaa::3\n"
+        ),
+        "{}",
+        run.out
+    );
+}
+
+#[test]
+fn each_flag_of_run_has_its_place_in_the_config() {
+    let fixture = with_app();
+    let file = r#"{"env": {"A": "0", "Z": "z"}, "stop_config": {"signal": "SIGTERM"}}"#;
+    std::fs::write(fixture.path("m.json"), file).expect("it can be written");
+    let run = fixture.fly(&[
+        "m",
+        "run",
+        "oci:img",
+        "-a",
+        "web",
+        "-e",
+        "A=1",
+        "-e",
+        "B=x=y",
+        "-m",
+        "role=db",
+        "--entrypoint",
+        "sh -c",
+        "--restart",
+        "always",
+        "--skip-dns-registration",
+        "-p",
+        "443:80/tcp:http:tls,80/tcp:http",
+        "--autostop=suspend",
+        "--autostart",
+        "--vm-size",
+        "shared-cpu-2x",
+        "--vm-memory",
+        "1gb",
+        "--machine-config",
+        "m.json",
+        "--",
+        "echo",
+        "-n",
+        "hi",
+    ]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let port = |port: u16, handlers: Value| json!({"port": port, "handlers": handlers});
+    let ports = [port(443, json!(["http", "tls"])), port(80, json!(["http"]))];
+    assert_eq!(
+        config(&fixture, 0),
+        json!({
+            "dns": {"skip_registration": true},
+            "env": {"A": "1", "Z": "z", "B": "x=y"},
+            "stop_config": {"signal": "SIGTERM"},
+            "guest": {"cpu_kind": "shared", "cpus": 2, "memory_mb": 1024},
+            "init": {"cmd": ["echo", "-n", "hi"], "entrypoint": ["sh", "-c"]},
+            "metadata": {"role": "db"},
+            "services": [{"protocol": "tcp", "internal_port": 80, "ports": ports,
+                "autostop": "suspend", "autostart": true}],
+            "restart": {"policy": "always"},
+            "image": image_of(&run),
+        })
+    );
+    fixture.fly(&["m", "run", "oci:img", "-a", "web", "--rm"]);
+    let config = config(&fixture, 1);
+    assert_eq!(
+        (&config["auto_destroy"], &config["restart"]["policy"]),
+        (&json!(true), &json!("no"))
+    );
+}
+
+#[test]
+fn a_program_that_fails_at_once_fails_the_run() {
+    let fixture = with_app();
+    fixture.server().crash_from_now_on("panic");
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web"]);
+    check_error(&run, "machine m0 did not start: its program ended with exit code 3\n");
+    assert!(run.err.contains("fly logs -a web -m m0"), "{}", run.err);
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web", "--rm"]);
+    check_error(&run, "machine failed to reach desired start state, and restart policy was set to");
+    fixture.server().refuse_machines("no more room");
+    let run = fixture.fly(&["machine", "run", "oci:img", "-a", "web"]);
+    check_error(&run, "could not launch machine: no more room");
+}
+
+#[test]
+fn update_replaces_the_config_under_a_lease_and_keeps_the_id() {
+    let fixture = Fixture::deployed();
+    fixture.server().take_calls();
+    let run = fixture.fly(&["machine", "update", "m0", "-y", "-e", "LOG=debug", "-C", "serve -v"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(
+        run.out,
+        "Updating machine m0\nNo health checks found\nMachine m0 updated successfully!\n\n\
+         Monitor machine status here:\nfly machine status m0 -a web\n"
+    );
+    let calls = fixture.server().take_calls();
+    let changes: Vec<_> = calls.iter().filter(|call| !call.starts_with("GET")).collect();
+    assert_eq!(
+        changes,
+        [
+            "POST /v1/apps/web/machines/m0/lease",
+            "POST /v1/apps/web/machines/m0",
+            "DELETE /v1/apps/web/machines/m0/lease",
+        ]
+    );
+    let config = config(&fixture, 0);
+    assert_eq!(
+        (&config["env"]["LOG"], &config["init"]["cmd"]),
+        (&json!("debug"), &json!(["serve", "-v"]))
+    );
+    assert_eq!(config["metadata"]["fly_process_group"], "app", "the rest stays");
+    assert_eq!(fixture.server().leases(), 0);
+}
+
+#[test]
+fn update_shows_what_changes_and_needs_a_yes() {
+    let fixture = Fixture::deployed();
+    let run = fixture.fly(&["machine", "update", "m0"]);
+    check_error(&run, "no config changes found\n");
+    let run = fixture.fly(&["machine", "update", "m0", "--vm-memory", "512"]);
+    check_error(&run, "yes flag must be specified when not running interactively\n");
+    assert!(
+        run.out.starts_with("Configuration changes to be applied to machine: m0 (m0)\n\n"),
+        "{}",
+        run.out
+    );
+    assert!(
+        run.out.contains("\n- \t    \"memory_mb\": 1024\n+ \t    \"memory_mb\": 512\n"),
+        "{}",
+        run.out
+    );
+    assert!(run.out.contains(" identical lines\n"), "{}", run.out);
+    assert_eq!(config(&fixture, 0)["guest"]["memory_mb"], 1024);
+    assert_eq!(fixture.server().leases(), 0);
+    for (memory, reason) in
+        [("300", "invalid memory size\n"), ("4096", "memory size for config is too high\n")]
+    {
+        let run = fixture.fly(&["machine", "update", "m0", "-y", "--vm-memory", memory]);
+        check_error(&run, reason);
+    }
+}
+
+#[test]
+fn update_may_leave_a_machine_asleep_and_a_missing_one_is_named() {
+    let fixture = Fixture::deployed();
+    fixture.server().set_state("m0", "stopped");
+    let run = fixture.fly(&["machine", "update", "m0", "-y", "--skip-start", "-m", "a=b"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(!run.out.contains("health checks"), "{}", run.out);
+    assert_eq!(fixture.server().machines("web")[0]["state"], "stopped");
+    let run = fixture.fly(&["machine", "update", "m0", "-y", "-i", "oci:img"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(config(&fixture, 0)["image"], image_of(&run));
+    assert_eq!(fixture.server().machines("web")[0]["state"], "started");
+    check_error(
+        &fixture.fly(&["machine", "update", "m9", "-y"]),
+        "machine m9 was not found in app",
+    );
+    let run = fixture.fly(&["machine", "update", "-y"]);
+    check_error(&run, "a machine ID must be specified when not running interactively\n");
+}
+
+#[test]
+fn clone_makes_another_machine_with_the_same_config_but_for_its_flags() {
+    let fixture = Fixture::deployed();
+    let run = fixture.fly(&["machine", "clone", "m0"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let image = config(&fixture, 0)["image"].as_str().expect("an image").to_owned();
+    assert_eq!(
+        run.out,
+        format!(
+            "Cloning Machine m0 into region lcl\nProvisioning a new Machine with image {image}...\n  \
+             Machine m2 has been created...\n  Waiting for Machine m2 to start...\n\
+             No health checks found\nMachine has been successfully cloned!\n"
+        )
+    );
+    assert_eq!(config(&fixture, 2), config(&fixture, 0));
+    let run = fixture.fly(&[
+        "machine",
+        "clone",
+        "m0",
+        "--name",
+        "two",
+        "--override-cmd",
+        "sh -c 'a b'",
+        "--vm-cpus",
+        "2",
+        "--detach",
+    ]);
+    assert!(run.out.ends_with("  Machine m3 has been created...\n"), "{}", run.out);
+    let made = config(&fixture, 3);
+    assert_eq!(made["init"]["cmd"], json!(["sh", "-c", "a b"]));
+    assert_eq!(made["guest"]["cpus"], 2);
+    assert_eq!(fixture.server().machines("web")[3]["name"], "two");
+    let run = fixture.fly(&["machine", "clone", "m3", "--clear-cmd"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(config(&fixture, 4)["init"]["cmd"], Value::Null);
+}
+
+#[test]
+fn clone_refuses_volumes_and_says_what_goes_with_its_program() {
+    let fixture = Fixture::deployed();
+    fixture.server().edit_machine("m0", |machine| machine["config"]["auto_destroy"] = true.into());
+    let run = fixture.fly(&["machine", "clone", "m0"]);
+    assert!(run.out.contains("Auto destroy enabled and will destroy Machine on exit. Use "));
+    let run = fixture.fly(&["machine", "clone", "m0", "--clear-auto-destroy"]);
+    assert!(!run.out.contains("Auto destroy"), "{}", run.out);
+    assert_eq!(config(&fixture, 3)["auto_destroy"], Value::Null);
+    fixture.server().edit_machine("m0", |machine| {
+        machine["config"]["mounts"] = json!([{"volume": "vol_1", "path": "/data"}]);
+    });
+    check_error(&fixture.fly(&["machine", "clone", "m0"]), "machine m0 has a volume");
+    check_error(&fixture.fly(&["machine", "clone", "m9"]), "machine m9 was not found in app 'web'");
+    let run = fixture.fly(&["machine", "clone", "m0", "--attach-volume", "vol_2"]);
+    check_error(&run, "`fly machine clone --attach-volume` is not here: ");
+}
