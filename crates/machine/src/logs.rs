@@ -1,12 +1,13 @@
 //! The log of a Machine: two files, one line of the program each, stamped by the shim.
 //!
 //! A line reads `2026-01-02T03:04:05.678901Z stdout text`. `log` grows to 8 MiB and is then renamed to `log.1`, so a
-//! Machine's log takes at most 16 MiB.
+//! Machine's log takes at most 16 MiB. The first line of a later file is the writer's own, `… rotated BYTES`: how much was
+//! written before it. By that a reader knows what it missed. Nobody waits for readers: they are at files.
 
 use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +19,10 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 
 const CURRENT: &str = "log";
 const FORMER: &str = "log.1";
+/// The stream of the writer's own lines.
+const ROTATED: &str = "rotated";
+/// The writer's own line is shorter.
+const HEAD_BYTES_MAX: usize = 128;
 
 /// A line that a Machine's program wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +42,14 @@ pub struct Place {
     pub file: u64,
     /// Bytes of whole lines before the place.
     pub offset: u64,
+    /// Bytes that were written before that file; the largest number when nobody knows.
+    pub base: u64,
+}
+
+impl Place {
+    fn position(&self) -> u64 {
+        self.base.saturating_add(self.offset)
+    }
 }
 
 /// Follows a Machine's log across rotation. Reading is incremental: each call returns what came since.
@@ -47,6 +60,12 @@ pub struct LogReader {
     partial: Vec<u8>,
     /// Bytes of whole lines that were read of `file`.
     offset: u64,
+    /// Bytes that were written before `file`.
+    base: u64,
+    /// Where the next byte to be read is among all that were ever written; unknown to who begins.
+    expected: Option<u64>,
+    /// Bytes that were gone before they were read.
+    missed: u64,
     /// Lines read ahead by `from_tail`.
     ahead: VecDeque<LogLine>,
 }
@@ -54,8 +73,16 @@ pub struct LogReader {
 impl LogReader {
     /// A reader that begins with the oldest line kept.
     pub fn from_start(dir: &Path) -> Self {
-        let (dir, ahead) = (dir.to_owned(), VecDeque::new());
-        Self { dir, file: None, partial: Vec::new(), offset: 0, ahead }
+        Self {
+            dir: dir.to_owned(),
+            file: None,
+            partial: Vec::new(),
+            offset: 0,
+            base: 0,
+            expected: None,
+            missed: 0,
+            ahead: VecDeque::new(),
+        }
     }
 
     /// A reader that goes on at `place`, or begins with the oldest line kept if that file is gone. At the end of the
@@ -72,28 +99,38 @@ impl LogReader {
             let Some(mut file) = open(&dir.join(name))? else { continue };
             if is_there(&file.get_ref().metadata()?) {
                 file.seek(SeekFrom::Start(place.offset))?;
+                reader.base = base_of(file.get_ref())?;
                 (reader.file, reader.offset) = (Some(file), place.offset);
-                break;
+                return Ok(Some(reader));
             }
         }
+        reader.expected = Some(place.position());
         Ok(Some(reader))
+    }
+
+    /// Bytes, as they are stored, that were rotated away before this reader came to them.
+    pub fn missed(&self) -> u64 {
+        self.missed
     }
 
     /// Where the next line that was not read yet begins; `None` while there is no log. Lines that
     /// [`LogReader::from_tail`] found count as read.
     pub fn place(&self) -> io::Result<Option<Place>> {
         let Some(file) = &self.file else { return Ok(None) };
-        Ok(Some(Place { file: identity(&file.get_ref().metadata()?), offset: self.offset }))
+        let file = identity(&file.get_ref().metadata()?);
+        Ok(Some(Place { file, offset: self.offset, base: self.base }))
     }
 
-    /// A reader that begins `lines` before the end.
-    pub fn from_tail(dir: &Path, lines: usize) -> io::Result<Self> {
+    /// A reader that begins `lines` before the end, or where so many bytes of text are left.
+    pub fn from_tail(dir: &Path, lines: usize, bytes: usize) -> io::Result<Self> {
         let mut reader = Self::from_start(dir);
         let mut tail = VecDeque::new();
+        let mut kept = 0;
         while let Some(line) = reader.next_line()? {
+            kept += line.text.len();
             tail.push_back(line);
-            if tail.len() > lines {
-                tail.pop_front();
+            while lines < tail.len() || (bytes < kept && 1 < tail.len()) {
+                kept -= tail.pop_front().map_or(0, |line: LogLine| line.text.len());
             }
         }
         reader.ahead = tail;
@@ -102,13 +139,19 @@ impl LogReader {
 
     /// Up to `max` whole lines that came since the last call; empty when there are none.
     pub fn read(&mut self, max: usize) -> io::Result<Vec<LogLine>> {
-        let mut lines = Vec::new();
-        while lines.len() < max {
+        self.read_within(max, usize::MAX)
+    }
+
+    /// As [`LogReader::read`], and no further line once there are `bytes` of text.
+    pub fn read_within(&mut self, max: usize, bytes: usize) -> io::Result<Vec<LogLine>> {
+        let (mut lines, mut length) = (Vec::new(), 0);
+        while lines.len() < max && length < bytes {
             let next = match self.ahead.pop_front() {
                 Some(line) => Some(line),
                 None => self.next_line()?,
             };
             let Some(line) = next else { break };
+            length += line.text.len();
             lines.push(line);
         }
         Ok(lines)
@@ -125,7 +168,7 @@ impl LogReader {
                 self.offset += self.partial.len() as u64;
                 self.partial.pop();
                 let line = parse(&std::mem::take(&mut self.partial));
-                if line.is_some() {
+                if line.as_ref().is_some_and(|line| line.stream != ROTATED) {
                     return Ok(line);
                 }
             } else if !self.open_next()? {
@@ -135,11 +178,23 @@ impl LogReader {
     }
 
     fn open_first(&mut self) -> io::Result<bool> {
-        self.file = match open(&self.dir.join(FORMER))? {
+        let oldest = match open(&self.dir.join(FORMER))? {
             Some(file) => Some(file),
             None => open(&self.dir.join(CURRENT))?,
         };
-        Ok(self.file.is_some())
+        let Some(file) = oldest else { return Ok(false) };
+        self.begin(file)?;
+        Ok(true)
+    }
+
+    /// Goes on at the begin of a file, and notes what was lost before it.
+    fn begin(&mut self, file: BufReader<File>) -> io::Result<()> {
+        self.base = base_of(file.get_ref())?;
+        let expected = self.expected.take().unwrap_or(self.base);
+        self.missed += self.base.saturating_sub(expected);
+        self.partial.clear();
+        (self.file, self.offset) = (Some(file), 0);
+        Ok(())
     }
 
     /// At the end of a file that has been rotated away, goes on with the current one.
@@ -150,10 +205,19 @@ impl LogReader {
         if (old.dev(), old.ino()) == (new.dev(), new.ino()) {
             return Ok(false);
         }
-        self.partial.clear();
-        (self.file, self.offset) = (Some(current), 0);
+        self.expected = Some(self.base + self.offset);
+        self.begin(current)?;
         Ok(true)
     }
+}
+
+/// How much was written before a file, by its first line.
+fn base_of(file: &File) -> io::Result<u64> {
+    let mut head = [0; HEAD_BYTES_MAX];
+    let count = file.read_at(&mut head, 0)?;
+    let first = head[..count].split(|byte| *byte == b'\n').next().and_then(parse);
+    let own = first.filter(|line| line.stream == ROTATED);
+    Ok(own.and_then(|line| line.text.parse().ok()).unwrap_or(0))
 }
 
 /// A file system gives a freed number to the next file, but not with the same time of birth.
@@ -197,8 +261,12 @@ impl LogWriter {
     /// Writes whole lines, made by `Lines::take`.
     pub(crate) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.len + lines.len() as u64 > FILE_BYTES_MAX && self.len > 0 {
+            let base = base_of(&File::open(self.dir.join(CURRENT))?)? + self.len;
             std::fs::rename(self.dir.join(CURRENT), self.dir.join(FORMER))?;
             *self = Self::open(&self.dir)?;
+            let head = format!("{} {ROTATED} {base}\n", timestamp(SystemTime::now()));
+            self.file.write_all(head.as_bytes())?;
+            self.len += head.len() as u64;
         }
         self.file.write_all(lines)?;
         self.len += lines.len() as u64;
@@ -335,7 +403,7 @@ mod tests {
         assert_eq!(texts, ["two", "three"]);
         writer.append(b"four\n")?;
         assert_eq!(reader.read(10)?[0].text, "four");
-        let mut tail = LogReader::from_tail(&dir, 2)?;
+        let mut tail = LogReader::from_tail(&dir, 2, usize::MAX)?;
         assert_eq!(tail.read(1)?[0].text, "three");
         std::fs::remove_dir_all(dir)
     }
@@ -363,6 +431,42 @@ mod tests {
             assert_eq!(after(place)?[0], expected);
         }
         assert_eq!(after(place)?, ["three", "4"]);
+        std::fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn a_reader_knows_how_much_was_gone_before_it_came() -> io::Result<()> {
+        let dir = crate::scratch_dir("missed")?;
+        let mut writer = LogWriter::open(&dir)?;
+        let write = |writer: &mut LogWriter, count: usize| -> io::Result<u64> {
+            let before = writer.len;
+            let line = format!("t stdout {}\n", "x".repeat(LINE_BYTES_MAX - 10));
+            (0..count).try_for_each(|_| writer.append(line.as_bytes()))?;
+            Ok(writer.len.abs_diff(before))
+        };
+        write(&mut writer, 1)?;
+        let mut reader = LogReader::from_start(&dir);
+        assert_eq!(reader.read(10)?.len(), 1);
+        let place = reader.place()?.ok_or(io::ErrorKind::NotFound)?;
+        // 512 such lines fill a file: the place's file is renamed, and then gone.
+        let to = |place| -> io::Result<(u64, usize)> {
+            let mut reader = LogReader::from_place(&dir, place)?.ok_or(io::ErrorKind::NotFound)?;
+            let count = reader.read(usize::MAX)?.len();
+            Ok((reader.missed(), count))
+        };
+        write(&mut writer, 600)?;
+        assert_eq!(to(place)?, (0, 600), "all is there");
+        write(&mut writer, 1000)?;
+        let (missed, count) = to(place)?;
+        let lines = LINE_BYTES_MAX as u64 * (1600 - count as u64);
+        assert!(lines.abs_diff(missed) < 1024, "{missed} of {lines}, {count} are left");
+        // A reader at the end of its file that finds it two files behind has missed the one between.
+        let mut slow = LogReader::from_place(&dir, Place { base: u64::MAX, ..place })?
+            .ok_or(io::ErrorKind::NotFound)?;
+        assert!(!slow.read(1)?.is_empty() && slow.missed() == 0, "nobody knows what was before");
+        let few = LogReader::from_tail(&dir, 100, 10 * LINE_BYTES_MAX)?.read(100)?.len();
+        assert_eq!(few, 10);
+        assert_eq!(reader.read_within(100, 3 * LINE_BYTES_MAX)?.len(), 4);
         std::fs::remove_dir_all(dir)
     }
 

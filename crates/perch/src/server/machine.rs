@@ -210,6 +210,10 @@ impl Task {
     async fn work(mut self, mut mailbox: mpsc::Receiver<Command>) {
         self.do_effects().await;
         self.publish();
+        // An earlier server may have died between a program's end and what follows from it.
+        if self.status.borrow().history.newest().is_some_and(|event| event.kind == "exit") {
+            self.leave_if_done().await;
+        }
         loop {
             match self.woken(&mut mailbox).await {
                 Woken::Command(command) => {
@@ -228,6 +232,7 @@ impl Task {
                     self.world.rest(&self.id).await;
                     self.because(Source::Platform, String::new());
                     self.feed(Event::Exited { run, exit }).await;
+                    self.leave_if_done().await;
                 }
                 Woken::Timeout => {
                     self.because(Source::Platform, String::new());
@@ -352,6 +357,16 @@ impl Task {
         if haste == Haste::AtOnce {
             self.kill(run);
         }
+    }
+
+    /// A Machine with `auto_destroy` goes with its program, unless that is started again.
+    async fn leave_if_done(&mut self) {
+        let is_down = wire_state(&self.life) == wire::MachineState::Stopped;
+        if !is_down || !self.world.goes_with_its_program(&self.id) {
+            return;
+        }
+        self.because(Source::Platform, "auto_destroy".to_owned());
+        self.feed(Event::Destroy).await;
     }
 
     fn settle_behind(&self) {

@@ -274,6 +274,12 @@ impl World {
         }
     }
 
+    /// Whether a Machine is to be removed when its program has ended.
+    pub(crate) fn goes_with_its_program(&self, id: &str) -> bool {
+        let catalog = self.keeper.read();
+        catalog.machines.get(id).is_some_and(|machine| machine.config.view().auto_destroy)
+    }
+
     /// Deletes everything of a Machine that was destroyed.
     pub(crate) async fn remove_machine(self: &Arc<Self>, id: &str) {
         self.detach(id).await;

@@ -39,6 +39,7 @@ mod real_postgres;
 mod scale;
 mod secrets;
 mod signals;
+mod slow_reader;
 mod stage;
 mod state;
 mod suspend;

@@ -1,7 +1,8 @@
 //! Log reading: the Machines' own lines and the platform's, merged by time.
 //!
-//! A page token says how far each source was read: `v2.SERIES.READ~MACHINE.FILE.OFFSET~…`, numbers in hexadecimal. A line is
-//! given once, however late it was written; only within a page lines are sorted by time.
+//! A page token says how far each source was read: `v2.SERIES.READ~MACHINE.FILE.OFFSET.BASE~…`, numbers in hexadecimal. A
+//! line is given once, however late it was written; only within a page lines are sorted by time. What was rotated away before a
+//! reader asked for it is told to it in a line of its own.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,11 +15,15 @@ use perch_api::wire::{
 };
 use perch_machine::logs::{LogLine, LogReader, Place};
 
+use crate::server::clock;
 use crate::server::platform_log::Mark;
 use crate::server::world::World;
 
 /// Lines of one Machine that a page looks at. What is older stays in the files.
 const LINES_MAX: usize = 10_000;
+/// Text of all Machines in a page, and the least of each: what a reader that does not read costs is bounded.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+const MACHINE_BYTES_MIN: usize = 64 << 10;
 /// How often a held request looks for new lines: one look at the size of each Machine's log.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -45,9 +50,11 @@ impl Token {
         let platform = (series != 0).then_some(Mark { series, read });
         let mut machines = BTreeMap::new();
         for part in parts {
-            let (rest, offset) = part.rsplit_once('.')?;
-            let (machine, file) = rest.rsplit_once('.')?;
-            let place = Place { file: number(file)?, offset: number(offset)? };
+            let mut words = part.split('.');
+            let (machine, file, offset) = (words.next()?, words.next()?, words.next()?);
+            // Tokens of an earlier release have no base.
+            let base = words.next().map_or(Some(u64::MAX), number)?;
+            let place = Place { file: number(file)?, offset: number(offset)?, base };
             machines.insert(machine.to_owned(), place);
         }
         Some(Self { first: false, platform, machines })
@@ -57,7 +64,7 @@ impl Token {
         let (series, read) = self.platform.map_or((0, 0), |mark| (mark.series, mark.read));
         let mut text = format!("v2.{series:x}.{read:x}");
         for (machine, place) in &self.machines {
-            text += &format!("~{machine}.{:x}.{:x}", place.file, place.offset);
+            text += &format!("~{machine}.{:x}.{:x}.{:x}", place.file, place.offset, place.base);
         }
         text
     }
@@ -90,8 +97,11 @@ fn page(world: &World, app: &str, query: &LogQuery, token: &Token) -> LogPage {
     let mut data = Vec::new();
     if query.region.as_ref().is_none_or(|wanted| wanted == region) {
         let wanted = |machine: &str| query.instance.as_deref().is_none_or(|only| only == machine);
-        for (id, dir) in machine_dirs(world, app).into_iter().filter(|(id, _)| wanted(id)) {
-            data.extend(machine_entries(&id, &dir, region, token, &mut next));
+        let dirs: Vec<_> =
+            machine_dirs(world, app).into_iter().filter(|(id, _)| wanted(id)).collect();
+        let bytes = (PAGE_BYTES_MAX / dirs.len().max(1)).max(MACHINE_BYTES_MIN);
+        for (id, dir) in dirs {
+            data.extend(machine_entries(&id, &dir, region, token, &mut next, bytes));
         }
         let (lines, mark) = world.platform_log.since(app, token.platform);
         next.platform = mark;
@@ -115,30 +125,56 @@ fn machine_entries(
     region: &str,
     token: &Token,
     next: &mut Token,
+    bytes: usize,
 ) -> Vec<LogEntry> {
     let former = token.machines.get(id).copied();
-    let (lines, place) = machine_lines(dir, former, token.first).unwrap_or_else(|error| {
+    let read = machine_lines(dir, former, token.first, bytes).unwrap_or_else(|error| {
         tracing::debug!(machine = id, %error, "could not read the log");
-        (Vec::new(), former)
+        Read { lines: Vec::new(), place: former, missed: 0 }
     });
-    next.machines.extend(place.map(|place| (id.to_owned(), place)));
-    let made =
-        lines.into_iter().map(|line| entry(line.timestamp, line.text, "info", id, region, "app"));
-    made.collect()
+    next.machines.extend(read.place.map(|place| (id.to_owned(), place)));
+    let mut entries = Vec::new();
+    if 0 < read.missed {
+        let time = read.lines.first().map(|line| line.timestamp.clone());
+        let text = missed_text(read.missed);
+        entries.push(entry(time.unwrap_or_else(clock::stamp), text, "warn", id, region, "runner"));
+    }
+    let made = read.lines.into_iter();
+    let made = made.map(|line| entry(line.timestamp, line.text, "info", id, region, "app"));
+    entries.extend(made);
+    entries
 }
 
-fn machine_lines(
-    dir: &Path,
-    former: Option<Place>,
-    first: bool,
-) -> io::Result<(Vec<LogLine>, Option<Place>)> {
+/// What a reader is told that was too slow.
+fn missed_text(bytes: u64) -> String {
+    let amount = match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1_000)),
+        _ => format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10),
+    };
+    format!("{amount} of the log are missing here: they were rotated away before they were read")
+}
+
+/// What came of a Machine's log.
+struct Read {
+    lines: Vec<LogLine>,
+    place: Option<Place>,
+    /// Bytes that were gone before.
+    missed: u64,
+}
+
+fn machine_lines(dir: &Path, former: Option<Place>, first: bool, bytes: usize) -> io::Result<Read> {
     let reader = match former {
         Some(place) => LogReader::from_place(dir, place)?,
-        None if first => Some(LogReader::from_tail(dir, LINES_MAX)?),
+        None if first => Some(LogReader::from_tail(dir, LINES_MAX, bytes)?),
         None => Some(LogReader::from_start(dir)),
     };
-    let Some(mut reader) = reader else { return Ok((Vec::new(), former)) };
-    Ok((reader.read(LINES_MAX)?, reader.place()?.or(former)))
+    let Some(mut reader) = reader else {
+        return Ok(Read { lines: Vec::new(), place: former, missed: 0 });
+    };
+    // What the tail has is all of it.
+    let bytes = if former.is_none() && first { usize::MAX } else { bytes };
+    let lines = reader.read_within(LINES_MAX, bytes)?;
+    Ok(Read { lines, place: reader.place()?.or(former), missed: reader.missed() })
 }
 
 fn entry(
@@ -174,7 +210,8 @@ mod tests {
 
     fn read(dir: &Path, token: &str) -> (Vec<String>, String) {
         let mut next = Token::default();
-        let entries = machine_entries("m", dir, "lcl", &Token::parse(token), &mut next);
+        let entries =
+            machine_entries("m", dir, "lcl", &Token::parse(token), &mut next, PAGE_BYTES_MAX);
         (entries.into_iter().map(|entry| entry.attributes.message).collect(), next.text())
     }
 
@@ -206,13 +243,15 @@ mod tests {
 
     #[test]
     fn a_token_says_what_it_said_and_a_stranger_says_nothing() {
-        let place = Place { file: u64::MAX, offset: 10 };
+        let place = Place { file: u64::MAX, offset: 10, base: 8 << 20 };
         let mark = Some(Mark { series: 3, read: 17 });
         let machines = BTreeMap::from([("148e".to_owned(), place), ("d891".to_owned(), place)]);
         for platform in [mark, None] {
             let token = Token { first: false, platform, machines: machines.clone() };
             assert_eq!(Token::parse(&token.text()), token);
         }
+        let old = Token::parse("v2.0.0~148e.ff.a");
+        assert_eq!(old.machines["148e"], Place { file: 255, offset: 10, base: u64::MAX });
         for stranger in ["", "2026-01-02T03:04:05.678901Z|2", "v2.", "v2.1.1~m", "v2.1.1~m.x.1"] {
             assert_eq!(Token::parse(stranger), Token { first: true, ..Token::default() });
         }
