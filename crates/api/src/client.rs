@@ -19,12 +19,12 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::wire::{
-    App, AppPage, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, DnsAnswer,
-    Event, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage,
-    LogQuery, Machine, MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer,
-    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery,
-    Secret, SecretPage, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, TokenPage,
-    UpdateRelease, UpdateSecrets, WaitQuery, Whoami,
+    App, AppPage, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
+    DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment, IpPage, LaunchInput,
+    Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, MetadataValue, NewToken,
+    Organization, OrganizationAnswer, OrganizationPage, Process, RegionPage, Release,
+    ReleaseAnswer, ReleasePage, RestartQuery, Secret, SecretPage, SecretsAnswer, SignalInput,
+    StartAnswer, StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, WaitQuery, Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -397,6 +397,36 @@ impl Client {
         let query = query_of([("host", host.to_owned()), ("port", port.to_string())]);
         let request = Request::new(Method::POST, app_path(app, &format!("/proxy{query}")));
         connection::upgrade(&self.target, request).await
+    }
+
+    /// Runs a program in a started Machine to its end.
+    pub async fn exec_machine(&self, app: &str, id: &str, input: &ExecInput) -> Result<ExecAnswer> {
+        let request = Request::new(Method::POST, machine_path(app, id, "/exec"));
+        self.call(request.extra_time(Duration::from_secs(input.timeout.max(60))).json(input)?).await
+    }
+
+    /// Begins a console in a started Machine; what travels on the stream are the frames of [`crate::console`].
+    pub async fn open_console(
+        &self,
+        app: &str,
+        id: &str,
+        input: &ConsoleInput,
+    ) -> Result<ProxyStream> {
+        let mut pairs = vec![
+            ("cmd", input.cmd.clone()),
+            ("user", input.user.clone()),
+            ("term", input.term.clone()),
+        ];
+        if let Some((rows, columns)) = input.terminal {
+            pairs.extend([
+                ("tty", "true".to_owned()),
+                ("rows", rows.to_string()),
+                ("columns", columns.to_string()),
+            ]);
+        }
+        let (app, id, query) = (escape(app), escape(id), query_of(pairs));
+        let path = format!("/perch/v1/apps/{app}/machines/{id}/console{query}");
+        connection::upgrade(&self.target, Request::new(Method::POST, path)).await
     }
 
     /// Tells facts about the server.

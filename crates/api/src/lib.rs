@@ -7,6 +7,7 @@
 //! own beyond deadlines.
 
 pub mod client;
+pub mod console;
 pub mod server;
 mod tls;
 pub mod wire;

@@ -7,11 +7,14 @@
 //! backend converts.
 
 mod app;
+mod base64;
 mod caller;
 mod config;
 mod dns;
 mod duration;
 mod error;
+mod exec;
+mod file;
 mod image;
 mod log;
 mod machine;
@@ -27,6 +30,7 @@ pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
     IpPage, OrganizationRef,
 };
+pub use base64::{decode_base64, encode_base64};
 pub use caller::Whoami;
 pub use config::{
     Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port,
@@ -36,6 +40,8 @@ pub use dns::{Asker, DnsAnswer, DnsQuestion, DnsRecord};
 pub use duration::{BadDuration, GoDuration};
 pub use error::{ApiError, Done};
 pub(crate) use error::{ErrorBody, RegistryErrors};
+pub use exec::{ConsoleInput, ExecAnswer, ExecInput};
+pub use file::{FileContent, GuestFile};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{

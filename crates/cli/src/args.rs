@@ -103,6 +103,9 @@ pub(crate) enum Command {
     Checks(crate::command::checks::Checks),
     /// Ask the DNS server of an app's network
     Dig(crate::command::dig::Dig),
+    /// Run programs in Machines
+    #[command(subcommand)]
+    Ssh(crate::command::ssh::Ssh),
     /// Show who you are to the server
     #[command(subcommand)]
     Auth(crate::command::auth::Auth),
@@ -427,6 +430,8 @@ pub(crate) enum Machine {
         #[arg(short, long)]
         wait_timeout: Option<String>,
     },
+    /// Run a program in a started Machine
+    Exec(crate::command::machine::exec::Exec),
     /// Suspend Machines: frozen where they are, with their memory
     Suspend {
         /// IDs of the Machines

@@ -22,6 +22,7 @@ pub(crate) mod save;
 pub(crate) mod scale;
 pub(crate) mod secrets;
 pub(crate) mod services;
+pub(crate) mod ssh;
 mod status;
 pub(crate) mod version;
 
@@ -82,6 +83,7 @@ pub(crate) async fn dispatch(
         Command::Services(command) => services::run(&context, command).await,
         Command::Checks(command) => checks::run(&context, command).await,
         Command::Dig(args) => dig::run(&context, args).await,
+        Command::Ssh(command) => ssh::run(&context, command).await,
         Command::Auth(command) => auth::run(&context, command).await,
     }
 }

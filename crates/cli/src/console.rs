@@ -185,6 +185,33 @@ impl Console {
         self.write(Stream::Out, text);
     }
 
+    /// Prints data that need not be text.
+    pub(crate) fn output_bytes(&self, bytes: &[u8]) {
+        let mut screen = self.screen();
+        let result = screen.out.write_all(bytes).and_then(|()| screen.out.flush());
+        drop(screen);
+        self.remember(result);
+    }
+
+    /// Prints somebody else's words, which need not be text.
+    pub(crate) fn complaint_bytes(&self, bytes: &[u8]) {
+        let mut screen = self.screen();
+        let result = screen.err.write_all(bytes).and_then(|()| screen.err.flush());
+        drop(screen);
+        self.remember(result);
+    }
+
+    /// The input, for who reads it in its own way; there is none afterwards.
+    pub(crate) fn take_input(&self) -> Box<dyn BufRead + Send> {
+        let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *input, Box::new(std::io::empty()))
+    }
+
+    /// Prints words as they are.
+    pub(crate) fn complaint(&self, text: &str) {
+        self.write(Stream::Err, text);
+    }
+
     /// Prints a line of words for a person.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
         self.write(Stream::Err, &format!("{}\n", text.as_ref()));

@@ -16,6 +16,8 @@ pub(crate) struct Failure {
     error: anyhow::Error,
     hint: Option<String>,
     code: u8,
+    /// Whether there is nothing to print.
+    is_silent: bool,
 }
 
 /// What commands return.
@@ -23,12 +25,17 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(message: impl fmt::Display) -> Self {
-        Self { error: anyhow::anyhow!("{message}"), hint: None, code: 1 }
+        Self { error: anyhow::anyhow!("{message}"), hint: None, code: 1, is_silent: false }
     }
 
     /// The user pressed Ctrl-C: silent, exit code 127.
     pub(crate) fn interrupted() -> Self {
-        Self { code: EXIT_INTERRUPTED, ..Self::new("interrupted") }
+        Self { code: EXIT_INTERRUPTED, is_silent: true, ..Self::new("interrupted") }
+    }
+
+    /// What the command ran elsewhere has failed and said why: silent, with its exit code.
+    pub(crate) fn elsewhere(code: u8) -> Self {
+        Self { code, is_silent: true, ..Self::new("a program failed") }
     }
 
     /// Adds what the user can do about it, printed on its own line.
@@ -44,7 +51,7 @@ impl Failure {
     }
 
     pub(crate) fn is_interrupted(&self) -> bool {
-        self.code == EXIT_INTERRUPTED
+        self.is_silent && self.code == EXIT_INTERRUPTED
     }
 
     /// The message with its causes, without the hint.
@@ -54,7 +61,7 @@ impl Failure {
 
     /// Prints `Error: …` and the hint to stderr and answers with the exit code.
     pub(crate) fn print(&self, console: &Console) -> u8 {
-        if self.code == EXIT_INTERRUPTED {
+        if self.is_silent {
             return self.code;
         }
         console.error(&self.message());
@@ -72,7 +79,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let of_server = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
         let hint = of_server.or_else(|| error.downcast_ref::<ImageError>()?.hint());
         let late = matches!(error.downcast_ref(), Some(ClientError::Timeout { .. }));
-        Self { error, hint, code: if late { EXIT_DEADLINE } else { 1 } }
+        Self { error, hint, code: if late { EXIT_DEADLINE } else { 1 }, is_silent: false }
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) const IDS: u32 = 65_536;
 
 /// What root in a Machine may do in its own user namespace. Docker's list less making devices, raw sockets (its network
 /// namespace belongs to the host, they would not work) and writing the audit log.
-const CAPABILITIES: &[&str] = &[
+pub(crate) const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",
@@ -122,6 +122,12 @@ pub(crate) fn workdir(spec: &LaunchSpec) -> String {
 
 /// `NAME=value` entries; the last of a name wins, `PATH` and `HOME` have defaults.
 fn environment(spec: &LaunchSpec, user: &User) -> Vec<String> {
+    let all = variables(spec, user).into_iter();
+    all.map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// The same as pairs.
+pub(crate) fn variables(spec: &LaunchSpec, user: &User) -> Vec<(String, String)> {
     let mut all =
         vec![("PATH".to_owned(), PATH.to_owned()), ("HOME".to_owned(), user.home.clone())];
     for (name, value) in &spec.env {
@@ -130,7 +136,7 @@ fn environment(spec: &LaunchSpec, user: &User) -> Vec<String> {
             None => all.push((name.clone(), value.clone())),
         }
     }
-    all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    all
 }
 
 /// How much `/dev/shm` may hold: half of the memory, as on a whole machine. Databases put what parallel workers

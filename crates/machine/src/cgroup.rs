@@ -161,6 +161,11 @@ impl Entrances {
         }
     }
 
+    /// Moves the calling process into all of them.
+    pub(crate) fn enter_oneself(self) -> io::Result<()> {
+        self.0.into_iter().try_for_each(|mut file| file.write_all(b"0"))
+    }
+
     /// Moves a process into all of them. The first move waits for all processors, the others find that done.
     pub(crate) fn enter(self, pid: Pid) -> io::Result<()> {
         let pid = pid.as_raw_nonzero().to_string();
@@ -276,6 +281,31 @@ impl Cgroups {
         }
         let open = |dir: &Path| OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
         entered.into_iter().map(open).collect::<io::Result<_>>().map(Entrances)
+    }
+
+    /// For a process that joins a Machine which is there already: its v2 cgroup, to be born in, and the v1 cgroups that
+    /// it has, to be entered.
+    pub(crate) fn open(&self) -> io::Result<(Option<OwnedFd>, Entrances)> {
+        let leaf = self.v2.as_ref().map(File::open).transpose()?.map(OwnedFd::from);
+        let mut files = Vec::new();
+        for dir in self.v1_dirs() {
+            match OpenOptions::new().write(true).open(dir.join("cgroup.procs")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => files.push(opened?),
+            }
+        }
+        Ok((leaf, Entrances(files)))
+    }
+
+    /// Whether more processes are inside than may be: one that is moved in, as into v1, is not refused by the kernel.
+    pub(crate) fn is_overfull(&self) -> bool {
+        let read = |dir: &PathBuf, name: &str| fs::read_to_string(dir.join(name)).ok();
+        let over = |dir: &PathBuf| {
+            let max: Option<u64> = read(dir, "pids.max")?.trim().parse().ok();
+            let current: u64 = read(dir, "pids.current")?.trim().parse().ok()?;
+            Some(max? < current)
+        };
+        self.v1_dirs().chain(&self.v2).any(|dir| over(dir) == Some(true))
     }
 
     fn v1_dirs(&self) -> impl Iterator<Item = &PathBuf> {

@@ -162,7 +162,8 @@ fn try_root(dir: &Path) -> Result<(), String> {
         launch::require_spec(dir).map_err(|error| format!("could not read spec.json: {error}"))?;
     let user_namespace = stage::user_namespace(&spec, || ()).map_err(|error| chain(&error))?;
     stage::enter().map_err(|error| chain(&error))?;
-    let root = stage::build(&spec, user_namespace.file.as_fd()).map_err(|error| chain(&error))?;
+    let root =
+        stage::build(&spec, &[], user_namespace.file.as_fd()).map_err(|error| chain(&error))?;
     drop(root);
     let seen = fs::metadata(format!("{}/root{PROBE_FILE}", stage::STAGE)).map_err(words)?.uid();
     let kept = fs::metadata(on_disk(&spec)).map_err(words)?.uid();

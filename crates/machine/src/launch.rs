@@ -434,6 +434,11 @@ impl Machine {
         Ok(record)
     }
 
+    /// The Machine's PID 1; `None` when it had ended already when this run was found.
+    pub(crate) fn init(&self) -> Option<&OwnedFd> {
+        self.alive.as_ref()?.init.as_ref().map(AsyncFd::get_ref)
+    }
+
     /// Sends a signal to the program (through the Machine's PID 1, which forwards it).
     pub fn signal(&self, signal: i32) -> Result<(), SignalError> {
         let gone = || SignalError::NotRunning(self.spec.machine.clone());
@@ -808,8 +813,8 @@ async fn talk((shim, stream): (Child, StdStream), secrets: &Secrets) -> io::Resu
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// Reaps the shim when it ends, as long as this runtime lives.
-fn reap(mut shim: Child) -> io::Result<()> {
+/// Reaps the shim, or another child, when it ends, as long as this runtime lives.
+pub(crate) fn reap(mut shim: Child) -> io::Result<()> {
     let pid = i32::try_from(shim.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("the shim has no process id"))?;
     let pidfd = sys::watch(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)?;

@@ -12,6 +12,8 @@
 //! This crate does no routing, knows no addresses but those it is given, and decides nothing: restart policies,
 //! stop timeouts and states are decided elsewhere.
 
+pub mod enter;
+pub mod exec;
 pub mod ids;
 pub mod images;
 pub mod launch;
@@ -29,6 +31,9 @@ mod complaints;
 mod disk;
 mod files;
 mod log_rate;
+// The very filter that init installs: who joins a Machine must not be able to do more than its program.
+#[path = "../../init/src/filter.rs"]
+mod filter;
 mod shift;
 mod stage;
 mod sys;
@@ -36,6 +41,7 @@ mod user;
 
 pub use cgroup::Freezer;
 pub use disk::DiskUse;
+pub use exec::{ExecError, ExecRequest, Running, Streams, Terminal, TerminalSize};
 pub use ids::{Ids, Probed, probe};
 pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,

@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
 use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::files;
-use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, ShimState};
+use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, RootFile, ShimState};
 use crate::log_rate::LogRate;
 use crate::logs::{Lines, LogWriter};
 use crate::secrets::{self, SECRETS_FD};
@@ -69,13 +69,28 @@ impl ShimError {
         }
         let mut cause: Option<&dyn std::error::Error> = Some(self);
         while let Some(error) = cause {
-            if error.downcast_ref::<io::Error>().is_some_and(launch::is_disk_full) {
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(launch::is_disk_full) {
                 return Fault::DiskFull;
+            }
+            if matches!(self, Self::Stage(step) if step.is_of_image())
+                && io.is_some_and(is_in_the_way)
+            {
+                return Fault::Image;
             }
             cause = error.source();
         }
         Fault::Host
     }
+}
+
+/// Whether an image has something else where a file or directory is to be.
+fn is_in_the_way(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::IsADirectory | Kind::NotADirectory | Kind::NotFound | Kind::PermissionDenied
+    ) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError {
@@ -181,10 +196,10 @@ impl Outlet {
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(gone)
     }
 
-    /// The program's secrets, for init to read.
-    fn receive_secrets(&mut self) -> io::Result<OwnedFd> {
+    /// The program's secrets, for init to read, and the Machine's secret files.
+    fn receive_secrets(&mut self) -> io::Result<(OwnedFd, Vec<RootFile>)> {
         let file = self.0.as_mut().ok_or_else(|| io::Error::other("the launcher is gone"))?;
-        secrets::receive(file)
+        Ok((secrets::receive(file)?, secrets::receive_files(file)?))
     }
 
     fn send(&mut self, answer: &Answer) {
@@ -224,7 +239,7 @@ enum Report {
 
 fn start(dir: &Path, answer: &mut Outlet) -> Result<Keeper, ShimError> {
     let (report, init_report) = report_socket().map_err(doing("make the report socket"))?;
-    let secrets = answer.receive_secrets().map_err(doing("receive the secrets"))?;
+    let (secrets, files) = answer.receive_secrets().map_err(doing("receive the secrets"))?;
     let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), SECRETS_FD + 1);
     let netns = netns.map_err(doing("take the network namespace"))?;
     let lock = launch::lock(dir).map_err(doing("lock the machine's directory"))?;
@@ -240,7 +255,7 @@ fn start(dir: &Path, answer: &mut Outlet) -> Result<Keeper, ShimError> {
     if let Err(error) = crate::complaints::to_stderr() {
         eprintln!("could not watch the container runtime: {error}");
     }
-    create(spec, netns, report, (init_report, secrets), lock)
+    create(spec, netns, report, (init_report, secrets), files, lock)
 }
 
 fn create(
@@ -248,6 +263,7 @@ fn create(
     netns: OwnedFd,
     report: OwnedFd,
     for_init: (OwnedFd, OwnedFd),
+    secret_files: Vec<RootFile>,
     lock: File,
 ) -> Result<Keeper, ShimError> {
     let log = LogWriter::open(&spec.dir).map_err(doing("open the log"))?;
@@ -258,7 +274,7 @@ fn create(
     let user_namespace = stage::user_namespace(&spec, || entrances.warm_up())?;
     stage::enter_network(netns.as_fd())?;
     stage::enter()?;
-    let root = stage::build(&spec, user_namespace.file.as_fd())?;
+    let root = stage::build(&spec, &secret_files, user_namespace.file.as_fd())?;
     let user = user::resolve(&spec.user, &root.read("/etc/passwd"), &root.read("/etc/group"))?;
     drop(root);
     let path = format!("/proc/self/fd/{}", user_namespace.file.as_raw_fd());

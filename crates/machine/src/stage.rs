@@ -15,7 +15,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
@@ -23,6 +23,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags,
 };
+use rustix::pty::OpenptFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::ids::Ids;
@@ -45,6 +46,13 @@ pub(crate) struct StageError {
     object: String,
     #[source]
     source: io::Error,
+}
+
+impl StageError {
+    /// Whether it is about a file that the Machine's config wants: its name says nothing of the host.
+    pub(crate) fn is_of_image(&self) -> bool {
+        self.object.starts_with("the file ")
+    }
 }
 
 /// Names a step, for `map_err`.
@@ -102,12 +110,18 @@ pub(crate) fn enter() -> Result<(), StageError> {
 }
 
 /// Mounts the overlay and fills in what the platform adds.
-pub(crate) fn build(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<Root, StageError> {
+pub(crate) fn build(
+    spec: &LaunchSpec,
+    secret_files: &[RootFile],
+    user_namespace: BorrowedFd<'_>,
+) -> Result<Root, StageError> {
     let lower = mount_layers(spec, user_namespace)?;
     mount_upper(spec, user_namespace)?;
     make_dir("root")?;
     sys::act_as(spec.uid_base).map_err(step("take the ids of", &spec.machine))?;
-    let root = mount_overlay(&lower).and_then(|()| open_root()).and_then(|root| fill(root, spec));
+    let root = mount_overlay(&lower)
+        .and_then(|()| open_root())
+        .and_then(|root| fill(root, spec, secret_files));
     sys::act_as(0).map_err(step("give back the ids of", &spec.machine))?;
     root
 }
@@ -195,15 +209,51 @@ fn open_root() -> Result<Root, StageError> {
     root.map(Root).map_err(step("open", "root"))
 }
 
-fn fill(root: Root, spec: &LaunchSpec) -> Result<Root, StageError> {
+fn fill(root: Root, spec: &LaunchSpec, secret_files: &[RootFile]) -> Result<Root, StageError> {
     root.ensure_dir(&crate::bundle::workdir(spec))?;
     spec.files.iter().try_for_each(|file| root.write(file))?;
+    if !secret_files.is_empty() {
+        make_dir("files")?;
+    }
+    let numbered = secret_files.iter().enumerate();
+    numbered.into_iter().try_for_each(|(number, file)| root.mount_file(number, file))?;
     let sys = root.ensure_dir("/sys")?;
     mount_sys(&sys)?;
     Ok(root)
 }
 
 impl Root {
+    /// The root of a process, which may be in another mount namespace.
+    pub(crate) fn of_process(pid: i32) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty());
+        root.map(Self).map_err(Into::into)
+    }
+
+    /// Whether there is a file at a path that somebody may execute.
+    pub(crate) fn has_program(&self, path: &str) -> bool {
+        let found = self.open(path, OFlags::PATH).map(fs::File::from);
+        found
+            .and_then(|file| file.metadata())
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    }
+
+    /// Makes a new terminal of this root's own: its two ends.
+    pub(crate) fn make_terminal(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        /// `DEVPTS_SUPER_MAGIC`: a program with enough rights could have put something else there.
+        const DEVPTS: u64 = 0x1cd1;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let master = rustix::fs::openat2(&self.0, "/dev/pts/ptmx", flags, Mode::empty(), resolve)?;
+        if u64::try_from(rustix::fs::fstatfs(&master)?.f_type) != Ok(DEVPTS) {
+            return Err(io::Error::other("/dev/pts is none"));
+        }
+        rustix::pty::unlockpt(&master)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+        Ok((master, slave))
+    }
+
     /// Opens a path as the Machine would: links, `..` and absolute targets stay inside its root.
     fn open(&self, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -236,17 +286,46 @@ impl Root {
 
     /// Replaces a file. What had its name, a link for example, is removed and not followed.
     fn write(&self, file: &RootFile) -> Result<(), StageError> {
+        let object = format!("the file {}", file.path);
         let (parent, name) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
-        let dir = self.ensure_dir(parent)?;
+        let dir = self
+            .ensure_dir(parent)
+            .map_err(|error| StageError { object: object.clone(), ..error })?;
+        self.check_is_theirs(&dir).map_err(step("make", &object))?;
         match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(step("replace", &file.path)(error)),
+            Err(error) => return Err(step("replace", &object)(error)),
         }
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(file.mode);
-        let made = rustix::fs::openat(&dir, name, flags, mode).map_err(step("make", &file.path))?;
-        fs::File::from(made).write_all(&file.content).map_err(step("write", &file.path))
+        let made = make_file(&dir, name, file.mode).map_err(step("make", &object))?;
+        fs::File::from(made).write_all(&file.content).map_err(step("write", &object))
+    }
+
+    /// Who could replace the platform's init would be without its filter.
+    fn check_is_theirs(&self, dir: &OwnedFd) -> io::Result<()> {
+        let init = crate::bundle::INIT.rsplit_once('/').map_or("/", |(dir, _)| dir);
+        let (own, dir) = match self.open_dir(init) {
+            Ok(own) => (rustix::fs::fstat(&own)?, rustix::fs::fstat(dir)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if (own.st_dev, own.st_ino) == (dir.st_dev, dir.st_ino) {
+            let text = format!("{init} belongs to the platform");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Ok(())
+    }
+
+    /// Puts a file whose content is in memory in the place of one in the root.
+    fn mount_file(&self, number: usize, file: &RootFile) -> Result<(), StageError> {
+        let object = format!("the file {}", file.path);
+        self.write(&RootFile { content: Vec::new(), ..file.clone() })?;
+        let name = format!("files/{number}");
+        let held = make_file(CWD, &name, file.mode).map_err(step("make", &object))?;
+        fs::File::from(held).write_all(&file.content).map_err(step("write", &object))?;
+        let tree = clone_tree(Path::new(&name))?;
+        let target = self.open(&file.path, OFlags::PATH | OFlags::NOFOLLOW);
+        let target = target.map_err(step("open", &object))?;
+        move_onto(&tree, &target).map_err(step("mount", &object))
     }
 
     /// Reads a small regular file; what is missing or no file is empty.
@@ -262,6 +341,19 @@ impl Root {
     }
 }
 
+/// Makes a new file with exactly these permissions.
+fn make_file(dir: impl AsFd, name: &str, mode: u32) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    Ok(file)
+}
+
+fn move_onto(tree: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree, "", target, "", flags)
+}
+
 /// Mounts `/sys` read-only. It is done here and not in the container, because only who owns the network namespace may,
 /// and that is the host.
 fn mount_sys(target: &OwnedFd) -> Result<(), StageError> {
@@ -274,8 +366,7 @@ fn mount_sys(target: &OwnedFd) -> Result<(), StageError> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(failed())?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&mount, "", target, "", flags).map_err(failed())
+    move_onto(&mount, target).map_err(failed())
 }
 
 #[cfg(test)]

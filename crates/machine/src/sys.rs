@@ -14,6 +14,8 @@ use rustix::thread::UnshareFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::filter::Instruction;
+
 /// The C library's header has these, its Rust bindings do not.
 const SWAP_FLAG_PREFER: i32 = 0x8000;
 const SWAP_FLAG_PRIO_MASK: i32 = 0x7fff;
@@ -34,6 +36,13 @@ pub(crate) fn close_inherited() -> io::Result<()> {
 pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: `OwnedFd` answers with the same open descriptor until it is dropped, with the registration.
     unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Watches a terminal for both directions. Needs a tokio runtime; the descriptor must not block.
+pub(crate) fn watch_both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let both = Interest::READABLE | Interest::WRITABLE;
+    // SAFETY: as in `watch`.
+    unsafe { AsyncFd::register_with_interest(fd, both) }.map_err(Into::into)
 }
 
 /// Makes standard output the same as `to`.
@@ -96,8 +105,19 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, act: impl FnOnce() -> i32) -> io
     // SAFETY: all fields are integers, for which zero is the documented default.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = CLONE_INTO_CGROUP;
-    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
     arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    fork_with(arguments, act)
+}
+
+/// Forks a child in this process's own cgroup; else as [`fork_into`].
+pub(crate) fn fork(act: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: as in `fork_into`.
+    fork_with(unsafe { std::mem::zeroed() }, act)
+}
+
+/// `arguments` name no stack and share nothing.
+fn fork_with(mut arguments: libc::clone_args, act: impl FnOnce() -> i32) -> io::Result<Pid> {
+    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
     // SAFETY: a plain fork (no shared memory, no new stack) of a single-threaded process, so the child finds no lock
     // held by a thread that it does not have. The structure lives through the call.
     let pid = check(unsafe {
@@ -110,6 +130,53 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, act: impl FnOnce() -> i32) -> io
     }
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.ok_or_else(|| io::Error::other("clone returned no process id"))
+}
+
+/// Gives this process the limits of another one.
+pub(crate) fn copy_limits(from: i32) -> io::Result<()> {
+    /// The kernel's `RLIM_NLIMITS`.
+    const LIMITS: u32 = 16;
+    for resource in 0..LIMITS {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        let none = std::ptr::null::<libc::rlimit64>();
+        let read = &raw mut limit;
+        // SAFETY: the kernel writes one structure, which is valid; nothing new is given to it.
+        check(unsafe { libc::syscall(libc::SYS_prlimit64, from, resource, none, read) })?;
+        let (new, old) = (&raw const limit, std::ptr::null_mut::<libc::rlimit64>());
+        // SAFETY: the kernel reads one structure, which is valid; process 0 is this one.
+        check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, new, old) })?;
+    }
+    Ok(())
+}
+
+/// Gives every signal its default effect and lets all come, as a program expects that has just begun.
+pub(crate) fn usual_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default handler is no code of ours. Those that cannot be set are refused without effect.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    // SAFETY: an empty set is written before it is read; no old set is asked for.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Installs a system call filter for this process and all that it becomes and starts.
+pub(crate) fn install_filter(instructions: &[Instruction]) -> io::Result<()> {
+    /// The kernel's `sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        len: u16,
+        instructions: *const Instruction,
+    }
+    let len = u16::try_from(instructions.len()).map_err(io::Error::other)?;
+    let program = Program { len, instructions: instructions.as_ptr() };
+    let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+    // SAFETY: the program points at `len` instructions that live through the call; the kernel copies them.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    check(set.into()).map(drop)
 }
 
 /// Makes the detached mount `tree` show its files' ids through the map of `user_namespace`.

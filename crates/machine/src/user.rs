@@ -36,6 +36,8 @@ pub(crate) fn resolve(user: &str, passwd: &str, group: &str) -> Result<User, Bad
     });
     let mut resolved = match &entry {
         Some(line) => from_entry(line, group),
+        // Every image has that one.
+        None if name == "root" => from_entry(&["root", "", "0", "0"], group),
         None => from_number(name).ok_or_else(|| BadUser::UnknownUser(name.to_owned()))?,
     };
     if let Some(wanted) = wanted_group.filter(|wanted| !wanted.is_empty()) {
@@ -123,6 +125,7 @@ mod tests {
     #[test]
     fn an_image_without_passwd_still_has_root() {
         assert_eq!(resolve("", "", "").map(|user| user.uid), Ok(0));
+        assert_eq!(resolve("root", "", "").map(|user| (user.uid, user.gid)), Ok((0, 0)));
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod fixture;
 mod ids;
 #[path = "root/image.rs"]
 mod image;
+#[path = "root/joining.rs"]
+mod joining;
 #[path = "root/machine.rs"]
 mod machine;
 
@@ -31,13 +33,15 @@ fn main() -> ExitCode {
         (Some("shim"), Some(dir)) => perch_machine::shim::main(dir.as_ref()),
         (Some("unpack"), Some(dir)) => perch_machine::unpack::main(dir.as_ref()),
         (Some("probe"), Some(dir)) => perch_machine::ids::main(dir.as_ref()),
+        (Some("enter"), None) => perch_machine::enter::main(),
         (Some("--list"), _) => ExitCode::SUCCESS,
         (filter, _) => run(filter.filter(|word| !word.starts_with('-')).unwrap_or_default()),
     }
 }
 
 fn run(filter: &str) -> ExitCode {
-    let tests: Vec<Test> = [machine::TESTS, confinement::TESTS, image::TESTS, ids::TESTS].concat();
+    let tests: Vec<Test> =
+        [machine::TESTS, joining::TESTS, confinement::TESTS, image::TESTS, ids::TESTS].concat();
     let both = [(Ids::Mapped, ""), (Ids::Shifted, " by copies")];
     let all = both.iter().flat_map(|(ids, words)| {
         tests.iter().map(move |(name, test)| (format!("{name}{words}"), *ids, *test))

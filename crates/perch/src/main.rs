@@ -2,7 +2,7 @@
 //!
 //! This crate wires the others together and decides nothing. `perch` is the operator's program;
 //! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`,
-//! `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
+//! `enter`, `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
 mod backup;
@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         "restore" => restore::main(&rest),
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
+        "enter" => perch_machine::enter::main(),
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
         "quickstart" => quickstart::main(&rest),

@@ -16,6 +16,7 @@ mod contents;
 mod delegation;
 mod disk;
 mod freezers;
+mod guest_files;
 mod history;
 mod host_ids;
 mod images;

@@ -61,6 +61,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         | Route::CurrentRelease(app)
         | Route::Logs(app)
         | Route::AppDns(app)
+        | Route::Console(app, _)
         | Route::Uploads(app)
         | Route::Upload(app, _)
         | Route::Blob(app, _)
@@ -77,6 +78,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
             | Part::Lease
             | Part::Ps
             | Part::Events
+            | Part::Exec
             | Part::Metadata => Subject::App(app),
         },
         Route::Release(id) => Subject::Release(id),

@@ -9,11 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
-    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
-    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage,
-    Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput, Token,
-    UpdateRelease, UpdateSecrets, UploadState, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
+    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
+    LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
+    NewToken, Organization, Process, RegionPage, Release, RestartQuery, Secret, SecretsAnswer,
+    SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UploadState,
+    WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -49,6 +50,9 @@ impl<T, F: Future<Output = Result<T, ApiError>> + Send> BackendFuture<T> for F {
 pub trait Backend: Send + Sync + 'static {
     /// A raw byte stream to an address inside an app's network.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The frames of a console (module `console`).
+    type Console: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// The holder of a token as of now; `None` when it is unknown, revoked or ended. Called for each
     /// request over TCP, so it must not block.
@@ -156,6 +160,21 @@ pub trait Backend: Send + Sync + 'static {
     /// Lists the processes in a Machine; 412 when it is not started.
     fn list_processes(&self, peer: Peer, target: MachineTarget)
     -> impl BackendFuture<Vec<Process>>;
+    /// Runs a program in a started Machine to its end; 412 when the Machine is not started, 408 when the program
+    /// takes longer than it may.
+    fn exec_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: ExecInput,
+    ) -> impl BackendFuture<ExecAnswer>;
+    /// Begins a console in a started Machine. Dropping it hangs its program up.
+    fn open_console(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: ConsoleInput,
+    ) -> impl BackendFuture<Self::Console>;
     /// Lists a Machine's events, newest first.
     fn list_events(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<Vec<Event>>;
     /// Reads a Machine's metadata.

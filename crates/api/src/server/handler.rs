@@ -213,6 +213,7 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
         Route::Secrets(_) | Route::Secret(..) => secret_handler::answer(call, route).await,
         Route::Logs(app) => logs(call, app).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
+        Route::Console(app, id) => tunnel::open_console(call, &app, &id).await,
         Route::Machines(_)
         | Route::Machine(..)
         | Route::MachinePart(..)

@@ -45,6 +45,7 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
                 Part::Wait => wait(call, target).await,
                 Part::Lease => lease(call, target).await,
                 Part::Ps => json(&call.backend().list_processes(call.peer.clone(), target).await?),
+                Part::Exec => exec(call, target).await,
                 Part::Events => json(&call.backend().list_events(call.peer.clone(), target).await?),
                 Part::Metadata => {
                     json(&call.backend().get_metadata(call.peer.clone(), target).await?)
@@ -140,9 +141,23 @@ async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Par
         }
         Part::Cordon => call.backend().cordon_machine(peer, target).await?,
         Part::Uncordon => call.backend().uncordon_machine(peer, target).await?,
-        Part::Wait | Part::Lease | Part::Ps | Part::Events | Part::Metadata => return misrouted(),
+        Part::Wait | Part::Lease | Part::Ps | Part::Events | Part::Exec | Part::Metadata => {
+            return misrouted();
+        }
     }
     done()
+}
+
+/// The server's end does not wait for the program: it is hung up with the call.
+async fn exec<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome {
+    let input = call.read().await?;
+    let mut phase = call.session.phase.clone();
+    tokio::select! {
+        answer = call.backend().exec_machine(call.peer.clone(), target, input) => json(&answer?),
+        () = reached(&mut phase, Phase::Closing) => {
+            Err(ApiError::new(503, "the server is ending; what the program has done is not known"))
+        }
+    }
 }
 
 async fn wait<B: Backend>(call: Call<B>, target: MachineTarget) -> Outcome {

@@ -34,6 +34,7 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/apps/{app}/machines/{id}/lease",
     "/v1/apps/{app}/machines/{id}/ps",
     "/v1/apps/{app}/machines/{id}/events",
+    "/v1/apps/{app}/machines/{id}/exec",
     "/v1/apps/{app}/machines/{id}/metadata",
     "/v1/apps/{app}/machines/{id}/metadata/{key}",
     "/v1/apps/{app}/secrets",
@@ -50,6 +51,7 @@ pub(super) const PATHS: &[&str] = &[
     "/perch/v1/info",
     "/perch/v1/whoami",
     "/perch/v1/apps/{app}/dns",
+    "/perch/v1/apps/{app}/machines/{id}/console",
     "/perch/v1/organizations/{org}/dns",
     "/perch/v1/tokens",
     "/perch/v1/tokens/{token}",
@@ -87,6 +89,7 @@ pub(super) enum Route {
     Info,
     Whoami,
     AppDns(String),
+    Console(String, String),
     OrganizationDns(String),
     Tokens,
     Token(String),
@@ -111,6 +114,7 @@ pub(super) enum Part {
     Lease,
     Ps,
     Events,
+    Exec,
     Metadata,
 }
 
@@ -132,6 +136,9 @@ impl Route {
             ["perch", "v1", "info"] => Ok(Some(Self::Info)),
             ["perch", "v1", "whoami"] => Ok(Some(Self::Whoami)),
             ["perch", "v1", "apps", app, "dns"] => Ok(Some(Self::AppDns(name(app)?))),
+            ["perch", "v1", "apps", app, "machines", id, "console"] => {
+                Ok(Some(Self::Console(name(app)?, name(id)?)))
+            }
             ["perch", "v1", "organizations", org, "dns"] => {
                 Ok(Some(Self::OrganizationDns(name(org)?)))
             }
@@ -153,7 +160,7 @@ impl Route {
             Self::Machine(..) | Self::Secret(..) => "GET, POST, DELETE",
             Self::MachinePart(_, _, part) => part.methods(),
             Self::MetadataKey(..) => "POST, DELETE",
-            Self::Proxy(_) | Self::Releases | Self::Uploads(_) => "POST",
+            Self::Proxy(_) | Self::Console(..) | Self::Releases | Self::Uploads(_) => "POST",
             Self::Release(_) => "PATCH",
             Self::Upload(..) => "GET, PATCH, PUT, DELETE",
             Self::Blob(..) => "HEAD",
@@ -213,6 +220,7 @@ impl Part {
             "lease" => Self::Lease,
             "ps" => Self::Ps,
             "events" => Self::Events,
+            "exec" => Self::Exec,
             "metadata" => Self::Metadata,
             _ => return None,
         })
@@ -225,6 +233,7 @@ impl Part {
             | Self::Suspend
             | Self::Restart
             | Self::Signal
+            | Self::Exec
             | Self::Cordon
             | Self::Uncordon => "POST",
             Self::Wait | Self::Ps | Self::Events | Self::Metadata => "GET",
@@ -265,7 +274,7 @@ fn machine(app: String, id: String, rest: &[&str]) -> Parsed {
     Ok(Some(match rest {
         [] => Route::Machine(app, id),
         ["metadata", metadata_key] => Route::MetadataKey(app, id, key(metadata_key)?),
-        [what @ ("exec" | "versions" | "memory")] => {
+        [what @ ("versions" | "memory")] => {
             return Err(missing(what));
         }
         [part] => return Ok(Part::parse(part).map(|part| Route::MachinePart(app, id, part))),
@@ -363,7 +372,7 @@ mod tests {
         check_refused("/v1/apps/a/b", 404);
         check_refused("/v1/apps/a/machines/m/dance", 404);
         check_refused("/v1/apps/a/volumes", 501);
-        check_refused("/v1/apps/a/machines/m/exec", 501);
+        check_refused("/v1/apps/a/machines/m/versions", 501);
     }
 
     #[test]

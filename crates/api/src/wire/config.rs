@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{GoDuration, Signal, null_default, schema, unless_empty};
+use super::{GoDuration, GuestFile, Signal, file, null_default, schema, unless_empty};
 
 // DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
 const AUTO_STOP_AFTER: (Duration, Duration) =
@@ -77,6 +77,8 @@ pub struct ConfigView {
     pub stop_config: StopConfig,
     /// Remove the Machine after its program ends.
     pub auto_destroy: bool,
+    /// Files that are written into it before its program starts.
+    pub files: Vec<GuestFile>,
     /// Names of the health checks at the top level; not run yet.
     pub checks: Vec<String>,
     /// How many mounts are asked for; volumes are not there yet.
@@ -107,6 +109,8 @@ struct ConfigShape {
     stop_config: Option<StopConfig>,
     /// Remove the Machine after its program ends.
     auto_destroy: Option<bool>,
+    /// Files that are written into it before its program starts.
+    files: Option<Vec<GuestFile>>,
     /// Health checks by name; not run yet.
     checks: Option<Map<String, Value>>,
     /// Mounts; volumes are not there yet.
@@ -403,6 +407,16 @@ fn optional_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u1
 }
 
 impl MachineConfig {
+    /// Refuses files that cannot be written. Apart from the rest, since configs that were stored before somebody looked
+    /// have to be read: of those the view has no files.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub fn check_files(&self) -> Result<(), BadConfig> {
+        let Some(value) = self.get("files") else { return Ok(()) };
+        files(&Map::from_iter([("files".to_owned(), value)])).map(drop)
+    }
+
     /// Makes a config of values.
     ///
     /// # Errors
@@ -552,6 +566,7 @@ impl ConfigView {
             restart: field(raw, "restart")?,
             stop_config: field(raw, "stop_config")?,
             auto_destroy: field(raw, "auto_destroy")?,
+            files: files(raw).unwrap_or_default(),
             checks: field::<Map<String, Value>>(raw, "checks")?.keys().cloned().collect(),
             mounts: field::<Vec<Value>>(raw, "mounts")?.len(),
         };
@@ -562,7 +577,13 @@ impl ConfigView {
     }
 }
 
-fn bad(key: impl Into<String>, reason: impl Into<String>) -> BadConfig {
+fn files(raw: &Map<String, Value>) -> Result<Vec<GuestFile>, BadConfig> {
+    let files: Vec<GuestFile> = field(raw, "files")?;
+    file::check(&files)?;
+    Ok(files)
+}
+
+pub(super) fn bad(key: impl Into<String>, reason: impl Into<String>) -> BadConfig {
     BadConfig { key: key.into(), reason: reason.into() }
 }
 

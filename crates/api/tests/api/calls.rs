@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perch_api::wire::{
-    AddressIntent, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, GoDuration, IpKind,
-    LaunchInput, LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState, ReleaseStatus,
-    RestartQuery, SecretValue, SignalInput, StopInput, UpdateRelease, UpdateSecrets, WaitQuery,
-    WaitState, Whoami,
+    AddressIntent, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, ExecInput,
+    GoDuration, IpKind, LaunchInput, LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState,
+    ReleaseStatus, RestartQuery, SecretValue, SignalInput, StopInput, UpdateRelease, UpdateSecrets,
+    WaitQuery, WaitState, Whoami,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -418,6 +418,41 @@ async fn a_stream_is_copied_both_ways_and_half_closed() {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.expect("rest");
     assert_eq!(rest, b"BYE");
+}
+
+#[tokio::test]
+async fn a_program_is_run_with_what_the_call_carries() {
+    let server = Server::with_app().await;
+    let input = ExecInput {
+        cmd: "ls 'a b'".to_owned(),
+        stdin: "in".to_owned(),
+        timeout: 7,
+        ..ExecInput::default()
+    };
+    let answer = server.client.exec_machine("web", "m", &input).await.expect("answer");
+    assert_eq!((answer.exit_code, answer.stdout.as_str()), (3, r#"["ls", "a b"] "in" 7"#));
+    let unclosed = ExecInput { cmd: "'".to_owned(), ..ExecInput::default() };
+    let refused = server.client.exec_machine("web", "m", &unclosed).await.expect_err("a quote");
+    assert_eq!(refused.status(), Some(422));
+}
+
+#[tokio::test]
+async fn a_console_is_asked_for_with_its_size_and_becomes_a_stream() {
+    let server = Server::with_app().await;
+    let input = ConsoleInput {
+        cmd: "sh -c 'a & b'".to_owned(),
+        user: "app".to_owned(),
+        terminal: Some((24, 300)),
+        term: "xterm-256color".to_owned(),
+    };
+    let mut stream = server.client.open_console("web", "m", &input).await.expect("stream");
+    assert_eq!(server.seen(), format!("{input:?}"));
+    stream.write_all(b"frames").await.expect("write");
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).await.expect("read");
+    assert_eq!(&answer, b"FRAMES");
+    let refused = server.client.open_console("nobody", "m", &input).await.expect_err("no app");
+    assert_eq!(refused.status(), Some(404));
 }
 
 #[tokio::test]

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
-    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput,
-    LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken,
-    Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery, Secret,
-    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
-    UploadState, WaitQuery, WaitState,
+    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
+    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
+    LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage, LogQuery, Machine, MachineFilter,
+    MachineState, ManifestInfo, NewToken, Organization, OrganizationRef, Process, Region,
+    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput,
+    Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -108,6 +108,7 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 
 impl Backend for Memory {
     type Stream = DuplexStream;
+    type Console = DuplexStream;
 
     fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>> {
         self.tokens.lock().expect("no test panics with it").get(secret).cloned()
@@ -606,6 +607,31 @@ impl Backend for Memory {
     ) -> Result<DuplexStream> {
         self.app(&app)?;
         self.saw(format!("{host} {port}"));
+        let (near, far) = tokio::io::duplex(4096);
+        tokio::spawn(shout(far));
+        Ok(near)
+    }
+
+    async fn exec_machine(
+        &self,
+        _: Peer,
+        target: MachineTarget,
+        input: ExecInput,
+    ) -> Result<ExecAnswer> {
+        self.app(&target.app)?;
+        let stdout = format!("{:?} {:?} {}", input.argv()?, input.stdin, input.timeout);
+        Ok(ExecAnswer { stdout, exit_code: 3, ..ExecAnswer::default() })
+    }
+
+    /// Shouts, whatever the frames mean.
+    async fn open_console(
+        &self,
+        _: Peer,
+        target: MachineTarget,
+        input: ConsoleInput,
+    ) -> Result<DuplexStream> {
+        self.app(&target.app)?;
+        self.saw(format!("{input:?}"));
         let (near, far) = tokio::io::duplex(4096);
         tokio::spawn(shout(far));
         Ok(near)

@@ -11,6 +11,7 @@
 
 mod addresses;
 mod ending;
+mod files;
 mod guard;
 mod image;
 mod leases;
@@ -209,7 +210,6 @@ pub(super) fn refuse_unsupported(config: &Config) -> Outcome {
     let deploy = config.deploy.as_ref();
     let refused = [
         ("[[mounts]]", !config.mounts.is_empty()),
-        ("[[files]]", !config.files.is_empty()),
         ("deploy.release_command", deploy.is_some_and(|deploy| deploy.release_command.is_some())),
         ("machine_config", config.machine_config.is_some()),
     ];

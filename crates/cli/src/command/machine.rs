@@ -7,6 +7,7 @@ mod choose;
 pub(crate) mod copy;
 mod cordon;
 pub(crate) mod destroy;
+pub(crate) mod exec;
 mod flags;
 mod image;
 mod kill;
@@ -82,6 +83,7 @@ pub(super) async fn run(context: &Context<'_>, command: Command) -> Outcome {
             let (app, machines) = choose::many(context, &app, &ids, select).await?;
             stop(context, &app, &machines, &input, wait).await
         }
+        Command::Exec(args) => exec::run(context, args).await,
         Command::Suspend { ids, app, select, wait_timeout } => {
             let wait = wait_timeout.as_deref().map(wait_length).transpose()?.flatten();
             let (app, machines) = choose::many(context, &app, &ids, select.select).await?;

@@ -32,16 +32,16 @@ fn collect(command: &clap::Command, path: &str, names: &mut Vec<String>) {
 #[test]
 fn a_command_of_flyctl_that_is_not_here_says_what_to_use_whatever_follows() {
     for line in [
-        "fly ssh console",
-        "fly ssh console --help",
-        "fly ssh -a web console -C ls",
-        "fly help ssh console",
-        "fly -t token ssh console --pty x y --frobnicate",
-        "fly --verbose ssh --app web console",
+        "fly ssh issue",
+        "fly ssh issue --help",
+        "fly ssh -a web issue --hours 3",
+        "fly help ssh issue",
+        "fly -t token ssh issue --agent x y --frobnicate",
+        "fly --verbose ssh --app web issue",
     ] {
         let text = stopped(line);
-        assert!(text.starts_with("`fly ssh console` is not here: "), "{line}: {text}");
-        assert!(text.contains("nsenter"), "{line}: {text}");
+        assert!(text.starts_with("`fly ssh issue` is not here: "), "{line}: {text}");
+        assert!(text.contains("fly ssh console"), "{line}: {text}");
     }
 }
 
@@ -49,7 +49,7 @@ fn a_command_of_flyctl_that_is_not_here_says_what_to_use_whatever_follows() {
 fn aliases_hidden_commands_and_commands_below_ours_are_refused_by_their_names() {
     for (line, name) in [
         ("fly wg list", "wireguard list"),
-        ("fly m exec 148e ls", "machine exec"),
+        ("fly ssh sftp get /x", "ssh sftp get"),
         ("fly open", "open"),
         ("fly launch plan propose", "launch plan propose"),
         ("fly postgres barman check", "postgres barman check"),

@@ -201,6 +201,10 @@ impl Fixture {
         Ok(children.split_ascii_whitespace().next().ok_or("it runs nothing")?.to_owned())
     }
 
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     pub(crate) fn wait(&self, machine: &Machine) -> Result<ExitRecord, Box<dyn Error>> {
         let wait = async { tokio::time::timeout(PATIENCE, machine.wait()).await };
         Ok(self.runtime.block_on(wait)??)

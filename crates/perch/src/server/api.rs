@@ -2,6 +2,7 @@
 
 mod apps;
 mod dig;
+mod exec;
 mod ips;
 mod leases;
 mod logs;
@@ -17,11 +18,12 @@ use std::sync::Arc;
 
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, CreateApp, CreateRelease, CreateToken, Descriptor,
-    DnsAnswer, Event, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
-    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, Region,
-    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput,
-    Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
+    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
+    LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
+    NewToken, Organization, Process, Region, RegionPage, Release, RestartQuery, Secret,
+    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UploadState, WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -74,6 +76,7 @@ impl Api {
 
 impl Backend for Api {
     type Stream = tokio::net::TcpStream;
+    type Console = tokio::io::DuplexStream;
 
     fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>> {
         tokens::authenticate(&self.world.keeper.read(), secret, clock::unix_secs()).map(Arc::new)
@@ -253,6 +256,24 @@ impl Backend for Api {
         target: MachineTarget,
     ) -> Result<Vec<Process>, ApiError> {
         machines::processes(&self.world, &target).await
+    }
+
+    async fn exec_machine(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: ExecInput,
+    ) -> Result<ExecAnswer, ApiError> {
+        exec::exec(self.world.clone(), peer, target, input).await
+    }
+
+    async fn open_console(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: ConsoleInput,
+    ) -> Result<Self::Console, ApiError> {
+        exec::console(self.world.clone(), peer, target, input).await
     }
 
     async fn list_events(

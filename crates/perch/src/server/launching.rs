@@ -8,6 +8,7 @@ use perch_core::ids::NetworkId;
 use perch_core::lifecycle::{Policy, RestartPolicy, SleepBy};
 use perch_machine::{ImageError, LaunchError, LaunchSpec, RootFile, Unpacked};
 
+use super::guest_files;
 use super::limits;
 use super::records::{AppRecord, MachineRecord};
 use super::world::World;
@@ -46,6 +47,11 @@ impl Failure {
     }
 }
 
+/// A reason for whoever started the Machine, as a start's error.
+pub(crate) fn unlaunchable(id: &str) -> impl FnOnce(String) -> LaunchError {
+    move |reason| LaunchError::BadSpec { machine: id.to_owned(), reason }
+}
+
 /// First address of a network's /48.
 pub(crate) fn prefix(network_id: u32) -> Ipv6Addr {
     // A stored id is never 0; 1 is a network like any other and owns nothing of anybody else's.
@@ -79,7 +85,7 @@ pub(crate) fn spec(
         init_layer: world.init_layer.clone(),
         hostname: record.id.clone(),
         private_ip: Some(record.private_ip),
-        files: files(record),
+        files: files(record).into_iter().chain(guest_files::plain(record)).collect(),
         uid_base: world.host_ids.base(app.uid_slot),
         ids: world.images.ids(),
         memory_bytes: Some(limits.memory_bytes),

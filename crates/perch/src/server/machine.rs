@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Memory { reply: oneshot::Sender<Option<perch_machine::Memory>> },
     /// Some of its memory went to swap.
     PagedOut { run: u64, paged: perch_machine::PagedOut, why: Option<String> },
+    /// The run that lives, for who joins it.
+    Run { reply: oneshot::Sender<Option<Arc<perch_machine::Machine>>> },
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
@@ -272,6 +274,10 @@ impl Task {
             Command::Signal { number, reply } => {
                 // The asker may have gone; there is nobody else to tell.
                 reply.send(self.signal(number)).ok();
+            }
+            Command::Run { reply } => {
+                // The asker may have gone.
+                reply.send(self.running.clone()).ok();
             }
             Command::Processes { reply } => self.list_processes(reply),
             Command::Memory { reply } => self.measure(reply),

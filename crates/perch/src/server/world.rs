@@ -14,6 +14,7 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::guest_files;
 use super::history;
 use super::host_ids::HostIds;
 use super::images::Images;
@@ -212,6 +213,8 @@ impl World {
             "config {config_version} of Machine {id} is not stored"
         );
         let secrets = secrets::open(self, &record.app, record.secrets)?;
+        let files = guest_files::secret(&record, &secrets).map_err(launching::unlaunchable(id))?;
+        let secrets = secrets.with_files(files);
         let unpacked = self.images.own(&record.image, self.host_ids.base(app.uid_slot))?;
         let spec = launching::spec(self, &record, &app, run, unpacked)?;
         Ok((spec, self.namespace(&record)?, secrets))

@@ -10,11 +10,11 @@ use super::parameter::{Parameter, flag, number, pattern, seconds, text, words};
 use super::shapes::Shapes;
 use crate::wire::{
     App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, DnsAnswer, Done,
-    Event, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
-    MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
-    RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage,
-    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, StartAnswer, StopInput,
-    TokenPage, UpdateRelease, UpdateSecrets, WaitState, Whoami,
+    Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease,
+    LeaseInput, LogPage, Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer,
+    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, Secret,
+    SecretAnswer, SecretPage, SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput,
+    StartAnswer, StopInput, TokenPage, UpdateRelease, UpdateSecrets, WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -147,7 +147,36 @@ fn machines() -> Vec<Call> {
         )
         .gives::<Vec<Process>>(200)
         .refuses(&[412]),
+        Call::new(
+            "POST",
+            "/v1/apps/{app}/machines/{id}/exec",
+            "Runs a program in a started Machine to its end, also a failing one.",
+        )
+        .takes::<ExecInput>()
+        .gives::<ExecAnswer>(200)
+        .refuses(&[408, 412, 422]),
+        console(),
     ]
+}
+
+fn console() -> Call {
+    let about = "Makes the connection the frames of a console in a started Machine.";
+    let upgrade = Parameter::header("Upgrade", words(&["tcp"]), "What the connection becomes.");
+    let side = || {
+        let number = json!({"type": "integer", "minimum": 0, "maximum": 65535});
+        json!({"anyOf": [number, {"type": "string", "enum": [""]}]})
+    };
+    let line = json!({"type": "string", "maxLength": 32768});
+    Call::new("POST", "/perch/v1/apps/{app}/machines/{id}/console", about)
+        .with(upgrade.required())
+        .query("cmd", line, "Program and arguments; empty = the user's shell.")
+        .query("user", text(), "User; empty = the image's.")
+        .query("tty", flag(), "A terminal instead of pipes.")
+        .query("rows", side(), "The terminal's lines; not given = 24.")
+        .query("columns", side(), "Characters in a line; not given = 80.")
+        .query("term", text(), "The terminal's kind.")
+        .gives_nothing(101)
+        .refuses(&[412, 422, 426])
 }
 
 fn commands() -> Vec<Call> {

@@ -61,6 +61,7 @@ pub(in crate::command) fn group_config(
     group: &str,
     release: &Release,
 ) -> Outcome<Map<String, Value>> {
+    let files = super::files::of_group(config, group)?;
     let mut config = config.machine_config(group)?;
     config.insert("image".to_owned(), Value::from(image));
     let metadata = serde_json::json!({
@@ -71,6 +72,9 @@ pub(in crate::command) fn group_config(
         "fly_release_version": release.version.to_string(),
     });
     config.insert("metadata".to_owned(), metadata);
+    if !files.is_empty() {
+        config.insert("files".to_owned(), Value::Array(files));
+    }
     for service in config.get_mut("services").and_then(Value::as_array_mut).into_iter().flatten() {
         put_autostart(service);
     }

@@ -41,6 +41,7 @@ pub(crate) async fn create(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     check_region(&world, &input.region)?;
+    check_files(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     check_secrets(&world, &app, &input).await?;
@@ -79,6 +80,10 @@ pub(crate) async fn create(
 async fn check_secrets(world: &Arc<World>, app: &str, input: &LaunchInput) -> Result<(), ApiError> {
     let pinned = secrets::pin(&world.keeper.read(), app, input)?;
     secrets::check_opens(world, app, pinned).await
+}
+
+fn check_files(input: &LaunchInput) -> Result<(), ApiError> {
+    input.config.check_files().map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
@@ -223,6 +228,7 @@ pub(crate) async fn update(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     leases::check(&world, &target)?;
+    check_files(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&target.app)?.uid_slot);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
     check_secrets(&world, &target.app, &input).await?;

@@ -1,0 +1,100 @@
+//! `/.fly/api` in each Machine: a socket over which the Machine may ask about itself, without a token (AS-92).
+//!
+//! The socket lies in the Machine's directory on the host, which is mounted, read-only, into the Machine's root. A new
+//! server listens there anew, in the same directory, so Machines that went on meanwhile find it again. Who calls is told
+//! by the socket that was called, never by what the request says.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use perch_api::server::MachineCaller;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use super::api::Api;
+use super::world::World;
+
+/// Name of the directory in a Machine's own, and of the socket in it.
+const DIR: &str = "inside";
+const SOCKET: &str = "api";
+
+/// The sockets of Machines that run.
+#[derive(Debug, Default)]
+pub(crate) struct Inside(Mutex<BTreeMap<String, CancellationToken>>);
+
+impl Inside {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<String, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The run has ended, or never began.
+    pub(crate) fn close(&self, id: &str) {
+        if let Some(listening) = self.open().remove(id) {
+            listening.cancel();
+        }
+    }
+}
+
+/// Listens for a Machine whose run begins or was found: the directory to be mounted. A Machine does without if that
+/// cannot be.
+pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf> {
+    let dir = world.paths.machine(id).join(DIR);
+    let listener = match bind(&dir) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(machine = id, %error, "a Machine starts without /.fly/api");
+            return None;
+        }
+    };
+    let until = world.shutdown.child_token();
+    let caller = MachineCaller::new(app, id);
+    let backend = Arc::new(Api::new(world.clone()));
+    let ended = until.clone().cancelled_owned();
+    if let Some(former) = world.inside.open().insert(id.to_owned(), until) {
+        former.cancel();
+    }
+    world.tracker.spawn(perch_api::server::serve_machine(listener, caller, backend, ended));
+    Some(dir)
+}
+
+/// The directory stays what it is, since a Machine that lives has it mounted. Needs a tokio runtime.
+fn bind(dir: &Path) -> io::Result<UnixListener> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    // The umask may have taken away what the Machine's users need.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    match fs::remove_file(dir.join(SOCKET)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // A socket's path may have 107 bytes, a data directory's more.
+    let held = File::open(dir)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", held.as_raw_fd()));
+    let listener = UnixListener::bind(&path)?;
+    // Every user in the Machine is its own; on the host nobody else enters the data directory.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_later_server_listens_in_the_same_directory_however_long_its_name_is() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let dir = scratch.path().join("d".repeat(200)).join(DIR);
+        let first = bind(&dir).expect("it listens");
+        let held = File::open(&dir).expect("it is there");
+        drop(first);
+        let second = bind(&dir).expect("it listens again");
+        let path = format!("/proc/self/fd/{}/{SOCKET}", held.as_raw_fd());
+        let (called, accepted) =
+            tokio::join!(tokio::net::UnixStream::connect(path), second.accept());
+        assert!(called.is_ok() && accepted.is_ok());
+    }
+}
