@@ -68,6 +68,8 @@ impl Postgres {
             match kind {
                 b'Z' => break,
                 b'D' => rows.push(first_column(&body)?),
+                // Nothing comes after what is fatal but the end.
+                b'E' if body.starts_with(b"SFATAL") => bail!("the server says {}", readable(&body)),
                 b'E' => complaint = Some(readable(&body)),
                 b'K' => self.backend = number(&body, 0)?,
                 _ => self.note(kind, &body)?,

@@ -32,6 +32,9 @@ fn it_starts_as_root_goes_on_as_another_user_and_keeps_data_while_asleep() {
         let mut client = connect()?;
         client.query("create table t (n int)")?;
         client.query("insert into t select generate_series(1, 1000)")?;
+        // Its workers meet in `/dev/shm`.
+        client.query("set force_parallel_mode = on")?;
+        ensure!(client.query("select sum(n) from t")? == ["500500"], "another sum");
         drop(client);
         host.wait_all("db", "suspended", SOON)?;
         ensure!(connect()?.query("select count(*) from t")? == ["1000"], "rows are lost");
