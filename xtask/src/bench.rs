@@ -6,6 +6,7 @@
 
 mod cycles;
 mod figures;
+mod neighbour;
 mod postgres;
 mod rootfs;
 mod runc;
@@ -38,6 +39,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     figures::print_machine();
     match which {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
+        "neighbour" => neighbour::run(rounds.unwrap_or(neighbour::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "sleep" => sleep::run(rounds.unwrap_or(sleep::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
@@ -50,15 +52,21 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (name, rest) = args
         .split_first()
-        .context("name a benchmark: cycles, postgres, sleep, status, wake or warm")?;
+        .context("name a benchmark: cycles, neighbour, postgres, sleep, status, wake or warm")?;
     let which = match *name {
         "cycles" => "cycles",
         "postgres" => "postgres",
+        "neighbour" => "neighbour",
         "sleep" => "sleep",
         "status" => "status",
         "wake" => "wake",
         "warm" => "warm",
-        other => bail!("unknown benchmark `{other}`; there are sleep, status, wake and warm"),
+        other => {
+            bail!(
+                "unknown benchmark `{other}`; there are cycles, neighbour, postgres, sleep, status, \
+                 wake and warm"
+            )
+        }
     };
     match rest {
         [] => Ok((which, None)),

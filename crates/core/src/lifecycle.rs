@@ -362,6 +362,8 @@ pub enum Happened {
     },
     /// A new server found the run alive.
     Adopted,
+    /// A new server found nothing of a run, and it is not started again (DESIGN 8).
+    Lost,
     /// A stop was called off by a start.
     StopCalledOff,
     /// Everything is gone.
@@ -1389,9 +1391,15 @@ impl Lifecycle {
             }
             (Wish::Gone, _) => self.begin_remove(),
             (Wish::Up, AfterLoss::Launch) => self.launch(now),
-            (Wish::Up, AfterLoss::Sleep) => self.phase = Phase::Stopped,
+            (Wish::Up, AfterLoss::Sleep) => self.lose(),
+            (Wish::Down, _) if is_suspended(stored.state) => self.lose(),
             (Wish::Down, _) => self.phase = resting(stored.state),
         }
+    }
+
+    fn lose(&mut self) {
+        self.phase = Phase::Stopped;
+        self.announce(Happened::Lost);
     }
 
     // ---- answers ------------------------------------------------------------------------------
@@ -1443,6 +1451,11 @@ fn on_adoption(stored: Stored, run: u64, config_version: u64) -> Adoption {
         }
         Wish::Up | Wish::Down => Adoption::GoesOn,
     }
+}
+
+/// Whether there was a run that a loss ended.
+fn is_suspended(state: MachineState) -> bool {
+    matches!(state, MachineState::Suspending | MachineState::Suspended)
 }
 
 /// The phase of a Machine that was stored as down.

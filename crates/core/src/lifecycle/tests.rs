@@ -278,8 +278,14 @@ fn after_a_reboot_machines_come_back_as_the_caller_says() {
     let up = World::up().life.stored();
     let mut world = World::restore(up, Found::Nothing { was_up: AfterLoss::Launch });
     assert_eq!(world.drain_effects(), ["starting", "launch 2 config 1"]);
-    let world = World::restore(up, Found::Nothing { was_up: AfterLoss::Sleep });
-    assert_eq!(world.life.state(), MachineState::Stopped);
+    let mut world = World::restore(up, Found::Nothing { was_up: AfterLoss::Sleep });
+    assert_eq!(world.drain_effects(), ["stopped"], "and it is said");
+    let frozen = Stored { state: MachineState::Suspended, wish: Wish::Down, ..up };
+    let mut world = World::restore(frozen, Found::Nothing { was_up: AfterLoss::Launch });
+    assert_eq!(world.drain_effects(), ["stopped"], "AS-105");
+    let down = Stored { state: MachineState::Stopped, ..frozen };
+    let mut world = World::restore(down, Found::Nothing { was_up: AfterLoss::Launch });
+    assert!(world.drain_effects().is_empty(), "nothing happened to it");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use super::launching::{self, Failure};
 use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
-use super::verdict::Ended;
+use super::verdict::{Ended, LOST};
 use super::world::{World, lock};
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
@@ -672,25 +672,26 @@ impl Task {
 
     /// The event that users see for an announcement (MA-10, MA-11); some are only states.
     fn event_of(&self, happened: &Happened) -> Option<wire::Event> {
-        let kind = match happened {
-            Happened::StartAsked(StartBy::User | StartBy::Proxy { .. }) | Happened::Launching => {
-                "launch"
-            }
-            Happened::StopAsked(StopBy::User { .. } | StopBy::Proxy { .. }) => "stop",
-            Happened::Updated { .. } => "update",
-            Happened::RestartAsked => "restart",
-            Happened::DestroyAsked => "destroy",
-            Happened::Launched => "start",
-            Happened::LaunchFailed { .. } | Happened::Exited { .. } => "exit",
-            Happened::SuspendAsked | Happened::Suspended | Happened::SuspendFailed { .. } => {
-                "suspend"
-            }
-            Happened::Resumed | Happened::ResumeFailed { .. } => "resume",
-            Happened::SuspendCalledOff => "start",
-            Happened::Adopted => "adopt",
-            Happened::StopCalledOff => "start",
-            Happened::Removed => return None,
-        };
+        let kind =
+            match happened {
+                Happened::StartAsked(StartBy::User | StartBy::Proxy { .. })
+                | Happened::Launching => "launch",
+                Happened::StopAsked(StopBy::User { .. } | StopBy::Proxy { .. })
+                | Happened::Lost => "stop",
+                Happened::Updated { .. } => "update",
+                Happened::RestartAsked => "restart",
+                Happened::DestroyAsked => "destroy",
+                Happened::Launched => "start",
+                Happened::LaunchFailed { .. } | Happened::Exited { .. } => "exit",
+                Happened::SuspendAsked | Happened::Suspended | Happened::SuspendFailed { .. } => {
+                    "suspend"
+                }
+                Happened::Resumed | Happened::ResumeFailed { .. } => "resume",
+                Happened::SuspendCalledOff => "start",
+                Happened::Adopted => "adopt",
+                Happened::StopCalledOff => "start",
+                Happened::Removed => return None,
+            };
         Some(wire::Event { kind: kind.to_owned(), ..self.event(self.request_of(happened)) })
     }
 
@@ -717,6 +718,11 @@ impl Task {
                 request.details.insert("reason".to_owned(), reason.as_str().into());
                 request
             }
+            Happened::Lost => {
+                let mut request = self.request();
+                request.details.insert("reason".to_owned(), LOST.into());
+                request
+            }
             _ => self.request(),
         }
     }
@@ -730,8 +736,16 @@ impl Task {
             policy: launching::policy(&record).restart,
             restarts: self.life.restart_count(),
             back_off: due.filter(|_| restarting),
+            served_for: self.ran_for().filter(|_| !record.config.view().services.is_empty()),
         };
         ended.in_words()
+    }
+
+    /// Since its newest start.
+    fn ran_for(&self) -> Option<Duration> {
+        let events = self.status.borrow().history.newest_first();
+        let start = events.iter().find(|event| event.kind == "start")?;
+        u64::try_from(clock::unix_ms() - start.timestamp).ok().map(Duration::from_millis)
     }
 
     /// Into the app's log, beside what its programs say.

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use perch_core::lifecycle::{Exit, RestartPolicy};
 
+/// No server is done with its work so soon.
+const SHORT: Duration = Duration::from_secs(2);
+
 /// What is known when a run has ended that nobody asked to end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
@@ -15,12 +18,14 @@ pub(crate) struct Ended {
     pub(crate) restarts: usize,
     /// Until it is started again by itself; `None`: it is not.
     pub(crate) back_off: Option<Duration>,
+    /// How long it ran, if it has services that need it to run.
+    pub(crate) served_for: Option<Duration>,
 }
 
 impl Ended {
     /// `None` when exit code and signal say it all.
     pub(crate) fn in_words(&self) -> Option<String> {
-        let parts = [self.memory(), self.what_follows()];
+        let parts = [self.memory(), self.what_follows(), self.background()];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         (!parts.is_empty()).then(|| parts.join("; "))
     }
@@ -51,6 +56,15 @@ impl Ended {
         }
     }
 
+    fn background(&self) -> Option<String> {
+        let short = self.served_for.is_some_and(|length| length < SHORT);
+        (short && self.exit.is_clean() && self.back_off.is_none()).then(|| {
+            "its program ended at once and says that all is well: a server must stay in the foreground, because a \
+             Machine ends with its program"
+                .to_owned()
+        })
+    }
+
     fn has_given_up(&self) -> bool {
         match self.policy {
             RestartPolicy::OnFailure { retries_max } => {
@@ -60,6 +74,10 @@ impl Ended {
         }
     }
 }
+
+/// Why a Machine was found down that had been up, or suspended (DESIGN 8).
+pub(crate) const LOST: &str =
+    "the host was restarted, or all of this Machine was killed, while no server watched";
 
 #[cfg(test)]
 mod tests {
@@ -71,6 +89,7 @@ mod tests {
         policy: RestartPolicy::OnFailure { retries_max: 3 },
         restarts: 1,
         back_off: Some(Duration::from_secs(1)),
+        served_for: Some(Duration::from_secs(1)),
     };
 
     fn words(ended: Ended) -> String {
@@ -98,6 +117,16 @@ mod tests {
         let over = Ended { restarts: 3, back_off: None, ..CRASH };
         assert!(words(over).contains("restarted 3 times"));
         let clean = Exit { code: 0, signal: None, oom_killed: false };
-        assert_eq!(Ended { exit: clean, ..over }.in_words(), None, "MA-25");
+        let over = Ended { exit: clean, served_for: None, ..over };
+        assert_eq!(over.in_words(), None, "MA-25");
+    }
+
+    #[test]
+    fn a_server_that_goes_to_the_background_is_told_to_stay() {
+        let exit = Exit { code: 0, signal: None, oom_killed: false };
+        let ended = Ended { exit, back_off: None, ..CRASH };
+        assert!(words(ended).contains("foreground"));
+        let later = Ended { served_for: Some(SHORT), ..ended };
+        assert_eq!(later.in_words(), None, "AS-90: it was idle and left");
     }
 }

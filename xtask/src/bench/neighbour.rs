@@ -1,0 +1,92 @@
+//! `neighbour`: what a Machine's callers feel of another Machine that takes all it can get.
+//!
+//! Each round asks a quiet Machine alone, then beside one that abuses its limits in one way, each request by a new
+//! connection. The abuser has the smallest guest. Medians are compared, so that load from elsewhere touches both.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use perch_testkit::{Host, Image, Network};
+
+use super::figures::{Series, holds};
+use super::wake::{first_byte, wait_for};
+
+/// Rounds for each abuser.
+pub(crate) const ROUNDS: usize = 5;
+
+/// Requests of one kind in a round.
+const REQUESTS: usize = 200;
+
+/// A neighbour's median beside an abuser, against its median alone.
+const LIMIT: f64 = 1.2;
+
+/// Its name, and what it does until it is stopped.
+const ABUSERS: [(&str, &str); 5] = [
+    ("spins", "while :; do :; done & while :; do :; done"),
+    ("forks", "while :; do busybox sleep 5 & done 2>/dev/null"),
+    ("eats-memory", "while :; do busybox tail /dev/zero; done 2>/dev/null"),
+    ("fills-disk", "while :; do busybox dd if=/dev/zero of=/big bs=1M count=500; done 2>/dev/null"),
+    ("fills-log", "exec busybox yes 0123456789abcdef"),
+];
+
+/// Measures all abusers; whether the promise holds for each.
+pub(crate) fn run(rounds: usize) -> Result<bool> {
+    let host = Host::start_with(Network::Open, "")?;
+    let address = deploy_quiet(&host)?;
+    let mut good = true;
+    for (name, script) in ABUSERS {
+        let id = deploy_abuser(&host, name, script)?;
+        good &= measure(&host, name, &id, address, rounds)?;
+        host.fly(&["apps", "destroy", name, "--yes"])?.ok()?;
+    }
+    Ok(good)
+}
+
+fn deploy_quiet(host: &Host) -> Result<SocketAddr> {
+    let image = Image::hello(8080)?.write(&host.dir().join("quiet-image"))?;
+    let text = format!(
+        "app = 'quiet'\n[build]\n  image = '{image}'\n[http_service]\n  internal_port = 8080\n  \
+         force_https = false\n  auto_stop_machines = 'off'\n  auto_start_machines = true\n"
+    );
+    let dir = host.app_dir("quiet", &text)?;
+    let args = ["launch", "--flycast", "--ha=false", "--copy-config", "--name", "quiet", "--yes"];
+    host.fly_in(&dir, &args)?.ok()?;
+    let ip: IpAddr = host.flycast("quiet")?.parse()?;
+    Ok(SocketAddr::new(ip, 80))
+}
+
+/// A Machine that runs already when this returns.
+fn deploy_abuser(host: &Host, name: &str, script: &str) -> Result<String> {
+    let image = Image::shell(script)?.write(&host.dir().join(format!("{name}-image")))?;
+    let text = format!("app = '{name}'\n[build]\n  image = '{image}'\n");
+    let dir = host.app_dir(name, &text)?;
+    host.fly(&["apps", "create", name])?.ok()?;
+    host.fly_in(&dir, &["deploy", "--ha=false"])?.ok()?;
+    let machine = host.machines(name)?.pop().context("no Machine")?;
+    Ok(machine.id)
+}
+
+fn measure(host: &Host, name: &str, id: &str, address: SocketAddr, rounds: usize) -> Result<bool> {
+    let (mut alone, mut beside) = (Series::default(), Series::default());
+    for _ in 0..rounds {
+        let stop = ["machine", "stop", id, "-a", name, "-s", "SIGKILL", "-w", "60s"];
+        host.fly(&stop)?.ok()?;
+        ask(host, address, &mut alone)?;
+        host.fly(&["machine", "start", id, "-a", name])?.ok()?;
+        wait_for(host, name, "started")?;
+        ask(host, address, &mut beside)?;
+    }
+    alone.print(&format!("beside nobody ({name})"), "ms");
+    beside.print(&format!("beside one that {name}"), "ms");
+    Ok(holds(name, beside.median() / alone.median(), LIMIT))
+}
+
+fn ask(host: &Host, address: SocketAddr, series: &mut Series) -> Result<()> {
+    let times = host.inside(|| {
+        let times = (0..REQUESTS).map(|_| first_byte(address, Instant::now()));
+        times.collect::<Result<Vec<_>>>()
+    })?;
+    times.into_iter().for_each(|time| series.push_ms(time));
+    Ok(())
+}
