@@ -8,6 +8,7 @@ pub(crate) mod copy;
 mod cordon;
 pub(crate) mod destroy;
 pub(crate) mod exec;
+mod files;
 mod flags;
 mod image;
 mod kill;

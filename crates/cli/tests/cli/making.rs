@@ -60,7 +60,12 @@ fn wrong_flags_are_refused_before_anything_is_pushed() {
         (&["--machine-config", "x"], "invalid machine config source: \"x\"\n"),
         (&["--machine-config", "{x"], "invalid machine config \"{x\""),
         (&["--machine-config", "none.json"], "could not read "),
-        (&["--file-local", "/a=b"], "`fly machine run --file-local` is not here: "),
+        (&["--file-local", "/a=none"], "failed to read file-local: could not read file "),
+        (&["--file-local", "a=b"], "failed to read file-local: guest path, a, must be absolute\n"),
+        (
+            &["--file-literal", "/a"],
+            "failed to read file-literal: invalid file-literal argument /a\n",
+        ),
         (&["--schedule", "daily"], "`fly machine run --schedule` is not here: "),
         (&["--standby-for", "m0"], "`fly machine run --standby-for` is not here: "),
         (&["--volume", "data:/data"], "`fly machine run --volume` is not here: "),
@@ -175,6 +180,35 @@ fn each_flag_of_run_has_its_place_in_the_config() {
         (&config["auto_destroy"], &config["restart"]["policy"]),
         (&json!(true), &json!("no"))
     );
+}
+
+#[test]
+fn files_are_put_replaced_and_taken_away() {
+    let fixture = with_app();
+    std::fs::write(fixture.path("motd"), "hello").expect("it can be written");
+    let run = [
+        "m",
+        "run",
+        "oci:img",
+        "-a",
+        "web",
+        "--file-local",
+        "/etc/motd=motd",
+        "--file-literal",
+        "/a=x=y",
+        "--file-secret",
+        "/s=KEY",
+    ];
+    assert_eq!(fixture.fly(&run).code, 0);
+    let file = |path: &str, key: &str, value: &str| json!({"guest_path": path, key: value});
+    let (motd, secret) =
+        (file("/etc/motd", "raw_value", "aGVsbG8="), file("/s", "secret_name", "KEY"));
+    let files = |it: &Fixture| config(it, 0)["files"].clone();
+    assert_eq!(files(&fixture), json!([motd, file("/a", "raw_value", "eD15"), secret]));
+    let update =
+        ["m", "update", "m0", "-a", "web", "-y", "--file-literal", "/a=", "--file-literal", "/s=z"];
+    assert_eq!(fixture.fly(&update).code, 0);
+    assert_eq!(files(&fixture), json!([motd, file("/s", "raw_value", "eg==")]));
 }
 
 #[test]

@@ -57,6 +57,15 @@ pub(crate) struct Shared {
     /// When to start again what ended: no, always or on-failure
     #[arg(long)]
     pub(super) restart: Option<String>,
+    /// File /path/inside=PATH with the content of a file here
+    #[arg(long)]
+    pub(super) file_local: Vec<String>,
+    /// File /path/inside=TEXT with this content
+    #[arg(long)]
+    pub(super) file_literal: Vec<String>,
+    /// File /path/inside=SECRET with the content of a secret, which is base64
+    #[arg(long)]
+    pub(super) file_secret: Vec<String>,
     #[command(flatten)]
     pub(super) vm: Vm,
 }

@@ -3,7 +3,7 @@
 use super::super::Context;
 use super::super::guest;
 use super::flags::Shared;
-use super::ports;
+use super::{files, ports};
 use crate::console::Style;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::split_words;
@@ -53,7 +53,8 @@ pub(super) fn apply(
         object(config, "init").insert("entrypoint".to_owned(), words.into());
     }
     put_restart(context, config, flags.restart.as_deref())?;
-    put_wakefulness(config, flags)
+    put_wakefulness(config, flags)?;
+    files::apply(context, config, flags)
 }
 
 /// Words of a command that is one argument.
