@@ -22,6 +22,7 @@ pub mod dns;
 pub mod fault;
 pub mod ids;
 pub mod lifecycle;
+pub mod memory;
 #[doc(hidden)]
 pub mod mutant;
 pub mod service;

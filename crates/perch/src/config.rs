@@ -10,6 +10,11 @@ use anyhow::Context;
 use perch_api::server::Tls;
 use serde::Deserialize;
 
+use crate::size::Size;
+
+/// With less no Machine could start.
+const MEMORY_MIN: Size = Size(64 << 20);
+
 /// What an operator may set. Every key has a default; the file may be absent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,6 +35,10 @@ pub(crate) struct Config {
     pub(crate) resolvers: Vec<IpAddr>,
     /// How long a Machine is suspended before its memory goes to swap, such as `"60s"`, or `"off"`.
     pub(crate) page_out_after: MaybeLength,
+    /// How much of the host's memory the server may count on, such as `"8GiB"`; all of it unless said.
+    pub(crate) memory: Option<Size>,
+    /// Memory that stays free as long as a sleeper can give way, such as `"1GiB"` or `"10%"`.
+    pub(crate) memory_reserve: Reserve,
     /// Starts of Machines under way at once (DESIGN 4).
     pub(crate) starts_max: u32,
     /// Who on this host may call the default organization's default network (DESIGN 6).
@@ -75,6 +84,8 @@ impl Default for Config {
             shared_v4: Ipv4Addr::new(192, 0, 2, 10),
             resolvers: Vec::new(),
             page_out_after: MaybeLength(Some(Duration::from_secs(60))),
+            memory: None,
+            memory_reserve: Reserve::Part(10),
             starts_max: 8,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
@@ -112,6 +123,40 @@ impl<'de> Deserialize<'de> for MaybeLength {
         }
         let parsed: perch_api::wire::GoDuration = text.parse().map_err(serde::de::Error::custom)?;
         Ok(Self(Some(parsed.0)))
+    }
+}
+
+/// Memory that is to stay free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// Percent of all.
+    Part(u64),
+    Bytes(Size),
+}
+
+impl Reserve {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.trim().strip_suffix('%') else {
+            return Size::parse(text).map(Self::Bytes);
+        };
+        match percent.trim().parse() {
+            Ok(percent) if percent <= 90 => Ok(Self::Part(percent)),
+            Ok(_) | Err(_) => Err(format!("{text:?} is no part from 0% to 90%")),
+        }
+    }
+
+    /// In bytes of so much memory.
+    pub(crate) fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Part(percent) => total.saturating_mul(percent) / 100,
+            Self::Bytes(Size(bytes)) => bytes,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Reserve {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -188,6 +233,10 @@ impl Config {
         anyhow::ensure!(
             self.page_out_after.0.is_none_or(|after| range.contains(&after)),
             "page_out_after must be between 100ms and 720h, or \"off\""
+        );
+        anyhow::ensure!(
+            self.memory.is_none_or(|memory| MEMORY_MIN <= memory),
+            "memory must be at least {MEMORY_MIN}"
         );
         let grace = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
         anyhow::ensure!(
@@ -352,6 +401,19 @@ mod tests {
     fn ids_of_the_host_are_a_range() {
         let config = read("host_ids = \"100000-1148575\"\n").expect("valid");
         assert_eq!(config.host_ids, Some(HostIdRange(100_000..=1_148_575)));
+    }
+
+    #[test]
+    fn memory_is_kept_free_by_amount_or_part() {
+        let reserve = |text: &str| Reserve::parse(text).map(|reserve| reserve.of(1000));
+        assert_eq!(reserve("10%"), Ok(100));
+        assert_eq!(reserve("1KiB"), Ok(1024));
+        for bad in ["91%", "-1%", "x%", "%", "much"] {
+            assert!(reserve(bad).is_err(), "{bad}");
+        }
+        let off = read("page_out_after = \"off\"\nmemory = \"1GiB\"\n").expect("valid");
+        assert_eq!((off.page_out_after.0, off.memory), (None, Some(Size(1 << 30))));
+        assert!(read("memory = \"1MiB\"\n").is_err(), "no Machine could start");
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod adoption;
 mod api;
 mod ballast;
+mod capacity;
 mod certificate;
 mod clock;
 mod contents;
@@ -318,8 +319,9 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
-    let pager =
-        paging::Pager::start(config.page_out_after.0).context("could not start a thread")?;
+    let capacity = capacity::Capacity { memory: config.memory, reserve: config.memory_reserve };
+    let pager = paging::Pager::start(config.page_out_after.0, capacity)
+        .context("could not start a thread")?;
     keeper.renew_ballast();
     crate::swap::resume(&paths);
     Ok(World::new(Parts {

@@ -7,7 +7,7 @@
 //! | `cpu_kind` | part of the CPUs that others want too: `performance` a whole one, `shared` a sixteenth, each |
 //! | `memory_mb` | processes and threads: 16 for each MB, because each costs the kernel 64 kB about |
 
-use perch_api::wire::Guest;
+use perch_api::wire::{Guest, MachineConfig};
 
 use super::records::MachineRecord;
 
@@ -39,6 +39,11 @@ pub(crate) fn of(record: &MachineRecord) -> Limits {
     let init = config.get("init").unwrap_or_default();
     let swap_mb = init.get("swap_size_mb").and_then(serde_json::Value::as_u64).unwrap_or(0);
     by_guest(&config.view().guest.clone().unwrap_or_default(), swap_mb)
+}
+
+/// The most memory that a Machine with this configuration may have.
+pub(crate) fn memory_bytes(config: &MachineConfig) -> u64 {
+    by_guest(&config.view().guest.clone().unwrap_or_default(), 0).memory_bytes
 }
 
 fn by_guest(guest: &Guest, swap_mb: u64) -> Limits {

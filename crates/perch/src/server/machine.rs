@@ -28,6 +28,9 @@ use super::world::{World, lock};
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
 const MAILBOX: usize = 64;
 
+/// How long a start by the proxy waits for others to give way before the proxy hears of it.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Callers in quick succession get the same measurement: one costs 3 ms a GB.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
 
@@ -54,6 +57,10 @@ pub(crate) enum Command {
     PagedOut { run: u64, paged: perch_machine::PagedOut, why: Option<String> },
     /// The run that lives, for who joins it.
     Run { reply: oneshot::Sender<Option<Arc<perch_machine::Machine>>> },
+    /// Stop, because memory is short and it sleeps.
+    GiveWay { run: u64, reason: String },
+    /// The proxy's start, after it was looked for room.
+    Room { event: Event, cause: String, session: u64, found: Result<(), String> },
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
@@ -261,8 +268,17 @@ impl Task {
         match command {
             Command::Ask { event, source, reply } => self.on_ask(event, source, reply).await,
             Command::FromProxy { event, cause, session } => {
+                if let Some((event, cause)) = self.look_for_room(event, cause, session) {
+                    self.on_proxy(event, cause, session).await;
+                }
+            }
+            Command::Room { event, cause, session, found: Ok(()) } => {
                 self.on_proxy(event, cause, session).await;
             }
+            Command::Room { event, session, found: Err(reason), .. } => {
+                self.on_no_room(&event, session, reason);
+            }
+            Command::GiveWay { run, reason } => self.on_give_way(run, reason).await,
             // Whoever asked for the stop is still its cause.
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
@@ -341,6 +357,54 @@ impl Task {
         self.settle_behind();
     }
 
+    /// Before a start by the proxy begins a run; answers what can go on at once. A thaw needs no room.
+    fn look_for_room(&self, event: Event, cause: String, session: u64) -> Option<(Event, String)> {
+        let is_down = matches!(
+            wire_state(&self.life),
+            wire::MachineState::Created | wire::MachineState::Stopped | wire::MachineState::Failed
+        );
+        if !is_down || !matches!(event, Event::Start(_)) {
+            return Some((event, cause));
+        }
+        let most = self.world.memory_most(&self.id);
+        if !self.world.pager.is_slow() && self.world.pager.admit(&self.id, most).is_ok() {
+            return Some((event, cause));
+        }
+        let (world, id, mailbox) =
+            (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
+        self.world.tracker.spawn(async move {
+            let found = world.room_for(&id, most, ROOM_TIMEOUT).await;
+            mailbox.send(Command::Room { event, cause, session, found }).await.ok();
+        });
+        None
+    }
+
+    /// The proxy goes on asking as long as its callers wait.
+    fn on_no_room(&mut self, event: &Event, session: u64, reason: String) {
+        if session != self.world.proxy.session() {
+            return;
+        }
+        self.because(Source::Platform, String::new());
+        let mut request = self.request();
+        request.details.insert("reason".to_owned(), reason.as_str().into());
+        self.record(wire::Event { kind: "no_room".to_owned(), ..self.event(request) });
+        if let Event::Start(StartBy::Proxy { attempt }) = event {
+            let outcome = perch_core::balancer::StartOutcome::Refused { reason };
+            self.world.proxy.start_done(&self.id, *attempt, outcome);
+        }
+    }
+
+    async fn on_give_way(&mut self, run: u64, reason: String) {
+        let sleeps = wire_state(&self.life) == wire::MachineState::Suspended;
+        // The proxy may have thawed it; then it is in use.
+        let is_frozen = self.running.as_ref().is_some_and(|machine| machine.is_frozen());
+        if run != self.life.run() || !sleeps || !is_frozen {
+            return;
+        }
+        self.because(Source::Platform, reason);
+        self.feed(Event::Stop(StopBy::User { signal: None, timeout: None })).await;
+    }
+
     /// Feeds what cannot be refused.
     async fn feed(&mut self, event: Event) {
         if let Err(error) = self.life.handle_event(event, clock::now()) {
@@ -388,7 +452,9 @@ impl Task {
         match result {
             Ok(machine) => {
                 fault::pass(Point::ServerLaunched);
-                self.running = Some(Arc::from(machine));
+                let machine = Arc::from(machine);
+                self.world.pager.runs(&machine);
+                self.running = Some(machine);
                 self.rest = Rest::Awake;
                 self.feed(Event::Launched { run }).await;
             }

@@ -15,11 +15,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_api::wire;
+use perch_core::memory::{self, Admission, Facts, Need, Pressure, Relief};
 use perch_core::time::Timestamp;
 use perch_machine::memory::End;
 use perch_machine::{Machine, Memory, PagedOut, Swap};
 use tokio::sync::mpsc;
 
+use super::capacity::{self, Capacity};
 use super::clock;
 use super::images::chain;
 use super::machine::Command;
@@ -32,6 +34,10 @@ const PREFETCH_DELAY: Duration = Duration::from_millis(50);
 const PREFETCH_BYTES_MAX: u64 = 1 << 30;
 /// Machines that wait for being read back; beyond, memory comes when it is touched.
 const PREFETCHES_MAX: usize = 32;
+/// How often it is looked at the host's memory, only while somebody sleeps. A look costs 50 µs.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The kernel tells how long programs waited in the last 10 s: what was done about it shows only after that.
+const PRESSURE_PAUSE: Duration = Duration::from_secs(10);
 /// A Machine that could not be paged out, because there was no swap, is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -43,10 +49,11 @@ pub(crate) struct Pager {
     page_out_after: Option<Duration>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    capacity: Capacity,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +62,16 @@ struct State {
     chores: VecDeque<Chore>,
     sleepers: BTreeMap<String, Sleeper>,
     prefetches: VecDeque<(Timestamp, Arc<Machine>)>,
+    /// Those that are not frozen, as far as the server knows.
+    runners: BTreeMap<String, Arc<Machine>>,
+    /// Bytes that Machines had when they were last measured.
+    known: BTreeMap<String, u64>,
+    /// What starts were let in with, and until when that counts.
+    promised: Vec<(Timestamp, u64)>,
+    /// When it is looked at the host's memory next, while somebody sleeps.
+    look_at: Option<Timestamp>,
+    /// Until when waiting programs are no news.
+    relieved_until: Option<Timestamp>,
     ended: bool,
 }
 
@@ -68,6 +85,11 @@ enum Chore {
 struct Sleeper {
     machine: Arc<Machine>,
     mailbox: mpsc::Sender<Command>,
+    since: Timestamp,
+    /// As measured when it fell asleep, or after its page-out.
+    memory: Option<Memory>,
+    /// What is being done because memory is short.
+    relief: Option<Relief>,
     /// When it is paged out; `None`: it was, or is not to be.
     due: Option<Timestamp>,
     /// Why it is paged out before its time.
@@ -89,6 +111,7 @@ pub(crate) enum Past {
 /// What the thread does next.
 enum Job {
     Chore(Chore),
+    Look,
     PageOut(String, Arc<Machine>, Arc<AtomicBool>),
     Prefetch(Arc<Machine>),
     End,
@@ -99,8 +122,9 @@ impl Pager {
     ///
     /// # Errors
     /// When no thread can be made.
-    pub(crate) fn start(page_out_after: Option<Duration>) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+    pub(crate) fn start(page_out_after: Option<Duration>, capacity: Capacity) -> io::Result<Self> {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), capacity });
         let own = shared.clone();
         std::thread::Builder::new().name("perch-memory".to_owned()).spawn(move || own.work())?;
         Ok(Self { shared, page_out_after })
@@ -113,11 +137,15 @@ impl Pager {
         past: Past,
         mailbox: mpsc::Sender<Command>,
     ) {
-        let due = self.page_out_after.map(|after| clock::now() + after);
+        let since = clock::now();
+        let due = self.page_out_after.map(|after| since + after);
         let id = machine.spec().machine.clone();
         let sleeper = Sleeper {
             machine: machine.clone(),
             mailbox,
+            since,
+            memory: None,
+            relief: None,
             due,
             why: None,
             touched: past == Past::Unknown,
@@ -126,6 +154,8 @@ impl Pager {
         self.shared.change(|state| {
             state.prefetches.retain(|(_, waiting)| !Arc::ptr_eq(waiting, &machine));
             state.chores.push_back(Chore::Yield(machine));
+            state.runners.remove(&id);
+            state.look_at.get_or_insert(since + LOOK_INTERVAL);
             if let Some(former) = state.sleepers.insert(id, sleeper) {
                 former.awake.store(true, Ordering::Release);
             }
@@ -136,6 +166,7 @@ impl Pager {
     pub(crate) fn woke(&self, machine: &Arc<Machine>) {
         self.shared.change(|state| {
             let id = &machine.spec().machine;
+            state.runners.insert(id.clone(), machine.clone());
             let slept = state.sleepers.remove(id);
             if let Some(sleeper) = &slept {
                 sleeper.awake.store(true, Ordering::Release);
@@ -149,9 +180,33 @@ impl Pager {
         });
     }
 
+    /// A run has begun.
+    pub(crate) fn runs(&self, machine: &Arc<Machine>) {
+        let id = machine.spec().machine.clone();
+        lock(&self.shared.state).runners.insert(id, machine.clone());
+    }
+
+    /// Whether a start fits now. Those who sleep give way for it: then it will soon. Blocks if [`Pager::is_slow`].
+    pub(crate) fn admit(&self, id: &str, most: u64) -> Result<(), String> {
+        let known = lock(&self.shared.state).known.get(id).copied();
+        let need = known.map_or(Need::AtMost(most), |known| Need::Known(known.min(most)));
+        self.shared.admit(need)
+    }
+
+    /// Whether looking for room takes milliseconds.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.shared.capacity.is_slow()
+    }
+
+    /// A Machine is destroyed.
+    pub(crate) fn forget(&self, id: &str) {
+        lock(&self.shared.state).known.remove(id);
+    }
+
     /// A run has ended.
     pub(crate) fn gone(&self, id: &str) {
         self.shared.change(|state| {
+            state.runners.remove(id);
             if let Some(sleeper) = state.sleepers.remove(id) {
                 sleeper.awake.store(true, Ordering::Release);
             }
@@ -176,7 +231,8 @@ impl Shared {
         }
         loop {
             match self.next_job() {
-                Job::Chore(chore) => chore.run(),
+                Job::Chore(chore) => self.run(chore),
+                Job::Look => self.look(),
                 Job::PageOut(id, machine, awake) => self.page_out(&id, &machine, &awake),
                 Job::Prefetch(machine) => self.prefetch(&machine),
                 Job::End => return,
@@ -208,10 +264,91 @@ impl Shared {
             if state.ended {
                 return false;
             }
-            let Some(chore) = state.chores.pop_front() else { return true };
+            let chore = state.chores.pop_front();
+            let is_time = state.is_time_to_look(clock::now());
             drop(state);
-            chore.run();
+            match chore {
+                Some(chore) => self.run(chore),
+                None if is_time => self.look(),
+                None => return true,
+            }
         }
+    }
+
+    fn run(&self, chore: Chore) {
+        let (machine, done) = match &chore {
+            Chore::Yield(machine) => (machine, machine.yield_memory()),
+            Chore::Keep(machine) => (machine, machine.keep_memory()),
+        };
+        let id = &machine.spec().machine;
+        if let Err(error) = done {
+            tracing::warn!(machine = id, %error, "its rank among the kernel's choices is not as it should be");
+        }
+        if let Chore::Yield(machine) = &chore
+            && let Ok(memory) = machine.memory()
+        {
+            lock(&self.state).measured(id, machine, memory);
+        }
+    }
+
+    /// Sees to it that the reserve is there, as far as those who sleep can give it.
+    fn look(&self) {
+        let (facts, sleepers) = self.facts();
+        self.relieve(&facts, &sleepers, 0);
+        let mut state = lock(&self.state);
+        let next = clock::now() + LOOK_INTERVAL;
+        state.look_at = (!state.sleepers.is_empty()).then_some(next);
+    }
+
+    fn admit(&self, need: Need) -> Result<(), String> {
+        let (facts, sleepers) = self.facts();
+        let admission = memory::admit(&facts, &sleepers, need);
+        self.relieve(&facts, &sleepers, need.wanted());
+        if admission != Admission::Fits {
+            return Err(capacity::in_words(&facts, need.wanted()));
+        }
+        let until = clock::now() + memory::PROMISE;
+        lock(&self.state).promised.push((until, need.required()));
+        Ok(())
+    }
+
+    fn facts(&self) -> (Facts, Vec<memory::Sleeper>) {
+        let now = clock::now();
+        let mut state = lock(&self.state);
+        state.promised.retain(|(until, _)| now < *until);
+        let promised = state.promised.iter().map(|(_, bytes)| *bytes).sum();
+        let all = state.sleepers.values().map(|sleeper| &sleeper.machine);
+        let machines: Vec<_> = all.chain(state.runners.values()).cloned().collect();
+        let is_relieved = state.relieved_until.is_some_and(|until| now < until);
+        drop(state);
+        // Measured without the lock: nobody who wakes waits for it.
+        let mut facts = self.capacity.facts(&machines, promised);
+        if is_relieved {
+            facts.pressure = Pressure::Low;
+        }
+        let swap = swap();
+        let sleepers =
+            lock(&self.state).sleepers.iter().filter_map(|(id, it)| it.seen(id, swap)).collect();
+        (facts, sleepers)
+    }
+
+    fn relieve(&self, facts: &Facts, sleepers: &[memory::Sleeper], wanted: u64) {
+        let chosen = memory::choose(facts, sleepers, wanted);
+        if chosen.is_empty() {
+            return;
+        }
+        let why = capacity::in_words(facts, wanted);
+        let now = clock::now();
+        self.change(|state| {
+            if facts.pressure == Pressure::High {
+                state.relieved_until = Some(now + PRESSURE_PAUSE);
+            }
+            for (machine, relief) in chosen {
+                if let Some(sleeper) = state.sleepers.get_mut(&machine.to_string()) {
+                    sleeper.give_way(relief, &why, now);
+                }
+            }
+        });
     }
 
     fn page_out(&self, id: &str, machine: &Arc<Machine>, awake: &Arc<AtomicBool>) {
@@ -231,6 +368,8 @@ impl Shared {
     fn on_paged_out(&self, id: &str, awake: &Arc<AtomicBool>, paged: PagedOut) {
         let mut state = lock(&self.state);
         let Some(sleeper) = state.of(id, awake) else { return };
+        sleeper.relief = None;
+        sleeper.memory = Some(paged.memory);
         sleeper.due = match paged.end {
             End::Done | End::CalledOff => None,
             End::SwapFull => Some(clock::now() + RETRY_AFTER),
@@ -246,6 +385,7 @@ impl Shared {
 
     fn put_off(&self, id: &str, awake: &Arc<AtomicBool>) {
         if let Some(sleeper) = lock(&self.state).of(id, awake) {
+            sleeper.relief = None;
             sleeper.due = Some(clock::now() + RETRY_AFTER);
         }
     }
@@ -267,6 +407,9 @@ impl State {
         if let Some(chore) = self.chores.pop_front() {
             return Some(Job::Chore(chore));
         }
+        if self.is_time_to_look(now) {
+            return Some(Job::Look);
+        }
         if self.prefetches.front().is_some_and(|(at, _)| *at <= now) {
             return self.prefetches.pop_front().map(|(_, machine)| Job::Prefetch(machine));
         }
@@ -275,9 +418,22 @@ impl State {
         Some(Job::PageOut(id.clone(), first.machine.clone(), first.awake.clone()))
     }
 
+    fn is_time_to_look(&self, now: Timestamp) -> bool {
+        self.look_at.is_some_and(|at| at <= now)
+    }
+
+    fn measured(&mut self, id: &str, machine: &Arc<Machine>, memory: Memory) {
+        let bytes = memory.anonymous_bytes.saturating_add(memory.swapped_bytes);
+        self.known.insert(id.to_owned(), bytes);
+        let sleeper = self.sleepers.get_mut(id);
+        if let Some(sleeper) = sleeper.filter(|it| Arc::ptr_eq(&it.machine, machine)) {
+            sleeper.memory = Some(memory);
+        }
+    }
+
     fn next_due(&self) -> Option<Timestamp> {
         let sleepers = self.sleepers.values().filter_map(|sleeper| sleeper.due);
-        sleepers.chain(self.prefetches.front().map(|(at, _)| *at)).min()
+        sleepers.chain(self.look_at).chain(self.prefetches.front().map(|(at, _)| *at)).min()
     }
 
     /// The sleeper that a job was about, unless it woke meanwhile.
@@ -286,16 +442,36 @@ impl State {
     }
 }
 
-impl Chore {
-    fn run(self) {
-        let (machine, done) = match &self {
-            Self::Yield(machine) => (machine, machine.yield_memory()),
-            Self::Keep(machine) => (machine, machine.keep_memory()),
-        };
-        if let Err(error) = done {
-            let machine = &machine.spec().machine;
-            tracing::warn!(machine, %error, "its rank among the kernel's choices is not as it should be");
+impl Sleeper {
+    /// For the decision; one that is not measured yet cannot be weighed.
+    fn seen(&self, id: &str, swap: Swap) -> Option<memory::Sleeper> {
+        let memory = self.memory?;
+        Some(memory::Sleeper {
+            machine: id.parse().ok()?,
+            since: self.since,
+            resident: memory.anonymous_bytes,
+            store: swap.store_of(memory.swapped_bytes),
+            relief: self.relief,
+        })
+    }
+
+    fn give_way(&mut self, relief: Relief, why: &str, now: Timestamp) {
+        match relief {
+            Relief::PageOut => {
+                self.due = Some(now);
+                self.why = Some(why.to_owned());
+            }
+            Relief::Stop => {
+                let (run, reason) = (self.machine.run(), why.to_owned());
+                // One that does not hear it is asked again.
+                if self.mailbox.try_send(Command::GiveWay { run, reason }).is_err() {
+                    return;
+                }
+                self.awake.store(true, Ordering::Release);
+                self.due = None;
+            }
         }
+        self.relief = Some(relief);
     }
 }
 

@@ -35,6 +35,9 @@ use crate::paths::Paths;
 /// Namespaces kept for Machines that sleep: 0.2 GB at the most.
 const NAMESPACES_MAX: usize = 512;
 
+/// How often a start that waits for memory looks for it.
+const ROOM_INTERVAL: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// After a flush of the host's tables, egress is back within this time.
 const HOST_REFRESH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -183,6 +186,34 @@ impl World {
         Ok(launched)
     }
 
+    /// The most memory that a Machine may have.
+    pub(crate) fn memory_most(&self, id: &str) -> u64 {
+        let catalog = self.keeper.read();
+        catalog.machines.get(id).map_or(0, |record| super::limits::of(record).memory_bytes)
+    }
+
+    /// Waits until there is memory for a Machine that takes so much at most; those who sleep give way for it.
+    ///
+    /// # Errors
+    /// With what is there, after `timeout`.
+    pub(crate) async fn room_for(
+        self: &Arc<Self>,
+        id: &str,
+        most: u64,
+        timeout: std::time::Duration,
+    ) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let (world, id) = (self.clone(), id.to_owned());
+            let looked = tokio::task::spawn_blocking(move || world.pager.admit(&id, most)).await;
+            match looked.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(()) => return Ok(()),
+                Err(reason) if deadline <= tokio::time::Instant::now() => return Err(reason),
+                Err(_) => tokio::time::sleep(ROOM_INTERVAL).await,
+            }
+        }
+    }
+
     /// Renews, until the server ends, what somebody may have flushed from the host's tables.
     pub(crate) async fn refresh_host(&self) {
         loop {
@@ -301,6 +332,7 @@ impl World {
         }
         lock(&self.running_images).remove(id);
         self.lives.forget(id);
+        self.pager.forget(id);
         self.remove_handle(id);
         if let Some(app) = app {
             self.publish(&app).await;

@@ -13,6 +13,11 @@ const QUICK: &str = "auto_stop_after = \"1s\"\npage_out_after = \"200ms\"\n";
 
 const HELD_MB: u64 = 40;
 
+/// Not all Machines fit into the memory that the server may count on.
+const SMALL_WORLD: &str = "memory = \"1GiB\"\n";
+const MANY: usize = 20;
+const EACH_MB: u64 = 100;
+
 #[test]
 fn a_sleeper_goes_to_swap_and_the_next_request_finds_all_of_it() {
     on_host(QUICK, |host| {
@@ -71,6 +76,79 @@ fn without_swap_or_when_told_so_nothing_is_paged_out() {
     });
 }
 
+#[test]
+fn where_not_all_fit_the_longest_asleep_give_way_to_those_who_start() {
+    on_host(SMALL_WORLD, |host| {
+        holder_of(host, "quotes", EACH_MB)?;
+        let ids = many(host)?;
+        for id in &ids {
+            nap(host, id)?;
+        }
+        let all = host.machines("quotes")?;
+        let stopped: Vec<bool> =
+            ids.iter().map(|id| is_stopped(&all, id)).collect::<Result<_>>()?;
+        let gone = stopped.iter().filter(|stopped| **stopped).count();
+        ensure!((MANY / 2..MANY).contains(&gone), "{gone} of {MANY} gave way: {stopped:?}");
+        ensure!(stopped.iter().is_sorted_by(|a, b| a >= b), "not the longest asleep: {stopped:?}");
+        for machine in all.iter().filter(|machine| machine.state == "stopped") {
+            check_gave_way(machine)?;
+        }
+        let (address, held) = holder_of(host, "other", EACH_MB)?;
+        let other = host.machines("other")?.pop().context("no Machine")?.id;
+        host.fly(&["machine", "stop", &other, "-a", "other", "-w", "30s"])?.ok()?;
+        check_answer(&host.get(&address, 80, "/held")?, &held)?;
+        check_answer(&host.get(&host.flycast("quotes")?, 80, "/held")?, "100 MB")
+    });
+}
+
+/// The Machines of `quotes`, all but the first made here and never started.
+fn many(host: &Host) -> Result<Vec<String>> {
+    let first = host.machines("quotes")?.pop().context("no Machine")?;
+    let body = serde_json::json!({ "config": first.value["config"], "skip_launch": true });
+    let mut ids = vec![first.id];
+    while ids.len() < MANY {
+        let path = "/v1/apps/quotes/machines";
+        let made = host.request("POST", path, "application/json", body.to_string().as_bytes())?;
+        let made: serde_json::Value = serde_json::from_str(&made.body)?;
+        ids.push(made["id"].as_str().with_context(|| format!("no id: {made}"))?.to_owned());
+    }
+    Ok(ids)
+}
+
+/// Starts a Machine, lets it take its memory, and suspends it.
+fn nap(host: &Host, id: &str) -> Result<()> {
+    let path = format!("/v1/apps/quotes/machines/{id}");
+    let ask = |verb: &str| {
+        let answer = host.request("POST", &format!("{path}/{verb}"), "application/json", b"{}")?;
+        ensure!(answer.status == 200, "{verb} of {id}: {answer:?}");
+        Ok(())
+    };
+    ask("start")?;
+    wait_until("its memory", SOON, || {
+        let held = host.api(&path)?["perch_memory"]["anonymous_bytes"].as_u64();
+        Ok(held.is_some_and(|held| EACH_MB << 20 <= held).then_some(()))
+    })?;
+    ask("suspend")?;
+    wait_until("its sleep", SOON, || Ok((host.api(&path)?["state"] == "suspended").then_some(())))
+}
+
+fn is_stopped(all: &[Machine], id: &str) -> Result<bool> {
+    let machine = all.iter().find(|machine| machine.id == id).context("it is gone")?;
+    ensure!(["stopped", "suspended"].contains(&machine.state.as_str()), "{machine:?}");
+    Ok(machine.state == "stopped")
+}
+
+fn check_gave_way(machine: &Machine) -> Result<()> {
+    let events = machine.value["events"].as_array().context("no events")?;
+    let of = |kind: &str| events.iter().find(|event| event["type"] == kind).cloned();
+    let stop = of("stop").context("no stop among its events")?;
+    let cause = stop["request"]["cause"].as_str().unwrap_or_default();
+    ensure!(cause.contains("memory is short"), "it does not say why: {stop}");
+    let exit = of("exit").context("no exit among its events")?;
+    ensure!(exit["request"]["exit_event"]["oom_killed"] != true, "killed: {exit}");
+    Ok(())
+}
+
 fn on_host(config: &str, test: impl FnOnce(&mut Host) -> Result<()>) {
     on(|| Host::start_with(Network::Open, config), test);
 }
@@ -97,19 +175,22 @@ fn is_on(swap: &str) -> Result<bool> {
     Ok(fs::read_to_string("/proc/swaps")?.lines().any(|line| line.starts_with(swap)))
 }
 
-/// Deploys an app that holds memory; returns its address and what it says of that memory.
 fn holder(host: &Host) -> Result<(String, String)> {
+    holder_of(host, "quotes", HELD_MB)
+}
+
+/// Deploys an app that holds memory; returns its address and what it says of that memory.
+fn holder_of(host: &Host, app: &str, megabytes: u64) -> Result<(String, String)> {
     let sections = format!(
-        "[env]\n  HOLD_MB = '{HELD_MB}'\n\n[http_service]\n  internal_port = 8081\n  force_https = false\n  \
+        "[env]\n  HOLD_MB = '{megabytes}'\n\n[http_service]\n  internal_port = 8081\n  force_https = false\n  \
          auto_stop_machines = \"suspend\"\n  auto_start_machines = true\n  min_machines_running = 0\n"
     );
-    let dir = host.app_dir("quotes", &fly_toml("quotes", &hello_image(host)?, &sections))?;
-    let launch =
-        ["launch", "--flycast", "--copy-config", "--name", "quotes", "--ha=false", "--yes"];
+    let dir = host.app_dir(app, &fly_toml(app, &hello_image(host)?, &sections))?;
+    let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
     host.fly_in(&dir, &launch)?.ok()?;
-    let address = host.flycast("quotes")?;
+    let address = host.flycast(app)?;
     let answer = host.get(&address, 80, "/held")?;
-    check_answer(&answer, &format!("{HELD_MB} MB"))?;
+    check_answer(&answer, &format!("{megabytes} MB"))?;
     Ok((address, answer.body))
 }
 

@@ -21,6 +21,7 @@ use crate::server::history::{History, Source};
 use crate::server::images::{Ready, Reference, api_error};
 use crate::server::keeper::{Catalog, Change};
 use crate::server::launching;
+use crate::server::limits;
 use crate::server::machine::{self, Command, Handle, Refused};
 use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
@@ -43,6 +44,9 @@ pub(crate) async fn create(
     check_region(&world, &input.region)?;
     check_files(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
+    if !input.skip_launch {
+        room_for(&world, "", limits::memory_bytes(&input.config)).await?;
+    }
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     check_secrets(&world, &app, &input).await?;
     let _until_recorded = ready.claim.clone();
@@ -419,12 +423,21 @@ pub(crate) async fn start(
     let pinned = world.keeper.read().machine(&target.app, &target.id)?.secrets;
     secrets::check_opens(&world, &target.app, pinned).await?;
     let previous = handle.status().state;
+    if matches!(previous, MachineState::Created | MachineState::Stopped | MachineState::Failed) {
+        room_for(&world, &target.id, world.memory_most(&target.id)).await?;
+    }
     ask(&handle, Event::Start(StartBy::User), Source::User(peer)).await?;
     Ok(StartAnswer {
         message: String::new(),
         status: String::new(),
         previous_state: previous.to_string(),
     })
+}
+
+/// Waits until a start fits into memory, as long as a caller of the app would.
+async fn room_for(world: &Arc<World>, id: &str, most: u64) -> Result<(), ApiError> {
+    let found = world.room_for(id, most, perch_core::service::START_TIMEOUT_DEFAULT).await;
+    found.map_err(|reason| ApiError::new(503, reason).with_word("insufficient_capacity"))
 }
 
 /// Begins to stop a Machine.
