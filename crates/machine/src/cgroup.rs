@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::halt;
+
 /// Where container runtimes look for cgroups.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -336,25 +338,29 @@ impl Cgroups {
     /// stay as they are, the kernel goes on accepting and acknowledging for them.
     pub(crate) fn freeze(&self) -> io::Result<()> {
         if let Some(leaf) = &self.v2 {
-            return write_existing(&leaf.join("cgroup.freeze"), "1");
+            match write_existing(&leaf.join("cgroup.freeze"), "1") {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => return done,
+            }
         }
-        let freezer = self.freezer_state().ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::Unsupported,
-                "this host has no freezer for control groups",
-            )
-        })?;
-        write_existing(&freezer, "FROZEN")
+        match self.freezer_state() {
+            Some(freezer) => write_existing(&freezer, "FROZEN"),
+            None => halt::stop(|| self.pids()),
+        }
     }
 
     /// Whether nothing of the Machine runs any more because of [`Self::freeze`].
     pub(crate) fn is_frozen(&self) -> io::Result<bool> {
         if let Some(leaf) = &self.v2 {
             let events = fs::read_to_string(leaf.join("cgroup.events"))?;
-            return Ok(counter(&events, "frozen") == Some(1));
+            if let Some(frozen) = counter(&events, "frozen") {
+                return Ok(frozen == 1);
+            }
         }
-        let Some(freezer) = self.freezer_state() else { return Ok(false) };
-        Ok(fs::read_to_string(freezer)?.trim_end() == "FROZEN")
+        match self.freezer_state() {
+            Some(freezer) => Ok(fs::read_to_string(freezer)?.trim_end() == "FROZEN"),
+            None => Ok(halt::are_stopped(&self.pids())),
+        }
     }
 
     /// Opens what [`Self::freeze`] writes to. Of no use for a later run, whose cgroups are new ones.
@@ -380,8 +386,10 @@ impl Cgroups {
         for dir in self.v1_dirs() {
             write_if_there(&dir.join("freezer.state"), "THAWED")?;
         }
-        match &self.v2 {
-            Some(leaf) => write_if_there(&leaf.join("cgroup.freeze"), "0"),
+        let v2 = self.v2.iter().map(|leaf| leaf.join("cgroup.freeze")).find(|file| file.exists());
+        match v2 {
+            Some(file) => write_if_there(&file, "0"),
+            None if self.freezer_state().is_none() => halt::resume(&self.pids()),
             None => Ok(()),
         }
     }
@@ -531,6 +539,60 @@ broken line";
         let weight = |shares| Allowance { cpu_shares: Some(shares), ..Allowance::default() };
         assert_eq!(weight(1024).cpu_weight(), Some(100));
         assert_eq!(weight(1).cpu_weight(), Some(1));
+    }
+
+    /// Cgroups of a host without any freezer, in which the kernel lists these processes.
+    fn without_freezer(dir: &Path, pids: &str) -> io::Result<Cgroups> {
+        fs::write(dir.join("cgroup.procs"), pids)?;
+        let v1 = V1 { dir: dir.to_owned(), options: "rw,pids".to_owned() };
+        Ok(Cgroups { v1: vec![v1], v2: None, v2_root: PathBuf::new() })
+    }
+
+    fn children_of(pid: u32) -> Vec<i32> {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect()
+    }
+
+    #[test]
+    fn without_a_freezer_all_processes_are_stopped_by_signals() -> io::Result<()> {
+        let dir = crate::scratch_dir("halt")?;
+        let mut child =
+            std::process::Command::new("sh").args(["-c", "sleep 600 & wait"]).spawn()?;
+        while children_of(child.id()).is_empty() {
+            std::thread::yield_now();
+        }
+        let all = [vec![child.id().cast_signed()], children_of(child.id())].concat();
+        let list: String = all.iter().map(|pid| format!("{pid}\n")).collect();
+        let cgroups = without_freezer(&dir, &list)?;
+        assert!(!cgroups.is_frozen()?);
+        cgroups.freeze()?;
+        assert!(cgroups.is_frozen()?);
+        cgroups.thaw()?;
+        assert!(!cgroups.is_frozen()?);
+        cgroups.freeze()?;
+        // As the server does: a stopped process dies at once.
+        cgroups.kill()?;
+        child.wait()?;
+        let gone = without_freezer(&dir, "")?;
+        assert!(!gone.is_frozen()?, "what is gone is not frozen");
+        assert!(gone.freeze().is_err());
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn who_is_forked_meanwhile_is_stopped_too() -> io::Result<()> {
+        let script = "while :; do sleep 0.001 & wait; done";
+        let mut child = std::process::Command::new("sh").args(["-c", script]).spawn()?;
+        let own = child.id();
+        let all = || [vec![own.cast_signed()], children_of(own)].concat();
+        for _ in 0..20 {
+            halt::stop(all)?;
+            assert!(halt::are_stopped(&all()));
+            halt::resume(&all())?;
+        }
+        child.kill()?;
+        child.wait().map(drop)
     }
 
     #[test]

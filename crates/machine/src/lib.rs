@@ -30,6 +30,7 @@ mod cgroup;
 mod complaints;
 mod disk;
 mod files;
+mod halt;
 mod log_rate;
 // The very filter that init installs: who joins a Machine must not be able to do more than its program.
 #[path = "../../init/src/filter.rs"]
