@@ -7,6 +7,7 @@
 mod cycles;
 mod figures;
 mod neighbour;
+mod paged;
 mod postgres;
 mod rootfs;
 mod runc;

@@ -25,6 +25,7 @@ pub(crate) struct Program {
 
 /// A small server; each request has a connection of its own.
 const PYTHON: &str = "\
+import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+held = [os.urandom(1 << 20) for _ in range(int(os.environ.get('HOLD_MB', '0')))]
 HTTPServer(('0.0.0.0', 8082), Handler).serve_forever()
 ";
 

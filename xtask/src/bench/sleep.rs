@@ -11,6 +11,7 @@ use anyhow::Result;
 use perch_testkit::{Host, Network};
 
 use super::figures::{Series, holds};
+use super::paged;
 use super::rootfs::{self, Program};
 use super::wake::{CONFIG, deploy, first_byte, wait_for};
 
@@ -37,7 +38,8 @@ pub(crate) fn run(rounds: usize) -> Result<bool> {
     let address = deploy(&host, &python, dir.path(), "suspend")?;
     let (frozen, _) = measure(&host, &python, address, rounds)?;
     good &= holds("python: median / 0.6 ms", frozen.median() / PYTHON_MS, 1.0);
-    Ok(good)
+    drop(host);
+    Ok(paged::run(dir.path(), rounds)? && good)
 }
 
 fn measure(

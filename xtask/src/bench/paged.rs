@@ -1,0 +1,99 @@
+//! The second part of `sleep`: a frozen Machine whose 500 MB are in a swap file, to the first byte of an answer that
+//! needs little of them; and how much memory its sleep gives back.
+//!
+//! The memory given back is the change of the host's MemAvailable between frozen and paged out: on a host on which
+//! others work it is their change too, so the middle of all rounds counts.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use perch_testkit::{Host, Image, Network, wait_until};
+
+use super::figures::{Series, holds};
+use super::rootfs::{self, Program};
+use super::wake::{PATIENCE, first_byte};
+
+/// A round writes 500 MB to the disk and reads them back.
+const ROUNDS_MAX: usize = 20;
+const HEAP_MB: f64 = 500.0;
+/// Medians, in milliseconds.
+const NATIVE_MS: f64 = 3.0;
+const PYTHON_MS: f64 = 30.0;
+/// Part of the heap.
+const GIVEN_BACK: f64 = 0.95;
+
+/// Time enough to read MemAvailable before the page-out begins.
+const CONFIG: &str = "auto_stop_after = \"100ms\"\npage_out_after = \"1s\"\n";
+
+/// Measures both programs; whether the promises hold.
+pub(super) fn run(dir: &Path, rounds: usize) -> Result<bool> {
+    let host = Host::start_with(Network::Open, CONFIG)?;
+    let data = host.data_dir().to_string_lossy().into_owned();
+    host.perch(&["swap", "create", "1GiB", "--data-dir", &data])?.ok()?;
+    let mut good = true;
+    let programs = [(rootfs::native(dir)?, NATIVE_MS), (rootfs::python(dir)?, PYTHON_MS)];
+    for (program, limit) in programs {
+        let name = program.name;
+        let address = deploy(&host, &program, dir)?;
+        let (first, back) = measure(&host, name, address, rounds.min(ROUNDS_MAX))?;
+        first.print(&format!("{name}: paged out"), "ms");
+        back.print(&format!("{name}: given back"), "of 500 MB");
+        good &= holds(&format!("{name}: median / {limit} ms"), first.median() / limit, 1.0);
+        good &= holds(&format!("{name}: 95 % / given back"), GIVEN_BACK / back.median(), 1.0);
+        host.fly(&["apps", "destroy", name, "--yes"])?.ok()?;
+    }
+    Ok(good)
+}
+
+fn deploy(host: &Host, program: &Program, dir: &Path) -> Result<SocketAddr> {
+    let argv: Vec<&str> = program.argv.iter().map(String::as_str).collect();
+    let port = format!("PORT={}", program.port);
+    let hold = format!("HOLD_MB={HEAP_MB}");
+    let image = Image::directory(&program.root)?.entrypoint(&argv).env(&[&port, &hold]);
+    let image = image.write(&dir.join(format!("{}-holding", program.name)))?;
+    let text = format!(
+        "app = '{}'\n[build]\n  image = '{image}'\n[[vm]]\n  memory = '1gb'\n[http_service]\n  internal_port = {}\n  \
+         force_https = false\n  auto_stop_machines = 'suspend'\n  auto_start_machines = true\n  min_machines_running = 0\n",
+        program.name, program.port
+    );
+    let app = host.app_dir(program.name, &text)?;
+    let args =
+        ["launch", "--flycast", "--ha=false", "--copy-config", "--name", program.name, "--yes"];
+    host.fly_in(&app, &args)?.ok()?;
+    let ip: IpAddr = host.flycast(program.name)?.parse()?;
+    let address = SocketAddr::new(ip, 80);
+    // It takes its memory before it listens.
+    host.inside(|| first_byte(address, Instant::now()))?;
+    Ok(address)
+}
+
+fn measure(host: &Host, app: &str, address: SocketAddr, rounds: usize) -> Result<(Series, Series)> {
+    let (mut first, mut back) = (Series::default(), Series::default());
+    for _ in 0..rounds {
+        wait_depth(host, app, "suspended_resident")?;
+        let before = available_mb()?;
+        wait_depth(host, app, "suspended_paged_out")?;
+        back.push((available_mb()? - before) / HEAP_MB);
+        first.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
+    }
+    Ok((first, back))
+}
+
+fn wait_depth(host: &Host, app: &str, depth: &str) -> Result<()> {
+    wait_until(&format!("the Machine to be {depth}"), PATIENCE, || {
+        let list = host.api(&format!("/v1/apps/{app}/machines"))?;
+        let machines = list.as_array().context("not a list of Machines")?;
+        Ok(machines.iter().all(|machine| machine["perch_depth"] == depth).then_some(()))
+    })
+}
+
+fn available_mb() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    let kilobytes: f64 = number.context("no MemAvailable")?.parse()?;
+    Ok(kilobytes / 1024.0)
+}
