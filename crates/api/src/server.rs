@@ -44,13 +44,13 @@ use tokio::time::Instant;
 pub use access::{Operation, operations};
 pub use backend::{Backend, BackendFuture, DeleteMachine, MachineTarget};
 pub use body::BodyStream;
-pub use peer::{Peer, Scope, TokenHolder};
+pub use peer::{MachineCaller, Peer, Scope, TokenHolder};
 pub use tls::{BadTls, Tls};
 
 use crate::wire::ApiError;
 use answer::Answer;
 use handler::Call;
-use listener::{Listener, Origin, Strangers, Stream};
+use listener::{Inside, Listener, Origin, Strangers, Stream};
 use share::{Holder, Share, Shares};
 
 // A deploy's next call may come to the next server; what has begun gets this long.
@@ -106,6 +106,16 @@ pub async fn serve_tcp<B: Backend>(
     serve_on(Strangers { listener, tls }, backend, shutdown).await;
 }
 
+/// As [`serve`], for a Machine at the socket that it finds inside: it may ask about itself only.
+pub async fn serve_machine<B: Backend>(
+    listener: UnixListener,
+    caller: MachineCaller,
+    backend: Arc<B>,
+    shutdown: impl Future<Output = ()>,
+) {
+    serve_on(Inside { listener, caller: Arc::new(caller) }, backend, shutdown).await;
+}
+
 async fn serve_on<L: Listener, B: Backend>(
     listener: L,
     backend: Arc<B>,
@@ -119,7 +129,7 @@ async fn serve_on<L: Listener, B: Backend>(
             let permit =
                 Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            let session = session::<L, B>(&stream, &backend, &phase_receiver, permit, &shares);
+            let session = session(&listener, &stream, &backend, &phase_receiver, permit, &shares);
             if let Some(session) = session {
                 spawn_connection(&listener, stream, session);
             }
@@ -152,13 +162,14 @@ async fn accept<L: Listener>(listener: &L) -> L::Stream {
 
 /// Who is at the other end of a new connection; `None` when it may not stay.
 fn session<L: Listener, B: Backend>(
+    listener: &L,
     stream: &L::Stream,
     backend: &Arc<B>,
     phase: &watch::Receiver<Phase>,
     permit: OwnedSemaphorePermit,
     shares: &Arc<Shares>,
 ) -> Option<Session<B>> {
-    let origin = match L::origin(stream) {
+    let origin = match listener.origin(stream) {
         Ok(origin) => origin,
         Err(error) => {
             tracing::warn!(%error, "could not tell who calls the API");
@@ -310,7 +321,7 @@ fn ended(what: &str) -> ApiError {
 /// Resolves when the caller's token ends; never for a process of this host.
 async fn token_ended<B: Backend>(backend: &B, peer: &Peer) {
     match peer {
-        Peer::Local { .. } => std::future::pending().await,
+        Peer::Local { .. } | Peer::Machine(_) => std::future::pending().await,
         Peer::Token(holder) => backend.token_ended(holder.id.clone()).await,
     }
 }

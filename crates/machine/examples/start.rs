@@ -84,6 +84,7 @@ fn spec(dir: PathBuf, rootfs: PathBuf, init_layer: PathBuf) -> LaunchSpec {
         hostname: "start".to_owned(),
         private_ip: None,
         files: Vec::new(),
+        inside: None,
         uid_base: UID_BASE,
         ids: perch_machine::Ids::Mapped,
         memory_bytes: Some(256 << 20),

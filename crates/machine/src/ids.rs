@@ -113,6 +113,7 @@ fn spec(dir: &Path, ids: Ids) -> LaunchSpec {
         hostname: String::new(),
         private_ip: None,
         files: vec![file],
+        inside: None,
         uid_base: PROBE_UID_BASE,
         ids,
         memory_bytes: None,

@@ -114,6 +114,9 @@ pub struct LaunchSpec {
     /// Files written into the root before the program starts (`/etc/hosts`, `/etc/resolv.conf`).
     #[serde(default)]
     pub files: Vec<RootFile>,
+    /// Directory that the Machine finds read-only at `/.fly`; `None` mounts none.
+    #[serde(default)]
+    pub inside: Option<PathBuf>,
     /// First of the 65,536 user and group ids of the host that this Machine's ids map to.
     #[serde(default)]
     pub uid_base: u32,
@@ -981,6 +984,7 @@ pub(crate) fn test_spec() -> LaunchSpec {
         hostname: "h".into(),
         private_ip: None,
         files: Vec::new(),
+        inside: None,
         uid_base: 100_000,
         ids: Ids::Mapped,
         memory_bytes: None,

@@ -217,6 +217,9 @@ fn fill(root: Root, spec: &LaunchSpec, secret_files: &[RootFile]) -> Result<Root
     }
     let numbered = secret_files.iter().enumerate();
     numbered.into_iter().try_for_each(|(number, file)| root.mount_file(number, file))?;
+    if let Some(dir) = &spec.inside {
+        root.mount_inside(dir)?;
+    }
     let sys = root.ensure_dir("/sys")?;
     mount_sys(&sys)?;
     Ok(root)
@@ -326,6 +329,31 @@ impl Root {
         let target = self.open(&file.path, OFlags::PATH | OFlags::NOFOLLOW);
         let target = target.map_err(step("open", &object))?;
         move_onto(&tree, &target).map_err(step("mount", &object))
+    }
+
+    /// Mounts a directory of the platform's own. What the image has in its place, a link for example, goes.
+    fn mount_inside(&self, dir: &Path) -> Result<(), StageError> {
+        /// In the root itself, so that no other directory of the image is on its way.
+        const NAME: &str = ".fly";
+        let failed = || step::<rustix::io::Errno>("make", "/.fly");
+        let (flags, resolve) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_SYMLINKS);
+        let open = || {
+            let flags = flags | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            rustix::fs::openat2(&self.0, NAME, flags, Mode::empty(), resolve)
+        };
+        let target = match open() {
+            Ok(target) => target,
+            Err(error) => {
+                if error != rustix::io::Errno::NOENT {
+                    rustix::fs::unlinkat(&self.0, NAME, AtFlags::empty()).map_err(failed())?;
+                }
+                rustix::fs::mkdirat(&self.0, NAME, Mode::from_raw_mode(0o755)).map_err(failed())?;
+                open().map_err(failed())?
+            }
+        };
+        let tree = clone_tree(dir)?;
+        sys::make_read_only(&tree).map_err(step("protect", "/.fly"))?;
+        move_onto(&tree, &target).map_err(step("mount", "/.fly"))
     }
 
     /// Reads a small regular file; what is missing or no file is empty.

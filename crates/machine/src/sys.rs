@@ -181,12 +181,19 @@ pub(crate) fn install_filter(instructions: &[Instruction]) -> io::Result<()> {
 
 /// Makes the detached mount `tree` show its files' ids through the map of `user_namespace`.
 pub(crate) fn map_ids(tree: &OwnedFd, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?,
-    };
+    let userns_fd = u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?;
+    set_attributes(tree, libc::MOUNT_ATTR_IDMAP, userns_fd)
+}
+
+/// Makes the detached mount `tree` one that nobody writes to and executes from.
+pub(crate) fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
+    use libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
+    let all = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    set_attributes(tree, all, 0)
+}
+
+fn set_attributes(tree: &OwnedFd, attr_set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     // SAFETY: the empty path and the structure live through the call, and the size is the structure's.
     check(unsafe {
         libc::syscall(

@@ -21,6 +21,7 @@ mod guest_files;
 mod history;
 mod host_ids;
 mod images;
+mod inside;
 mod keeper;
 mod launching;
 mod limits;

@@ -139,12 +139,36 @@ impl Subject<'_> {
     }
 }
 
+/// Refuses a Machine everything but a look at itself, its own rest, and its own notes.
+pub(super) fn check_machine(peer: &Peer, route: &Route, method: &Method) -> Result<(), ApiError> {
+    let Peer::Machine(own) = peer else { return Ok(()) };
+    let is_own = |app: &str, id: &str| app == own.app && id == own.id;
+    let may = match route {
+        Route::Machine(app, id) => is_own(app, id) && *method == Method::GET,
+        Route::MachinePart(app, id, part) => {
+            let part = matches!(part, Part::Stop | Part::Suspend | Part::Restart | Part::Metadata);
+            part && is_own(app, id)
+        }
+        Route::MetadataKey(app, id, _) => is_own(app, id),
+        _ => false,
+    };
+    if may {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!(
+        "from inside, machine {0} may only read itself, stop, suspend or restart itself, and keep its metadata: \
+         /v1/apps/{1}/machines/{0}",
+        own.id, own.app
+    )))
+}
+
 /// Refuses what the caller's token is not good for.
 pub(super) async fn check<B: Backend>(
     backend: &B,
     peer: &Peer,
     (effect, subject): (Effect, Subject<'_>),
 ) -> Result<(), ApiError> {
+    // What a Machine may do has been looked at already.
     let Peer::Token(holder) = peer else { return Ok(()) };
     if subject == Subject::Host {
         return Err(ApiError::forbidden(
@@ -241,6 +265,34 @@ pub(super) fn cut_info(peer: &Peer, info: &mut Info) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::MachineCaller;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_machine_may_do_these_calls_about_itself_and_none_about_others() {
+        let peer = |app: &str, id: &str| Peer::Machine(Arc::new(MachineCaller::new(app, id)));
+        let may = |peer: &Peer, it: &Operation| {
+            let route = Route::parse(&route::example(it.path)).expect("a path of ours");
+            check_machine(peer, &route, &it.method.parse().expect("a method")).is_ok()
+        };
+        let own = peer("app", "id");
+        let line = |it: &Operation| format!("{} {}", it.method, it.path);
+        let allowed: Vec<_> = operations().iter().filter(|it| may(&own, it)).map(line).collect();
+        let one = "/v1/apps/{app}/machines/{id}";
+        let expected = [
+            format!("GET {one}"),
+            format!("POST {one}/stop"),
+            format!("POST {one}/suspend"),
+            format!("POST {one}/restart"),
+            format!("GET {one}/metadata"),
+            format!("POST {one}/metadata/{{key}}"),
+            format!("DELETE {one}/metadata/{{key}}"),
+        ];
+        assert_eq!(allowed, expected);
+        for other in [peer("app", "other"), peer("other", "id")] {
+            assert!(!operations().iter().any(|it| may(&other, it)), "{other}");
+        }
+    }
 
     #[test]
     fn the_table_of_all_calls_is_what_was_reviewed() {

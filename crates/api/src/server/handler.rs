@@ -193,6 +193,7 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
         let text = format!("{method} is not possible here; use {}", route.allow_header());
         return Err(ApiError::new(405, text));
     }
+    access::check_machine(&call.peer, &route, method)?;
     access::check(call.backend(), &call.peer, access::rule(&route, method)).await?;
     match route {
         Route::Apps | Route::App(_) => apps(call, route).await,

@@ -3,13 +3,14 @@
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::{Peer, Tls};
+use super::{MachineCaller, Peer, Tls};
 
 // A caller that takes or confirms nothing for so long is gone, or wants us to wait for ever.
 const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -47,7 +48,7 @@ pub(super) trait Listener: Send {
         stream: Self::Stream,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<Self> + 'static;
     /// Who is at its other end.
-    fn origin(stream: &Self::Stream) -> io::Result<Origin>;
+    fn origin(&self, stream: &Self::Stream) -> io::Result<Origin>;
 }
 
 impl Listener for UnixListener {
@@ -67,9 +68,37 @@ impl Listener for UnixListener {
         std::future::ready(Ok(Box::new(stream) as Box<dyn Stream>))
     }
 
-    fn origin(stream: &UnixStream) -> io::Result<Origin> {
+    fn origin(&self, stream: &UnixStream) -> io::Result<Origin> {
         let credentials = stream.peer_cred()?;
         Ok(Origin::Known(Peer::Local { uid: credentials.uid(), pid: credentials.pid() }))
+    }
+}
+
+/// The socket that a Machine finds inside.
+pub(super) struct Inside {
+    pub(super) listener: UnixListener,
+    pub(super) caller: Arc<MachineCaller>,
+}
+
+impl Listener for Inside {
+    type Stream = UnixStream;
+    // A Machine asks for little at a time, and there may be thousands.
+    const CONNECTIONS_MAX: u32 = 8;
+    const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.listener.next().await
+    }
+
+    fn open(
+        &self,
+        stream: UnixStream,
+    ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
+        self.listener.open(stream)
+    }
+
+    fn origin(&self, _: &UnixStream) -> io::Result<Origin> {
+        Ok(Origin::Known(Peer::Machine(Arc::clone(&self.caller))))
     }
 }
 
@@ -103,7 +132,7 @@ impl Listener for Strangers {
         }
     }
 
-    fn origin(stream: &TcpStream) -> io::Result<Origin> {
+    fn origin(&self, stream: &TcpStream) -> io::Result<Origin> {
         stream.set_nodelay(true)?;
         // Covers a reader that stalls, too: the kernel counts the time that a window stays closed.
         let millis = u32::try_from(TCP_SILENCE_MAX.as_millis()).unwrap_or(u32::MAX);

@@ -23,6 +23,7 @@ fn whoami(peer: &Peer) -> Whoami {
     let caller = Whoami { user: peer.user(), ..Whoami::default() };
     match peer {
         Peer::Local { uid, .. } => Whoami { uid: Some(*uid), ..caller },
+        Peer::Machine(own) => Whoami { app: Some(own.app.clone()), ..caller },
         Peer::Token(holder) => Whoami {
             token: Some(holder.name.clone()),
             org: holder.scope.org.clone(),

@@ -15,6 +15,27 @@ pub enum Peer {
     },
     /// Somebody with a token, over TCP.
     Token(Arc<TokenHolder>),
+    /// A Machine that asks about itself, over the socket that it finds inside.
+    Machine(Arc<MachineCaller>),
+}
+
+/// A Machine that calls. It may ask about itself only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineCaller {
+    /// Its app.
+    pub app: String,
+    /// Its id.
+    pub id: String,
+    /// As if it had a token for its app.
+    scope: Scope,
+}
+
+impl MachineCaller {
+    /// The Machine with this id of an app.
+    pub fn new(app: &str, id: &str) -> Self {
+        let scope = Scope { app: Some(app.to_owned()), ..Scope::default() };
+        Self { app: app.to_owned(), id: id.to_owned(), scope }
+    }
 }
 
 /// A token as far as calls need it.
@@ -45,6 +66,7 @@ impl Peer {
         match self {
             Self::Local { .. } => None,
             Self::Token(holder) => Some(&holder.scope),
+            Self::Machine(own) => Some(&own.scope),
         }
     }
 
@@ -53,6 +75,7 @@ impl Peer {
         match self {
             Self::Local { uid, .. } => format!("uid {uid}"),
             Self::Token(holder) => format!("token {}", holder.name),
+            Self::Machine(own) => format!("machine {}", own.id),
         }
     }
 }
@@ -61,7 +84,9 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local { pid: Some(pid), .. } => write!(f, "{} (pid {pid})", self.user()),
-            Self::Local { pid: None, .. } | Self::Token(_) => f.write_str(&self.user()),
+            Self::Local { pid: None, .. } | Self::Token(_) | Self::Machine(_) => {
+                f.write_str(&self.user())
+            }
         }
     }
 }

@@ -142,6 +142,7 @@ impl Fixture {
             hostname: "test".to_owned(),
             private_ip: None,
             files: Vec::new(),
+            inside: None,
             uid_base: 3_000_000,
             ids: self.ids,
             memory_bytes: None,

@@ -13,6 +13,7 @@ use perch_core::lifecycle::{AfterLoss, Event, Found, Lease, Lifecycle, Stored};
 use perch_machine::{ExitCause, Machine};
 
 use super::history::History;
+use super::inside;
 use super::launching;
 use super::machine;
 use super::records::{AppRecord, MachineRecord, Wish};
@@ -89,6 +90,7 @@ fn begin(world: &Arc<World>, finding: Finding) {
     }
     if let Some(running) = &running {
         world.note_image(&record.id, running.spec().image.clone());
+        inside::listen(world, &record.app, &record.id);
     }
     let history = History::read(&world.paths.machine(&record.id));
     let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);

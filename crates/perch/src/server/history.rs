@@ -31,7 +31,8 @@ pub(crate) enum Source {
 impl Source {
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
-            Self::User(_) => "user",
+            Self::User(Peer::Machine(_)) => "machine",
+            Self::User(Peer::Local { .. } | Peer::Token(_)) => "user",
             Self::Platform => "flyd",
             Self::Proxy => "proxy",
         }
@@ -42,6 +43,7 @@ impl Source {
         match self {
             Self::User(Peer::Local { uid, .. }) => Some(("uid", (*uid).into())),
             Self::User(Peer::Token(holder)) => Some(("token", holder.name.as_str().into())),
+            Self::User(Peer::Machine(own)) => Some(("machine", own.id.as_str().into())),
             Self::Platform | Self::Proxy => None,
         }
     }

@@ -86,6 +86,7 @@ pub(crate) fn spec(
         hostname: record.id.clone(),
         private_ip: Some(record.private_ip),
         files: files(record).into_iter().chain(guest_files::plain(record)).collect(),
+        inside: None,
         uid_base: world.host_ids.base(app.uid_slot),
         ids: world.images.ids(),
         memory_bytes: Some(limits.memory_bytes),

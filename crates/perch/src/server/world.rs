@@ -18,6 +18,7 @@ use super::guest_files;
 use super::history;
 use super::host_ids::HostIds;
 use super::images::Images;
+use super::inside::{self, Inside};
 use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
 use super::lives::Lives;
@@ -75,6 +76,7 @@ pub(crate) struct World {
     /// Images of the runs that live or begin, by Machine; a Machine's record may name another one already.
     running_images: Mutex<BTreeMap<String, String>>,
     published: Published,
+    pub(crate) inside: Inside,
 }
 
 /// The parts of a [`World`] that are made before it.
@@ -121,6 +123,7 @@ impl World {
             namespaces: Mutex::default(),
             running_images: Mutex::default(),
             published: Published::default(),
+            inside: Inside::default(),
         })
     }
 
@@ -179,7 +182,8 @@ impl World {
         fault::pass(Point::ServerLaunchBegun);
         let (world, id) = (self.clone(), id.to_owned());
         let prepared = tokio::task::spawn_blocking(move || world.prepare(&id, run, config_version));
-        let (spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
+        let (mut spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
+        spec.inside = inside::listen(self, &spec.app, &spec.machine);
         let launched = perch_machine::launch_with(&spec, netns.as_fd(), &secrets).await?;
         let plane = self.plane.clone();
         self.tracker.spawn_blocking(move || plane.stock_up());
@@ -266,6 +270,7 @@ impl World {
     /// A run ended: its namespace is kept for the next one, unless too many are.
     pub(crate) async fn rest(&self, id: &str) {
         lock(&self.running_images).remove(id);
+        self.inside.close(id);
         let keep = {
             let kept = lock(&self.namespaces);
             kept.contains_key(id) && kept.len() <= NAMESPACES_MAX

@@ -1,7 +1,7 @@
-//! What a Machine finds inside: files of its config.
+//! What a Machine finds inside: files of its config, and the API for itself.
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Output, wait_until};
+use perch_testkit::{Entry, Host, Image, Output, wait_until};
 
 use crate::exec::SERVES;
 use crate::stage::{AWAKE, SOON, on_host, private_app_of, shell_image};
@@ -118,5 +118,98 @@ fn files_that_cannot_be_are_refused_and_none_leaves_the_root_or_replaces_init() 
             ensure!(removed.status == 200, "{removed:?}");
         }
         Ok(())
+    });
+}
+
+/// Deploys one Machine that has `curl` and a shell, and a link where the platform's directory is to be.
+fn curious(host: &Host) -> Result<String> {
+    let busybox = std::fs::read("/bin/busybox")?;
+    let image = Image::program("curl", "curl")?
+        .entry("bin", &Entry::Dir)
+        .entry("tmp", &Entry::Dir)
+        .entry("bin/busybox", &Entry::File(busybox, 0o755))
+        .entry("bin/sh", &Entry::Symlink("busybox".to_owned()))
+        .entry(".fly", &Entry::Symlink("/etc".to_owned()))
+        .entrypoint(&["/bin/sh", "-c", SERVES])
+        .write(&host.dir().join("curious-image"))?;
+    private_app_of(host, "web", &image, AWAKE)?;
+    host.fly(&["scale", "count", "1", "-y", "-a", "web"])?.ok()?;
+    Ok(host.machines("web")?[0].id.clone())
+}
+
+/// Status and body of a call from inside.
+fn ask(host: &Host, method: &str, path: &str, body: &str) -> Result<(String, String)> {
+    let id = host.machines("web")?[0].id.clone();
+    let command = format!(
+        "/curl -sS -m 20 --unix-socket /.fly/api -X {method} -w '\\n%{{http_code}}' -d '{body}' http://flaps{path}"
+    );
+    let ran = host.fly(&["machine", "exec", &id, &command, "-a", "web"])?.ok()?;
+    let (body, status) = ran.rsplit_once('\n').context("a status")?;
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+#[test]
+fn a_machine_reads_itself_and_keeps_its_metadata_and_nothing_else() {
+    on_host(|host| {
+        let id = curious(host)?;
+        let one = format!("/v1/apps/web/machines/{id}");
+        for round in ["first", "under a new server"] {
+            let (status, body) = ask(host, "GET", &one, "")?;
+            ensure!(status == "200" && body.contains(&id), "{round}: {status} {body}");
+            let set = ask(host, "POST", &format!("{one}/metadata/note"), r#"{"value": "mine"}"#)?;
+            ensure!(set.0 == "200", "{set:?}");
+            let (_, body) = ask(host, "GET", &format!("{one}/metadata"), "")?;
+            ensure!(body.contains(r#""note":"mine""#), "{body}");
+            for (method, path) in [
+                ("GET", "/v1/apps".to_owned()),
+                ("GET", "/v1/apps/web".to_owned()),
+                ("GET", "/v1/apps/web/machines".to_owned()),
+                ("GET", "/v1/apps/other/machines/x".to_owned()),
+                ("GET", "/v1/apps/web/secrets".to_owned()),
+                ("GET", "/perch/v1/info".to_owned()),
+                ("DELETE", one.clone()),
+                ("POST", one.clone()),
+                ("POST", format!("{one}/exec")),
+            ] {
+                let answer = ask(host, method, &path, "{}")?;
+                ensure!(answer.0 == "403", "{method} {path}: {answer:?}");
+            }
+            host.kill_server()?;
+            host.start_server()?;
+        }
+        let kept =
+            inside(host, "busybox rm -f /.fly/api; busybox touch /.fly/x; busybox ls /.fly")?;
+        ensure!(kept.stdout.ends_with("api\n") && !kept.stdout.contains("x\n"), "{kept}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_machine_suspends_and_restarts_itself_and_is_named_in_the_events() {
+    on_host(|host| {
+        let id = curious(host)?;
+        let script = format!(
+            "/curl -sS -m 60 --unix-socket /.fly/api -X POST http://flaps/v1/apps/web/machines/{id}/suspend >/tmp/said; echo >>/tmp/said"
+        );
+        // In the background, since the frozen Machine answers nobody.
+        let ran =
+            host.fly(&["machine", "exec", &id, &format!("sh -c '({script}) >/dev/null 2>&1 &'")])?;
+        ensure!(ran.status.success(), "{ran}");
+        host.wait_all("web", "suspended", SOON)?;
+        host.fly(&["machine", "start", &id])?.ok()?;
+        // AS-92: the answer is there once it goes on.
+        wait_until("the answer", SOON, || {
+            let said = inside(host, "busybox cat /tmp/said")?;
+            Ok(said.stdout.contains("true").then_some(()))
+        })?;
+        let events = host.api(&format!("/v1/apps/web/machines/{id}"))?["events"].to_string();
+        ensure!(events.contains(r#""source":"machine""#) && events.contains(&id), "{events}");
+        let before = host.machines("web")?[0].events("launch");
+        let restart = format!("/v1/apps/web/machines/{id}/restart");
+        ask(host, "POST", &restart, "").ok();
+        wait_until("its restart", SOON, || {
+            let machine = &host.machines("web")?[0];
+            Ok((before < machine.events("launch") && machine.state == "started").then_some(()))
+        })
     });
 }
