@@ -149,13 +149,23 @@ fn run_script(host: &Host, script: &str, flags: &[&str]) -> Result<String> {
 fn run_makes_one_that_serves_and_clone_and_update_make_and_change_what_they_say() {
     on_host(|host| {
         host.fly(&["apps", "create", "web"])?.ok()?;
-        let serve = "mkdir -p /www; echo $WORD > /www/index.html; \
+        let serve = "mkdir -p /www; echo $WORD $(cat /etc/greeting) > /www/index.html; \
                      exec busybox httpd -f -p 0.0.0.0:8081 -h /www";
-        let flags = ["-p", "80:8081/tcp:http", "--autostart", "-e", "WORD=one", "-m", "a=b"];
+        let flags = [
+            "-p",
+            "80:8081/tcp:http",
+            "--autostart",
+            "-e",
+            "WORD=one",
+            "-m",
+            "a=b",
+            "--file-literal",
+            "/etc/greeting=hello",
+        ];
         let first = run_script(host, serve, &[&flags[..], &["--vm-memory", "512"]].concat())?;
         host.fly(&["ips", "allocate-v6", "--private", "-a", "web"])?.ok()?;
         let address = host.flycast("web")?;
-        check_answer(&host.get(&address, 80, "/")?, "one")?;
+        check_answer(&host.get(&address, 80, "/")?, "one hello")?;
 
         let said = host.fly(&["machine", "clone", &first, "-a", "web", "--name", "twin"])?.ok()?;
         ensure!(said.contains("Machine has been successfully cloned!"), "{said}");
@@ -175,7 +185,7 @@ fn run_makes_one_that_serves_and_clone_and_update_make_and_change_what_they_say(
         ensure!(now["config"]["guest"]["cpus"] == 2 && now["config"]["metadata"]["a"] == "b");
         ensure!(config(host, &second)?["config"] == new["config"], "the clone was changed");
         host.fly(&["machine", "stop", &second, "-w", "30s"])?.ok()?;
-        check_answer(&host.get(&address, 80, "/")?, "two")?;
+        check_answer(&host.get(&address, 80, "/")?, "two hello")?;
         let skip = ["machine", "update", &second, "-y", "-e", "WORD=three", "--skip-start"];
         host.fly(&skip)?.ok()?;
         ensure!(machine(host, &second)?.state == "stopped", "--skip-start started it");
