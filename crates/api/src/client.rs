@@ -20,11 +20,12 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::wire::{
     App, AppPage, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment, IpPage, LaunchInput,
-    Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, MetadataValue, NewToken,
-    Organization, OrganizationAnswer, OrganizationPage, Process, RegionPage, Release,
-    ReleaseAnswer, ReleasePage, RestartQuery, Secret, SecretPage, SecretsAnswer, SignalInput,
-    StartAnswer, StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, WaitQuery, Whoami,
+    CreateVolume, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume, ImageInfo,
+    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
+    MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer, OrganizationPage,
+    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery, Secret, SecretPage,
+    SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, TokenPage, UpdateRelease,
+    UpdateSecrets, UpdateVolume, Volume, WaitQuery, Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -38,6 +39,8 @@ pub type Result<T> = std::result::Result<T, ClientError>;
 
 // Nothing that is answered at once takes longer; the long polls add what they ask for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+// A large volume is copied before the answer.
+const COPY_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The typed caller of the API. Cheap to clone; makes no connection until the first call.
 ///
@@ -280,6 +283,55 @@ impl Client {
     ) -> Result<()> {
         let path = machine_path(app, id, &format!("/metadata/{}", escape(key)));
         self.command(Method::DELETE, path, nonce).await
+    }
+
+    /// Lists an app's volumes.
+    pub async fn list_volumes(&self, app: &str) -> Result<Vec<Volume>> {
+        self.get(app_path(app, "/volumes")).await
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&self, app: &str, input: &CreateVolume) -> Result<Volume> {
+        let request = Request::new(Method::POST, app_path(app, "/volumes")).json(input)?;
+        self.call(request.extra_time(COPY_TIMEOUT)).await
+    }
+
+    /// Reads a volume.
+    pub async fn get_volume(&self, app: &str, id: &str) -> Result<Volume> {
+        self.get(app_path(app, &format!("/volumes/{}", escape(id)))).await
+    }
+
+    /// Changes what is done with a volume's snapshots.
+    pub async fn update_volume(&self, app: &str, id: &str, input: &UpdateVolume) -> Result<Volume> {
+        self.send(Method::PUT, app_path(app, &format!("/volumes/{}", escape(id))), input).await
+    }
+
+    /// Removes a volume with its data.
+    pub async fn delete_volume(&self, app: &str, id: &str) -> Result<Volume> {
+        self.call(Request::new(Method::DELETE, app_path(app, &format!("/volumes/{}", escape(id)))))
+            .await
+    }
+
+    /// Makes a volume longer.
+    pub async fn extend_volume(
+        &self,
+        app: &str,
+        id: &str,
+        input: &ExtendVolume,
+    ) -> Result<ExtendedVolume> {
+        let path = app_path(app, &format!("/volumes/{}/extend", escape(id)));
+        self.send(Method::PUT, path, input).await
+    }
+
+    /// Lists a volume's snapshots.
+    pub async fn list_snapshots(&self, app: &str, id: &str) -> Result<Vec<Snapshot>> {
+        self.get(app_path(app, &format!("/volumes/{}/snapshots", escape(id)))).await
+    }
+
+    /// Copies a volume as of one moment.
+    pub async fn create_snapshot(&self, app: &str, id: &str) -> Result<Snapshot> {
+        let path = app_path(app, &format!("/volumes/{}/snapshots", escape(id)));
+        self.call(Request::new(Method::POST, path).extra_time(COPY_TIMEOUT)).await
     }
 
     /// Lists an app's secrets by name, without values.

@@ -25,6 +25,7 @@ mod secret_handler;
 mod share;
 mod tls;
 mod tunnel;
+mod volume_handler;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -25,6 +25,7 @@ pub(crate) mod schema;
 mod secret;
 mod signal;
 mod token;
+mod volume;
 
 pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
@@ -33,8 +34,8 @@ pub use app::{
 pub use base64::{decode_base64, encode_base64};
 pub use caller::Whoami;
 pub use config::{
-    Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Port,
-    Restart, RestartPolicy, Service, StopConfig,
+    Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Mount,
+    Port, Restart, RestartPolicy, Service, StopConfig,
 };
 pub use dns::{Asker, DnsAnswer, DnsQuestion, DnsRecord};
 pub use duration::{BadDuration, GoDuration};
@@ -60,6 +61,7 @@ pub use secret::{
 };
 pub use signal::{BadSignal, Signal, SignalInput};
 pub use token::{CreateToken, NewToken, Token, TokenPage};
+pub use volume::{CreateVolume, ExtendVolume, ExtendedVolume, Snapshot, UpdateVolume, Volume};
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;

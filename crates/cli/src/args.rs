@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Manage application secrets with the set and unset commands
     #[command(subcommand)]
     Secrets(crate::command::secrets::Secrets),
+    /// Manage volumes: what Machines keep
+    #[command(subcommand, visible_aliases = ["volume", "vol", "v"])]
+    Volumes(crate::command::volumes::Volumes),
     /// View an app's logs
     Logs(Logs),
     /// Show and check an app's configuration

@@ -25,6 +25,7 @@ pub(crate) mod services;
 pub(crate) mod ssh;
 mod status;
 pub(crate) mod version;
+pub(crate) mod volumes;
 
 use crate::args::{AppArgs, Command, Fly, Json};
 use crate::console::Console;
@@ -65,6 +66,7 @@ pub(crate) async fn dispatch(
         Command::Machine(command) => machine::run(&context, command).await,
         Command::Scale(command) => scale::run(&context, command).await,
         Command::Secrets(command) => secrets::run(&context, command).await,
+        Command::Volumes(command) => volumes::run(&context, command).await,
         Command::Logs(args) => logs::run(&context, args).await,
         Command::Config(command) => config::run(&context, command).await,
         Command::Proxy(args) => proxy::run(&context, args).await,

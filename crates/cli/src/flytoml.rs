@@ -46,7 +46,7 @@ pub use duration::{BadDuration, GoDuration, format as format_duration, parse as 
 pub use machine::ConvertError;
 pub use problem::{Level, Problem};
 pub use shown::{header, header_of, to_json, to_toml};
-pub(crate) use size::{Preset, memory_mb, preset, presets};
+pub(crate) use size::{Preset, memory_mb, preset, presets, volume_gb};
 pub use verdict::Verdict;
 pub(crate) use words::split as split_words;
 

@@ -31,6 +31,27 @@ pub(crate) fn table_text(
     format!("{}{}\n", title_text(console, title), lines.collect::<String>())
 }
 
+/// A [`table`] with these columns flush right.
+pub(crate) fn table_with_numbers(
+    console: &Console,
+    title: &str,
+    headers: &[&str],
+    rows: &[Vec<String>],
+    numbers: &[usize],
+) {
+    // Stands for a space that is not trimmed, until the table is made.
+    const SPACE: &str = "\u{1}";
+    let columns: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
+    let widths = widths(&columns, rows);
+    let flush = |(column, cell): (usize, &String)| match numbers.contains(&column) {
+        true => SPACE.repeat(widths[column].saturating_sub(width(cell))) + cell,
+        false => cell.clone(),
+    };
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().enumerate().map(flush).collect()).collect();
+    console.text(&table_text(console, title, headers, &rows).replace(SPACE, " "));
+}
+
 /// A row whose cells have several lines is as many lines high.
 fn physical(row: &[String]) -> Vec<Vec<String>> {
     let cells: Vec<Vec<&str>> = row.iter().map(|cell| cell.trim().split('\n').collect()).collect();
@@ -120,6 +141,50 @@ pub(crate) fn relative_time(time: &str, now: Timestamp) -> String {
         HOUR..DAY => format!("{}h{}m{suffix}", length / HOUR, length % HOUR / MINUTE),
         _ => date(time),
     }
+}
+
+/// How long ago in words, as go-humanize has them: `now`, `1 minute ago`, `3 weeks ago`.
+pub(crate) fn humanized_time(time: &str, now: Timestamp) -> String {
+    const WEEK: i64 = 7 * DAY;
+    const MONTH: i64 = 30 * DAY;
+    const YEAR: i64 = 12 * MONTH;
+    let Ok(then) = time.parse::<Timestamp>() else { return time.to_owned() };
+    let seconds = now.duration_since(then).as_secs();
+    let length = seconds.abs();
+    let (unit, word) = match length {
+        0 => return "now".to_owned(),
+        1..MINUTE => (1, "second"),
+        MINUTE..HOUR => (MINUTE, "minute"),
+        HOUR..DAY => (HOUR, "hour"),
+        DAY..WEEK => (DAY, "day"),
+        WEEK..MONTH => (WEEK, "week"),
+        MONTH..YEAR => (MONTH, "month"),
+        _ => (YEAR, "year"),
+    };
+    let count = length / unit;
+    let plural = if count == 1 { "" } else { "s" };
+    let side = if seconds < 0 { "from now" } else { "ago" };
+    format!("{count} {word}{plural} {side}")
+}
+
+/// `16 Mar 24 18:20 UTC`.
+pub(crate) fn rfc822(time: &str) -> String {
+    match time.parse::<Timestamp>() {
+        Ok(time) => time.strftime("%d %b %y %H:%M UTC").to_string(),
+        Err(_) => time.to_owned(),
+    }
+}
+
+/// `1.0 GiB`, `648 KiB`, as go-humanize has them.
+pub(crate) fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 10 {
+        return format!("{bytes} B");
+    }
+    let power = bytes.ilog2() / 10;
+    let value = (bytes as f64 / 2_f64.powi(10 * power as i32) * 10.0 + 0.5).floor() / 10.0;
+    let unit = UNITS[power as usize];
+    if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
 /// `Mar 16 2024 18:20`, in UTC; the zero time is `Jan 1 0001 00:00`.
@@ -216,6 +281,26 @@ fn char_width(c: char) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_time_and_sizes_are_those_of_go_humanize() {
+        let now: Timestamp = "2024-03-17T18:20:00Z".parse().expect("a time");
+        for (time, words) in [
+            ("2024-03-17T18:20:00Z", "now"),
+            ("2024-03-17T18:19:59Z", "1 second ago"),
+            ("2024-03-17T18:18:01Z", "1 minute ago"),
+            ("2024-03-17T15:20:00Z", "3 hours ago"),
+            ("2024-03-15T18:20:00Z", "2 days ago"),
+            ("2024-03-10T18:20:00Z", "1 week ago"),
+            ("2024-01-10T18:20:00Z", "2 months ago"),
+            ("2024-03-17T18:22:00Z", "2 minutes from now"),
+        ] {
+            assert_eq!(humanized_time(time, now), words, "{time}");
+        }
+        assert_eq!(rfc822("2024-03-06T08:20:59Z"), "06 Mar 24 08:20 UTC");
+        let sizes = [0, 5, 664_000, 1 << 30, (1 << 30) * 12].map(binary_size);
+        assert_eq!(sizes, ["0 B", "5 B", "648 KiB", "1.0 GiB", "12 GiB"]);
+    }
     use crate::console::tests::captured;
 
     fn row(cells: &[&str]) -> Vec<String> {

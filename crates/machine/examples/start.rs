@@ -85,6 +85,7 @@ fn spec(dir: PathBuf, rootfs: PathBuf, init_layer: PathBuf) -> LaunchSpec {
         private_ip: None,
         files: Vec::new(),
         inside: None,
+        volumes: Vec::new(),
         uid_base: UID_BASE,
         ids: perch_machine::Ids::Mapped,
         memory_bytes: Some(256 << 20),

@@ -114,6 +114,7 @@ fn spec(dir: &Path, ids: Ids) -> LaunchSpec {
         private_ip: None,
         files: vec![file],
         inside: None,
+        volumes: Vec::new(),
         uid_base: PROBE_UID_BASE,
         ids,
         memory_bytes: None,

@@ -36,6 +36,7 @@ use crate::ids::Ids;
 use crate::process::{self, Process};
 use crate::secrets::Secrets;
 use crate::sys;
+use crate::volumes::{self, Volume};
 
 /// The one variable that a shim keeps of its server's environment, in builds for tests.
 pub const FAULTS_VARIABLE: &str = "PERCH_FAULTS";
@@ -117,6 +118,9 @@ pub struct LaunchSpec {
     /// Directory that the Machine finds read-only at `/.fly`; `None` mounts none.
     #[serde(default)]
     pub inside: Option<PathBuf>,
+    /// What it keeps beyond a run.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// First of the 65,536 user and group ids of the host that this Machine's ids map to.
     #[serde(default)]
     pub uid_base: u32,
@@ -609,6 +613,14 @@ pub fn uid_base(dir: &Path) -> Option<u32> {
     require_spec(dir).ok().map(|spec| spec.uid_base)
 }
 
+/// Process id of the living shim of the Machine in `dir`, if one lives.
+pub(crate) fn shim_pid(dir: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
+    match files::read::<ShimState>(&dir.join(SHIM_FILE))? {
+        Content::Known(state) => Ok(state.shim.open()?.map(|pidfd| (state.shim.pid, pidfd))),
+        Content::Absent | Content::Unreadable(_) => Ok(None),
+    }
+}
+
 /// Who holds the lock, as far as the kernel tells: some file systems have other device numbers there.
 fn lock_holder(dir: &Path) -> io::Result<Option<Pid>> {
     let file = fs::metadata(dir.join(LOCK_FILE))?;
@@ -736,6 +748,9 @@ fn check(spec: &LaunchSpec, secrets: &Secrets) -> Result<(), LaunchError> {
     }
     if !spec.dir.is_absolute() || spec.files.iter().any(|file| !file.path.starts_with('/')) {
         return bad("a path is not absolute");
+    }
+    if let Some(reason) = spec.volumes.iter().find_map(|it| volumes::bad_path(&it.path)) {
+        return bad(reason);
     }
     let id = spec.machine.as_str();
     if id.is_empty() || id.contains('/') || id.starts_with('.') || id == cgroup::SHIMS {
@@ -985,6 +1000,7 @@ pub(crate) fn test_spec() -> LaunchSpec {
         private_ip: None,
         files: Vec::new(),
         inside: None,
+        volumes: Vec::new(),
         uid_base: 100_000,
         ids: Ids::Mapped,
         memory_bytes: None,

@@ -24,6 +24,7 @@ pub mod secrets;
 pub mod shim;
 pub mod swap;
 pub mod unpack;
+pub mod volumes;
 
 mod bundle;
 mod cgroup;
@@ -54,6 +55,7 @@ pub use launch::{
 pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process};
 pub use secrets::Secrets;
+pub use volumes::Volume;
 
 /// A new directory below the system's temporary one, for a test.
 #[cfg(test)]

@@ -33,6 +33,7 @@ use crate::logs::{Lines, LogWriter};
 use crate::secrets::{self, SECRETS_FD};
 use crate::stage::{self, StageError};
 use crate::user::{self, BadUser};
+use crate::volumes::mount::{self, VolumeError};
 
 /// The descriptor that init reports on.
 pub(crate) const REPORT_FD: i32 = 3;
@@ -56,6 +57,8 @@ enum ShimError {
     Stage(#[from] StageError),
     #[error(transparent)]
     User(#[from] BadUser),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("container runtime refused")]
     Container(#[from] Box<libcontainer::error::LibcontainerError>),
     #[error("{0}")]
@@ -64,7 +67,8 @@ enum ShimError {
 
 impl ShimError {
     fn fault(&self) -> Fault {
-        if matches!(self, Self::User(_)) {
+        if matches!(self, Self::User(_)) || matches!(self, Self::Volume(error) if error.is_users())
+        {
             return Fault::Image;
         }
         let mut cause: Option<&dyn std::error::Error> = Some(self);
@@ -227,6 +231,8 @@ struct Keeper {
     /// How PID 1 itself ended.
     status: Option<WaitStatus>,
     _lock: File,
+    /// One writer each: for an image the loop device keeps the lock, too, until the last mount of it is gone.
+    _volumes: Vec<File>,
 }
 
 /// What init says.
@@ -275,6 +281,7 @@ fn create(
     stage::enter_network(netns.as_fd())?;
     stage::enter()?;
     let root = stage::build(&spec, &secret_files, user_namespace.file.as_fd())?;
+    let volumes = mount::mount_all(&spec, &root, user_namespace.file.as_fd())?;
     let user = user::resolve(&spec.user, &root.read("/etc/passwd"), &root.read("/etc/group"))?;
     drop(root);
     let path = format!("/proc/self/fd/{}", user_namespace.file.as_raw_fd());
@@ -307,6 +314,7 @@ fn create(
         reported: None,
         status: None,
         _lock: lock,
+        _volumes: volumes,
     })
 }
 

@@ -56,7 +56,7 @@ impl StageError {
 }
 
 /// Names a step, for `map_err`.
-fn step<E: Into<io::Error>>(
+pub(crate) fn step<E: Into<io::Error>>(
     doing: &'static str,
     object: impl ToString,
 ) -> impl FnOnce(E) -> StageError {
@@ -174,12 +174,12 @@ fn mount_overlay(lower: &str) -> Result<(), StageError> {
         .map_err(step("mount the overlay on", "root"))
 }
 
-fn clone_tree(source: &Path) -> Result<OwnedFd, StageError> {
+pub(crate) fn clone_tree(source: &Path) -> Result<OwnedFd, StageError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     rustix::mount::open_tree(CWD, source, flags).map_err(step("open", source.display()))
 }
 
-fn attach(tree: &OwnedFd, target: &str) -> Result<(), StageError> {
+pub(crate) fn attach(tree: &OwnedFd, target: &str) -> Result<(), StageError> {
     make_dir(target)?;
     rustix::mount::move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(step("mount on", target))
@@ -266,6 +266,14 @@ impl Root {
 
     fn open_dir(&self, path: &str) -> io::Result<OwnedFd> {
         self.open(path, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// Mounts `tree` on a directory of the Machine, which is made if it is missing. What is there is hidden.
+    pub(crate) fn mount(&self, tree: &OwnedFd, path: &str) -> Result<(), StageError> {
+        let target = self.ensure_dir(path)?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(tree, "", &target, "", flags).map_err(step("mount", path))
     }
 
     /// Makes a directory and its parents. A parent that is a link out of nowhere is an error.

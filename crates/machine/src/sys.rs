@@ -1,7 +1,7 @@
 //! System calls that have no safe wrapper, behind safe functions.
 #![expect(
     unsafe_code,
-    reason = "clone, mount_setattr, setfsuid, process_madvise and swapon have no safe wrapper in rustix or std"
+    reason = "clone, mount_setattr, setfsuid, process_madvise, swapon and ioctls of loop devices and ext4 have no safe wrapper"
 )]
 
 use std::ffi::CStr;
@@ -272,6 +272,88 @@ pub(crate) fn swap_on(path: &CStr, rank: Option<u16>) -> io::Result<()> {
 pub(crate) fn swap_off(path: &CStr) -> io::Result<()> {
     // SAFETY: the kernel reads the path, which lives through the call.
     check(unsafe { libc::c_long::from(libc::swapoff(path.as_ptr())) }).map(drop)
+}
+
+const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
+const LOOP_SET_CAPACITY: libc::c_ulong = 0x4c07;
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+const FITHAW: libc::c_ulong = 0xc004_5878;
+const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
+/// The kernel undoes the loop when its last user goes.
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// `struct loop_config` of `linux/loop.h`; all that is not named here is zero.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    /// Device, inode, device of the node, offset, limit of the size.
+    places: [u64; 5],
+    /// Number, kind and length of an encryption.
+    former: [u32; 3],
+    flags: u32,
+    names_and_keys: [u8; 64 + 64 + 32],
+    init: [u64; 2],
+    reserved: [u64; 8],
+}
+
+fn ioctl(fd: BorrowedFd<'_>, request: libc::c_ulong, argument: usize) -> io::Result<libc::c_long> {
+    // SAFETY: the callers below give each request what it takes: nothing, a number, or the address of a structure of
+    // theirs that lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), request, argument) })
+}
+
+/// Number of a loop device that nobody uses, as far as is known now.
+pub(crate) fn free_loop(control: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(ioctl(control, LOOP_CTL_GET_FREE, 0)?).map_err(io::Error::other)
+}
+
+/// Puts `file` behind a loop device until the device's last user goes. The device holds the file's description, and with
+/// it every lock on it.
+pub(crate) fn begin_loop(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    let config = LoopConfig {
+        fd: u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?,
+        block_size: 0,
+        places: [0; 5],
+        former: [0; 3],
+        flags: LO_FLAGS_AUTOCLEAR,
+        names_and_keys: [0; 160],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    ioctl(device, LOOP_CONFIGURE, (&raw const config).addr()).map(drop)
+}
+
+/// Tells a loop device that its file has grown.
+pub(crate) fn renew_loop_size(device: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl(device, LOOP_SET_CAPACITY, 0).map(drop)
+}
+
+/// Makes everything written reach the device, and lets nothing more be written until [`thaw_files`].
+pub(crate) fn freeze_files(dir: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl(dir, FIFREEZE, 0).map(drop)
+}
+
+/// Undoes [`freeze_files`]. Invalid input when the file system is not frozen.
+pub(crate) fn thaw_files(dir: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl(dir, FITHAW, 0).map(drop)
+}
+
+/// Makes a mounted ext4 so many blocks long.
+pub(crate) fn grow_ext4(dir: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    ioctl(dir, EXT4_IOC_RESIZE_FS, (&raw const blocks).addr()).map(drop)
+}
+
+/// Keeps every signal that can be kept from ending this process, until it ends by itself.
+pub(crate) fn outlast_signals() -> io::Result<()> {
+    // SAFETY: a signal set is plain memory, for which zero is valid; both calls write and read only it.
+    let result = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut())
+    };
+    check(libc::c_long::from(result)).map(drop)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! when all of them are held open is anything written: the server may remove images meanwhile. If it was quicker, the
 //! store is copied again. The file appears whole or not at all.
 //!
-//! What is not in it: what images are unpacked to, the Machines' own files (a cold start begins without them), and the key of
+//! What is not in it: volumes, which is said; what images are unpacked to, the Machines' own files (a cold start begins without them), and the key of
 //! the secrets, which lies outside the data directory so that a backup alone gives nobody a secret.
 
 pub(crate) mod archive;
@@ -102,6 +102,7 @@ struct Snapshot {
     store: PathBuf,
     images: Vec<Source>,
     machines: Vec<String>,
+    volumes: Vec<String>,
     apps: usize,
     image_count: usize,
     broken: Vec<Digest>,
@@ -203,6 +204,14 @@ fn write(options: &Options, paths: &Paths, target: &Target) -> anyhow::Result<St
             "warning: image {image} is not whole on this server; apps that use it cannot start"
         );
     }
+    if !snapshot.volumes.is_empty() {
+        eprintln!(
+            "warning: what the {} volumes hold is not in it ({}); copy {} yourself, best from snapshots",
+            snapshot.volumes.len(),
+            snapshot.volumes.join(", "),
+            paths.volumes().display()
+        );
+    }
     Ok(format!(
         "Wrote {}: {} apps, {} Machines, {} images, {:.1} MB",
         target.path.display(),
@@ -258,6 +267,7 @@ fn try_snapshot(paths: &Paths, scratch: &Path) -> anyhow::Result<Snapshot> {
         store,
         images,
         machines: contents.machines,
+        volumes: contents.volumes,
         apps: contents.apps,
         image_count: parts.images,
         broken: parts.broken,

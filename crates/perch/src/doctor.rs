@@ -14,6 +14,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     let mut checks = perch_net::doctor();
     checks.push(files(Path::new(crate::paths::DATA_DIR)));
     checks.push(swap());
+    checks.push(volumes());
     for check in &checks {
         println!("{}", line(check));
     }
@@ -63,6 +64,16 @@ fn swap() -> Check {
         Err(error) => format!("could not be read: {error}"),
     };
     Check { name: "swap", ok: true, detail, remedy: String::new() }
+}
+
+/// Without them volumes are directories, which nobody with data to keep should have by accident.
+fn volumes() -> Check {
+    let (ok, detail) = match perch_machine::volumes::lacks_images() {
+        None => (true, "file systems of their own".to_owned()),
+        Some(why) => (false, format!("directories, their sizes are not enforced: {why}")),
+    };
+    let remedy = "apt install e2fsprogs; in a container, allow it loop devices".to_owned();
+    Check { name: "volumes", ok, detail, remedy }
 }
 
 fn line(check: &Check) -> String {

@@ -232,7 +232,14 @@ fn clear(group: &Path) -> std::io::Result<()> {
 
 /// Removes what a server keeps, and the directory itself if nothing else lies in it.
 fn purge(paths: &Paths) -> anyhow::Result<()> {
-    let dirs = [paths.images(), paths.machines(), paths.init(), paths.ballast()];
+    let dirs = [
+        paths.images(),
+        paths.machines(),
+        paths.volumes(),
+        paths.snapshots(),
+        paths.init(),
+        paths.ballast(),
+    ];
     for dir in dirs.iter().filter(|dir| dir.exists()) {
         std::fs::remove_dir_all(dir)
             .with_context(|| format!("could not remove {}", dir.display()))?;

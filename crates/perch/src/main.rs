@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         "enter" => perch_machine::enter::main(),
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
+        "freeze" => freeze(&rest),
         "quickstart" => quickstart::main(&rest),
         "strike" => quickstart::guard::main(&rest),
         "doctor" => doctor::main(&rest),
@@ -111,6 +112,13 @@ fn probe(args: &[OsString]) -> ExitCode {
     match args {
         [dir] => perch_machine::ids::main(Path::new(dir)),
         _ => usage("error: perch probe is started by the server only\n"),
+    }
+}
+
+fn freeze(args: &[OsString]) -> ExitCode {
+    match args {
+        [dir] => perch_machine::volumes::freezer_main(Path::new(dir)),
+        _ => usage("error: perch freeze is started by the server only\n"),
     }
 }
 

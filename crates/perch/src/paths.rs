@@ -113,6 +113,14 @@ impl Paths {
         self.data.join("init")
     }
 
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.data.join("volumes")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
+
     pub(crate) fn machines(&self) -> PathBuf {
         self.data.join("machines")
     }

@@ -38,6 +38,7 @@ mod records;
 mod secrets;
 mod verdict;
 mod views;
+mod volumes;
 mod world;
 
 use std::ffi::OsString;
@@ -278,6 +279,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let kept = service_manager::listeners(kept, &world.plane)
         .context("the service manager kept what is not ours")?;
     let standing = proxy_link::find(&world).await;
+    volumes::recover(world.clone()).await;
     let thawed = standing.as_ref().map(proxy_link::thawed).unwrap_or_default();
     adoption::adopt_all(&world, &thawed).await?;
     let api = bind_api(&world.paths)?;
@@ -294,6 +296,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(api::finish_removals(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
+    world.tracker.spawn(volumes::keep_snapshots(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));

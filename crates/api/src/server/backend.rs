@@ -10,11 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
-    LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
-    NewToken, Organization, Process, RegionPage, Release, RestartQuery, Secret, SecretsAnswer,
-    SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UploadState,
-    WaitQuery,
+    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
+    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
+    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage,
+    Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput,
+    Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -206,6 +206,45 @@ pub trait Backend: Send + Sync + 'static {
         app: String,
         input: UpdateSecrets,
     ) -> impl BackendFuture<SecretsAnswer>;
+
+    /// Lists an app's volumes by id.
+    fn list_volumes(&self, peer: Peer, app: String) -> impl BackendFuture<Vec<Volume>>;
+    /// Makes a volume: empty, or as a copy.
+    fn create_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        input: CreateVolume,
+    ) -> impl BackendFuture<Volume>;
+    /// Reads a volume.
+    fn get_volume(&self, peer: Peer, app: String, id: String) -> impl BackendFuture<Volume>;
+    /// Changes what is done with a volume's snapshots.
+    fn update_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        id: String,
+        input: UpdateVolume,
+    ) -> impl BackendFuture<Volume>;
+    /// Removes a volume with its data; 412 while a Machine has it.
+    fn delete_volume(&self, peer: Peer, app: String, id: String) -> impl BackendFuture<Volume>;
+    /// Makes a volume longer.
+    fn extend_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        id: String,
+        input: ExtendVolume,
+    ) -> impl BackendFuture<ExtendedVolume>;
+    /// Lists a volume's snapshots, oldest first.
+    fn list_snapshots(
+        &self,
+        peer: Peer,
+        app: String,
+        id: String,
+    ) -> impl BackendFuture<Vec<Snapshot>>;
+    /// Copies a volume as of one moment.
+    fn create_snapshot(&self, peer: Peer, app: String, id: String) -> impl BackendFuture<Snapshot>;
 
     /// Takes a lease, or extends it when `target.nonce` is its nonce; 409 at once when somebody
     /// else has it.

@@ -16,6 +16,7 @@ use super::route::Route;
 use super::{
     Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, lookup,
     machine_handler, openapi, reached, registry, secret_handler, token_ended, tunnel,
+    volume_handler,
 };
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
@@ -212,6 +213,9 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
         }
         Route::Tokens | Route::Token(_) => tokens(call, route).await,
         Route::Secrets(_) | Route::Secret(..) => secret_handler::answer(call, route).await,
+        Route::Volumes(_) | Route::Volume(..) | Route::ExtendVolume(..) | Route::Snapshots(..) => {
+            volume_handler::answer(call, route).await
+        }
         Route::Logs(app) => logs(call, app).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
         Route::Console(app, id) => tunnel::open_console(call, &app, &id).await,

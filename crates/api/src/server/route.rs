@@ -39,6 +39,10 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/apps/{app}/machines/{id}/metadata/{key}",
     "/v1/apps/{app}/secrets",
     "/v1/apps/{app}/secrets/{name}",
+    "/v1/apps/{app}/volumes",
+    "/v1/apps/{app}/volumes/{id}",
+    "/v1/apps/{app}/volumes/{id}/extend",
+    "/v1/apps/{app}/volumes/{id}/snapshots",
     "/v1/openapi.json",
     "/v1/platform/regions",
     "/api/v1/organizations",
@@ -77,6 +81,10 @@ pub(super) enum Route {
     MetadataKey(String, String, String),
     Secrets(String),
     Secret(String, String),
+    Volumes(String),
+    Volume(String, String),
+    ExtendVolume(String, String),
+    Snapshots(String, String),
     Description,
     Regions,
     Organizations,
@@ -152,9 +160,15 @@ impl Route {
     /// The methods that it has handlers for.
     pub(super) fn methods(&self) -> &'static str {
         match self {
-            Self::Apps | Self::Ips(_) | Self::Machines(_) | Self::Secrets(_) | Self::Tokens => {
-                "GET, POST"
-            }
+            Self::Apps
+            | Self::Ips(_)
+            | Self::Machines(_)
+            | Self::Secrets(_)
+            | Self::Volumes(_)
+            | Self::Snapshots(..)
+            | Self::Tokens => "GET, POST",
+            Self::Volume(..) => "GET, PUT, DELETE",
+            Self::ExtendVolume(..) => "PUT",
             Self::App(_) => "GET, PATCH, DELETE",
             Self::Ip(..) | Self::Token(_) => "DELETE",
             Self::Machine(..) | Self::Secret(..) => "GET, POST, DELETE",
@@ -264,7 +278,11 @@ fn v1(parts: &[&str]) -> Parsed {
         ["apps", app, "machines", id, rest @ ..] => return machine(name(app)?, name(id)?, rest),
         ["apps", app, "secrets"] => Route::Secrets(name(app)?),
         ["apps", app, "secrets", secret] => Route::Secret(name(app)?, name(secret)?),
-        ["apps", _, what @ ("volumes" | "secretkeys" | "certificates"), ..]
+        ["apps", app, "volumes"] => Route::Volumes(name(app)?),
+        ["apps", app, "volumes", id] => Route::Volume(name(app)?, name(id)?),
+        ["apps", app, "volumes", id, "extend"] => Route::ExtendVolume(name(app)?, name(id)?),
+        ["apps", app, "volumes", id, "snapshots"] => Route::Snapshots(name(app)?, name(id)?),
+        ["apps", _, what @ ("secretkeys" | "certificates"), ..]
         | ["platform", what @ "placements"] => return Err(missing(what)),
         _ => return Ok(None),
     }))
@@ -371,7 +389,8 @@ mod tests {
         check_refused("/graphql", 404);
         check_refused("/v1/apps/a/b", 404);
         check_refused("/v1/apps/a/machines/m/dance", 404);
-        check_refused("/v1/apps/a/volumes", 501);
+        check_refused("/v1/apps/a/volumes/v/steps", 404);
+        check_refused("/v1/apps/a/certificates", 501);
         check_refused("/v1/apps/a/machines/m/versions", 501);
     }
 

@@ -81,8 +81,8 @@ pub struct ConfigView {
     pub files: Vec<GuestFile>,
     /// Names of the health checks at the top level; not run yet.
     pub checks: Vec<String>,
-    /// How many mounts are asked for; volumes are not there yet.
-    pub mounts: usize,
+    /// Volumes and where they are mounted.
+    pub mounts: Vec<Mount>,
 }
 
 /// [`ConfigView::parse`] for the API's description: other keys are kept and not looked at.
@@ -113,8 +113,39 @@ struct ConfigShape {
     files: Option<Vec<GuestFile>>,
     /// Health checks by name; not run yet.
     checks: Option<Map<String, Value>>,
-    /// Mounts; volumes are not there yet.
-    mounts: Option<Vec<Value>>,
+    /// A volume and where it is mounted; at most one.
+    #[schemars(length(max = 1))]
+    mounts: Option<Vec<MountShape>>,
+}
+
+/// [`Mount`] for the API's description.
+#[derive(JsonSchema)]
+#[schemars(rename = "Mount")]
+#[expect(dead_code, reason = "only its schema is used")]
+struct MountShape {
+    /// Id of a volume of the app that no other Machine has, or the name of one.
+    volume: Option<String>,
+    /// Name of the volume, which counts when there is no id.
+    name: Option<String>,
+    /// Absolute path in the Machine.
+    path: String,
+    /// Understood, not acted on.
+    extend_threshold_percent: Option<u64>,
+    /// Understood, not acted on.
+    add_size_gb: Option<u64>,
+    /// Understood, not acted on.
+    size_gb_limit: Option<u64>,
+}
+
+/// A volume and where it is mounted. What is no text in the config is empty here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Id of the volume, or its name.
+    pub volume: String,
+    /// Name of the volume.
+    pub name: String,
+    /// Absolute path in the Machine.
+    pub path: String,
 }
 
 impl JsonSchema for MachineConfig {
@@ -568,7 +599,7 @@ impl ConfigView {
             auto_destroy: field(raw, "auto_destroy")?,
             files: files(raw).unwrap_or_default(),
             checks: field::<Map<String, Value>>(raw, "checks")?.keys().cloned().collect(),
-            mounts: field::<Vec<Value>>(raw, "mounts")?.len(),
+            mounts: field::<Vec<Value>>(raw, "mounts")?.iter().map(mount).collect(),
         };
         if view.image.is_empty() {
             return Err(bad("image", "is required; name the image that the Machine runs"));
@@ -595,6 +626,12 @@ fn field<T: DeserializeOwned + Default>(
         None | Some(Value::Null) => Ok(T::default()),
         Some(value) => T::deserialize(value).map_err(|error| bad(key, error.to_string())),
     }
+}
+
+/// Does not refuse: earlier servers accepted and stored anything here.
+fn mount(value: &Value) -> Mount {
+    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    Mount { volume: text("volume"), name: text("name"), path: text("path") }
 }
 
 fn services(raw: &Map<String, Value>) -> Result<Vec<Service>, BadConfig> {

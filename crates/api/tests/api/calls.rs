@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perch_api::wire::{
-    AddressIntent, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, ExecInput,
-    GoDuration, IpKind, LaunchInput, LeaseInput, LogEntry, LogQuery, MachineFilter, MachineState,
-    ReleaseStatus, RestartQuery, SecretValue, SignalInput, StopInput, UpdateRelease, UpdateSecrets,
-    WaitQuery, WaitState, Whoami,
+    AddressIntent, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateVolume,
+    ExecInput, ExtendVolume, GoDuration, IpKind, LaunchInput, LeaseInput, LogEntry, LogQuery,
+    MachineFilter, MachineState, ReleaseStatus, RestartQuery, SecretValue, SignalInput, StopInput,
+    UpdateRelease, UpdateSecrets, UpdateVolume, WaitQuery, WaitState, Whoami,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -391,6 +391,32 @@ async fn secrets_come_in_and_only_their_names_go_out() {
     assert!(gone.ends_with("{\"version\":7}"), "{gone}");
     let none = server.request("GET /v1/apps/web/secrets/C", "", "").await;
     assert!(none.starts_with("HTTP/1.1 404") && none.contains("no secret C"), "{none}");
+}
+
+#[tokio::test]
+async fn volumes_are_made_shown_grown_copied_and_removed() {
+    let server = Server::with_app().await;
+    let client = &server.client;
+    let input =
+        CreateVolume { name: "data".to_owned(), size_gb: Some(2), ..CreateVolume::default() };
+    let volume = client.create_volume("web", &input).await.expect("made");
+    assert_eq!(server.seen(), format!("{input:?}"));
+    assert_eq!(client.list_volumes("web").await.expect("list"), std::slice::from_ref(&volume));
+    assert_eq!(client.get_volume("web", "vol_1").await.expect("get"), volume);
+    let update = UpdateVolume { snapshot_retention: Some(9), auto_backup_enabled: None };
+    let updated = client.update_volume("web", "vol_1", &update).await.expect("updated");
+    assert_eq!(updated.snapshot_retention, 9);
+    let longer = ExtendVolume { size_gb: 7 };
+    let extended = client.extend_volume("web", "vol_1", &longer).await.expect("extended");
+    assert_eq!((extended.volume.size_gb, extended.needs_restart), (7, true));
+    assert_eq!(client.create_snapshot("web", "vol_1").await.expect("copied").id, "vs_1");
+    let snapshots = client.list_snapshots("web", "vol_1").await.expect("snapshots");
+    assert_eq!(snapshots[0].volume_size, 2 << 30);
+    let shown = server.request("GET /v1/apps/web/volumes/vol_1", "", "").await;
+    assert!(shown.contains(r#""encrypted":false,"attached_machine_id":null"#), "{shown}");
+    assert!(!shown.contains("size_not_enforced"), "{shown}");
+    assert_eq!(client.delete_volume("web", "vol_1").await.expect("removed").name, "data");
+    assert!(client.get_volume("web", "vol_1").await.is_err());
 }
 
 #[tokio::test]

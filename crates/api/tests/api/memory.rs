@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
-    LaunchInput, Lease, LeaseData, LeaseInput, LogEntry, LogPage, LogQuery, Machine, MachineFilter,
-    MachineState, ManifestInfo, NewToken, Organization, OrganizationRef, Process, Region,
-    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, StartAnswer, StopInput,
-    Token, UpdateRelease, UpdateSecrets, UploadState, WaitQuery, WaitState,
+    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
+    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput,
+    LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken,
+    Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery, Secret,
+    SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease,
+    UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -42,6 +43,7 @@ pub(super) struct State {
     pub(super) lease: Option<LeaseData>,
     releases: Vec<Release>,
     secrets: BTreeMap<String, Secret>,
+    volumes: BTreeMap<String, Volume>,
     pub(super) logs: Vec<LogEntry>,
     pub(super) uploads: BTreeMap<String, Vec<u8>>,
     pub(super) blobs: BTreeMap<String, Vec<u8>>,
@@ -341,6 +343,67 @@ impl Backend for Memory {
         }
         let secrets = self.state().secrets.values().cloned().collect();
         Ok(SecretsAnswer { secrets, version: 7 })
+    }
+
+    async fn list_volumes(&self, _: Peer, app: String) -> Result<Vec<Volume>> {
+        self.app(&app)?;
+        Ok(self.state().volumes.values().cloned().collect())
+    }
+
+    async fn create_volume(&self, _: Peer, app: String, input: CreateVolume) -> Result<Volume> {
+        self.app(&app)?;
+        self.saw(format!("{input:?}"));
+        let size_gb = input.size_gb.unwrap_or(3);
+        let id = "vol_1".to_owned();
+        let volume = Volume { id: id.clone(), name: input.name, size_gb, ..Volume::default() };
+        self.state().volumes.insert(id, volume.clone());
+        Ok(volume)
+    }
+
+    async fn get_volume(&self, _: Peer, app: String, id: String) -> Result<Volume> {
+        self.app(&app)?;
+        self.state().volumes.get(&id).cloned().ok_or_else(|| ApiError::not_found("no volume"))
+    }
+
+    async fn update_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        id: String,
+        input: UpdateVolume,
+    ) -> Result<Volume> {
+        let volume = self.get_volume(peer, app, id.clone()).await?;
+        let snapshot_retention = input.snapshot_retention.unwrap_or(volume.snapshot_retention);
+        let volume = Volume { snapshot_retention, ..volume };
+        self.state().volumes.insert(id, volume.clone());
+        Ok(volume)
+    }
+
+    async fn delete_volume(&self, _: Peer, app: String, id: String) -> Result<Volume> {
+        self.app(&app)?;
+        self.state().volumes.remove(&id).ok_or_else(|| ApiError::not_found("no volume"))
+    }
+
+    async fn extend_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        id: String,
+        input: ExtendVolume,
+    ) -> Result<ExtendedVolume> {
+        let volume = self.get_volume(peer, app, id).await?;
+        let volume = Volume { size_gb: input.size_gb, ..volume };
+        Ok(ExtendedVolume { volume, needs_restart: true })
+    }
+
+    async fn list_snapshots(&self, peer: Peer, app: String, id: String) -> Result<Vec<Snapshot>> {
+        let volume = self.get_volume(peer, app, id).await?;
+        Ok(vec![Snapshot { volume_size: volume.size_gb << 30, ..Snapshot::default() }])
+    }
+
+    async fn create_snapshot(&self, peer: Peer, app: String, id: String) -> Result<Snapshot> {
+        self.get_volume(peer, app, id).await?;
+        Ok(Snapshot { id: "vs_1".to_owned(), ..Snapshot::default() })
     }
 
     async fn wait_machine(&self, _: Peer, target: MachineTarget, query: WaitQuery) -> Result<()> {

@@ -56,6 +56,9 @@ pub(crate) struct Rollout {
     pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) vm: Vm,
+    /// The initial size in GB for volumes created on first deploy
+    #[arg(long, default_value_t = 0)]
+    pub(crate) volume_initial_size: u64,
 }
 
 const MAX_CONCURRENT: u32 = 8;

@@ -7,7 +7,7 @@ use crate::failure::{Failure, Outcome};
 use crate::prompt;
 use crate::render;
 use jiff::Timestamp;
-use perch_api::wire::{App, CreateApp, OrganizationRef};
+use perch_api::wire::{App, CreateApp, OrganizationRef, Volume};
 use serde_json::{Value, json};
 
 pub(super) async fn run(context: &Context<'_>, command: Apps) -> Outcome {
@@ -276,19 +276,58 @@ async fn destroy(context: &Context<'_>, apps: &[String], yes: bool) -> Outcome {
         return Err(Failure::new("no app names provided")
             .hint("Name them, as in `fly apps destroy my-app`; `fly apps list` shows them"));
     }
+    let mut volumes = Vec::new();
     for app in apps {
-        context.client.get_app(app).await?;
+        let has = context.client.get_app(app).await?.volume_count;
+        volumes.push(match has {
+            0 => Vec::new(),
+            _ => context.client.list_volumes(app).await?,
+        });
     }
-    for app in apps {
+    for (app, volumes) in apps.iter().zip(volumes) {
         if !yes {
             context.console.styled_note(Style::Red, "Destroying an app is not reversible.");
             if !context.confirm(&format!("Destroy app {app}?"))? {
                 return Ok(());
             }
         }
+        let with_volumes = !yes && !volumes.is_empty() && destroys_volumes(context, app, &volumes)?;
         context.interrupt.check()?;
         context.client.delete_app(app).await?;
         context.console.line(format!("Destroyed app {app}"));
+        for volume in &volumes {
+            leave_or_destroy(context, app, volume, with_volumes).await?;
+        }
     }
+    Ok(())
+}
+
+fn destroys_volumes(context: &Context<'_>, app: &str, volumes: &[Volume]) -> Outcome<bool> {
+    let list: Vec<_> = volumes.iter().map(volume_text).collect();
+    context.console.note(format!("App {app} has volumes: {}", list.join(", ")));
+    context.confirm("Destroy its volumes with all their data, too?")
+}
+
+fn volume_text(volume: &Volume) -> String {
+    format!("{} ({}, {}GB)", volume.id, volume.name, volume.size_gb)
+}
+
+/// Data go only when somebody says so.
+async fn leave_or_destroy(
+    context: &Context<'_>,
+    app: &str,
+    volume: &Volume,
+    is_wanted: bool,
+) -> Outcome {
+    let Volume { id, name, .. } = volume;
+    if is_wanted {
+        context.client.delete_volume(app, id).await?;
+        context.console.line(format!("Destroyed volume ID: {id} name: {name}"));
+        return Ok(());
+    }
+    context.console.note(format!(
+        "Kept volume {}: an app of the same name finds it again, `fly volumes destroy {id} -a {app}` removes it",
+        volume_text(volume)
+    ));
     Ok(())
 }

@@ -21,6 +21,7 @@ mod ports;
 mod progress;
 mod restart;
 mod rollout;
+mod volumes;
 mod watch;
 
 use super::Context;
@@ -73,6 +74,10 @@ pub(super) struct Options {
     only: Only,
     flycast: bool,
     no_public_ips: bool,
+    /// Of volumes that the first deploy makes; 0 = not said.
+    volume_gb: u64,
+    /// Whether every question is answered already.
+    yes: bool,
 }
 
 /// What is looked at once a Machine is started.
@@ -106,6 +111,7 @@ pub(super) async fn run(context: &Context<'_>, args: Deploy) -> Outcome {
     refuse_unsupported(&config)?;
     let scope = if args.update_only { Scope::UpdateOnly } else { Scope::Everything };
     let options = Options::resolve(&context, &config, &args.rollout, scope)?;
+    let options = Options { yes: args.yes.yes, ..options };
     context.console.styled_note(Style::Faint, "--> Verified app config");
     let app = find_app(&context, &name).await?;
     let base = loaded.path.parent().unwrap_or(&env.dir).to_owned();
@@ -209,7 +215,6 @@ pub(super) fn apply_flags(config: &mut Config, rollout: &Rollout) -> Outcome {
 pub(super) fn refuse_unsupported(config: &Config) -> Outcome {
     let deploy = config.deploy.as_ref();
     let refused = [
-        ("[[mounts]]", !config.mounts.is_empty()),
         ("deploy.release_command", deploy.is_some_and(|deploy| deploy.release_command.is_some())),
         ("machine_config", config.machine_config.is_some()),
     ];
@@ -288,6 +293,8 @@ impl Options {
             only: rollout.only.clone(),
             flycast: rollout.flycast,
             no_public_ips: rollout.no_public_ips,
+            volume_gb: rollout.volume_initial_size,
+            yes: false,
         })
     }
 

@@ -275,7 +275,7 @@ fn print_status(context: &Context<'_>, machine: &Machine) {
     if let Some(depth) = depth_text(machine) {
         fields.push(("Depth", depth));
     }
-    if view.mounts > 0 {
+    if !view.mounts.is_empty() {
         fields.push(("Volume", volume(&machine.config)));
     }
     render::vertical_table(console, "VM", &fields);

@@ -72,7 +72,6 @@ fn what_steers_nothing_here_is_accepted_and_what_would_be_missed_is_refused_befo
         &["--vm-gpukind", "l40s"],
         &["--export-manifest", "-"],
         &["--from-manifest", "-"],
-        &["--volume-initial-size", "3"],
     ] {
         let run = fixture.fly(&[&["deploy"], flags].concat());
         assert_eq!((run.code, run.out.as_str()), (1, ""), "{flags:?}");

@@ -244,11 +244,11 @@ fn what_the_file_asks_for_and_is_not_there_yet_is_refused_by_name() {
     let fixture = Fixture::deployed();
     let file = fixture.path("fly.toml");
     let mut text = std::fs::read_to_string(&file).expect("it is there");
-    text.push_str("\n[[mounts]]\n  source = 'data'\n  destination = '/data'\n");
+    text.insert_str(0, "machine_config = '{}'\n");
     std::fs::write(&file, text).expect("it can be written");
     let run = fixture.fly(&["deploy"]);
     assert_eq!(run.code, 1);
-    assert!(run.err.contains("Error: [[mounts]] is not supported yet"), "{}", run.err);
+    assert!(run.err.contains("Error: machine_config is not supported yet"), "{}", run.err);
 }
 
 #[test]

@@ -143,6 +143,7 @@ impl Fixture {
             private_ip: None,
             files: Vec::new(),
             inside: None,
+            volumes: Vec::new(),
             uid_base: 3_000_000,
             ids: self.ids,
             memory_bytes: None,

@@ -11,6 +11,7 @@ mod releases;
 mod secrets;
 mod stream;
 mod tokens;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,11 +20,11 @@ use std::sync::Arc;
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment,
-    LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo,
-    NewToken, Organization, Process, Region, RegionPage, Release, RestartQuery, Secret,
-    SecretsAnswer, SignalInput, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
-    UploadState, WaitQuery,
+    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
+    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
+    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, Region,
+    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer,
+    StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -323,6 +324,69 @@ impl Backend for Api {
         let version = answer.version;
         tracing::info!(app, ?names, version, by = %peer, "secrets changed");
         Ok(answer)
+    }
+
+    async fn list_volumes(&self, _peer: Peer, app: String) -> Result<Vec<Volume>, ApiError> {
+        volumes::list(&self.world, &app)
+    }
+
+    async fn create_volume(
+        &self,
+        peer: Peer,
+        app: String,
+        input: CreateVolume,
+    ) -> Result<Volume, ApiError> {
+        let made = self.detached(volumes::create(self.world.clone(), app, input)).await?;
+        tracing::info!(volume = made.id, by = %peer, "volume made");
+        Ok(made)
+    }
+
+    async fn get_volume(&self, _peer: Peer, app: String, id: String) -> Result<Volume, ApiError> {
+        volumes::get(&self.world, &app, &id)
+    }
+
+    async fn update_volume(
+        &self,
+        _peer: Peer,
+        app: String,
+        id: String,
+        input: UpdateVolume,
+    ) -> Result<Volume, ApiError> {
+        self.detached(volumes::update(self.world.clone(), app, id, input)).await
+    }
+
+    async fn delete_volume(&self, peer: Peer, app: String, id: String) -> Result<Volume, ApiError> {
+        let gone = self.detached(volumes::delete(self.world.clone(), app, id)).await?;
+        tracing::info!(volume = gone.id, by = %peer, "volume removed");
+        Ok(gone)
+    }
+
+    async fn extend_volume(
+        &self,
+        _peer: Peer,
+        app: String,
+        id: String,
+        input: ExtendVolume,
+    ) -> Result<ExtendedVolume, ApiError> {
+        self.detached(volumes::extend(self.world.clone(), app, id, input)).await
+    }
+
+    async fn list_snapshots(
+        &self,
+        _peer: Peer,
+        app: String,
+        id: String,
+    ) -> Result<Vec<Snapshot>, ApiError> {
+        volumes::list_snapshots(&self.world, &app, &id)
+    }
+
+    async fn create_snapshot(
+        &self,
+        _peer: Peer,
+        app: String,
+        id: String,
+    ) -> Result<Snapshot, ApiError> {
+        self.detached(volumes::create_snapshot(self.world.clone(), app, id)).await
     }
 
     async fn acquire_lease(

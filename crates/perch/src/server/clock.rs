@@ -58,6 +58,14 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A new id of 16 letters and digits behind a word, as Fly names volumes.
+pub(crate) fn word_id(word: &str) -> String {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let bits = u128::from(random()) << 64 | u128::from(random());
+    let digits = (0..16).map(|at| char::from(DIGITS[(bits >> (at * 5)) as usize & 31]));
+    word.chars().chain(digits).collect()
+}
+
 /// A new id that sorts by time: 26 characters of Crockford's base 32 (the ULID form).
 pub(crate) fn ulid() -> String {
     const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";

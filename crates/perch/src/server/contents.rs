@@ -17,6 +17,8 @@ pub(crate) struct Contents {
     pub(crate) apps: usize,
     /// Ids.
     pub(crate) machines: Vec<String>,
+    /// Ids.
+    pub(crate) volumes: Vec<String>,
     /// Images of its Machines, and those to go back to.
     pub(crate) images: BTreeSet<Digest>,
     /// Images of its Machines.
@@ -36,6 +38,7 @@ pub(crate) fn contents(path: &Path) -> anyhow::Result<Contents> {
     Ok(Contents {
         apps: catalog.apps.len(),
         machines: catalog.machines.keys().cloned().collect(),
+        volumes: catalog.volumes.keys().cloned().collect(),
         images: images.iter().filter_map(|digest| digest.parse().ok()).collect(),
         machine_images: machine_images.collect(),
     })

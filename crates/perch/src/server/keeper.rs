@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::ballast::Ballast;
 use super::records::{
     AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
-    SecretRecord, TokenRecord, Wish,
+    SecretRecord, SnapshotRecord, TokenRecord, VolumeRecord, Wish,
 };
 
 /// Everything the server knows that is not about running processes.
@@ -35,6 +35,10 @@ pub(crate) struct Catalog {
     pub(crate) tokens: BTreeMap<String, TokenRecord>,
     /// By app, name and version.
     pub(crate) secrets: BTreeMap<(String, String, u64), SecretRecord>,
+    /// By id.
+    pub(crate) volumes: BTreeMap<String, VolumeRecord>,
+    /// By id.
+    pub(crate) snapshots: BTreeMap<String, SnapshotRecord>,
     /// Ids of each app's Machines and releases: each call about an app would else look at everybody's.
     machine_ids: Index,
     release_ids: Index,
@@ -84,6 +88,10 @@ pub(crate) enum Change {
     PutSecret(Box<SecretRecord>),
     /// App, name and version.
     DeleteSecret((String, String, u64)),
+    PutVolume(VolumeRecord),
+    DeleteVolume(String),
+    PutSnapshot(SnapshotRecord),
+    DeleteSnapshot(String),
 }
 
 /// Owns the catalog and its store.
@@ -134,6 +142,12 @@ impl Keeper {
         }
         for record in read_all::<SecretRecord>(&store, "secret/")? {
             catalog.apply(Change::PutSecret(Box::new(record)));
+        }
+        for record in read_all::<VolumeRecord>(&store, "volume/")? {
+            catalog.apply(Change::PutVolume(record));
+        }
+        for record in read_all::<SnapshotRecord>(&store, "snapshot/")? {
+            catalog.apply(Change::PutSnapshot(record));
         }
         let inner = Inner {
             store,
@@ -227,7 +241,11 @@ impl Change {
         match self {
             Self::PutMachine(it) => it.life.wish == Wish::Gone,
             Self::PutApp(it) => it.going,
-            Self::DeleteApp(_)
+            // It goes, or the Machine goes that had it.
+            Self::PutVolume(it) => !it.is_there() || it.machine.is_none(),
+            Self::DeleteVolume(_)
+            | Self::DeleteSnapshot(_)
+            | Self::DeleteApp(_)
             | Self::DeleteMachine(_)
             | Self::DeleteRelease(_)
             | Self::PutRetired(_)
@@ -239,6 +257,7 @@ impl Change {
             | Self::PutRelease(_)
             | Self::PutLease(_)
             | Self::PutToken(_)
+            | Self::PutSnapshot(_)
             | Self::PutSecret(_) => false,
         }
     }
@@ -279,6 +298,10 @@ impl Catalog {
             Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
             Change::PutSecret(it) => drop(self.secrets.insert(it.key(), *it)),
             Change::DeleteSecret(key) => drop(self.secrets.remove(&key)),
+            Change::PutVolume(it) => drop(self.volumes.insert(it.id.clone(), it)),
+            Change::DeleteVolume(id) => drop(self.volumes.remove(&id)),
+            Change::PutSnapshot(it) => drop(self.snapshots.insert(it.id.clone(), it)),
+            Change::DeleteSnapshot(id) => drop(self.snapshots.remove(&id)),
         }
     }
 
@@ -318,6 +341,30 @@ impl Catalog {
         all.map(|(_, record)| record).take_while(move |record| record.app == app)
     }
 
+    /// Volumes of an app, by id; of one that is gone, too.
+    pub(crate) fn volumes_of<'a, 'n>(
+        &'a self,
+        app: &'n str,
+    ) -> impl Iterator<Item = &'a VolumeRecord> + use<'a, 'n> {
+        let org = self.apps.get(app).map(|app| app.org.as_str());
+        let own = move |it: &&VolumeRecord| it.app == app && org.is_none_or(|org| org == it.org);
+        self.volumes.values().filter(own)
+    }
+
+    /// A volume of an app that is not on its way out, or 404.
+    pub(crate) fn volume(&self, app: &str, id: &str) -> Result<&VolumeRecord, ApiError> {
+        let found = self.volumes_of(app).find(|it| it.id == id && it.is_there());
+        found.ok_or_else(|| ApiError::not_found(format!("volume not found: {id} in app {app}")))
+    }
+
+    /// Snapshots of a volume.
+    pub(crate) fn snapshots_of<'a>(
+        &'a self,
+        volume: &'a str,
+    ) -> impl Iterator<Item = &'a SnapshotRecord> {
+        self.snapshots.values().filter(move |it| it.volume == volume)
+    }
+
     /// Releases of an app, newest first.
     pub(crate) fn releases_of(&self, app: &str) -> Vec<&ReleaseRecord> {
         let mut found: Vec<_> =
@@ -355,6 +402,10 @@ fn transaction(changes: &[Change]) -> serde_json::Result<Txn> {
             Change::DeleteToken(id) => txn.deletes.push(format!("token/{id}")),
             Change::PutSecret(it) => put(&mut txn, secret_key(&it.key()), it)?,
             Change::DeleteSecret(key) => txn.deletes.push(secret_key(key)),
+            Change::PutVolume(it) => put(&mut txn, format!("volume/{}", it.id), it)?,
+            Change::DeleteVolume(id) => txn.deletes.push(format!("volume/{id}")),
+            Change::PutSnapshot(it) => put(&mut txn, format!("snapshot/{}", it.id), it)?,
+            Change::DeleteSnapshot(id) => txn.deletes.push(format!("snapshot/{id}")),
         }
     }
     Ok(txn)

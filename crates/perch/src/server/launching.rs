@@ -87,6 +87,7 @@ pub(crate) fn spec(
         private_ip: Some(record.private_ip),
         files: files(record).into_iter().chain(guest_files::plain(record)).collect(),
         inside: None,
+        volumes: super::volumes::for_run(world, record),
         uid_base: world.host_ids.base(app.uid_slot),
         ids: world.images.ids(),
         memory_bytes: Some(limits.memory_bytes),

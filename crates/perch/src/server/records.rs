@@ -140,6 +140,56 @@ pub(crate) struct MachineRecord {
     pub(crate) updated_at: String,
 }
 
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeRecord {
+    pub(crate) id: String,
+    /// It may be gone; an app of this name in `org` finds the volume again.
+    pub(crate) app: String,
+    pub(crate) org: String,
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) size_gb: u64,
+    /// [`VolumeRecord::CREATED`] or [`VolumeRecord::GOING`].
+    pub(crate) state: String,
+    /// Who has it, as long as that is there.
+    pub(crate) machine: Option<String>,
+    /// Seconds since 1970.
+    pub(crate) created_at: i64,
+    /// Days.
+    pub(crate) snapshot_retention: u64,
+    pub(crate) daily_snapshots: bool,
+}
+
+impl VolumeRecord {
+    pub(crate) const CREATED: &str = "created";
+    /// Somebody asked for its end; its files may be gone.
+    pub(crate) const GOING: &str = "pending_destroy";
+
+    /// Whether it is not on its way out.
+    pub(crate) fn is_there(&self) -> bool {
+        self.state != Self::GOING
+    }
+}
+
+/// A copy of a volume as of one moment; it may outlive the volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    pub(crate) id: String,
+    pub(crate) volume: String,
+    pub(crate) app: String,
+    pub(crate) org: String,
+    /// The volume's name.
+    pub(crate) name: String,
+    /// What it took on the disk when it was made.
+    pub(crate) bytes: u64,
+    /// The volume's size.
+    pub(crate) size_gb: u64,
+    /// Seconds since 1970.
+    pub(crate) created_at: i64,
+    pub(crate) retention_days: u64,
+}
+
 /// A release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ReleaseRecord {
@@ -267,6 +317,38 @@ pub(crate) mod tests {
             definition: Value::Null,
             lease: None,
             begun: true,
+        }
+    }
+
+    /// A volume of the app `web`, made in 1970.
+    pub(crate) fn volume(id: &str, name: &str, machine: Option<&str>) -> VolumeRecord {
+        VolumeRecord {
+            id: id.to_owned(),
+            app: "web".to_owned(),
+            org: "personal".to_owned(),
+            name: name.to_owned(),
+            region: "lcl".to_owned(),
+            size_gb: 1,
+            state: VolumeRecord::CREATED.to_owned(),
+            machine: machine.map(str::to_owned),
+            created_at: 0,
+            snapshot_retention: 5,
+            daily_snapshots: false,
+        }
+    }
+
+    /// A snapshot of it.
+    pub(crate) fn snapshot(id: &str, volume: &str, created_at: i64) -> SnapshotRecord {
+        SnapshotRecord {
+            id: id.to_owned(),
+            volume: volume.to_owned(),
+            app: "web".to_owned(),
+            org: "personal".to_owned(),
+            name: "data".to_owned(),
+            bytes: 0,
+            size_gb: 1,
+            created_at,
+            retention_days: 5,
         }
     }
 

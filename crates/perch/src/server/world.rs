@@ -30,6 +30,7 @@ use super::publishing::Published;
 use super::records::{AppRecord, MachineRecord};
 use super::secrets;
 use super::secrets::vault::Vault;
+use super::volumes;
 use crate::config::Config;
 use crate::paths::Paths;
 
@@ -59,6 +60,9 @@ pub(crate) struct World {
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
     pub(crate) platform_log: PlatformLog,
+    pub(crate) volume_turns: volumes::Turns,
+    /// Whether copies of volumes take neither time nor space.
+    pub(crate) clones_cheaply: bool,
     events: history::Writer,
     pub(crate) pager: Pager,
     pub(crate) tracker: TaskTracker,
@@ -100,7 +104,10 @@ impl World {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let lives = Lives::new(parts.keeper.clone());
         let launches = Semaphore::new(parts.config.starts_max as usize);
+        let clones_cheaply = perch_machine::volumes::clones(&parts.paths.data);
         Arc::new(Self {
+            volume_turns: volumes::Turns::default(),
+            clones_cheaply,
             paths: parts.paths,
             config: parts.config,
             keeper: parts.keeper,
@@ -178,6 +185,16 @@ impl World {
         run: u64,
         config_version: u64,
     ) -> anyhow::Result<Machine> {
+        let volume_ids: Vec<String> = {
+            let catalog = self.keeper.read();
+            let machine = catalog.machines.get(id).context("the Machine is gone")?;
+            volumes::of_machine(&catalog, machine).map(|it| it.id.clone()).collect()
+        };
+        // Before a place among the starts, which nobody who waits for a copy should take up.
+        let mut volume_turns = Vec::new();
+        for id in &volume_ids {
+            volume_turns.push(self.volume_turns.take(id).await);
+        }
         let _turn = self.launches.acquire().await.context("the server is ending")?;
         fault::pass(Point::ServerLaunchBegun);
         let (world, id) = (self.clone(), id.to_owned());
@@ -252,6 +269,12 @@ impl World {
         let secrets = secrets.with_files(files);
         let unpacked = self.images.own(&record.image, self.host_ids.base(app.uid_slot))?;
         let spec = launching::spec(self, &record, &app, run, unpacked)?;
+        for volume in &spec.volumes {
+            // A start finds what is in the way of its volume by itself, and says so.
+            if let Err(error) = perch_machine::volumes::settle(&volume.dir) {
+                tracing::warn!(volume = volume.id, %error, "the volume's file system is not as long as it should be");
+            }
+        }
         Ok((spec, self.namespace(&record)?, secrets))
     }
 
@@ -366,6 +389,9 @@ fn removal(catalog: &Catalog, id: String) -> Vec<Change> {
     let app = catalog.machines.get(&id).map(|machine| machine.app.as_str());
     let secrets = app.map(|app| secrets::forgotten_with(catalog, app, None, Some(&id)));
     let mut changes = secrets.unwrap_or_default();
+    changes.extend(
+        catalog.machines.get(&id).map(|it| volumes::detached(catalog, it)).unwrap_or_default(),
+    );
     changes.extend([Change::DeleteMachine(id.clone()), Change::DeleteLease(id)]);
     changes
 }

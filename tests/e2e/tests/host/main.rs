@@ -53,4 +53,5 @@ mod thaw;
 mod token;
 mod unruly;
 mod upgrade;
+mod volumes;
 mod wire;

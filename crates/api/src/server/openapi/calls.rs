@@ -9,12 +9,13 @@ use super::call::Call;
 use super::parameter::{Parameter, flag, number, pattern, seconds, text, words};
 use super::shapes::Shapes;
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, DnsAnswer, Done,
-    Event, ExecAnswer, ExecInput, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease,
-    LeaseInput, LogPage, Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer,
-    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, Secret,
-    SecretAnswer, SecretPage, SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput,
-    StartAnswer, StopInput, TokenPage, UpdateRelease, UpdateSecrets, WaitState, Whoami,
+    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, CreateVolume,
+    DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume, ImageInfo, Info,
+    IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine, MachineState,
+    MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process, RegionPage, Release,
+    ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage, SecretsAnswer, SecretsVersion,
+    SetSecret, Signal, SignalInput, Snapshot, StartAnswer, StopInput, TokenPage, UpdateRelease,
+    UpdateSecrets, UpdateVolume, Volume, WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -38,7 +39,7 @@ pub(super) fn calls() -> Vec<Call> {
         releases(),
     ]
     .into_iter()
-    .chain([tokens(), secrets(), uploads(), manifests()])
+    .chain([tokens(), secrets(), volumes(), uploads(), manifests()])
     .flatten()
     .collect()
 }
@@ -290,6 +291,35 @@ fn secrets() -> Vec<Call> {
             .refuses(&[403, 422]),
         Call::new("POST", ONE, "Sets a secret.").takes::<SetSecret>().gives::<SecretAnswer>(200),
         Call::new("DELETE", ONE, "Unsets a secret.").gives::<SecretsVersion>(200).refuses(&[422]),
+    ]
+}
+
+fn volumes() -> Vec<Call> {
+    const ALL: &str = "/v1/apps/{app}/volumes";
+    const ONE: &str = "/v1/apps/{app}/volumes/{id}";
+    const SNAPSHOTS: &str = "/v1/apps/{app}/volumes/{id}/snapshots";
+    let extend = "Makes a volume longer, at once or before its Machine's next start.";
+    vec![
+        Call::new("GET", ALL, "Lists an app's volumes by id.").gives::<Vec<Volume>>(200),
+        Call::new("POST", ALL, "Makes a volume: empty, or as a copy.")
+            .takes::<CreateVolume>()
+            .gives::<Volume>(200)
+            .refuses(&[412]),
+        Call::new("GET", ONE, "Reads a volume.").gives::<Volume>(200),
+        Call::new("PUT", ONE, "Changes what is done with a volume's snapshots.")
+            .takes::<UpdateVolume>()
+            .gives::<Volume>(200),
+        Call::new("DELETE", ONE, "Removes a volume with its data, once no Machine has it.")
+            .gives::<Volume>(200)
+            .refuses(&[412]),
+        Call::new("PUT", "/v1/apps/{app}/volumes/{id}/extend", extend)
+            .takes::<ExtendVolume>()
+            .gives::<ExtendedVolume>(200),
+        Call::new("GET", SNAPSHOTS, "Lists a volume's snapshots, oldest first.")
+            .gives::<Vec<Snapshot>>(200),
+        Call::new("POST", SNAPSHOTS, "Copies a volume as of one moment.")
+            .gives::<Snapshot>(200)
+            .refuses(&[412]),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::Context;
 use super::super::machine::process_group;
-use super::{Job, Work};
+use super::{Job, Work, volumes};
 use crate::args::Only;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::Config;
@@ -46,7 +46,8 @@ fn observe(machine: &Machine) -> Option<ObservedMachine> {
 
 fn wanted(job: &Job, name: String) -> WantedGroup {
     let has_services = !job.config.services_of(&name).is_empty();
-    WantedGroup { name, has_services, has_mounts: !job.config.mounts.is_empty() }
+    let has_mounts = volumes::mount_of(&job.config, &name).is_some();
+    WantedGroup { name, has_services, has_mounts }
 }
 
 /// Refuses the name of a group that is not in the file: nothing would be deployed.

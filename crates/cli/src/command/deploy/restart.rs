@@ -41,6 +41,8 @@ pub(in crate::command) async fn restart(
         only: Only::default(),
         flycast: false,
         no_public_ips: false,
+        volume_gb: 0,
+        yes: false,
     };
     let image = ImageInfo { reference: image, ..ImageInfo::default() };
     rollout::run(context, &Job { app, config, image, options, work: Work::Restart }).await

@@ -9,7 +9,7 @@ use super::guard::Guard;
 use super::leases::Leases;
 use super::progress::{Line, Mark};
 use super::watch::{Check, Watch};
-use super::{Job, Looks, Work, addresses, machine_config, only};
+use super::{Job, Looks, Work, addresses, machine_config, only, volumes};
 use crate::failure::{Failure, Outcome};
 use perch_api::wire::{LaunchInput, Machine, MachineFilter};
 use perch_core::deploy::{
@@ -63,7 +63,7 @@ async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases
     let machines = context.client.list_machines(app, &MachineFilter::default()).await?;
     let managed: Vec<_> = machines.into_iter().filter(is_managed).collect();
     let first = managed.is_empty() && job.app.latest_deploy.is_none();
-    let plan = only::plan(context, job, managed);
+    let plan = only::plan(context, job, managed.clone());
     let occasion = if first { addresses::Occasion::First } else { addresses::Occasion::Later };
     leases.acquire(context, app, &plan.leased()).await?;
     if job.work == Work::Deploy {
@@ -75,6 +75,7 @@ async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases
     if job.work == Work::Deploy {
         addresses::ensure(context, job, occasion).await?;
     }
+    volumes::ensure(context, job, &plan, &managed, occasion).await?;
     announce(context, &plan);
     let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
     let looked_at = RefCell::default();
@@ -225,6 +226,11 @@ impl Rollout<'_> {
         };
         let nonce = self.leases.nonce(id);
         self.guard.check(self.context).await?;
+        if self.job.work == Work::Deploy
+            && volumes::change(&self.job.config, &before) == volumes::Change::Replaced
+        {
+            return self.replace(line, step, &before, input).await;
+        }
         let machine = self.context.client.update_machine(app, id, &input, nonce.as_deref()).await?;
         match after {
             AfterUpdate::StayAsleep => Ok(()),
@@ -232,6 +238,34 @@ impl Rollout<'_> {
                 let seen = before.events.iter().map(|event| event.timestamp).max().unwrap_or(0);
                 self.see_it_up(line, &machine, &step.group, seen).await
             }
+        }
+    }
+
+    /// A Machine gets a volume, or loses one: another takes its place.
+    async fn replace(
+        &self,
+        line: Line,
+        step: &Step,
+        before: &Machine,
+        input: LaunchInput,
+    ) -> Outcome {
+        let (app, Step { group, machine: id }) = (&self.job.app.name, step);
+        line.print(
+            self.context,
+            Mark::Running,
+            &format!("Replacing {id} [{group}] by new machine"),
+        );
+        let nonce = self.leases.nonce(id);
+        self.context.client.kill_and_delete_machine(app, id, nonce.as_deref()).await?;
+        self.leases.forget(id);
+        let (region, name) = (before.region.clone(), before.name.clone());
+        let input = LaunchInput { region, name, ..input };
+        let machine = self.context.client.create_machine(app, &input).await?;
+        let text = format!("Created machine {} [{group}]", machine.id);
+        line.print(self.context, Mark::Running, &text);
+        match input.skip_launch {
+            true => Ok(()),
+            false => self.see_it_up(line, &machine, group, 0).await,
         }
     }
 

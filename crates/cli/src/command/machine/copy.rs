@@ -80,7 +80,7 @@ fn config(context: &Context<'_>, source: &Machine, args: &Clone) -> Outcome<Mach
     let Value::Object(mut config) = serde_json::to_value(&source.config)? else {
         return Err(Failure::new(format!("the config of machine {} is no object", source.id)));
     };
-    if 0 < source.config.view().mounts {
+    if !source.config.view().mounts.is_empty() {
         let id = &source.id;
         return Err(Failure::new(format!(
             "machine {id} has a volume, which only one Machine can have"

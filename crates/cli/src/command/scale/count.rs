@@ -6,7 +6,9 @@ use crate::command::deploy::{Leases, deployed, group_config};
 use crate::command::machine::process_group;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::Config;
-use perch_api::wire::{Guest, LaunchInput, Machine, MachineConfig, Release, ReleaseStatus};
+use perch_api::wire::{
+    CreateVolume, Guest, LaunchInput, Machine, MachineConfig, Release, ReleaseStatus,
+};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -193,6 +195,10 @@ fn like(machine: &Machine, env: &Map<String, Value>) -> Outcome<MachineConfig> {
         return Err(Failure::new(format!("the config of machine {} is no object", machine.id)));
     };
     config.shift_remove("standbys");
+    // A volume has one Machine.
+    if let Some(mount) = config.get_mut("mounts").and_then(|it| it.get_mut(0)) {
+        mount["volume"] = Value::Null;
+    }
     put_variables(&mut config, env);
     if let Some(variables) = config.get_mut("env").and_then(Value::as_object_mut) {
         variables.shift_remove("FLY_STANDBY_FOR");
@@ -269,6 +275,34 @@ async fn create_unless_deployed(
     }
 }
 
+/// A new Machine takes a free volume of the name that it wants; where there is none, an empty one is made, as large as
+/// the others.
+async fn ensure_volume(
+    context: &Context<'_>,
+    app: &str,
+    region: &str,
+    config: &MachineConfig,
+) -> Outcome {
+    let Some(mount) = config.view().mounts.first() else { return Ok(()) };
+    let all = context.client.list_volumes(app).await?;
+    let named = || all.iter().filter(|it| it.name == mount.name && it.region == region);
+    if named().any(|it| it.attached_machine_id.is_none()) {
+        return Ok(());
+    }
+    let size_gb = named().map(|it| it.size_gb).max().unwrap_or(1);
+    context
+        .console
+        .line(format!("  Creating volume {} region:{region} size:{size_gb}GiB", mount.name));
+    let input = CreateVolume {
+        name: mount.name.clone(),
+        region: region.to_owned(),
+        size_gb: Some(size_gb),
+        ..CreateVolume::default()
+    };
+    context.client.create_volume(app, &input).await?;
+    Ok(())
+}
+
 async fn carry_out(
     context: &Context<'_>,
     app: &str,
@@ -278,6 +312,7 @@ async fn carry_out(
     let Action { group, region, change, present, config } = action;
     for _ in 0..*change {
         context.interrupt.check()?;
+        ensure_volume(context, app, region, config).await?;
         let input = LaunchInput { region: region.clone(), ..LaunchInput::new(config.clone()) };
         let made = create_unless_deployed(context, app, &input).await?;
         let (id, size) = (&made.id, size_name(&guest(&made)));

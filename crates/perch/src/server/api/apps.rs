@@ -14,6 +14,7 @@ use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
 use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord, TokenRecord};
 use crate::server::views;
+use crate::server::volumes;
 use crate::server::world::World;
 
 /// Apps that surely have a range of host ids of their own (module `host_ids`).
@@ -235,6 +236,7 @@ fn removal(catalog: &Catalog, name: &str) -> Result<Vec<Change>, ApiError> {
     changes.extend(tokens.map(|it| Change::DeleteToken(it.id.clone())));
     changes.extend(catalog.secrets_of(name).map(|it| Change::DeleteSecret(it.key())));
     changes.extend(catalog.machines_of(name).map(|it| Change::DeleteMachine(it.id.clone())));
+    changes.extend(catalog.machines_of(name).flat_map(|it| volumes::detached(catalog, it)));
     let released_at = clock::unix_secs();
     let own = app.ips.iter().filter(|ip| ip.kind != perch_api::wire::IpKind::SharedV4);
     changes.extend(own.map(|ip| Change::PutRetired(RetiredRecord { ip: ip.ip, released_at })));
@@ -265,7 +267,7 @@ fn wire_app(world: &World, catalog: &Catalog, app: &AppRecord) -> App {
         network: app.network.clone(),
         status: if deployed.is_some() { "deployed" } else { "pending" }.to_owned(),
         machine_count: u32::try_from(machine_count).unwrap_or(u32::MAX),
-        volume_count: 0,
+        volume_count: u32::try_from(catalog.volumes_of(&app.name).count()).unwrap_or(u32::MAX),
         organization: OrganizationRef {
             slug: app.org.clone(),
             name: app.org.clone(),

@@ -26,6 +26,7 @@ use crate::server::machine::{self, Command, Handle, Refused};
 use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
 use crate::server::secrets;
+use crate::server::volumes;
 use crate::server::world::World;
 
 /// Number of this host in addresses (PN-11); more hosts come later.
@@ -58,7 +59,11 @@ pub(crate) async fn create(
         .write(move |catalog| {
             let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
             runnable(&record, &ready)?;
-            Ok((vec![Change::PutMachine(Box::new(record.clone()))], record))
+            let (config, mut changes) =
+                volumes::attach(catalog, &name, &record.id, &record.config)?;
+            let record = MachineRecord { config, ..record };
+            changes.push(Change::PutMachine(Box::new(record.clone())));
+            Ok((changes, record))
         })
         .await?;
     let living = brought_to_life(&world, peer.clone(), &record, input.lease_ttl).await;
@@ -90,7 +95,7 @@ fn check_files(input: &LaunchInput) -> Result<(), ApiError> {
     input.config.check_files().map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
+pub(super) fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
     if region.is_empty() || region == world.config.region {
         return Ok(());
     }
@@ -263,7 +268,9 @@ fn decide_update(
 ) -> Result<(Vec<Change>, MachineRecord), ApiError> {
     leases::check_in(catalog, target)?;
     let pinned = secrets::pin(catalog, &target.app, &input)?;
-    let record = updated(catalog.machine(&target.app, &target.id)?, input, ready)?;
+    let old = catalog.machine(&target.app, &target.id)?;
+    let config = volumes::keep(catalog, old, &input.config)?;
+    let record = updated(old, LaunchInput { config, ..input }, ready)?;
     let record = MachineRecord { secrets: pinned, ..record };
     runnable(&record, ready)?;
     let mut changes = secrets::forgotten_with(catalog, &target.app, Some(&record), None);

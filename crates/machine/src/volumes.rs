@@ -1,0 +1,498 @@
+//! Volumes: what a Machine keeps beyond its runs.
+//!
+//! ```text
+//!  volumes/<id>/image        sparse ext4, loop-mounted by the shim of the Machine that has it
+//!  volumes/<id>/data/        instead, where there are no loop devices: a directory, its size is not enforced
+//!  snapshots/<id>/…          the same names: a copy as of one moment
+//! ```
+//!
+//! The mount lives in the shim's mount namespace and in the Machine's, the loop device clears itself, and the one writer
+//! holds a lock on the image through the very file that the loop device holds: so after a SIGKILL of anybody everything
+//! is gone at the moment when nothing can write any more, and not before (module `mount`).
+//!
+//! A directory appears whole, by rename: what ends in `.new` or `.gone` is nobody's, and [`clear`] removes it. This module
+//! knows neither names nor owners nor days of retention.
+
+mod freezer;
+pub(crate) mod mount;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::{launch, stage, sys};
+
+pub use freezer::main as freezer_main;
+
+/// The file system of a volume.
+const IMAGE: &str = "image";
+/// What a volume is where it can have no file system of its own.
+const DATA: &str = "data";
+/// First of the ids that the files belong to, if it is not 0: where no mount maps ids.
+const OWNER: &str = "owner";
+/// How the names of directories end that are being made, and that are being removed.
+const DRAFT: &str = "new";
+const GONE: &str = "gone";
+const LOOP_CONTROL: &str = "/dev/loop-control";
+/// Major number of loop devices.
+const LOOP_MAJOR: u32 = 7;
+/// How much is copied at once.
+const COPY_BYTES: usize = 1 << 20;
+/// Where system programs lie, whatever the server's own path is.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A volume as a run of a Machine gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id: a file name.
+    pub id: String,
+    /// Its directory on the host.
+    pub dir: PathBuf,
+    /// Where the Machine sees it; links in it are resolved inside the Machine's root.
+    pub path: String,
+}
+
+/// How a volume is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// As a file system of its own.
+    Image,
+    /// As a directory of the host's file system: nothing limits its size.
+    Directory,
+}
+
+/// What becomes of a volume's file system that was made longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Growth {
+    /// It is as long as it should be.
+    Done,
+    /// It grows before its Machine's next start.
+    AtNextStart,
+}
+
+/// Why a path cannot be one that a volume is mounted on; `None` if it can.
+pub fn bad_path(path: &str) -> Option<&'static str> {
+    let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty() && *it != ".").collect();
+    if !path.starts_with('/') || path.contains('\0') {
+        return Some("the path of a mount is not absolute");
+    }
+    if parts.contains(&"..") {
+        return Some("the path of a mount has .. in it");
+    }
+    match parts.first() {
+        None => Some("a volume cannot be mounted on /"),
+        Some(&("proc" | "sys" | "dev" | ".perch" | ".fly")) => {
+            Some("a volume cannot be mounted on or below /proc, /sys, /dev, /.perch and /.fly")
+        }
+        Some(_) => None,
+    }
+}
+
+/// Why volumes are directories here; `None` where they are file systems.
+pub fn lacks_images() -> Option<String> {
+    if let Err(error) = File::open(LOOP_CONTROL) {
+        return Some(format!("there are no loop devices ({LOOP_CONTROL}: {error})"));
+    }
+    let missing = ["mkfs.ext4", "e2fsck", "resize2fs"]
+        .into_iter()
+        .find(|name| !PATH.split(':').any(|dir| Path::new(dir).join(name).is_file()));
+    missing.map(|name| format!("{name} is missing (package e2fsprogs)"))
+}
+
+/// Whether copies on the file system of the directory `dir` cost neither time nor space.
+pub fn clones(dir: &Path) -> bool {
+    let tried = || -> io::Result<()> {
+        let (from, to) = (dir.join("clone-from.new"), dir.join("clone-to.new"));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let mut source = options.open(&from)?;
+        source.write_all(&[1; 4096])?;
+        let cloned = options.open(&to).and_then(|target| {
+            rustix::fs::ioctl_ficlone(&target, &source).map_err(io::Error::from)
+        });
+        fs::remove_file(from)?;
+        fs::remove_file(to)?;
+        cloned
+    };
+    tried().is_ok()
+}
+
+/// Makes an empty volume of `bytes` bytes as the directory `dir`.
+pub fn make(dir: &Path, bytes: u64) -> io::Result<Backing> {
+    appear(dir, |draft| match lacks_images() {
+        Some(_) => {
+            fs::DirBuilder::new().mode(0o755).create(draft.join(DATA))?;
+            Ok(Backing::Directory)
+        }
+        None => {
+            let image = draft.join(IMAGE);
+            new_file(&image)?.set_len(bytes)?;
+            // The image is all zero already, so nothing of it has to be written to be known.
+            let options = ["-q", "-F", "-m", "0", "-e", "remount-ro"];
+            let lazy = ["-E", "lazy_itable_init=0,lazy_journal_init=1"];
+            run("mkfs.ext4", &[&options[..], &lazy[..]].concat(), &image, 0)?;
+            Ok(Backing::Image)
+        }
+    })
+}
+
+/// Makes the directory `dir` as a copy of the volume or snapshot `from`. `machine` is the directory of the Machine that
+/// has it: what that has written is in the copy as of one moment, and while it takes the Machine may have to wait with
+/// what it writes; where copies cost time, it waits.
+pub fn copy(from: &Path, dir: &Path, machine: Option<&Path>, id: &str) -> io::Result<Backing> {
+    let live = machine.map(|machine| Live::find(machine, id)).transpose()?.flatten();
+    match (backing(from)?, live) {
+        (Backing::Image, live) => appear(dir, |draft| {
+            copy_image(from, draft, live.as_ref())?;
+            copy_owner(from, draft)?;
+            Ok(Backing::Image)
+        }),
+        (Backing::Directory, Some(_)) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "the volume is a directory, which cannot be copied as of one moment while a machine runs on it; \
+             stop the machine first",
+        )),
+        (Backing::Directory, None) => appear(dir, |draft| {
+            run_copy(&from.join(DATA), &draft.join(DATA))?;
+            copy_owner(from, draft)?;
+            Ok(Backing::Directory)
+        }),
+    }
+}
+
+fn copy_owner(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::copy(from.join(OWNER), to.join(OWNER)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// How the volume in `dir` is kept.
+pub fn backing(dir: &Path) -> io::Result<Backing> {
+    if dir.join(IMAGE).exists() {
+        return Ok(Backing::Image);
+    }
+    match fs::metadata(dir.join(DATA))?.is_dir() {
+        true => Ok(Backing::Directory),
+        false => Err(io::Error::other("it has neither an image nor a directory of data")),
+    }
+}
+
+/// Whether something on this host writes to the volume in `dir`, or still holds it.
+pub fn is_used(dir: &Path) -> io::Result<bool> {
+    match mount::lock(dir) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// How many bytes of the disk a volume or snapshot takes.
+pub fn stored_bytes(dir: &Path) -> io::Result<u64> {
+    match backing(dir)? {
+        Backing::Image => Ok(fs::metadata(dir.join(IMAGE))?.blocks() * 512),
+        Backing::Directory => tree_bytes(&dir.join(DATA)),
+    }
+}
+
+fn tree_bytes(dir: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        sum += meta.blocks() * 512;
+        if meta.is_dir() {
+            sum += tree_bytes(&entry.path())?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Makes the volume in `dir` longer: at once if nobody has it mounted, or if the kernel can while `machine`'s Machine
+/// runs; else [`settle`] does before the next start.
+pub fn grow(dir: &Path, bytes: u64, machine: Option<&Path>, id: &str) -> io::Result<Growth> {
+    if backing(dir)? == Backing::Directory {
+        return Ok(Growth::Done);
+    }
+    let file = OpenOptions::new().write(true).open(dir.join(IMAGE))?;
+    if file.metadata()?.len() < bytes {
+        file.set_len(bytes)?;
+        file.sync_all()?;
+    }
+    match machine.map(|machine| Live::find(machine, id)).transpose()?.flatten() {
+        Some(live) => live.grow(bytes),
+        None if is_used(dir)? => Ok(Growth::AtNextStart),
+        None => settle(dir).map(|()| Growth::Done),
+    }
+}
+
+/// Before a start: makes the file system as long as its image.
+pub fn settle(dir: &Path) -> io::Result<()> {
+    if backing(dir)? == Backing::Directory {
+        return Ok(());
+    }
+    let image = dir.join(IMAGE);
+    let file = File::open(&image)?;
+    let (files, whole) = (ext4_bytes(&file)?, file.metadata()?.len());
+    // Less than a block group may be left over at the end, which no file system wants.
+    if whole < files + (128 << 20) {
+        return Ok(());
+    }
+    // 1 says that something was put in order.
+    run("e2fsck", &["-f", "-p"], &image, 1)?;
+    run("resize2fs", &[], &image, 0)
+}
+
+/// Length of the file system in an image, as its superblock says.
+fn ext4_bytes(file: &File) -> io::Result<u64> {
+    let mut block = [0; 1024];
+    file.read_exact_at(&mut block, 1024)?;
+    let word = |at: usize| {
+        u64::from(u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]))
+    };
+    if block[0x38..0x3a] != [0x53, 0xef] {
+        return Err(io::Error::other("the image holds no ext4"));
+    }
+    let high = if word(0x60) & 0x80 == 0 { 0 } else { word(0x150) };
+    Ok((high << 32 | word(4)) << (10 + word(0x18).min(6)))
+}
+
+/// Removes a volume or snapshot for good.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    let gone = dir.with_extension(GONE);
+    match fs::rename(dir, &gone) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    match fs::remove_dir_all(gone) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes what a killed server left half-made or half-removed in `parent`.
+pub fn clear(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !path.extension().is_some_and(|it| it == DRAFT || it == GONE) {
+            continue;
+        }
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "half a volume remains");
+        }
+    }
+}
+
+/// Lets a Machine write again that a killed server may have left waiting in the middle of a copy.
+pub fn thaw(machine: &Path, id: &str) -> io::Result<()> {
+    let Some(live) = Live::find(machine, id)? else { return Ok(()) };
+    match sys::thaw_files(live.dir.as_fd()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INVAL.raw_os_error()) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A volume that a living Machine has mounted.
+struct Live {
+    dir: OwnedFd,
+    path: PathBuf,
+    /// Keeps the process id from being another's.
+    _shim: OwnedFd,
+}
+
+impl Live {
+    fn find(machine: &Path, id: &str) -> io::Result<Option<Self>> {
+        let Some((pid, shim)) = launch::shim_pid(machine)? else { return Ok(None) };
+        let path = PathBuf::from(format!("/proc/{pid}/root{}/{}", stage::STAGE, mount::place(id)));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(dir) => Ok(Some(Self { dir, path, _shim: shim })),
+            Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The loop device below, or none: what is not ours must not be touched.
+    fn device(&self) -> io::Result<Option<File>> {
+        let device = rustix::fs::fstat(&self.dir)?.st_dev;
+        if rustix::fs::major(device) != LOOP_MAJOR {
+            return Ok(None);
+        }
+        let link = format!("/sys/dev/block/{LOOP_MAJOR}:{}", rustix::fs::minor(device));
+        let name = fs::read_link(link)?;
+        let name = name.file_name().ok_or_else(|| io::Error::other("the device has no name"))?;
+        File::open(Path::new("/dev").join(name)).map(Some)
+    }
+
+    fn grow(&self, bytes: u64) -> io::Result<Growth> {
+        let Some(device) = self.device()? else { return Ok(Growth::Done) };
+        sys::renew_loop_size(device.as_fd())?;
+        let block = u64::try_from(rustix::fs::fstatfs(&self.dir)?.f_bsize).unwrap_or(4096).max(1);
+        match sys::grow_ext4(self.dir.as_fd(), bytes / block) {
+            Ok(()) => Ok(Growth::Done),
+            Err(error) => {
+                tracing::info!(%error, "the kernel lets no mounted volume grow; it grows at the next start");
+                Ok(Growth::AtNextStart)
+            }
+        }
+    }
+}
+
+fn copy_image(from: &Path, draft: &Path, live: Option<&Live>) -> io::Result<()> {
+    let source = File::open(from.join(IMAGE))?;
+    let target = new_file(&draft.join(IMAGE))?;
+    if let Some(live) = live {
+        rustix::fs::syncfs(&live.dir)?;
+    }
+    // A clone is of one moment, as after a loss of power; the journal knows what to do with that.
+    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        return target.sync_all();
+    }
+    let frozen = match live {
+        Some(live) if live.device()?.is_some() => Some(freezer::Frozen::begin(&live.path)?),
+        Some(_) | None => None,
+    };
+    copy_data(&source, &target)?;
+    if let Some(frozen) = frozen {
+        frozen.end()?;
+    }
+    target.sync_all()
+}
+
+/// Copies what is not a hole.
+fn copy_data(source: &File, target: &File) -> io::Result<()> {
+    let len = source.metadata()?.len();
+    target.set_len(len)?;
+    let (mut source, mut target) = (source, target);
+    let mut at = 0;
+    while at < len {
+        let data = match rustix::fs::seek(source, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(source, rustix::fs::SeekFrom::Hole(data))?;
+        source.seek(SeekFrom::Start(data))?;
+        target.seek(SeekFrom::Start(data))?;
+        let mut part = io::BufReader::with_capacity(COPY_BYTES, source.take(end - data));
+        io::copy(&mut part, &mut target)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn run_copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut command = Command::new("cp");
+    finish("cp", command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to), 0)
+}
+
+/// Makes a directory by filling another one that then gets its name.
+fn appear<T>(dir: &Path, fill: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let draft = dir.with_extension(DRAFT);
+    if let Some(parent) = dir.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let made = fs::DirBuilder::new().mode(0o700).create(&draft).and_then(|()| fill(&draft));
+    let done = made.and_then(|made| {
+        fs::rename(&draft, dir)?;
+        if let Some(parent) = dir.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(made)
+    });
+    if done.is_err()
+        && let Err(error) = fs::remove_dir_all(&draft)
+    {
+        tracing::debug!(%error, path = %draft.display(), "half a volume goes with the next start");
+    }
+    done
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Runs a program of e2fsprogs on an image; exit codes up to `code_max` are success.
+fn run(program: &str, args: &[&str], image: &Path, code_max: i32) -> io::Result<()> {
+    finish(program, Command::new(program).args(args).arg(image), code_max)
+}
+
+fn finish(program: &str, command: &mut Command, code_max: i32) -> io::Result<()> {
+    let output = command
+        .env_clear()
+        .env("PATH", PATH)
+        .env("LC_ALL", "C")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("could not run {program}: {error}"))
+        })?;
+    if output.status.code().is_some_and(|code| code <= code_max) {
+        return Ok(());
+    }
+    let words = [output.stderr, output.stdout].concat();
+    let words = String::from_utf8_lossy(&words);
+    let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    Err(io::Error::other(format!("{program} failed ({}): {}", output.status, last.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_hide_what_the_platform_mounts_are_refused() {
+        for path in ["", "data", "/", "//.", "/a/../b", "/proc", "/sys/x", "/dev//shm", "/.perch"] {
+            assert!(bad_path(path).is_some(), "{path:?}");
+        }
+        for path in
+            ["/data", "/var/lib/postgresql/data", "/sysdata", "/a.b/../c".trim_end_matches("/../c")]
+        {
+            assert_eq!(bad_path(path), None, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_half_made_or_half_removed_goes_and_nothing_else_does() -> io::Result<()> {
+        let parent = crate::scratch_dir("volumes-clear")?;
+        for name in ["vol_1", "vol_2.new", "vol_3.gone"] {
+            fs::create_dir_all(parent.join(name).join(DATA))?;
+        }
+        clear(&parent);
+        let left: Vec<_> = fs::read_dir(&parent)?.flatten().map(|it| it.file_name()).collect();
+        assert_eq!(left, ["vol_1"]);
+        fs::remove_dir_all(parent)
+    }
+
+    #[test]
+    fn holes_stay_holes_in_a_copy() -> io::Result<()> {
+        let dir = crate::scratch_dir("volumes-copy")?;
+        let source = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.join("a"))?;
+        source.set_len(64 << 20)?;
+        source.write_all_at(b"here", 32 << 20)?;
+        let target = new_file(&dir.join("b"))?;
+        copy_data(&source, &target)?;
+        let copied = File::open(dir.join("b"))?;
+        let mut bytes = [0; 4];
+        copied.read_exact_at(&mut bytes, 32 << 20)?;
+        let meta = copied.metadata()?;
+        assert_eq!((&bytes, meta.len()), (b"here", 64 << 20));
+        assert!(meta.blocks() * 512 < 8 << 20, "{} blocks", meta.blocks());
+        fs::remove_dir_all(dir)
+    }
+}

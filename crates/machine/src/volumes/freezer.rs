@@ -1,0 +1,114 @@
+//! Holds a file system still while it is copied: `perch freeze DIR`, a process of its own.
+//!
+//! ```text
+//!  server ──spawn──► FIFREEZE ─► "frozen" ─► waits for the end of its input ─► FITHAW ─► exit 0
+//! ```
+//!
+//! A file system that is frozen stays so whoever dies. This process ends the freeze when the server says so, when the
+//! server is dead (its input ends then), and after [`FREEZE_MAX`] in any case; no signal but SIGKILL keeps it from that,
+//! and after that one the next server thaws what it adopts.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::sys;
+
+/// A program that waits longer for its disk is taken for hung; what is not copied by then is not copied.
+const FREEZE_MAX: Duration = Duration::from_secs(60);
+const FROZEN: &str = "frozen";
+/// Exit code of one that ended the freeze before it was told to.
+const TOO_LATE: u8 = 3;
+
+/// A file system in which nobody can write.
+pub(super) struct Frozen(Child);
+
+impl Frozen {
+    pub(super) fn begin(dir: &Path) -> io::Result<Self> {
+        let mut child = Command::new("/proc/self/exe")
+            .arg("freeze")
+            .arg(dir)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        match line.trim() {
+            FROZEN => Ok(Self(child)),
+            why => {
+                let error = io::Error::other(format!("could not hold the volume still: {why}"));
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets everybody write again.
+    ///
+    /// # Errors
+    /// When somebody could already before, so that a copy is of no one moment.
+    pub(super) fn end(mut self) -> io::Result<()> {
+        drop(self.0.stdin.take());
+        match self.0.wait()?.success() {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!(
+                    "the volume could not be copied within the {} s for which its machine may be kept from \
+                     writing; stop the machine and repeat",
+                    FREEZE_MAX.as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        if let Err(error) = self.0.wait() {
+            tracing::warn!(%error, "a volume may stay frozen for some seconds");
+        }
+    }
+}
+
+/// Entry point of `perch freeze DIR`. Call it first thing in `main`, before any thread exists.
+pub fn main(dir: &Path) -> ExitCode {
+    let told = match hold(dir) {
+        Ok(code) => return code,
+        Err(error) => error.to_string(),
+    };
+    if let Err(error) = writeln!(io::stdout(), "{told}") {
+        eprintln!("could not answer: {error}");
+    }
+    ExitCode::FAILURE
+}
+
+fn hold(dir: &Path) -> io::Result<ExitCode> {
+    sys::close_inherited()?;
+    rustix::process::setsid()?;
+    sys::outlast_signals()?;
+    let dir = File::open(dir)?;
+    sys::freeze_files(dir.as_fd())?;
+    let asked = writeln!(io::stdout(), "{FROZEN}").and_then(|()| until_input_ends());
+    sys::thaw_files(dir.as_fd())?;
+    Ok(ExitCode::from(if asked? { 0 } else { TOO_LATE }))
+}
+
+/// Whether the input ended within the time.
+fn until_input_ends() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    let time = Timespec { tv_sec: FREEZE_MAX.as_secs() as i64, tv_nsec: 0 };
+    Ok(poll(&mut fds, Some(&time))? > 0)
+}
