@@ -5,14 +5,18 @@
 //! inside" and "nobody may enter any more" are one step:
 //!
 //! ```text
-//!  63      62    61        32 31            0
-//! closed  used     epoch          in flight
+//!  63      62    61   40 39    20 19        0
+//! closed  used   epoch   parked   in flight
 //!
 //!          claim            release           close_if_idle          open(next run)
 //!  open,0 ───────► open,n ─────────► open,0 ───────────────► closed,0 ─────────► open,0
 //! ```
 //!
-//! *epoch* is the run of the Machine (its low 30 bits): a claim made for an older run is refused
+//! *parked* counts those of the in flight that are connections on which nothing moves and nothing is owed.
+//! They take places, but they are no load: the word can be closed with them inside, and who goes on then
+//! waits for the Machine to wake.
+//!
+//! *epoch* is the run of the Machine (its low 22 bits): a claim made for an older run is refused
 //! and a release of an older run changes nothing, so a late connection of a dead run can neither
 //! enter nor confuse its successor. *used* remembers that a request that counts (not one of the
 //! same pool, AS-23) entered since the balancer last looked at the idle word.
@@ -24,9 +28,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const CLOSED: u64 = 1 << 63;
 const USED: u64 = 1 << 62;
-const EPOCH_SHIFT: u32 = 32;
-const EPOCH_MASK: u64 = 0x3fff_ffff << EPOCH_SHIFT;
-const IN_FLIGHT_MASK: u64 = 0xffff_ffff;
+const EPOCH_SHIFT: u32 = 40;
+const EPOCH_MASK: u64 = 0x3f_ffff << EPOCH_SHIFT;
+const PARKED_SHIFT: u32 = 20;
+const PARKED_ONE: u64 = 1 << PARKED_SHIFT;
+const COUNT_MASK: u64 = 0xf_ffff;
 
 /// The limits of one Machine and service, ready for comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +42,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Makes limits: at least 1 each, `soft` at most `hard`; without a hard limit about 4 billion.
+    /// Makes limits: at least 1 each, `soft` at most `hard`; without a hard limit about a million, which
+    /// is as far as a word counts.
     pub fn new(soft: u32, hard: Option<u32>) -> Self {
-        let hard = hard.unwrap_or(u32::MAX).max(1);
+        let hard = hard.unwrap_or(u32::MAX).clamp(1, COUNT_MASK as u32);
         Self { soft: soft.clamp(1, hard), hard }
     }
 
@@ -84,21 +91,36 @@ pub enum Origin {
     SamePool,
 }
 
-/// How one claim or release changed the number in flight.
+/// How one step changed the numbers of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     /// In flight before.
     pub from: u32,
     /// In flight after.
     pub to: u32,
+    /// Of them load, not parked, before.
+    pub load_from: u32,
+    /// Of them load, not parked, after.
+    pub load_to: u32,
 }
 
 impl Change {
-    /// Whether the balancer must hear of it: the first in, the last out, or a border of a band
+    fn of(before: u64, after: u64) -> Self {
+        Self {
+            from: in_flight(before),
+            to: in_flight(after),
+            load_from: load(before),
+            load_to: load(after),
+        }
+    }
+
+    /// Whether the balancer must hear of it: the first load, the last, or a border of a band
     /// crossed (reaching `soft` or `hard`, and the way back).
     pub fn is_edge(self, limits: Limits) -> bool {
-        let (low, high) = (self.from.min(self.to), self.from.max(self.to));
-        low == 0 || high == limits.soft || high == limits.hard
+        let high = self.from.max(self.to);
+        let band = self.from != self.to && (high == limits.soft || high == limits.hard);
+        let idle = self.load_from != self.load_to && self.load_from.min(self.load_to) == 0;
+        idle || band
     }
 }
 
@@ -116,9 +138,9 @@ pub enum Refusal {
 /// Why an idle word could not be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Busy {
-    /// So many are inside.
+    /// So many are inside and not parked.
     InFlight(u32),
-    /// Empty, but used since the balancer last looked: its idle clock is out of date.
+    /// Without load, but used since the balancer last looked: its idle clock is out of date.
     Used,
     /// The word belongs to another run.
     OtherRun,
@@ -152,7 +174,7 @@ impl AdmissionWord {
         loop {
             let next = claimed(word, run, limits, origin)?;
             match self.swap(word, next) {
-                Ok(()) => return Ok(Change { from: in_flight(word), to: in_flight(next) }),
+                Ok(()) => return Ok(Change::of(word, next)),
                 Err(seen) => word = seen,
             }
         }
@@ -161,20 +183,59 @@ impl AdmissionWord {
     /// Takes one request of `run` out again; `None` (and nothing changed) if the word has moved on
     /// to another run.
     pub fn release(&self, run: u64) -> Option<Change> {
+        self.step(run, |word| (0 < load(word)).then(|| word - 1))
+    }
+
+    /// The same for one that is parked.
+    pub fn release_parked(&self, run: u64) -> Option<Change> {
+        self.step(run, |word| (0 < parked(word)).then(|| word - PARKED_ONE - 1))
+    }
+
+    /// Counts one of those inside as parked; `None` as for [`Self::release`].
+    pub fn park(&self, run: u64) -> Option<Change> {
+        self.step(run, |word| (0 < load(word)).then(|| word + PARKED_ONE))
+    }
+
+    /// Counts a parked one as load again, and as use if its bytes count, unless the word is closed.
+    ///
+    /// # Errors
+    /// [`Refusal`] when nothing was changed.
+    pub fn unpark(&self, run: u64, origin: Origin) -> Result<Change, Refusal> {
+        let change = self.step(run, |word| {
+            (word & CLOSED == 0 && 0 < parked(word)).then(|| unparked(word, origin))
+        });
+        match change {
+            Some(change) => Ok(change),
+            None if self.is_of(run) => Err(Refusal::Closed),
+            None => Err(Refusal::OtherRun),
+        }
+    }
+
+    /// The same, closed or not; `None` if the word has moved on to another run.
+    pub fn unpark_anyway(&self, run: u64, origin: Origin) -> Option<Change> {
+        self.step(run, |word| (0 < parked(word)).then(|| unparked(word, origin)))
+    }
+
+    /// Whether the word belongs to this run.
+    pub fn is_of(&self, run: u64) -> bool {
+        epoch(self.0.load(Ordering::Acquire)) == low(run)
+    }
+
+    fn step(&self, run: u64, next: impl Fn(u64) -> Option<u64>) -> Option<Change> {
         let mut word = self.0.load(Ordering::Acquire);
         loop {
-            let from = in_flight(word);
-            if epoch(word) != low(run) || from == 0 {
+            if epoch(word) != low(run) {
                 return None;
             }
-            match self.swap(word, word - 1) {
-                Ok(()) => return Some(Change { from, to: from - 1 }),
+            let after = next(word)?;
+            match self.swap(word, after) {
+                Ok(()) => return Some(Change::of(word, after)),
                 Err(seen) => word = seen,
             }
         }
     }
 
-    /// Closes the word if it is open, empty and unused since the balancer last looked.
+    /// Closes the word if it is open, without load and unused since the balancer last looked.
     ///
     /// # Errors
     /// [`Busy`] when nothing was changed.
@@ -184,8 +245,8 @@ impl AdmissionWord {
             if epoch(word) != low(run) {
                 return Err(Busy::OtherRun);
             }
-            if in_flight(word) > 0 {
-                return Err(Busy::InFlight(in_flight(word)));
+            if load(word) > 0 {
+                return Err(Busy::InFlight(load(word)));
             }
             if word & USED != 0 {
                 return Err(Busy::Used);
@@ -216,13 +277,13 @@ impl AdmissionWord {
         }
     }
 
-    /// Whether a request that counts entered since the last call that found the word empty; forgets
-    /// it if nobody is inside now. While somebody is inside the answer stays for later.
+    /// Whether a request that counts entered since the last call that found the word without load;
+    /// forgets it if there is none now. While there is load the answer stays for later.
     pub fn take_used(&self) -> bool {
         let mut word = self.0.load(Ordering::Acquire);
         loop {
             let used = word & USED != 0;
-            if !used || in_flight(word) > 0 {
+            if !used || load(word) > 0 {
                 return used;
             }
             match self.swap(word, word & !USED) {
@@ -245,11 +306,17 @@ impl AdmissionWord {
         if epoch(word) == low(run) { in_flight(word) } else { 0 }
     }
 
+    /// How many of this run are load: inside and not parked.
+    pub fn load(&self, run: u64) -> u32 {
+        let word = self.0.load(Ordering::Acquire);
+        if epoch(word) == low(run) { load(word) } else { 0 }
+    }
+
     /// Counts one in without any check: only for planted bugs.
     #[doc(hidden)]
     pub fn force(&self) -> Change {
-        let from = in_flight(self.0.fetch_add(1, Ordering::AcqRel));
-        Change { from, to: from + 1 }
+        let before = self.0.fetch_add(1, Ordering::AcqRel);
+        Change::of(before, before + 1)
     }
 
     fn swap(&self, word: u64, next: u64) -> Result<(), u64> {
@@ -274,8 +341,23 @@ fn claimed(word: u64, run: u64, limits: Limits, origin: Origin) -> Result<u64, R
     }
 }
 
+fn unparked(word: u64, origin: Origin) -> u64 {
+    match origin {
+        Origin::Caller => (word - PARKED_ONE) | USED,
+        Origin::SamePool => word - PARKED_ONE,
+    }
+}
+
 fn in_flight(word: u64) -> u32 {
-    (word & IN_FLIGHT_MASK) as u32
+    (word & COUNT_MASK) as u32
+}
+
+fn parked(word: u64) -> u32 {
+    (word >> PARKED_SHIFT & COUNT_MASK) as u32
+}
+
+fn load(word: u64) -> u32 {
+    in_flight(word) - parked(word)
 }
 
 fn epoch(word: u64) -> u64 {
@@ -371,24 +453,49 @@ mod tests {
         assert_eq!(word.close(), 1);
         word.open(1);
         assert_eq!(word.observe(), Observed { closed: false, in_flight: 1 });
-        assert_eq!(word.release(1), Some(Change { from: 1, to: 0 }));
+        assert_eq!(word.release(1), Some(change(1, 0)));
         assert_eq!(word.release(1), None);
+    }
+
+    #[test]
+    fn who_is_parked_has_a_place_and_is_no_load() {
+        let word = open_word(1);
+        for _ in 0..3 {
+            word.claim(1, limits(), Origin::Caller).expect("there is room for three");
+        }
+        let steps: Vec<_> = (0..3).filter_map(|_| word.park(1)).map(|c| c.load_to).collect();
+        assert_eq!(steps, [2, 1, 0]);
+        assert_eq!(word.park(1), None, "nobody is left");
+        assert_eq!(word.claim(1, limits(), Origin::Caller), Err(Refusal::Full));
+        assert!(word.take_used());
+        assert_eq!(word.close_if_idle(1), Ok(()));
+        assert_eq!(word.unpark(1, Origin::Caller), Err(Refusal::Closed));
+        word.open(1);
+        assert!(word.unpark(1, Origin::Caller).is_ok_and(|c| c.is_edge(limits())));
+        assert_eq!(word.close_if_idle(1), Err(Busy::InFlight(1)));
+        assert_eq!(word.release(1).map(|c| (c.to, c.load_to)), Some((2, 0)));
+        assert_eq!(word.release_parked(1).map(|c| (c.to, c.load_to)), Some((1, 0)));
+        word.open(2);
+        assert_eq!(word.unpark(1, Origin::Caller), Err(Refusal::OtherRun));
+        assert_eq!((word.release_parked(1), word.load(2)), (None, 0));
+    }
+
+    fn change(from: u32, to: u32) -> Change {
+        Change { from, to, load_from: from, load_to: to }
     }
 
     #[test]
     fn edges_are_first_last_and_the_borders_of_bands() {
         let limits = Limits::new(5, Some(9));
-        let ups: Vec<u32> =
-            (0..9).filter(|&n| Change { from: n, to: n + 1 }.is_edge(limits)).collect();
-        let downs: Vec<u32> =
-            (1..=9).filter(|&n| Change { from: n, to: n - 1 }.is_edge(limits)).collect();
+        let ups: Vec<u32> = (0..9).filter(|&n| change(n, n + 1).is_edge(limits)).collect();
+        let downs: Vec<u32> = (1..=9).filter(|&n| change(n, n - 1).is_edge(limits)).collect();
         assert_eq!(ups, [0, 4, 8]);
         assert_eq!(downs, [1, 5, 9]);
     }
 
     #[test]
     fn limits_are_made_consistent() {
-        assert_eq!(Limits::new(0, None), Limits { soft: 1, hard: u32::MAX });
+        assert_eq!(Limits::new(0, None), Limits { soft: 1, hard: COUNT_MASK as u32 });
         assert_eq!(Limits::new(25, Some(20)), Limits { soft: 20, hard: 20 });
         assert_eq!(Limits::new(1, Some(0)).hard(), 1);
     }

@@ -100,6 +100,7 @@ use crate::time::Timestamp;
 
 mod machine;
 mod pools;
+mod recall;
 mod route;
 mod slots;
 mod start;
@@ -116,6 +117,8 @@ pub use slots::StartSlots;
 
 /// How long an excess Machine with load is kept out of rotation before it is put back (AS-63).
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// So long after connections were let go on, it is looked again for who may sleep.
+const AFTER_RECALL: Duration = Duration::from_millis(1);
 /// After so many failures in a row of every Machine, waiting callers are told: the first could be
 /// chance, the second bad luck; with back-off three take at least 3 s.
 pub const START_TRIES_MAX: u32 = 3;
@@ -212,6 +215,14 @@ pub enum Event {
         /// The Machine.
         machine: MachineId,
         /// Its run.
+        run: u64,
+    },
+    /// A connection that has a place in this run ([`Claim`]) wants to go on, and is not
+    /// [`Claim::is_ready`]. To be said again after a new balancer was made.
+    Recall {
+        /// The Machine.
+        machine: MachineId,
+        /// The run.
         run: u64,
     },
     /// The shell holds what thaws this run of the Machine ([`Effect::Thaw`]).
@@ -357,6 +368,12 @@ pub enum Effect {
         /// The place; counted.
         claim: Claim,
     },
+    /// All connections of this Machine for which [`Event::Recall`] was said may go on
+    /// ([`Claim::go_on`]), or their run has ended.
+    Recalled {
+        /// The Machine.
+        machine: MachineId,
+    },
     /// Send the first so many callers of the queue away.
     Fail {
         /// The port.
@@ -393,8 +410,10 @@ pub struct Belief {
     pub run: u64,
     /// Whether new requests may enter.
     pub open: bool,
-    /// In flight over all services.
+    /// Load over all services: in flight and not parked.
     pub in_flight: u64,
+    /// Connections over all services that are parked ([`Claim::park`]).
+    pub parked: u64,
     /// Whether a start or stop was asked for and not answered.
     pub asked: bool,
     /// Since when nobody has used it; the last use while somebody is inside.
@@ -413,6 +432,8 @@ pub struct Balancer {
     own_calls: BTreeMap<u16, usize>,
     last_attempt: u64,
     lots: u64,
+    /// When connections were last let go on.
+    recalled_at: Option<Timestamp>,
     effects: VecDeque<Effect>,
     timeout: Option<(Timestamp, &'static str)>,
     mutant: Mutant,
@@ -437,6 +458,7 @@ impl Balancer {
             own_calls: BTreeMap::new(),
             last_attempt: settings.first_attempt,
             lots: 0,
+            recalled_at: None,
             effects: VecDeque::new(),
             timeout: None,
             mutant,
@@ -466,6 +488,7 @@ impl Balancer {
                 self.on_drain(machine, run, token, now + timeout);
             }
             Event::Undrain { machine, run } => self.on_undrain(machine, run),
+            Event::Recall { machine, run } => self.on_recall(machine, run),
             Event::Freezer { machine, run } => self.on_freezer(machine, run),
             Event::Thawed { machine, attempt, outcome } => {
                 self.on_thawed(machine, attempt, outcome, now);
@@ -530,7 +553,11 @@ impl Balancer {
         self.expire(now);
         self.admit_waiting(now);
         self.wake(now);
-        self.sleep(now);
+        self.recall(now);
+        // Who has just been recalled is about to be load, and nobody should sleep before that is known.
+        if self.recalled_at != Some(now) {
+            self.sleep(now);
+        }
         self.fail_hopeless(now);
         self.listen_for_pressure(now);
     }
@@ -567,7 +594,7 @@ impl Balancer {
 
     fn on_edge(&mut self, edge: Edge, now: Timestamp) {
         let Some(machine) = self.machines.get_mut(&edge.machine) else { return };
-        if machine.view.run != edge.run || edge.change.to != 0 {
+        if machine.view.run != edge.run || edge.change.load_to != 0 {
             return;
         }
         let used = machine.take_used();
@@ -754,6 +781,8 @@ impl Balancer {
 
     fn next_timeout(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
         let of_machines = self.machines.values().filter_map(|m| m.next_timeout(now));
-        of_machines.chain(self.pool_timeouts(now)).filter(|(at, _)| now < *at).min()
+        let recalled = self.recalled_at.filter(|at| *at == now);
+        let recalled = recalled.map(|at| (at + AFTER_RECALL, "connections were recalled"));
+        of_machines.chain(self.pool_timeouts(now)).chain(recalled).filter(|(at, _)| now < *at).min()
     }
 }

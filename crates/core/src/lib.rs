@@ -25,5 +25,6 @@ pub mod lifecycle;
 pub mod memory;
 #[doc(hidden)]
 pub mod mutant;
+pub mod quiet;
 pub mod service;
 pub mod time;

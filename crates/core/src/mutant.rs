@@ -53,11 +53,15 @@ pub enum Mutant {
     LateFreezeAccepted,
     /// After a thaw of our own, old news of the server is believed.
     ThawForgotten,
+    /// A connection whose caller waits for an answer is taken for idle.
+    OwedIsIdle,
+    /// A connection that goes on does not wake its Machine.
+    RecallIgnored,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -81,5 +85,7 @@ impl Mutant {
         Self::ResumeDoesNotThaw,
         Self::LateFreezeAccepted,
         Self::ThawForgotten,
+        Self::OwedIsIdle,
+        Self::RecallIgnored,
     ];
 }

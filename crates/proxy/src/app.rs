@@ -5,6 +5,7 @@
 //! back, a waiter gone) queue up behind, so that the balancer is never entered twice. One small task
 //! per app sleeps until the balancer's next timeout.
 
+mod nap;
 mod thaw;
 
 use std::cell::{Cell, RefCell};
@@ -209,6 +210,7 @@ pub(crate) struct App {
     wakes: RefCell<BTreeMap<MachineId, Wake>>,
     /// What thaws them.
     freezers: RefCell<BTreeMap<MachineId, Freezer>>,
+    naps: nap::Naps,
     /// As of the last change, for a balancer that must begin anew.
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
@@ -244,6 +246,7 @@ impl App {
             woken: RefCell::default(),
             wakes: RefCell::default(),
             freezers: RefCell::default(),
+            naps: nap::Naps::default(),
             machines: RefCell::default(),
             events: RefCell::default(),
             busy: Cell::new(false),
@@ -372,8 +375,13 @@ impl App {
 
     /// Feeds one event and carries out what follows from it.
     pub(crate) fn handle(self: &Rc<Self>, event: Event) {
-        if let Event::PoolChanged(machines) = &event {
-            self.machines.borrow_mut().clone_from(machines);
+        match &event {
+            Event::PoolChanged(machines) => self.machines.borrow_mut().clone_from(machines),
+            // Only where somebody rests: the last of others pays nothing for it.
+            Event::Edge(edge) if edge.change.load_to == 0 && edge.change.to != 0 => {
+                self.note_work(edge.machine);
+            }
+            _ => {}
         }
         self.events.borrow_mut().push_back(event);
         if !self.busy.replace(true) {
@@ -434,6 +442,7 @@ impl App {
         if self.server.is_ready() {
             events.push_back(Event::ServerReady);
         }
+        events.extend(self.naps.recalls());
         for (port, queue) in self.queues.borrow().iter() {
             events.push_back(Event::OwnCalls { port: *port, waiting: queue.own });
             events.push_back(Event::Demand { port: *port, waiting: queue.waiters.len() });
@@ -486,6 +495,11 @@ impl App {
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
+            Effect::Stop { machine, attempt, .. } if self.is_at_work(machine) => {
+                let reason = "its program is at work".to_owned();
+                let outcome = StopOutcome::Refused { reason };
+                self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
+            }
             Effect::Stop { machine, run, attempt, reason } => {
                 self.upstreams.close(machine);
                 let reason = convert::stop_reason(reason);
@@ -494,6 +508,7 @@ impl App {
                 self.server.tell(FromProxy::Stop { machine, run, attempt, reason });
             }
             Effect::Admit { port, claim } => self.admit(port, claim),
+            Effect::Recalled { machine } => self.naps.go_on(machine),
             Effect::Fail { port, waiters, reason } => self.fail(port, waiters, &reason),
             Effect::Drained { machine, token, in_flight } => {
                 self.upstreams.close(machine);

@@ -18,6 +18,7 @@ mod choices;
 mod plan;
 mod proxy;
 mod server;
+mod talk;
 mod world;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use perch_core::time::Timestamp;
 
 use crate::plan::{START_TIMEOUT, id, index};
 use crate::server::{AppTruth, End};
+use crate::talk::Talk;
 use crate::world::{Ev, ToProxy, ToServer, World};
 
 /// One life of the proxy.
@@ -29,6 +30,7 @@ pub(crate) struct Proxy {
     /// What was sent and not answered, counted without the slots.
     pub(crate) sent: BTreeSet<(usize, u64)>,
     pub(crate) serving: BTreeMap<u64, Claim>,
+    pub(crate) talks: BTreeMap<u64, Talk>,
     pub(crate) books: Vec<Book>,
     server_ready: bool,
 }
@@ -69,7 +71,7 @@ pub(crate) struct Book {
     /// The run that was thawed, and the attempt, until the server has answered.
     pub(crate) thawed: Option<(u64, u64)>,
     /// When a request that counts last ended, or the run came up.
-    used_at: Timestamp,
+    pub(crate) used_at: Timestamp,
     failures: u32,
 }
 
@@ -116,6 +118,7 @@ impl World {
             named: BTreeSet::new(),
             sent: BTreeSet::new(),
             serving: BTreeMap::new(),
+            talks: BTreeMap::new(),
             books: (0..self.truths.len()).map(book).collect(),
             server_ready: false,
         });
@@ -321,10 +324,25 @@ impl World {
         }
     }
 
-    /// Counted by the shell itself, not by the words.
+    /// Load, counted by the shell itself, not by the words.
     pub(crate) fn inside(&self, index: usize, run: u64, service: Option<usize>) -> u32 {
+        self.count(index, run, service, |claim| !claim.is_parked())
+    }
+
+    /// The same with those that are parked.
+    fn seated(&self, index: usize, run: u64, service: Option<usize>) -> u32 {
+        self.count(index, run, service, |_| true)
+    }
+
+    fn count(
+        &self,
+        index: usize,
+        run: u64,
+        service: Option<usize>,
+        counts: fn(&Claim) -> bool,
+    ) -> u32 {
         let Some(proxy) = &self.proxy else { return 0 };
-        let here = proxy.serving.values().filter(|claim| {
+        let here = proxy.serving.values().filter(|claim| counts(claim)).filter(|claim| {
             let endpoint = claim.endpoint();
             let service = service.is_none_or(|s| s == endpoint.service);
             endpoint.machine == id(index) && endpoint.run == run && service
@@ -348,7 +366,7 @@ impl World {
     pub(crate) fn route(&mut self, name: u64) {
         let Some(caller) = self.callers.get(&name).copied() else { return };
         let random = self.choices.any();
-        let before = self.loads();
+        let before = self.seats();
         let Some(proxy) = &self.proxy else { return };
         let Some(balancer) = proxy.balancer(caller.app) else {
             // Nothing is routed to its addresses any more.
@@ -415,8 +433,10 @@ impl World {
         let Some(claim) = proxy.serving.get(&name) else { return };
         let (machine, run) = (index(claim.endpoint().machine), claim.endpoint().run);
         if self.truths[machine].process.is_running(run) {
-            let work = self.callers.get(&name).map_or(Duration::ZERO, |c| c.work);
-            self.later(work, Ev::Finish(name));
+            if !self.begin_talk(name) {
+                let work = self.callers.get(&name).map_or(Duration::ZERO, |c| c.work);
+                self.later(work, Ev::Finish(name));
+            }
         } else if proxy.balancer(self.plan.owner(machine)).is_some_and(|b| b.is_current(claim)) {
             self.later(Duration::from_millis(20), Ev::Connect(name));
         } else {
@@ -459,7 +479,7 @@ impl World {
 
     // ---- the balancer -------------------------------------------------------------------------
 
-    fn edge(&mut self, edge: Option<Edge>) {
+    pub(crate) fn edge(&mut self, edge: Option<Edge>) {
         if let Some(edge) = edge {
             self.balancer_event(self.plan.owner(index(edge.machine)), Event::Edge(edge));
         }
@@ -514,6 +534,7 @@ impl World {
                     self.ask_stop(index(machine), run, attempt, reason);
                 }
                 Effect::Admit { port, claim } => self.admit(app, port, claim),
+                Effect::Recalled { machine } => self.recalled(index(machine)),
                 Effect::Fail { port, waiters, reason } => {
                     self.send_away(app, port, waiters, &reason);
                 }
@@ -612,13 +633,25 @@ impl World {
 
     // ---- what must always hold ----------------------------------------------------------------
 
-    /// Per Machine: open for new requests, in flight per service.
+    /// Per Machine: open for new requests, load per service.
     fn loads(&self) -> Vec<(bool, Vec<u32>)> {
+        self.per_service(Self::inside)
+    }
+
+    /// Per Machine: open for new requests, in flight per service.
+    fn seats(&self) -> Vec<(bool, Vec<u32>)> {
+        self.per_service(Self::seated)
+    }
+
+    fn per_service(
+        &self,
+        count: fn(&Self, usize, u64, Option<usize>) -> u32,
+    ) -> Vec<(bool, Vec<u32>)> {
         let Some(proxy) = &self.proxy else { return Vec::new() };
         let load = |(index, book): (usize, &Book)| {
             let open = self.belief(index).is_some_and(|b| b.open);
             let services = 0..self.plan.app_of(index).services.len();
-            (open, services.map(|s| self.inside(index, book.view.run, Some(s))).collect())
+            (open, services.map(|s| count(self, index, book.view.run, Some(s))).collect())
         };
         proxy.books.iter().enumerate().map(load).collect()
     }
@@ -639,7 +672,7 @@ impl World {
     fn check_limits(&mut self, claim: &Claim) {
         let endpoint = claim.endpoint();
         let (machine, run, service) = (index(endpoint.machine), endpoint.run, endpoint.service);
-        let others = self.inside(machine, run, Some(service));
+        let others = self.seated(machine, run, Some(service));
         if self.plan.app_of(machine).hard() <= others {
             self.fail(&format!("{} gets one more than hard_limit", id(machine)));
         }
@@ -681,7 +714,7 @@ impl World {
             self.fail("a start is asked for without a server");
         } else if let Some(port) = port {
             self.check_start_is_needed(self.plan.owner(machine), port);
-        } else if self.has_room_at_home(self.plan.owner(machine)) {
+        } else if !self.is_recalled(machine) && self.has_room_at_home(self.plan.owner(machine)) {
             self.fail("a start because of load though one has room");
         }
     }
@@ -699,7 +732,7 @@ impl World {
 
     /// PX-62: other regions are no relief.
     fn has_room_at_home(&self, app: usize) -> bool {
-        let (loads, app) = (self.loads(), &self.plan.apps[app]);
+        let (loads, app) = (self.seats(), &self.plan.apps[app]);
         let mut here = app.machines.clone().filter(|m| self.plan.region(*m) == Region::LOCAL);
         here.any(|m| loads[m].0 && loads[m].1.iter().all(|l| *l < app.soft()))
     }
@@ -734,6 +767,8 @@ impl World {
         let quiet = self.now.since(book.used_at);
         let wrong = if self.inside(machine, run, None) > 0 {
             Some("with load")
+        } else if self.owes(machine, run) {
+            Some("with an answer owed")
         } else if book.view.leased || book.view.cordoned {
             Some("though it is leased or cordoned")
         } else if !proxy.server_ready {
@@ -811,9 +846,12 @@ impl World {
         }
     }
 
-    /// The proxy's own stop must never end a request.
+    /// The proxy's own stop must never end a request. A connection that rested when the stop was asked
+    /// for may go on meanwhile, and is cut where a freeze fails (AS-54).
     pub(crate) fn check_nobody_cut(&mut self, machine: usize, run: u64) {
-        if self.inside(machine, run, None) > 0 {
+        let Some(proxy) = &self.proxy else { return };
+        let mut requests = proxy.serving.iter().filter(|(name, _)| !proxy.talks.contains_key(name));
+        if requests.any(|(_, c)| (c.endpoint().machine, c.endpoint().run) == (id(machine), run)) {
             self.fail(&format!("{} is ended with requests inside", id(machine)));
         }
     }

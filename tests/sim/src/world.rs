@@ -75,6 +75,10 @@ pub(crate) enum Ev {
     Connect(u64),
     Finish(u64),
     LeaveQueue(u64),
+    /// A connection that stays: its answer comes, it asks again, it is looked at.
+    Answer(u64),
+    Talk(u64),
+    Look(u64),
 }
 
 /// Server to proxy.
@@ -286,6 +290,9 @@ impl World {
             Ev::Connect(name) => self.connect_to_machine(name),
             Ev::Finish(name) => self.finish(name),
             Ev::LeaveQueue(name) => self.leave_queue(name),
+            Ev::Answer(name) => self.answer(name),
+            Ev::Talk(name) => self.go_on(name),
+            Ev::Look(name) => self.look(name),
         }
     }
 
@@ -641,6 +648,7 @@ impl World {
         if queued > 0 {
             self.fail("callers wait at the end");
         }
+        self.check_talks();
     }
 
     // ---- notes --------------------------------------------------------------------------------

@@ -83,13 +83,15 @@ pub(super) struct Machine {
     pub(super) freezer: Option<u64>,
     /// The attempt by which the shell thawed this run, until the server has answered it.
     pub(super) thawed: Option<u64>,
+    /// The run for which connections wait that have a place in it.
+    pub(super) recalled: Option<u64>,
     pub(super) last_failure: String,
     pub(super) slept_at: Timestamp,
     up_since: Timestamp,
     /// A stop or drain was under way when the server vanished: closed until we know.
-    in_limbo: bool,
+    pub(super) in_limbo: bool,
     failures: u32,
-    retry_at: Option<Timestamp>,
+    pub(super) retry_at: Option<Timestamp>,
 }
 
 impl Machine {
@@ -107,6 +109,7 @@ impl Machine {
             drain: None,
             freezer: None,
             thawed: None,
+            recalled: None,
             last_failure: String::new(),
             slept_at: Timestamp::ZERO,
             up_since: now,
@@ -166,7 +169,7 @@ impl Machine {
         self.is_starting() && self.is_alive() && !self.is_being_suspended()
     }
 
-    fn is_being_suspended(&self) -> bool {
+    pub(super) fn is_being_suspended(&self) -> bool {
         let asked = self.stop.is_some() && self.autostop() == Autostop::Suspend;
         self.view.state == MachineState::Suspending || (self.is_up() && asked)
     }
@@ -176,13 +179,20 @@ impl Machine {
         self.drain.is_some_and(|d| !d.is_by_server())
     }
 
+    /// Load: parked connections are none.
     pub(super) fn in_flight(&self) -> u64 {
-        self.doors.iter().map(|d| u64::from(d.word.in_flight(self.view.run))).sum()
+        self.doors.iter().map(|d| u64::from(d.word.load(self.view.run))).sum()
+    }
+
+    /// Connections that rest.
+    pub(super) fn parked(&self) -> u64 {
+        let all: u64 = self.doors.iter().map(|d| u64::from(d.word.in_flight(self.view.run))).sum();
+        all - self.in_flight()
     }
 
     /// At or over `soft_limit` on any service (AS-65).
     pub(super) fn is_over(&self) -> bool {
-        self.doors.iter().any(|d| d.limits.soft() <= d.word.in_flight(self.view.run))
+        self.doors.iter().any(|d| d.limits.soft() <= d.word.load(self.view.run))
     }
 
     pub(super) fn autostop(&self) -> Autostop {
@@ -221,7 +231,7 @@ impl Machine {
     /// Load of the service behind `port`.
     pub(super) fn in_flight_at(&self, port: u16) -> u64 {
         let door = self.service_for(port).and_then(|(index, _)| self.doors.get(index));
-        door.map_or(0, |d| u64::from(d.word.in_flight(self.view.run)))
+        door.map_or(0, |d| u64::from(d.word.load(self.view.run)))
     }
 
     /// Neither gone nor going for ever.
@@ -310,6 +320,7 @@ impl Machine {
             run: self.view.run,
             open: self.is_open(),
             in_flight: self.in_flight(),
+            parked: self.parked(),
             asked: self.start.is_some() || self.stop.is_some(),
             quiet_since: self.quiet_since,
         }
@@ -323,6 +334,7 @@ impl Machine {
             machine: self.view.id,
             run: self.view.run,
             service: index,
+            naps: self.naps(service),
             target: SocketAddrV4::new(self.view.link_ip, service.internal_port),
             nearby: if home { Nearby::SameRegion } else { Nearby::OtherRegion },
             limits: door.limits,

@@ -1,11 +1,13 @@
 //! The warm path: which Machine gets this request, decided and counted in one step (PX-60..63).
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::admission::{AdmissionWord, Band, Change, Limits, Origin};
+use crate::admission::{AdmissionWord, Band, Change, Limits, Origin, Refusal};
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
 
@@ -20,6 +22,9 @@ pub struct Endpoint {
     pub service: usize,
     /// Where its program listens: link address and internal port (FC-21).
     pub target: SocketAddrV4,
+    /// Its connections may be parked, because it is suspended when nobody needs it and woken by a byte:
+    /// its `auto_stop_after`.
+    pub naps: Option<Duration>,
     pub(super) nearby: Nearby,
     pub(super) limits: Limits,
     pub(super) word: Arc<AdmissionWord>,
@@ -117,6 +122,7 @@ pub enum Pressure {
 #[must_use = "a claim that is not released keeps its Machine awake for ever"]
 pub struct Claim {
     endpoint: Arc<Endpoint>,
+    parked: Cell<bool>,
 }
 
 impl Claim {
@@ -128,8 +134,59 @@ impl Claim {
     /// Gives the place back; the edge, if any, goes to the balancer at once.
     #[must_use = "the balancer must hear of an edge"]
     pub fn release(self) -> Option<Edge> {
-        let change = self.endpoint.word.release(self.endpoint.run)?;
+        let (word, run) = (&self.endpoint.word, self.endpoint.run);
+        let change = if self.parked.get() { word.release_parked(run) } else { word.release(run) };
+        self.endpoint.edge(change?, Pressure::None)
+    }
+
+    /// Whether bytes may go to the Machine without another thought: the run takes requests, and this
+    /// one is counted as load.
+    pub fn is_ready(&self) -> bool {
+        let word = &self.endpoint.word;
+        !self.parked.get() && !word.observe().closed && word.is_of(self.endpoint.run)
+    }
+
+    /// Whether it is a connection that rests.
+    pub fn is_parked(&self) -> bool {
+        self.parked.get()
+    }
+
+    /// From now on a place, but no load: on this connection nothing moves and nothing is owed.
+    #[must_use = "the balancer must hear of an edge"]
+    pub fn park(&self) -> Option<Edge> {
+        if self.parked.get() {
+            return None;
+        }
+        let change = self.endpoint.word.park(self.endpoint.run)?;
+        self.parked.set(true);
         self.endpoint.edge(change, Pressure::None)
+    }
+
+    /// Load again, if it was parked.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the Machine sleeps or falls asleep ([`super::Event::Recall`]), or its run has ended.
+    pub fn unpark(&self, origin: Origin) -> Result<Option<Edge>, Refusal> {
+        if !self.parked.get() {
+            return if self.is_ready() { Ok(None) } else { Err(Refusal::Closed) };
+        }
+        let change = self.endpoint.word.unpark(self.endpoint.run, origin)?;
+        self.parked.set(false);
+        Ok(self.endpoint.edge(change, Pressure::None))
+    }
+
+    /// The same after [`super::Effect::Recalled`], when the word's closed bit does not matter.
+    ///
+    /// # Errors
+    /// When the run has ended.
+    pub fn go_on(&self, origin: Origin) -> Result<Option<Edge>, Refusal> {
+        let (word, run) = (&self.endpoint.word, self.endpoint.run);
+        if !self.parked.get() {
+            return if word.is_of(run) { Ok(None) } else { Err(Refusal::OtherRun) };
+        }
+        let change = word.unpark_anyway(run, origin).ok_or(Refusal::OtherRun)?;
+        self.parked.set(false);
+        Ok(self.endpoint.edge(change, Pressure::None))
     }
 }
 
@@ -148,7 +205,8 @@ impl Endpoint {
 
     fn admission(self: &Arc<Self>, change: Change, pressure: Pressure) -> Admission {
         let edge = self.edge(change, pressure);
-        Admission { claim: Claim { endpoint: Arc::clone(self) }, edge }
+        let claim = Claim { endpoint: Arc::clone(self), parked: Cell::new(false) };
+        Admission { claim, edge }
     }
 
     /// How little we want to use it: region and band first, then load. `None`: not at all.

@@ -127,7 +127,7 @@ impl Balancer {
         ranked.min().map(|(_, readiness, _, id)| (readiness, id))
     }
 
-    fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {
+    pub(super) fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {
         let attempt = self.next_attempt();
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.set_start(attempt, now);

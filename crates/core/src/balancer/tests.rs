@@ -462,6 +462,38 @@ fn a_thaw_that_fails_is_a_start_of_the_server() {
 }
 
 #[test]
+fn a_resting_connection_is_no_load_and_going_on_wakes_its_own_machine() {
+    let napping = |state| up(1).autostop(Autostop::Suspend).state(state);
+    let mut world = World::new(vec![napping(MachineState::Started)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    let claim = world.enter();
+    assert!(claim.endpoint().naps.is_some());
+    let edge = claim.park();
+    world.edge(edge);
+    assert_eq!(world.run_until(Duration::from_secs(3600)), ["stop 1 run 1"]);
+    assert!(claim.unpark(Origin::Caller).is_err());
+    world.change(vec![napping(MachineState::Suspended)]);
+    let recall = Event::Recall { machine: id(1), run: 1 };
+    assert_eq!(world.event(recall), ["thaw 1 run 1"]);
+    assert_eq!(world.event(thawed(1, 2, ThawOutcome::Done)), ["recalled 1"]);
+    let edge = claim.go_on(Origin::Caller).expect("the same run");
+    world.edge(edge);
+    assert_eq!(world.belief(1).in_flight, 1);
+}
+
+#[test]
+fn who_is_recalled_from_a_run_that_ended_is_told() {
+    let mut world = World::new(vec![up(1).autostop(Autostop::Suspend)]);
+    let claim = world.enter();
+    world.change(vec![asleep(1).autostop(Autostop::Suspend).run(2)]);
+    assert_eq!(world.event(Event::Recall { machine: id(1), run: 1 }), ["recalled 1"]);
+    assert_eq!(world.event(Event::Recall { machine: id(7), run: 1 }), ["recalled 7"]);
+    drop(claim.park());
+    drop(claim.release());
+}
+
+#[test]
 fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
     let mut world = World::new(vec![suspended(1)]);
     world.event(Event::ServerReady);
@@ -647,6 +679,7 @@ impl World {
                     self.admitted.push(claim);
                     format!("admit {port} to {machine}")
                 }
+                Effect::Recalled { machine } => format!("recalled {}", machine.as_u64()),
                 Effect::Fail { port, waiters, .. } => format!("fail {waiters} of {port}"),
                 Effect::Drained { machine, token, in_flight } => {
                     format!("drained {} token {token} with {in_flight}", machine.as_u64())

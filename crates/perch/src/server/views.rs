@@ -183,7 +183,11 @@ fn is_platform(caller: IpAddr) -> bool {
 
 /// Who caused a wake, and how the proxy did it if it has.
 pub(crate) fn wake_text(cause: Option<&Cause>, thawed: Option<Thaw>) -> String {
-    let cause = cause.map_or_else(String::new, cause_text);
+    let by_byte = || "the next byte of an open connection".to_owned();
+    let cause = match thawed {
+        Some(_) => cause.map_or_else(by_byte, cause_text),
+        None => cause.map_or_else(String::new, cause_text),
+    };
     match thawed {
         Some(Thaw { micros, .. }) => {
             let millis = Duration::from_micros(micros).as_secs_f64() * 1000.0;

@@ -31,6 +31,7 @@ mod listen;
 mod looking;
 mod manual;
 mod memory;
+mod naps;
 mod networks;
 mod one_deploy;
 mod persistence;

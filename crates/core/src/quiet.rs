@@ -1,0 +1,125 @@
+//! Whether an open connection is load: two bits, and a look at them from time to time.
+//!
+//! ```text
+//!  a byte to the Machine ──► moved, owed          a byte to the caller ──► moved, not owed
+//!
+//!  look: moved ──► load, forget it      owed ──► load, at most OWED_MAX      else ──► it rests
+//! ```
+//!
+//! In flight beats idle: who has asked last waits for an answer, however long nothing is said. A pool's
+//! idle connection, a listener, a subscriber were told something last. One-way senders look as if they
+//! waited for ever, hence the bound.
+
+use std::time::Duration;
+
+use crate::mutant::Mutant;
+
+/// A connection to whose last byte nobody has answered is load for so long.
+pub const OWED_MAX: Duration = Duration::from_secs(3600);
+/// So many looks in an `auto_stop_after`: a connection rests after one to two of them without a byte.
+const LOOKS: u32 = 16;
+/// The longest time between two looks.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+/// The shortest; below it looking would cost more than it finds.
+const LOOK_MIN: Duration = Duration::from_millis(10);
+
+/// What a look finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in use.
+    Load,
+    /// Nothing moves and nothing is owed.
+    Rests,
+}
+
+/// See the module's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quiet {
+    moved: bool,
+    owed: bool,
+    silent: Duration,
+    mutant: Mutant,
+}
+
+impl Quiet {
+    /// A connection on which nothing was said yet.
+    pub fn new() -> Self {
+        Self::with_mutant(Mutant::None)
+    }
+
+    /// With a planted bug, for the simulation.
+    #[doc(hidden)]
+    pub fn with_mutant(mutant: Mutant) -> Self {
+        Self { moved: true, owed: false, silent: Duration::ZERO, mutant }
+    }
+
+    /// The caller has sent something.
+    pub fn note_asked(&mut self) {
+        (self.moved, self.owed) = (true, true);
+    }
+
+    /// The Machine has sent something.
+    pub fn note_answered(&mut self) {
+        (self.moved, self.owed) = (true, false);
+    }
+
+    /// How long until the next look, for this `auto_stop_after`.
+    pub fn pause(auto_stop_after: Duration) -> Duration {
+        (auto_stop_after / LOOKS).clamp(LOOK_MIN, LOOK_MAX)
+    }
+
+    /// Looks, so long after the last time.
+    pub fn look(&mut self, pause: Duration) -> Verdict {
+        if std::mem::take(&mut self.moved) {
+            self.silent = Duration::ZERO;
+            return Verdict::Load;
+        }
+        self.silent = self.silent.saturating_add(pause);
+        let owed = self.owed && self.mutant != Mutant::OwedIsIdle;
+        if owed && self.silent < OWED_MAX { Verdict::Load } else { Verdict::Rests }
+    }
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn it_rests_when_nothing_moved_between_two_looks() {
+        let mut quiet = Quiet::new();
+        assert_eq!(quiet.look(PAUSE), Verdict::Load);
+        assert_eq!(quiet.look(PAUSE), Verdict::Rests);
+        quiet.note_answered();
+        assert_eq!(quiet.look(PAUSE), Verdict::Load);
+        assert_eq!(quiet.look(PAUSE), Verdict::Rests);
+    }
+
+    #[test]
+    fn an_answer_that_is_owed_is_load_for_an_hour() {
+        let mut quiet = Quiet::new();
+        quiet.note_asked();
+        let looks = OWED_MAX.as_secs() / PAUSE.as_secs();
+        for _ in 0..looks {
+            assert_eq!(quiet.look(PAUSE), Verdict::Load);
+        }
+        assert_eq!(quiet.look(PAUSE), Verdict::Rests);
+        quiet.note_asked();
+        quiet.note_answered();
+        assert_eq!([quiet.look(PAUSE), quiet.look(PAUSE)], [Verdict::Load, Verdict::Rests]);
+    }
+
+    #[test]
+    fn looks_are_neither_too_many_nor_too_few() {
+        assert_eq!(Quiet::pause(Duration::from_millis(100)), LOOK_MIN);
+        assert_eq!(Quiet::pause(Duration::from_secs(16)), Duration::from_secs(1));
+        assert_eq!(Quiet::pause(Duration::from_secs(300)), LOOK_MAX);
+    }
+}

@@ -1,0 +1,149 @@
+//! Connections that rest while their Machine sleeps: given back as load when nothing moves, and counted
+//! again with the next byte, for which the Machine is woken first.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perch_core::admission::{Origin, Refusal};
+use perch_core::balancer::{Edge, Event};
+use perch_core::ids::MachineId;
+use perch_core::time::Timestamp;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{App, NoPlace, Place, Wake, Woken};
+use crate::clock;
+
+/// A Machine with resting connections is at work if it used more than one part in so many of a processor
+/// since its load ended: a server that only waits uses a tenth of that.
+const WORK_SHARE: u32 = 50;
+/// Less is never work, however short the time: the look itself, a timer, a keep-alive.
+const WORK_MIN: Duration = Duration::from_millis(5);
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Naps {
+    waiting: RefCell<BTreeMap<(MachineId, u64), Vec<oneshot::Sender<()>>>>,
+    /// What each Machine with resting connections had used when its load ended, and when that was.
+    work: RefCell<BTreeMap<MachineId, (Timestamp, u64)>>,
+}
+
+impl Naps {
+    /// For a new balancer.
+    pub(super) fn recalls(&self) -> Vec<Event> {
+        let waiting = self.waiting.borrow();
+        waiting
+            .keys()
+            .map(|(machine, run)| Event::Recall { machine: *machine, run: *run })
+            .collect()
+    }
+
+    pub(super) fn go_on(&self, machine: MachineId) {
+        let mut waiting = self.waiting.borrow_mut();
+        let keys: Vec<_> =
+            waiting.range((machine, 0)..=(machine, u64::MAX)).map(|(key, _)| *key).collect();
+        for sender in keys.iter().filter_map(|key| waiting.remove(key)).flatten() {
+            // Who has left meanwhile has left.
+            sender.send(()).ok();
+        }
+    }
+}
+
+impl App {
+    /// Load has ended, and connections rest: what the program does from here on is its own work.
+    pub(super) fn note_work(&self, machine: MachineId) {
+        let used = self.freezers.borrow().get(&machine).and_then(|freezer| freezer.cpu_micros());
+        let mut work = self.naps.work.borrow_mut();
+        match used {
+            Some(used) => drop(work.insert(machine, (clock::now(), used))),
+            None => drop(work.remove(&machine)),
+        }
+    }
+
+    /// Whether a Machine with resting connections does something of its own. Looks once per decision.
+    pub(super) fn is_at_work(&self, machine: MachineId) -> bool {
+        let belief = self.balancer.borrow().belief(machine);
+        if belief.is_none_or(|belief| belief.parked == 0) {
+            return false;
+        }
+        let before = self.naps.work.borrow().get(&machine).copied();
+        self.note_work(machine);
+        let after = self.naps.work.borrow().get(&machine).copied();
+        let (Some((since, before)), Some((now, after))) = (before, after) else { return false };
+        is_work(now.since(since), Duration::from_micros(after.saturating_sub(before)))
+    }
+}
+
+fn is_work(time: Duration, used: Duration) -> bool {
+    (time / WORK_SHARE).max(WORK_MIN) < used
+}
+
+impl Place {
+    /// See `Endpoint::naps`.
+    pub(crate) fn naps(&self) -> Option<Duration> {
+        self.endpoint().naps
+    }
+
+    /// Whether bytes may go to the Machine without another thought.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.claim().is_ready()
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.claim().is_parked()
+    }
+
+    /// Is no load from now on.
+    pub(crate) fn park(&self) {
+        self.feed(self.claim().park());
+    }
+
+    /// Is load again, unless the Machine sleeps or falls asleep.
+    pub(crate) fn unpark(&self, origin: Origin) -> Result<(), Refusal> {
+        self.claim().unpark(origin).map(|edge| self.feed(edge))
+    }
+
+    /// Waits until the Machine is awake again, and wakes it; it is load then. The wake is recorded as if
+    /// it was a request's.
+    pub(crate) async fn recall(
+        &mut self,
+        origin: Origin,
+        deadline: Instant,
+    ) -> Result<(), NoPlace> {
+        let since = Instant::now();
+        let (machine, run) = (self.endpoint().machine, self.endpoint().run);
+        let (sender, receiver) = oneshot::channel();
+        self.app.naps.waiting.borrow_mut().entry((machine, run)).or_default().push(sender);
+        self.app.handle(Event::Recall { machine, run });
+        match tokio::time::timeout_at(deadline, receiver).await {
+            Ok(_) => {}
+            Err(_elapsed) => return Err(NoPlace::NotStarted),
+        }
+        let edge = self.claim().go_on(origin).map_err(|_| NoPlace::Refused)?;
+        self.feed(edge);
+        self.woken = Some(Woken { since, by: Wake::Thaw });
+        self.note_wake(|| Some("the next byte of a connection".to_owned()));
+        Ok(())
+    }
+
+    fn feed(&self, edge: Option<Edge>) {
+        if let Some(edge) = edge {
+            self.app.handle(Event::Edge(edge));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_little_cpu_is_no_work_and_a_share_of_it_is() {
+        let millis = Duration::from_millis;
+        assert!(!is_work(millis(100), millis(5)));
+        assert!(is_work(millis(100), millis(6)));
+        assert!(!is_work(Duration::from_secs(300), Duration::from_secs(6)));
+        assert!(is_work(Duration::from_secs(300), Duration::from_secs(7)));
+    }
+}
