@@ -101,7 +101,7 @@ pub(crate) struct Place {
     claim: Option<Claim>,
     app: Rc<App>,
     /// The wake that the caller has waited for.
-    pub(crate) woken: Option<Woken>,
+    pub(crate) woken: Cell<Option<Woken>>,
 }
 
 /// A wake, as the caller who waited for it saw it.
@@ -136,7 +136,7 @@ impl Place {
 
     /// Records the first request of a run that was held for its wake; the others waited for the same.
     pub(crate) fn note_wake(&self, request: impl FnOnce() -> Option<String>) {
-        let Some(Woken { since, .. }) = self.woken else { return };
+        let Some(Woken { since, .. }) = self.woken.get() else { return };
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         if self.app.woken.borrow_mut().insert(machine, run) == Some(run) {
             return;
@@ -304,7 +304,7 @@ impl App {
     }
 
     fn guard(self: &Rc<Self>, claim: Claim) -> Place {
-        Place { claim: Some(claim), app: Rc::clone(self), woken: None }
+        Place { claim: Some(claim), app: Rc::clone(self), woken: Cell::default() }
     }
 
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
@@ -328,9 +328,9 @@ impl App {
         let outcome = tokio::time::timeout_at(deadline, answer).await;
         ticket.leave();
         match outcome {
-            Ok(Ok(Ok(mut place))) => {
+            Ok(Ok(Ok(place))) => {
                 let by = self.wake_of(place.endpoint().machine);
-                place.woken = (reason == HoldReason::Wake).then_some(Woken { since, by });
+                place.woken.set((reason == HoldReason::Wake).then_some(Woken { since, by }));
                 Ok(place)
             }
             Ok(Ok(Err(refused))) => Err(refused),

@@ -1,6 +1,6 @@
 //! Raw TCP: bytes in both directions, ends passed on one by one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -118,7 +118,7 @@ pub(crate) async fn unless_reset<T>(
 
 /// A raw connection and its place: may what the caller says go to the Machine, and is it load?
 struct Line {
-    place: RefCell<Place>,
+    place: Place,
     naps: Option<Duration>,
     origin: Origin,
     start_timeout: Duration,
@@ -132,7 +132,7 @@ impl Line {
     fn new(place: Place, origin: Origin, start_timeout: Duration) -> Self {
         Self {
             naps: place.naps(),
-            place: RefCell::new(place),
+            place,
             origin,
             start_timeout,
             quiet: Cell::new(Quiet::new()),
@@ -160,17 +160,14 @@ impl Line {
                 }
                 verdict = quiet.look(pause);
             });
-            if verdict == Verdict::Rests && self.park() {
+            if verdict == Verdict::Load {
+                continue;
+            }
+            self.place.park();
+            if self.place.is_parked() {
                 self.went_on.notified().await;
             }
         }
-    }
-
-    /// While somebody waits for the Machine with this place it stays as it is.
-    fn park(&self) -> bool {
-        let Ok(place) = self.place.try_borrow() else { return false };
-        place.park();
-        place.is_parked()
     }
 
     /// Waits for the caller's next bytes and reads them when the Machine is awake; nothing is read
@@ -179,7 +176,7 @@ impl Line {
         loop {
             let read = std::future::poll_fn(|cx| {
                 ready!(caller.poll_read_ready(cx))?;
-                if !self.place.borrow().is_ready() {
+                if !self.place.is_ready() {
                     return Poll::Ready(Ok(None));
                 }
                 let mut buffer = Buffer::take();
@@ -209,20 +206,15 @@ impl Line {
             return Ok(Roused::LeftAlone);
         }
         let deadline = Instant::now() + self.start_timeout;
-        // Nobody else changes a place that waits; the other direction only tries.
-        #[expect(clippy::await_holding_refcell_ref, reason = "the others only try to borrow it")]
-        let recalled = {
-            let mut place = self.place.borrow_mut();
-            unless_reset(caller, place.recall(self.origin, deadline)).await
-        };
+        let recalled = unless_reset(caller, self.place.recall(self.origin, deadline)).await;
         match recalled {
             Some(Ok(())) => {
                 self.went_on.notify_one();
                 Ok(Roused::Awake)
             }
             Some(Err(error)) => {
-                let place = self.place.borrow();
-                place.app().log(Some(place.endpoint().machine), &error.to_string());
+                let machine = self.place.endpoint().machine;
+                self.place.app().log(Some(machine), &error.to_string());
                 Err(io::ErrorKind::ConnectionReset.into())
             }
             None => Err(io::ErrorKind::ConnectionReset.into()),
@@ -230,8 +222,7 @@ impl Line {
     }
 
     fn unpark(&self) -> bool {
-        let Ok(place) = self.place.try_borrow() else { return false };
-        let unparked = place.unpark(self.origin).is_ok();
+        let unparked = self.place.unpark(self.origin).is_ok();
         if unparked {
             self.went_on.notify_one();
         }
@@ -241,8 +232,7 @@ impl Line {
     /// The Machine has said something: it is awake, or was when it said that.
     fn note_answered(&self) {
         self.note(Quiet::note_answered);
-        let parked = self.place.try_borrow().is_ok_and(|place| place.is_parked());
-        if parked {
+        if self.place.is_parked() {
             self.unpark();
         }
     }

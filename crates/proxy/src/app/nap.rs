@@ -21,10 +21,12 @@ const WORK_SHARE: u32 = 50;
 /// Less is never work, however short the time: the look itself, a timer, a keep-alive.
 const WORK_MIN: Duration = Duration::from_millis(5);
 
+type Waiting = Vec<oneshot::Sender<()>>;
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Naps {
-    waiting: RefCell<BTreeMap<(MachineId, u64), Vec<oneshot::Sender<()>>>>,
+    waiting: RefCell<BTreeMap<(MachineId, u64), Waiting>>,
     /// What each Machine with resting connections had used when its load ended, and when that was.
     work: RefCell<BTreeMap<MachineId, (Timestamp, u64)>>,
 }
@@ -106,11 +108,7 @@ impl Place {
 
     /// Waits until the Machine is awake again, and wakes it; it is load then. The wake is recorded as if
     /// it was a request's.
-    pub(crate) async fn recall(
-        &mut self,
-        origin: Origin,
-        deadline: Instant,
-    ) -> Result<(), NoPlace> {
+    pub(crate) async fn recall(&self, origin: Origin, deadline: Instant) -> Result<(), NoPlace> {
         let since = Instant::now();
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         let (sender, receiver) = oneshot::channel();
@@ -122,7 +120,7 @@ impl Place {
         }
         let edge = self.claim().go_on(origin).map_err(|_| NoPlace::Refused)?;
         self.feed(edge);
-        self.woken = Some(Woken { since, by: Wake::Thaw });
+        self.woken.set(Some(Woken { since, by: Wake::Thaw }));
         self.note_wake(|| Some("the next byte of a connection".to_owned()));
         Ok(())
     }

@@ -362,7 +362,7 @@ impl Connection {
         place: &Place,
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
-        let wake = place.woken.map(wake_header);
+        let wake = place.woken.get().map(wake_header);
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
