@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Machine, Postgres, postgres_image};
+use perch_testkit::{Host, Machine, Postgres, postgres_image, wait_until};
 
-use crate::stage::{SOON, fly_toml, on_host};
+use crate::stage::{SOON, fly_toml, machine_processes, on_host};
 
 const DATABASE: &str = "\
 [[services]]
@@ -19,6 +19,12 @@ const DATABASE: &str = "\
     port = 5432
 [[vm]]
   memory = '1gb'
+";
+
+const VOLUME: &str = "\
+[mounts]
+  source = 'data'
+  destination = '/var/lib/postgresql/data'
 ";
 
 /// Longer than anything that a waiting client does here.
@@ -40,6 +46,29 @@ fn it_starts_as_root_goes_on_as_another_user_and_keeps_data_while_asleep() {
         ensure!(connect()?.query("select count(*) from t")? == ["1000"], "rows are lost");
         let machine = only_machine(host)?;
         ensure!(machine.events("launch") == 1, "it was started anew: {machine:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_was_committed_survives_a_kill_of_the_frozen_machine() {
+    on_host(|host| {
+        let address = database(host, &format!("{VOLUME}{DATABASE}"))?;
+        let connect = || host.inside(|| Postgres::connect(address, PATIENCE));
+        let mut client = connect()?;
+        client.query("create table t (n int)")?;
+        for round in 1..=2_u32 {
+            client.query("insert into t select generate_series(1, 1000)")?;
+            drop(client);
+            host.wait_all("db", "suspended", SOON)?;
+            let processes = machine_processes(host, &only_machine(host)?.id);
+            let init = processes.into_iter().min_by_key(|process| process.pid);
+            init.context("nothing of it runs")?.kill()?;
+            // It refuses callers while it reads its log again, as anywhere.
+            client = wait_until("the end of the recovery", SOON, || connect().map(Some))?;
+            let rows = client.query("select count(*) from t")?;
+            ensure!(rows == [(1000 * round).to_string()], "rows are lost: {rows:?}");
+        }
         Ok(())
     });
 }
