@@ -42,7 +42,11 @@ pub(super) fn run(dir: &Path, rounds: usize) -> Result<bool> {
         first.print(&format!("{name}: paged out"), "ms");
         back.print(&format!("{name}: given back"), "of 500 MB");
         good &= holds(&format!("{name}: median / {limit} ms"), first.median() / limit, 1.0);
-        good &= holds(&format!("{name}: 95 % / given back"), GIVEN_BACK / back.median(), 1.0);
+        good &= holds(
+            &format!("{name}: 95 % / given back"),
+            GIVEN_BACK / back.median().max(0.001),
+            1.0,
+        );
         host.fly(&["apps", "destroy", name, "--yes"])?.ok()?;
     }
     Ok(good)
@@ -65,14 +69,16 @@ fn deploy(host: &Host, program: &Program, dir: &Path) -> Result<SocketAddr> {
     host.fly_in(&app, &args)?.ok()?;
     let ip: IpAddr = host.flycast(program.name)?.parse()?;
     let address = SocketAddr::new(ip, 80);
-    // It takes its memory before it listens.
-    host.inside(|| first_byte(address, Instant::now()))?;
     Ok(address)
 }
 
 fn measure(host: &Host, app: &str, address: SocketAddr, rounds: usize) -> Result<(Series, Series)> {
     let (mut first, mut back) = (Series::default(), Series::default());
+    let machine = host.machines(app)?.pop().context("no Machine")?.id;
     for _ in 0..rounds {
+        // A new run: what little of an earlier one came back from swap is no measure.
+        host.fly(&["machine", "stop", &machine, "-a", app, "-w", "20s"])?.ok()?;
+        host.inside(|| first_byte(address, Instant::now()))?;
         wait_depth(host, app, "suspended_resident")?;
         let before = available_mb()?;
         wait_depth(host, app, "suspended_paged_out")?;
@@ -86,7 +92,14 @@ fn wait_depth(host: &Host, app: &str, depth: &str) -> Result<()> {
     wait_until(&format!("the Machine to be {depth}"), PATIENCE, || {
         let list = host.api(&format!("/v1/apps/{app}/machines"))?;
         let machines = list.as_array().context("not a list of Machines")?;
-        Ok(machines.iter().all(|machine| machine["perch_depth"] == depth).then_some(()))
+        // To the end: the word says only that most of it is there.
+        let settled = |machine: &serde_json::Value| {
+            let bytes = |name: &str| machine["perch_memory"][name].as_u64().unwrap_or(0);
+            machine["perch_depth"] == depth
+                && (depth == "suspended_resident"
+                    || bytes("anonymous_bytes") * 20 < bytes("swapped_bytes"))
+        };
+        Ok(machines.iter().all(settled).then_some(()))
     })
 }
 
