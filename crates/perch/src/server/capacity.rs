@@ -35,7 +35,8 @@ impl Capacity {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let swap = paging::swap();
         let total = kilobytes(&meminfo, "MemTotal:");
-        let available = kilobytes(&meminfo, "MemAvailable:");
+        // What was paged out stays in memory as a copy until somebody wants the room.
+        let available = kilobytes(&meminfo, "MemAvailable:") + kilobytes(&meminfo, "SwapCached:");
         let (total, available) = match self.memory {
             None => (total, available),
             Some(Size(limit)) => {
