@@ -40,6 +40,7 @@ mod prune;
 mod quickstart;
 mod real_http;
 mod real_postgres;
+mod real_redis;
 mod reboot;
 mod scale;
 mod secrets;

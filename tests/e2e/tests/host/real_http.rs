@@ -1,4 +1,5 @@
-//! HTTP servers that people really run, slept past their own idle timeouts: Node, uvicorn and gunicorn.
+//! HTTP servers that people really run, slept past their own idle timeouts: Node, uvicorn and gunicorn; and
+//! over a sleep, a WebSocket and a stream of events.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -28,6 +29,30 @@ fn uvicorn_slept_past_its_keep_alive_resets_nobody() {
                    --timeout-keep-alive 2 app:asgi'\n";
         let address = web(host, "uvicorn", &python_image()?, run)?;
         slept_past_keep_alive(host, "uvicorn", address)
+    });
+}
+
+#[test]
+fn a_websocket_and_a_stream_of_events_on_a_raw_port_stay_open_over_a_sleep() {
+    on_host(|host| {
+        let run = "[processes]\n  app = 'python3 -m uvicorn --host 0.0.0.0 --port 8080 app:asgi'\n";
+        let raw = "[[services]]\n  protocol = 'tcp'\n  internal_port = 8080\n  processes = ['app']\n  \
+                   auto_stop_machines = 'suspend'\n  auto_start_machines = true\n  \
+                   min_machines_running = 0\n  ports = [{ port = 80 }]\n";
+        let address = deployed(host, "live", &python_image()?, &format!("{raw}{run}"))?;
+        let connect = || host.inside(|| Caller::connect(address));
+        let (mut socket, mut events, mut plain) = (connect()?, connect()?, connect()?);
+        socket.upgrade()?;
+        let before = socket.echo("one")?;
+        events.ask("/events")?;
+        ensure!(events.head("200")?.is_none(), "a stream with a length");
+        ensure!(events.chunk()?.contains("hello"), "no first event");
+        host.wait_all("live", "suspended", SOON)?;
+        ensure!(socket.echo("one")? == before, "another process, or another message");
+        host.wait_all("live", "suspended", SOON)?;
+        plain.get("/publish?news")?;
+        ensure!(events.chunk()?.contains("data: news"), "another event");
+        Ok(())
     });
 }
 
@@ -69,7 +94,11 @@ fn web(host: &Host, app: &str, image: &str, sections: &str) -> Result<SocketAddr
     let service = "[http_service]\n  internal_port = 8080\n  force_https = false\n  \
                    auto_stop_machines = 'suspend'\n  auto_start_machines = true\n  \
                    min_machines_running = 0\n  processes = ['app']\n";
-    let dir = host.app_dir(app, &fly_toml(app, image, &format!("{service}{sections}")))?;
+    deployed(host, app, image, &format!("{service}{sections}"))
+}
+
+fn deployed(host: &Host, app: &str, image: &str, sections: &str) -> Result<SocketAddr> {
+    let dir = host.app_dir(app, &fly_toml(app, image, sections))?;
     let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
     host.fly_in(&dir, &launch)?.ok()?;
     let ip: IpAddr = host.flycast(app)?.parse().context("its address")?;
@@ -90,6 +119,27 @@ impl Caller {
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Makes this connection a WebSocket.
+    fn upgrade(&mut self) -> Result<()> {
+        self.0.get_mut().write_all(
+            b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )?;
+        self.head("101").map(drop)
+    }
+
+    /// Sends a short text and returns the text that comes back.
+    fn echo(&mut self, text: &str) -> Result<String> {
+        let length = u8::try_from(text.len())?;
+        // A whole text; masked, as clients must, with zeros.
+        let head = [0x81, 0x80 | length, 0, 0, 0, 0];
+        self.0.get_mut().write_all(&[&head, text.as_bytes()].concat()).context("sending")?;
+        let mut head = [0; 2];
+        self.0.read_exact(&mut head).context("waiting for what comes back")?;
+        ensure!(head[0] == 0x81 && head[1] < 126, "no short text comes back: {head:?}");
+        self.exact(usize::from(head[1]))
     }
 
     fn get(&mut self, path: &str) -> Result<String> {
@@ -126,6 +176,7 @@ impl Caller {
             Some(length) => self.exact(length),
             None => {
                 let mut body = String::new();
+                // To the empty chunk that is the last.
                 loop {
                     let chunk = self.chunk()?;
                     if chunk.is_empty() {

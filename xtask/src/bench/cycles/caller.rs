@@ -130,7 +130,7 @@ impl Caller {
             (0, _) => Way::Http,
             (1, _) => Way::Kept,
             (2, _) => Way::Two,
-            (99, Sleep::Suspend) => Way::KeptTcp,
+            (3, Sleep::Suspend) => Way::KeptTcp,
             (_, _) => Way::Tcp,
         }
     }
