@@ -132,15 +132,19 @@ pub fn make(dir: &Path, bytes: u64) -> io::Result<Backing> {
             Ok(Backing::Directory)
         }
         None => {
-            let image = draft.join(IMAGE);
-            new_file(&image)?.set_len(bytes)?;
-            // The image is all zero already, so nothing of it has to be written to be known.
-            let options = ["-q", "-F", "-m", "0", "-e", "remount-ro"];
-            let lazy = ["-E", "lazy_itable_init=0,lazy_journal_init=1"];
-            run("mkfs.ext4", &[&options[..], &lazy[..]].concat(), &image, 0)?;
+            make_image(&draft.join(IMAGE), bytes)?;
             Ok(Backing::Image)
         }
     })
+}
+
+fn make_image(image: &Path, bytes: u64) -> io::Result<()> {
+    new_file(image)?.set_len(bytes)?;
+    let mut command = Command::new("mkfs.ext4");
+    command.args(["-q", "-F", "-m", "0", "-e", "remount-ro"]);
+    // The image is all zero already, so nothing of it has to be written to be known.
+    command.args(["-E", "lazy_itable_init=0,lazy_journal_init=1"]);
+    finish("mkfs.ext4", command.arg(image).stdin(Stdio::null()), 0)
 }
 
 /// Makes the directory `dir` as a copy of the volume or snapshot `from`. `machine` is the directory of the Machine that
@@ -228,26 +232,47 @@ pub fn grow(dir: &Path, bytes: u64, machine: Option<&Path>, id: &str) -> io::Res
     }
     match machine.map(|machine| Live::find(machine, id)).transpose()?.flatten() {
         Some(live) => live.grow(bytes),
-        None if is_used(dir)? => Ok(Growth::AtNextStart),
-        None => settle(dir).map(|()| Growth::Done),
+        None => match mount::lock(dir) {
+            Ok(held) => lengthen(dir, &held).map(|()| Growth::Done),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Growth::AtNextStart),
+            Err(error) => Err(error),
+        },
     }
 }
 
-/// Before a start: makes the file system as long as its image.
+/// Before a start: makes the file system as long as its image. An error of the kind `WouldBlock` when something has the
+/// volume and keeps it.
 pub fn settle(dir: &Path) -> io::Result<()> {
-    if backing(dir)? == Backing::Directory {
+    if backing(dir)? == Backing::Directory || !is_short(&File::open(dir.join(IMAGE))?)? {
+        return Ok(());
+    }
+    lengthen(dir, &mount::patient_lock(dir)?)
+}
+
+/// Makes the file system as long as its image, whose lock is `held`.
+fn lengthen(dir: &Path, held: &File) -> io::Result<()> {
+    // Somebody else may have done it before the lock was ours.
+    if !is_short(held)? {
         return Ok(());
     }
     let image = dir.join(IMAGE);
-    let file = File::open(&image)?;
-    let (files, whole) = (ext4_bytes(&file)?, file.metadata()?.len());
-    // Less than a block group may be left over at the end, which no file system wants.
-    if whole < files + (128 << 20) {
-        return Ok(());
-    }
     // 1 says that something was put in order.
-    run("e2fsck", &["-f", "-p"], &image, 1)?;
-    run("resize2fs", &[], &image, 0)
+    finish("e2fsck", with_lock("e2fsck", held)?.args(["-f", "-p"]).arg(&image), 1)?;
+    finish("resize2fs", with_lock("resize2fs", held)?.arg(&image), 0)
+}
+
+/// A program that has the lock too: it outlives a server that is killed, and nobody else may touch the image before it
+/// ends.
+fn with_lock(program: &str, held: &File) -> io::Result<Command> {
+    let mut command = Command::new(program);
+    command.stdin(held.try_clone()?);
+    Ok(command)
+}
+
+/// Whether an image is longer than the file system in it.
+fn is_short(image: &File) -> io::Result<bool> {
+    // Less than a block group may be left over at the end, which no file system wants.
+    Ok(ext4_bytes(image)? + (128 << 20) <= image.metadata()?.len())
 }
 
 /// Length of the file system in an image, as its superblock says.
@@ -392,7 +417,8 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
 
 fn run_copy(from: &Path, to: &Path) -> io::Result<()> {
     let mut command = Command::new("cp");
-    finish("cp", command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to), 0)
+    command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to).stdin(Stdio::null());
+    finish("cp", &mut command, 0)
 }
 
 /// Makes a directory by filling another one that then gets its name.
@@ -421,18 +447,13 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Runs a program of e2fsprogs on an image; exit codes up to `code_max` are success.
-fn run(program: &str, args: &[&str], image: &Path, code_max: i32) -> io::Result<()> {
-    finish(program, Command::new(program).args(args).arg(image), code_max)
-}
-
+/// Runs a system program, whose input the caller sets; exit codes up to `code_max` are success.
 fn finish(program: &str, command: &mut Command, code_max: i32) -> io::Result<()> {
     let output = command
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(Stdio::null())
         .output()
         .map_err(|error| {
             io::Error::new(error.kind(), format!("could not run {program}: {error}"))
@@ -472,6 +493,27 @@ mod tests {
         let left: Vec<_> = fs::read_dir(&parent)?.flatten().map(|it| it.file_name()).collect();
         assert_eq!(left, ["vol_1"]);
         fs::remove_dir_all(parent)
+    }
+
+    #[test]
+    fn a_program_that_outlives_the_server_keeps_the_volume_it_works_on_locked() -> io::Result<()> {
+        let dir = crate::scratch_dir("volumes-lengthen")?;
+        make_image(&dir.join(IMAGE), 64 << 20)?;
+        let bytes = 512 << 20;
+        OpenOptions::new().write(true).open(dir.join(IMAGE))?.set_len(bytes)?;
+        let held = mount::lock(&dir)?;
+        let mut orphan = with_lock("sleep", &held)?.arg("1000").spawn()?;
+        drop(held);
+        let busy = (is_used(&dir)?, grow(&dir, bytes, None, "vol_1")?, settle(&dir));
+        let untouched = is_short(&File::open(dir.join(IMAGE))?)?;
+        orphan.kill()?;
+        orphan.wait()?;
+        assert_eq!((busy.0, busy.1), (true, Growth::AtNextStart));
+        assert_eq!(busy.2.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+        assert!(untouched, "two would have worked on it");
+        settle(&dir)?;
+        assert!(!is_short(&File::open(dir.join(IMAGE))?)?);
+        fs::remove_dir_all(dir)
     }
 
     #[test]

@@ -91,7 +91,10 @@ pub(crate) fn mount_all(
     }
     let mut locks = Vec::new();
     for volume in &spec.volumes {
-        let held = patient_lock(volume)?;
+        let held = patient_lock(&volume.dir).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => VolumeError::InUse(volume.id.clone()),
+            _ => VolumeError::Lock { volume: volume.id.clone(), source },
+        })?;
         let failed = |source| VolumeError::Mount { volume: volume.id.clone(), source };
         let tree = tree(spec, volume, &held, user_namespace).map_err(failed)?;
         sys::act_as(spec.uid_base)
@@ -109,19 +112,18 @@ pub(crate) fn mount_all(
     Ok(locks)
 }
 
-fn patient_lock(volume: &Volume) -> Result<File, VolumeError> {
+/// Takes the lock of the volume in `dir` as soon as what is left of a former run is gone.
+pub(super) fn patient_lock(dir: &Path) -> io::Result<File> {
     let begun = Instant::now();
     loop {
-        match lock(&volume.dir) {
-            Ok(file) => return Ok(file),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                return Err(VolumeError::Lock { volume: volume.id.clone(), source: error });
-            }
-            Err(_) if LOCK_TIMEOUT < begun.elapsed() => {
-                return Err(VolumeError::InUse(volume.id.clone()));
-            }
+        match lock(dir) {
             // The kernel tells nobody when a mount is gone.
-            Err(_) => std::thread::sleep(LOCK_INTERVAL),
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < LOCK_TIMEOUT =>
+            {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            done => return done,
         }
     }
 }
