@@ -514,6 +514,11 @@ impl Drop for Host {
                 eprintln!("perch down: {error:#}");
             }
         }
+        let swap = self.data_dir().join("swap");
+        if swap.exists() {
+            // The kernel's, not the namespace's: it would stay on without a name.
+            drop(Command::new("swapoff").arg(&swap).stderr(Stdio::null()).status());
+        }
         drop(self.holder.kill());
         drop(self.holder.wait());
         if let Some(mut server) = self.server.take() {

@@ -156,14 +156,18 @@ fn who_fills_the_disk_is_stopped_and_named() {
         || Host::start_with(Network::Open, "auto_stop_after = \"1s\"\nroot_disk_mb = 48\n"),
         |host| {
             let neighbour = private_app(host, "quiet", AWAKE)?;
-            let script = "busybox dd if=/dev/zero of=/big bs=1M count=100; exec busybox sleep 1000";
+            let script = "busybox test -e /big && echo STALE; \
+                          busybox dd if=/dev/zero of=/big bs=1M count=100; exec busybox sleep 1000";
             run_app(host, "filler", script, "")?;
             let machine = in_state(host, "filler", "stopped")?;
             check_limit(host, &machine, "and it may have 48 MB")?;
-            let upper = host.data_dir().join("machines").join(&machine.id).join("fs");
             check_answer(&host.get(&neighbour, 80, "/")?, "Hello")?;
-            // Its next start has a fresh root.
-            ensure!(upper.exists(), "{}", upper.display());
+            host.fly(&["machine", "start", &machine.id, "-a", "filler"])?.ok()?;
+            wait_until("its second fill", SOON, || {
+                Ok((only(host, "filler")?.events("limit") == 2).then_some(()))
+            })?;
+            let said = host.fly(&["logs", "--no-tail", "-a", "filler"])?.ok()?;
+            ensure!(!said.contains("STALE"), "its root is not fresh: {said}");
             Ok(())
         },
     );

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use perch_testkit::{Host, Machine, Network, wait_until};
+use perch_testkit::{Host, Machine, Network, holds_for, wait_until};
 
 use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
 
@@ -29,7 +30,7 @@ fn a_sleeper_goes_to_swap_and_the_next_request_finds_all_of_it() {
         let answer = host.get(&address, 80, "/held")?;
         check_answer(&answer, &sum)?;
         ensure!(answer.header("perch-wake").is_some(), "not woken by this: {answer:?}");
-        check_rank(host, &paged.id, 0)?;
+        check_awake_rank(host, &address, &paged.id)?;
         wait_paged_out(host)?;
         host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
         ensure!(!is_on(&swap)? && !data_file(host).exists(), "the swap is left");
@@ -51,13 +52,13 @@ fn a_server_that_dies_while_it_pages_out_leaves_a_sleeper_for_the_next() {
         host.kill_server()?;
         host.start_server()?;
         check_answer(&host.get(&address, 80, "/held")?, &sum)?;
-        check_rank(host, &paged.id, 0)
+        check_awake_rank(host, &address, &paged.id)
     });
 }
 
 #[test]
 fn without_swap_or_when_told_so_nothing_is_paged_out() {
-    on_host("page_out_after = \"off\"\n", |host| {
+    on_host("auto_stop_after = \"1s\"\npage_out_after = \"off\"\n", |host| {
         let wrong = host.perch(&["swap", "create", "12 parsecs", "--data-dir", &data(host)])?;
         ensure!(wrong.fails()?.contains("512MiB"), "no example of a size");
         let none = host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
@@ -65,6 +66,12 @@ fn without_swap_or_when_told_so_nothing_is_paged_out() {
         let swap = make_swap(host)?;
         let again = host.perch(&["swap", "create", "64MiB", "--data-dir", &data(host)])?;
         ensure!(again.fails()?.contains("perch swap remove"), "no remedy");
+        holder(host)?;
+        host.wait_all("quotes", "suspended", SOON)?;
+        holds_for("it stays in memory", Duration::from_secs(1), || {
+            let machine = host.machines("quotes")?.pop().context("no Machine")?;
+            Ok(machine.value["perch_depth"] == "suspended_resident")
+        })?;
         host.stop_server()?;
         host.perch(&["down", "--data-dir", &data(host)])?.ok()?;
         ensure!(!is_on(&swap)?, "the swap is on after `perch down`");
@@ -78,7 +85,7 @@ fn without_swap_or_when_told_so_nothing_is_paged_out() {
 
 #[test]
 fn where_not_all_fit_the_longest_asleep_give_way_to_those_who_start() {
-    on_host(SMALL_WORLD, |host| {
+    on(without_swap, |host| {
         holder_of(host, "quotes", EACH_MB)?;
         let ids = many(host)?;
         for id in &ids {
@@ -147,6 +154,15 @@ fn check_gave_way(machine: &Machine) -> Result<()> {
     let exit = of("exit").context("no exit among its events")?;
     ensure!(exit["request"]["exit_event"]["oom_killed"] != true, "killed: {exit}");
     Ok(())
+}
+
+/// A host whose server may count on little and sees no swap, whatever this machine has.
+fn without_swap() -> Result<Host> {
+    let mut host = Host::bare(Network::Open)?;
+    host.run("mount", &["--bind", "/dev/null", "/proc/swaps"])?.ok()?;
+    host.configure(SMALL_WORLD);
+    host.start_server()?;
+    Ok(host)
 }
 
 fn on_host(config: &str, test: impl FnOnce(&mut Host) -> Result<()>) {
@@ -219,14 +235,24 @@ fn check_paged_out(host: &Host, machine: &Machine) -> Result<()> {
 }
 
 /// Waits until all processes of a Machine have this rank among the kernel's choices.
-fn check_rank(host: &Host, id: &str, rank: i32) -> Result<()> {
-    wait_until(&format!("rank {rank}"), SOON, || {
-        let ranks: Result<Vec<String>> = machine_processes(host, id)
-            .iter()
-            .map(|it| Ok(fs::read_to_string(format!("/proc/{}/oom_score_adj", it.pid))?))
-            .collect();
-        let ranks = ranks?;
-        let all = !ranks.is_empty() && ranks.iter().all(|it| it.trim() == rank.to_string());
-        if all { Ok(Some(())) } else { bail!("they are {ranks:?}") }
+/// What a Machine has that is kept awake meanwhile.
+fn check_awake_rank(host: &Host, address: &str, id: &str) -> Result<()> {
+    wait_until("the rank of all others", SOON, || {
+        host.get(address, 80, "/held")?;
+        rank_is(host, id, 0)
     })
+}
+
+fn check_rank(host: &Host, id: &str, rank: i32) -> Result<()> {
+    wait_until(&format!("rank {rank}"), SOON, || rank_is(host, id, rank))
+}
+
+fn rank_is(host: &Host, id: &str, rank: i32) -> Result<Option<()>> {
+    let ranks: Result<Vec<String>> = machine_processes(host, id)
+        .iter()
+        .map(|it| Ok(fs::read_to_string(format!("/proc/{}/oom_score_adj", it.pid))?))
+        .collect();
+    let ranks = ranks?;
+    let all = !ranks.is_empty() && ranks.iter().all(|it| it.trim() == rank.to_string());
+    if all { Ok(Some(())) } else { bail!("they are {ranks:?}") }
 }
