@@ -34,6 +34,9 @@ usage: cargo x COMMAND
   model ARGS...         random API calls against a model of the server, release profile (root) [--sequences N] [--seed S]
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
+  bench sleep           a frozen Machine to its first byte, beside itself awake; then with 500 MB of it in swap (root)
+                        [--rounds N]
+  bench neighbour       what a quiet Machine feels of one that abuses its limits (root) [--rounds N]
   bench cycles          sleeps and wakes under callers who come at the worst moments (root) [--cycles N]
   bench postgres        the first query to a database asleep under 100 connections (root) [--rounds N]
   install, uninstall    on this host (root) [--prefix DIR, default /usr/local]

@@ -1,8 +1,8 @@
 //! The wire as flyctl reads it: status codes, error bodies, headers, shapes, against the real server on its socket.
 //!
 //! Sections are those of flyctl's contract as it was read from its source; calls that Perch does not have (GraphQL,
-//! volumes, builds, exec) are in COMPAT. What holds over random sequences is in `tests/model`, every status of every
-//! call against the description in `wire`.
+//! builds) are in COMPAT, and volumes, exec and console have modules of their own. What holds over random sequences is
+//! in `tests/model`, every status of every call against the description in `wire`.
 //!
 //! | Section | What | Test |
 //! |---|---|---|
