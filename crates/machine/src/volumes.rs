@@ -152,6 +152,11 @@ fn make_image(image: &Path, bytes: u64) -> io::Result<()> {
 /// what it writes; where copies cost time, it waits.
 pub fn copy(from: &Path, dir: &Path, machine: Option<&Path>, id: &str) -> io::Result<Backing> {
     let live = machine.map(|machine| Live::find(machine, id)).transpose()?.flatten();
+    // Others may read meanwhile, but who writes unknown to the caller makes a copy of no one moment.
+    let _held = match live {
+        Some(_) => None,
+        None => Some(mount::patient_share(from).map_err(unknown_writer)?),
+    };
     match (backing(from)?, live) {
         (Backing::Image, live) => appear(dir, |draft| {
             copy_image(from, draft, live.as_ref())?;
@@ -168,6 +173,16 @@ pub fn copy(from: &Path, dir: &Path, machine: Option<&Path>, id: &str) -> io::Re
             copy_owner(from, draft)?;
             Ok(Backing::Directory)
         }),
+    }
+}
+
+fn unknown_writer(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "something still writes to the volume; repeat when its machine runs or has stopped",
+        ),
+        _ => error,
     }
 }
 
@@ -513,6 +528,22 @@ mod tests {
         assert!(untouched, "two would have worked on it");
         settle(&dir)?;
         assert!(!is_short(&File::open(dir.join(IMAGE))?)?);
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn what_an_unknown_machine_writes_to_is_not_copied_but_others_may_read() -> io::Result<()> {
+        let dir = crate::scratch_dir("volumes-used")?;
+        let (from, to) = (dir.join("vol_1"), dir.join("vol_2"));
+        fs::create_dir_all(&from)?;
+        make_image(&from.join(IMAGE), 8 << 20)?;
+        let writer = mount::lock(&from)?;
+        let refused = copy(&from, &to, None, "vol_1").map_err(|error| error.kind());
+        assert_eq!(refused, Err(io::ErrorKind::ResourceBusy));
+        assert!(!to.exists());
+        drop(writer);
+        let _reader = mount::patient_share(&from)?;
+        assert_eq!(copy(&from, &to, None, "vol_1")?, Backing::Image);
         fs::remove_dir_all(dir)
     }
 

@@ -68,6 +68,10 @@ pub(crate) fn place(id: &str) -> String {
 
 /// Takes the lock of the volume in `dir`; an error of the kind `WouldBlock` when somebody has it.
 pub(super) fn lock(dir: &Path) -> io::Result<File> {
+    lock_for(dir, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn lock_for(dir: &Path, operation: FlockOperation) -> io::Result<File> {
     let file = match backing(dir)? {
         Backing::Image => OpenOptions::new()
             .read(true)
@@ -76,7 +80,7 @@ pub(super) fn lock(dir: &Path) -> io::Result<File> {
             .open(dir.join(IMAGE))?,
         Backing::Directory => File::open(dir.join(DATA))?,
     };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    rustix::fs::flock(&file, operation)?;
     Ok(file)
 }
 
@@ -114,9 +118,18 @@ pub(crate) fn mount_all(
 
 /// Takes the lock of the volume in `dir` as soon as what is left of a former run is gone.
 pub(super) fn patient_lock(dir: &Path) -> io::Result<File> {
+    patient(dir, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// The same for one that only reads: it keeps nobody from it who does likewise.
+pub(super) fn patient_share(dir: &Path) -> io::Result<File> {
+    patient(dir, FlockOperation::NonBlockingLockShared)
+}
+
+fn patient(dir: &Path, operation: FlockOperation) -> io::Result<File> {
     let begun = Instant::now();
     loop {
-        match lock(dir) {
+        match lock_for(dir, operation) {
             // The kernel tells nobody when a mount is gone.
             Err(error)
                 if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < LOCK_TIMEOUT =>

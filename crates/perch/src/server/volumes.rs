@@ -222,10 +222,12 @@ pub(crate) async fn snapshot(
     world: &Arc<World>,
     volume: &VolumeRecord,
 ) -> Result<SnapshotRecord, ApiError> {
+    let turn = world.volume_turns.take(&volume.id).await;
+    // Who has it may have changed until now, and may not before the copy is made.
+    let volume = world.keeper.read().volume(&volume.app, &volume.id)?.clone();
     let id = super::clock::word_id("vs_");
     let (from, to) = (dir(world, &volume.id), snapshot_dir(world, &id));
-    let (machine, name) = (machine_dir(world, volume), volume.id.clone());
-    let turn = world.volume_turns.take(&volume.id).await;
+    let (machine, name) = (machine_dir(world, &volume), volume.id.clone());
     let made_at = clock::unix_secs();
     let made = to.clone();
     let bytes = blocking(move || {

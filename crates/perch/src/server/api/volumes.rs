@@ -103,9 +103,15 @@ pub(crate) async fn create(
     app: String,
     input: CreateVolume,
 ) -> Result<Volume, ApiError> {
+    // Who has the source, and how long it is, must not change between the plan and the copy.
+    let turn = match input.source_volume_id.as_str() {
+        "" => None,
+        id => Some(world.volume_turns.take(&find(&world, &app, id)?.id).await),
+    };
     let (record, source) = plan(&world, &app, &input)?;
     let to = dir(&world, &record.id);
     make(&world, &record, source).await?;
+    drop(turn);
     let put = record.clone();
     let kept = world.keeper.write(move |catalog| {
         catalog.staying_app(&put.app)?;
@@ -186,15 +192,13 @@ fn check_retention(days: u64) -> Result<(), ApiError> {
     )))
 }
 
+/// Makes the files, while nobody else has a turn at the source.
 async fn make(world: &Arc<World>, record: &VolumeRecord, source: Source) -> Result<(), ApiError> {
     let (to, bytes, id) = (dir(world, &record.id), record.size_gb * GIB, record.id.clone());
-    let (from, machine, name, turn) = match source {
+    let (from, machine, name) = match source {
         Source::Nothing => return blocking(move || files::make(&to, bytes).map(drop)).await,
-        Source::Volume(it) => {
-            let turn = world.volume_turns.take(&it.id).await;
-            (dir(world, &it.id), machine_dir(world, &it), it.id, Some(turn))
-        }
-        Source::Snapshot(it) => (snapshot_dir(world, &it.id), None, it.id, None),
+        Source::Volume(it) => (dir(world, &it.id), machine_dir(world, &it), it.id),
+        Source::Snapshot(it) => (snapshot_dir(world, &it.id), None, it.id),
     };
     let made = to.clone();
     let copied = blocking(move || {
@@ -202,7 +206,6 @@ async fn make(world: &Arc<World>, record: &VolumeRecord, source: Source) -> Resu
         files::grow(&made, bytes, None, &id)
     });
     let copied = copied.await;
-    drop(turn);
     if copied.is_err() {
         discard(to).await;
     }
