@@ -303,11 +303,10 @@ pub(crate) async fn remove_old(world: &Arc<World>) -> Result<(), ApiError> {
         catalog.snapshots.values().filter(over).map(|it| it.id.clone()).collect()
     };
     for id in old {
-        // The record first: one that is listed can be used.
-        let gone = id.clone();
-        world.keeper.write(move |_| Ok((vec![Change::DeleteSnapshot(gone)], ()))).await?;
+        // The files first: what no record names stays for ever when the server is killed in between.
         let dir = snapshot_dir(world, &id);
         blocking(move || files::remove(&dir)).await?;
+        world.keeper.write(move |_| Ok((vec![Change::DeleteSnapshot(id)], ()))).await?;
     }
     Ok(())
 }
