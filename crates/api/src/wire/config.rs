@@ -21,6 +21,10 @@ const AUTO_STOP_AFTER: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600));
 const START_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
+/// How long all keys and values of a Machine's metadata may be together: the proxy is told of them whenever something
+/// about the app changes, and Machines set their own.
+const METADATA_BYTES_MAX: usize = 16 * 1024;
+
 /// A Machine's config as received, and what we understand of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MachineConfig {
@@ -448,6 +452,20 @@ impl MachineConfig {
         files(&Map::from_iter([("files".to_owned(), value)])).map(drop)
     }
 
+    /// Refuses metadata that are too long; apart from the rest as the files are.
+    ///
+    /// # Errors
+    /// With the limit.
+    pub fn check_metadata(&self) -> Result<(), BadConfig> {
+        let lengths = self.view.metadata.iter().map(|(key, value)| key.len() + value.len());
+        if METADATA_BYTES_MAX < lengths.sum() {
+            let reason =
+                format!("keys and values have more than {METADATA_BYTES_MAX} bytes together");
+            return Err(bad("metadata", reason));
+        }
+        Ok(())
+    }
+
     /// Makes a config of values.
     ///
     /// # Errors
@@ -512,7 +530,7 @@ impl MachineConfig {
     /// The same config with one metadata entry set, or removed with `None`.
     ///
     /// # Errors
-    /// As [`MachineConfig::new`].
+    /// As [`MachineConfig::new`]; when an entry is set, as [`MachineConfig::check_metadata`].
     pub fn with_metadata(&self, key: &str, value: Option<&str>) -> Result<Self, BadConfig> {
         let had = self.get("metadata");
         let mut metadata = had.as_ref().and_then(Value::as_object).cloned().unwrap_or_default();
@@ -520,7 +538,12 @@ impl MachineConfig {
             Some(value) => metadata.insert(key.to_owned(), value.into()),
             None => metadata.shift_remove(key),
         };
-        self.with("metadata", &Value::Object(metadata))
+        let changed = self.with("metadata", &Value::Object(metadata))?;
+        // Metadata that were too long already can be shortened one by one.
+        if value.is_some() {
+            changed.check_metadata()?;
+        }
+        Ok(changed)
     }
 
     /// Fills in the guest that flyctl dereferences without a look.
@@ -813,5 +836,21 @@ mod tests {
         let config = config.with_metadata("b", Some("2")).expect("valid");
         let config = config.with_metadata("a", None).expect("valid");
         assert_eq!(config.get("metadata"), Some(json!({"b": "2"})));
+    }
+
+    #[test]
+    fn metadata_that_are_too_long_are_read_and_shortened_but_neither_set_nor_accepted() {
+        let half = "v".repeat(METADATA_BYTES_MAX / 2 - 1);
+        let of = |a: &str, b: &str| {
+            parse(&json!({"image": "a", "metadata": {"a": a, "b": b}}).to_string()).expect("read")
+        };
+        let full = of(&half, &half);
+        assert_eq!(full.check_metadata(), Ok(()));
+        let refused = full.with_metadata("c", Some("")).expect_err("a key counts too");
+        assert!(refused.to_string().contains("16384 bytes"), "{refused}");
+        let long = of(&half, &format!("{half}v"));
+        assert_eq!(long.check_metadata().expect_err("too long").key, "metadata");
+        let shorter = long.with_metadata("b", None).expect("removed");
+        shorter.with_metadata("c", Some(&half)).expect("there is room again");
     }
 }

@@ -26,6 +26,7 @@ use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listene
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
 use super::clock;
 use super::freezers::{self, Handed};
@@ -41,7 +42,8 @@ const ANSWERS: usize = 4_096;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a proxy may take to end after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause before another proxy is started when the last one ended at once.
+/// Pause before another proxy is started when the last one ended at once, and before another connection to one with
+/// which nothing can be said.
 const RESPAWN_PAUSE: Duration = Duration::from_millis(200);
 
 /// What other tasks say to the proxy. Never blocks.
@@ -199,6 +201,7 @@ pub(crate) async fn keep(
             Ok((link, theirs)) => {
                 entrust(&theirs);
                 listeners = Some(theirs);
+                let began = Instant::now();
                 let ended = session(&world, link, &mut answers).await;
                 world.proxy.connected.send_replace(false);
                 world.proxy.all_drained();
@@ -207,6 +210,7 @@ pub(crate) async fn keep(
                         error = super::images::chain(&error),
                         "the proxy's connection ended"
                     );
+                    tokio::time::sleep(pause_after(&error, began.elapsed())).await;
                 }
             }
             Err(error) => {
@@ -214,6 +218,18 @@ pub(crate) async fn keep(
                 respawn(&world, &mut listeners).await;
             }
         }
+    }
+}
+
+/// How long to wait after a session that failed. A proxy that lived for a while and is gone is replaced at once, since
+/// callers wait; one that is still there would end the next session as it ended this one.
+fn pause_after(error: &LinkError, lived: Duration) -> Duration {
+    match error {
+        LinkError::Closed | LinkError::Io { .. } => RESPAWN_PAUSE.saturating_sub(lived),
+        LinkError::TooLong
+        | LinkError::Message(_)
+        | LinkError::Version { .. }
+        | LinkError::Sockets(_) => RESPAWN_PAUSE,
     }
 }
 
@@ -398,7 +414,7 @@ async fn send_changes(
 
 async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: &str) -> Result<(), LinkError> {
     match views::app(world, app) {
-        Some(view) => sender.send(&ToProxy::App(view)).await,
+        Some(view) => sender.send_app(view).await,
         None => sender.send(&ToProxy::RemoveApp { app: app.to_owned() }).await,
     }
 }
@@ -457,5 +473,18 @@ pub(crate) fn end(pidfd: &OwnedFd) {
         if let Err(error) = process::signal(pidfd, Signal::KILL) {
             tracing::warn!(%error, "could not kill the proxy");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_that_end_at_once_are_not_begun_without_a_pause() {
+        let long = Duration::from_secs(60);
+        assert_eq!(pause_after(&LinkError::Closed, Duration::ZERO), RESPAWN_PAUSE);
+        assert_eq!(pause_after(&LinkError::Closed, long), Duration::ZERO);
+        assert_eq!(pause_after(&LinkError::TooLong, long), RESPAWN_PAUSE);
     }
 }

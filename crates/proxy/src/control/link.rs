@@ -14,7 +14,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use super::handover::{
     HandoverError, Listeners, listeners_from, receive_fds, send_fds, send_listeners,
 };
-use super::types::{FromProxy, LINE_BYTES_MAX, ThawedRun, ToProxy, VERSION};
+use super::types::{AppView, FromProxy, LINE_BYTES_MAX, ThawedRun, ToProxy, VERSION};
 
 /// Read at once; a line is seldom longer.
 const READ_BYTES: usize = 16 * 1024;
@@ -153,6 +153,23 @@ impl LinkSender {
             .write_all(&line)
             .await
             .map_err(|source| LinkError::Io { what: "send to", source })
+    }
+
+    /// Sends an app. One that fits into no message is as good as gone: what its Machines say of themselves must not
+    /// cost the others the connection.
+    ///
+    /// # Errors
+    /// When the proxy is gone. Not cancel-safe.
+    pub async fn send_app(&mut self, view: AppView) -> Result<(), LinkError> {
+        let app = view.name.clone();
+        // Encoded whole before the first byte goes: after a refusal the stream is as before.
+        match self.send(&ToProxy::App(view)).await {
+            Err(error @ LinkError::TooLong) => {
+                tracing::error!(app, %error, "the app cannot be served; shorten its services and metadata");
+                self.send(&ToProxy::RemoveApp { app }).await
+            }
+            sent => sent,
+        }
     }
 
     /// Sends one message with the descriptors that belong to it.

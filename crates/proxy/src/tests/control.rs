@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream;
 
 use super::world::*;
 use crate::control::{
-    Autostop, FromProxy, Handover, HandoverError, Link, Listeners, ThawedRun, ToProxy,
+    Autostop, FromProxy, Handover, HandoverError, LINE_BYTES_MAX, Link, Listeners, ThawedRun,
+    ToProxy,
 };
 
 #[test]
@@ -41,6 +42,29 @@ fn what_runs_is_served_while_no_server_is_there_and_apps_not_named_again_are_gon
         let mut stream = world.connect().await;
         let gone = tokio::io::AsyncReadExt::read_u8(&mut stream).await.expect_err("it is gone");
         assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn an_app_that_fits_into_no_message_is_gone_and_the_others_are_served_on() {
+    run(|mut world| async move {
+        let port = machine(echo_heads).await;
+        let view = app("started", port);
+        world.publish(view.clone()).await;
+        let mut long = view.clone();
+        long.machines[0].metadata.insert("k".to_owned(), "v".repeat(LINE_BYTES_MAX));
+        let (mut sender, receiver) = world.link.into_split();
+        sender.send_app(long).await.expect("the connection goes on");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let mut stream = tokio::net::TcpStream::connect(world.http).await.expect("it listens");
+        let gone = tokio::io::AsyncReadExt::read_u8(&mut stream).await.expect_err("it is gone");
+        assert_eq!(gone.kind(), std::io::ErrorKind::ConnectionReset);
+        sender.send_app(view).await.expect("the connection goes on");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let mut stream = tokio::net::TcpStream::connect(world.http).await.expect("it listens");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, GET.as_bytes()).await.expect("it reads");
+        assert!(read_all(&mut stream).await.starts_with("HTTP/1.1 200"));
+        drop((sender, receiver));
     });
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn create(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     check_region(&world, &input.region)?;
-    check_files(&input)?;
+    check_config(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
     if !input.skip_launch {
         room_for(&world, "", limits::memory_bytes(&input.config)).await?;
@@ -91,8 +91,9 @@ async fn check_secrets(world: &Arc<World>, app: &str, input: &LaunchInput) -> Re
     secrets::check_opens(world, app, pinned).await
 }
 
-fn check_files(input: &LaunchInput) -> Result<(), ApiError> {
-    input.config.check_files().map_err(|error| ApiError::invalid(error.to_string()))
+fn check_config(input: &LaunchInput) -> Result<(), ApiError> {
+    let checked = input.config.check_files().and_then(|()| input.config.check_metadata());
+    checked.map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 pub(super) fn check_region(world: &World, region: &str) -> Result<(), ApiError> {
@@ -237,7 +238,7 @@ pub(crate) async fn update(
     input: LaunchInput,
 ) -> Result<Machine, ApiError> {
     leases::check(&world, &target)?;
-    check_files(&input)?;
+    check_config(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&target.app)?.uid_slot);
     let ready = world.images.prepare(&target.app, &input.config.view().image, uid_base).await?;
     check_secrets(&world, &target.app, &input).await?;
