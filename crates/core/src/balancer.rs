@@ -217,8 +217,8 @@ pub enum Event {
         /// Its run.
         run: u64,
     },
-    /// A connection that has a place in this run ([`Claim`]) wants to go on, and is not
-    /// [`Claim::is_ready`]. To be said again after a new balancer was made.
+    /// A connection that has a place in this run ([`Claim`]) wants to go on, and neither
+    /// [`Claim::is_ready`] nor [`Balancer::goes_on`]. To be said again after a new balancer was made.
     Recall {
         /// The Machine.
         machine: MachineId,

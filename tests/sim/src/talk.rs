@@ -94,6 +94,9 @@ impl World {
 
     /// The next question comes: through, or the Machine has to be woken for it.
     pub(crate) fn go_on(&mut self, name: u64) {
+        if self.is_ready(name) {
+            return self.ask(name);
+        }
         let Some(claim) = self.claim(name) else { return };
         let (machine, run) = (claim.endpoint().machine, claim.endpoint().run);
         if let Ok(edge) = claim.unpark(Origin::Caller) {
@@ -123,11 +126,23 @@ impl World {
                         self.fail(&format!("a connection goes on into {}, frozen", id(machine)));
                     }
                     self.edge(edge);
+                    // Nothing comes between here: who may not read now would be recalled for ever.
+                    if !self.is_ready(name) {
+                        self.fail("a connection was let go on, and may not read");
+                    }
                     self.ask(name);
                 }
                 Err(_) => self.finish(name),
             }
         }
+    }
+
+    /// Whether the shell would read the caller's next bytes.
+    fn is_ready(&self, name: u64) -> bool {
+        let Some(claim) = self.claim(name) else { return false };
+        let app = self.plan.owner(index(claim.endpoint().machine));
+        let balancer = self.proxy.as_ref().and_then(|proxy| proxy.balancer(app));
+        claim.is_ready() || balancer.is_some_and(|balancer| balancer.goes_on(claim, self.now))
     }
 
     pub(crate) fn look(&mut self, name: u64) {

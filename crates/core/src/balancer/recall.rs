@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::machine::Machine;
-use super::{Balancer, Effect, Server};
+use super::{Balancer, Claim, Effect, Server};
 use crate::ids::MachineId;
 use crate::lifecycle::MachineState;
 use crate::mutant::Mutant;
@@ -48,6 +48,15 @@ impl Machine {
 }
 
 impl Balancer {
+    /// Whether bytes may go to the Machine although its word is closed: who is inside stays when it is
+    /// cordoned or drained, and whose run has ended learns it from the Machine's side.
+    pub fn goes_on(&self, claim: &Claim, now: Timestamp) -> bool {
+        let endpoint = claim.endpoint();
+        let awake = |m: &Machine| matches!(m.recall(endpoint.run, now), Recall::GoOn);
+        let machine = self.machines.get(&endpoint.machine);
+        !claim.is_parked() && endpoint.word.is_of(endpoint.run) && machine.is_none_or(awake)
+    }
+
     pub(super) fn on_recall(&mut self, id: MachineId, run: u64) {
         match self.machines.get_mut(&id) {
             Some(machine) => machine.recalled = Some(run),

@@ -140,7 +140,7 @@ impl Claim {
     }
 
     /// Whether bytes may go to the Machine without another thought: the run takes requests, and this
-    /// one is counted as load.
+    /// one is counted as load. Else [`super::Balancer::goes_on`] is to be asked.
     pub fn is_ready(&self) -> bool {
         let word = &self.endpoint.word;
         !self.parked.get() && !word.observe().closed && word.is_of(self.endpoint.run)

@@ -87,9 +87,10 @@ impl Place {
         self.endpoint().naps
     }
 
-    /// Whether bytes may go to the Machine without another thought.
+    /// Whether bytes may go to the Machine: an open word is enough, only a closed one is thought over.
     pub(crate) fn is_ready(&self) -> bool {
-        self.claim().is_ready()
+        let claim = self.claim();
+        claim.is_ready() || self.app.balancer.borrow().goes_on(claim, clock::now())
     }
 
     pub(crate) fn is_parked(&self) -> bool {

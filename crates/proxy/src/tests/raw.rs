@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::world::*;
-use crate::control::FromProxy;
+use crate::control::{FromProxy, ToProxy};
 
 #[test]
 fn each_side_can_end_its_direction_alone() {
@@ -104,6 +104,53 @@ fn a_machines_reset_is_seen_while_the_caller_reads_nothing() {
         let _unread = TcpStream::connect(world.raw).await.expect("the proxy listens");
         assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
     });
+}
+
+#[test]
+fn who_is_inside_talks_on_while_nobody_may_enter() {
+    run(|mut world| async move {
+        let port = machine(echo_bytes).await;
+        let mut view = app("started", port);
+        world.publish(view.clone()).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        echo(&mut caller).await;
+        view.machines[0].cordoned = true;
+        view.revision += 1;
+        world.send(ToProxy::App(view.clone())).await;
+        settle(&mut world).await;
+        echo(&mut caller).await;
+        view.machines[0].cordoned = false;
+        view.revision += 1;
+        world.send(ToProxy::App(view)).await;
+        settle(&mut world).await;
+        world.send(drain(1, 1)).await;
+        settle(&mut world).await;
+        echo(&mut caller).await;
+    });
+}
+
+/// Until the proxy has done what it was told: a drain of a run that is over is answered at once.
+async fn settle(world: &mut World) {
+    world.send(drain(0, 2)).await;
+    assert!(matches!(world.heard().await, FromProxy::Drained { token: 2, .. }));
+}
+
+fn drain(run: u64, token: u64) -> ToProxy {
+    let timeout_ms = PATIENCE.as_millis() as u64;
+    ToProxy::Drain { machine: MACHINE.to_owned(), run, token, timeout_ms }
+}
+
+async fn echo_bytes(mut stream: TcpStream) {
+    let (mut read, mut write) = stream.split();
+    tokio::io::copy(&mut read, &mut write).await.expect("the proxy reads");
+}
+
+/// More than a farewell, there and back.
+async fn echo(caller: &mut TcpStream) {
+    caller.write_all(b"a question").await.expect("the proxy reads");
+    let mut answer = [0; 10];
+    caller.read_exact(&mut answer).await.expect("the Machine answers");
+    assert_eq!(&answer, b"a question");
 }
 
 #[test]
