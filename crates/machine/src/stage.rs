@@ -271,6 +271,7 @@ impl Root {
     /// Mounts `tree` on a directory of the Machine, which is made if it is missing. What is there is hidden.
     pub(crate) fn mount(&self, tree: &OwnedFd, path: &str) -> Result<(), StageError> {
         let target = self.ensure_dir(path)?;
+        self.check_may_be_hidden(&target).map_err(step("mount", path))?;
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(tree, "", &target, "", flags).map_err(step("mount", path))
@@ -314,13 +315,23 @@ impl Root {
     /// Who could replace the platform's init would be without its filter.
     fn check_is_theirs(&self, dir: &OwnedFd) -> io::Result<()> {
         let init = crate::bundle::INIT.rsplit_once('/').map_or("/", |(dir, _)| dir);
-        let (own, dir) = match self.open_dir(init) {
+        self.check_is_not(dir, init)
+    }
+
+    /// A link of the image may have led a path to where the platform's init is.
+    fn check_may_be_hidden(&self, dir: &OwnedFd) -> io::Result<()> {
+        self.check_is_theirs(dir)?;
+        self.check_is_not(dir, "/")
+    }
+
+    fn check_is_not(&self, dir: &OwnedFd, path: &str) -> io::Result<()> {
+        let (own, dir) = match self.open_dir(path) {
             Ok(own) => (rustix::fs::fstat(&own)?, rustix::fs::fstat(dir)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
         if (own.st_dev, own.st_ino) == (dir.st_dev, dir.st_ino) {
-            let text = format!("{init} belongs to the platform");
+            let text = format!("{path} belongs to the platform");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
         Ok(())

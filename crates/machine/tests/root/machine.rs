@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use perch_machine::{ExitCause, LaunchError, RootFile, Secrets};
+use perch_machine::{ExitCause, Fault, LaunchError, RootFile, Secrets, Volume};
 
 use crate::fixture::{Fixture, Tested, program};
 
@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("a_second_run_at_once_is_refused", a_second_run_at_once_is_refused),
     ("each_run_begins_with_the_image", each_run_begins_with_the_image),
     ("files_of_the_platform_stay_inside_the_root", files_of_the_platform_stay_inside_the_root),
+    ("a_volume_hides_nothing_of_the_platforms", a_volume_hides_nothing_of_the_platforms),
     ("a_living_machine_is_adopted", a_living_machine_is_adopted),
     ("an_end_that_nobody_saw_is_kept", an_end_that_nobody_saw_is_kept),
     ("a_machine_dies_with_its_shim", a_machine_dies_with_its_shim),
@@ -233,6 +234,34 @@ fn files_of_the_platform_stay_inside_the_root(fixture: &Fixture) -> Tested {
     spec.files = vec![file("/linked/victim")];
     assert!(fixture.try_launch(&spec).is_err());
     assert_eq!(fs::read_to_string(outside.join("victim"))?, "untouched");
+    Ok(())
+}
+
+/// The image leads the volume's path to where the platform's init is, and the volume has one of the tenant's own.
+fn a_volume_hides_nothing_of_the_platforms(fixture: &Fixture) -> Tested {
+    let dir = fixture.dir.join("vol_1");
+    for place in ["data", "data/.perch", "data/bin"] {
+        fs::create_dir_all(dir.join(place))?;
+    }
+    for place in ["data/init", "data/.perch/init"] {
+        fs::write(dir.join(place), program("init")?)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.join(place), mode)?;
+    }
+    fs::copy("/bin/busybox", dir.join("data/bin/sh"))?;
+    for target in ["/.perch", ".", "etc/.."] {
+        let link = fixture.layer().join("data");
+        symlink(target, &link)?;
+        let mut spec = fixture.spec("echo mine");
+        spec.volumes =
+            vec![Volume { id: "vol_1".to_owned(), dir: dir.clone(), path: "/data".into() }];
+        let Err(LaunchError::Failed { reason, fault, .. }) = fixture.try_launch(&spec) else {
+            return Err(format!("it starts with a volume on a link to {target}").into());
+        };
+        assert_eq!(fault, Fault::Image, "{target}: {reason}");
+        assert!(reason.contains("belongs to the platform"), "{target}: {reason}");
+        fs::remove_file(link)?;
+    }
     Ok(())
 }
 
