@@ -36,6 +36,7 @@ use crate::ids::Ids;
 use crate::process::{self, Process};
 use crate::secrets::Secrets;
 use crate::sys;
+use crate::tree::remove_tree;
 use crate::volumes::{self, Volume};
 
 /// The one variable that a shim keeps of its server's environment, in builds for tests.
@@ -858,7 +859,7 @@ fn discard_former_files(spec: &LaunchSpec) {
     tokio::task::spawn_blocking(move || {
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != kept.as_str()) {
-            if let Err(error) = fs::remove_dir_all(entry.path()) {
+            if let Err(error) = remove_tree(&entry.path()) {
                 tracing::warn!(%error, path = %entry.path().display(), "could not remove the files of a former run");
             }
         }
@@ -977,7 +978,7 @@ pub async fn remove(dir: &Path, cgroup_parent: &str) -> Result<(), LaunchError> 
 /// Removes a directory, or the file that is there instead.
 fn remove_whatever(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path)?.is_dir() {
-        true => fs::remove_dir_all(path),
+        true => remove_tree(path),
         false => fs::remove_file(path),
     }
 }

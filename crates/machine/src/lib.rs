@@ -39,6 +39,7 @@ mod filter;
 mod shift;
 mod stage;
 mod sys;
+mod tree;
 mod user;
 
 pub use cgroup::Freezer;

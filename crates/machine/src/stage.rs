@@ -145,7 +145,7 @@ fn mount_layers(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<Str
 /// Every run has a fresh directory; the launcher removes those of former runs while the program runs already.
 fn mount_upper(spec: &LaunchSpec, user_namespace: BorrowedFd<'_>) -> Result<(), StageError> {
     let (dir, owner) = (upper_dir(spec), Some(spec.uid_base));
-    if let Err(error) = fs::remove_dir_all(&dir)
+    if let Err(error) = crate::tree::remove_tree(&dir)
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(step("empty", dir.display())(error));

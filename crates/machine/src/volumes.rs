@@ -27,6 +27,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::tree::remove_tree;
 use crate::{launch, stage, sys};
 
 pub use freezer::main as freezer_main;
@@ -311,7 +312,7 @@ pub fn remove(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    match fs::remove_dir_all(gone) {
+    match remove_tree(&gone) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
@@ -324,8 +325,7 @@ pub fn clear(parent: &Path) {
         if !path.extension().is_some_and(|it| it == DRAFT || it == GONE) {
             continue;
         }
-        let removed =
-            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() { remove_tree(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed {
             tracing::warn!(path = %path.display(), %error, "half a volume remains");
         }
@@ -451,7 +451,7 @@ fn appear<T>(dir: &Path, fill: impl FnOnce(&Path) -> io::Result<T>) -> io::Resul
         Ok(made)
     });
     if done.is_err()
-        && let Err(error) = fs::remove_dir_all(&draft)
+        && let Err(error) = remove_tree(&draft)
     {
         tracing::debug!(%error, path = %draft.display(), "half a volume goes with the next start");
     }

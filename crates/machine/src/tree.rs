@@ -1,0 +1,150 @@
+//! Removes directories that a Machine has filled.
+//!
+//! The standard library goes down one level by one call of itself, so 13,000 nested directories end the whole server.
+//! This walk needs neither a stack nor a descriptor per level, and no path longer than a name; it writes nothing, so a
+//! full disk does not stop it.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Two may remove the same tree, such as a start and the end of its Machine. Each finds less than before at each attempt.
+const ATTEMPTS_MAX: usize = 100;
+const OPEN: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Removes a directory and all that is in it. Links in it are removed and not followed.
+pub(crate) fn remove_tree(top: &Path) -> io::Result<()> {
+    for _ in 0..ATTEMPTS_MAX {
+        match walk(top).and_then(|()| fs::remove_dir(top)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && top.exists() => {}
+            done => return done,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "others change it all the time"))
+}
+
+/// A directory on the way from the top to where the walk is.
+struct Level {
+    identity: (u64, u64),
+    /// What is yet to be removed: directories that are not empty, the last one first.
+    below: Vec<CString>,
+}
+
+/// Empties a directory.
+fn walk(top: &Path) -> io::Result<()> {
+    let mut dir = rustix::fs::open(top, OPEN, Mode::empty())?;
+    let mut levels = vec![Level::enter(&dir)?];
+    while let Some(level) = levels.last() {
+        if let Some(name) = level.below.last() {
+            dir = rustix::fs::openat(&dir, name, OPEN, Mode::empty())?;
+            levels.push(Level::enter(&dir)?);
+            continue;
+        }
+        levels.pop();
+        let Some(parent) = levels.last_mut() else { break };
+        let up = rustix::fs::openat(&dir, c"..", OPEN, Mode::empty())?;
+        if identity(&up)? != parent.identity {
+            return Err(io::Error::other("a directory was moved while it was removed"));
+        }
+        if let Some(name) = parent.below.pop() {
+            unlink(&up, &name, AtFlags::REMOVEDIR)?;
+        }
+        dir = up;
+    }
+    Ok(())
+}
+
+impl Level {
+    /// Removes what can be removed at once.
+    fn enter(dir: &OwnedFd) -> io::Result<Self> {
+        let mut below = Vec::new();
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            match unlink(dir, name, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {}
+                done => {
+                    done?;
+                    continue;
+                }
+            }
+            match unlink(dir, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => below.push(name.to_owned()),
+                done => done?,
+            }
+        }
+        Ok(Self { identity: identity(dir)?, below })
+    }
+}
+
+fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
+    let meta = rustix::fs::fstat(dir)?;
+    Ok((meta.st_dev, meta.st_ino))
+}
+
+/// What is gone already need not be removed.
+fn unlink(dir: impl AsFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, flags) {
+        Err(error) if error != Errno::NOENT => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread of the server has eight times as much; one call of itself per level takes 160 bytes at least.
+    const STACK_BYTES: usize = 256 << 10;
+    const LEVELS: usize = 5_000;
+
+    fn nest(top: &Path, levels: usize) -> io::Result<()> {
+        let mut dir = rustix::fs::open(top, OPEN, Mode::empty())?;
+        for _ in 0..levels {
+            rustix::fs::mkdirat(&dir, c"d", Mode::RWXU)?;
+            dir = rustix::fs::openat(&dir, c"d", OPEN, Mode::empty())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn thousands_of_nested_directories_need_no_stack() -> io::Result<()> {
+        let dir = crate::scratch_dir("tree-deep")?;
+        nest(&dir, LEVELS)?;
+        let top = dir.clone();
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let removed = thread.spawn(move || remove_tree(&top))?.join();
+        assert!(matches!(removed, Ok(Ok(()))), "{removed:?}");
+        assert!(!dir.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn all_goes_but_what_links_lead_to() -> io::Result<()> {
+        let dir = crate::scratch_dir("tree")?;
+        fs::create_dir(dir.join("kept"))?;
+        fs::write(dir.join("kept/file"), "kept")?;
+        let top = dir.join("top");
+        for place in ["a/b/c", "a/d", "e/f", "empty"] {
+            fs::create_dir_all(top.join(place))?;
+            fs::write(top.join(place).with_file_name("file"), "gone")?;
+        }
+        std::os::unix::fs::symlink(dir.join("kept"), top.join("a/link"))?;
+        remove_tree(&top)?;
+        assert!(!top.exists());
+        assert_eq!(fs::read_to_string(dir.join("kept/file"))?, "kept");
+        assert_eq!(remove_tree(&top).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+        std::os::unix::fs::symlink(dir.join("kept"), &top)?;
+        assert!(remove_tree(&top).is_err(), "a link is no directory");
+        remove_tree(&dir)
+    }
+}
