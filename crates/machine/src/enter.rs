@@ -131,6 +131,7 @@ fn serve() -> io::Result<()> {
     // Out of reach of what the server's terminal sends to its group.
     rustix::process::setsid()?;
     shim::usual_umask();
+    shim::usual_priority();
     let descriptors = receive(&control)?;
     let order = read_order(&mut control)?;
     match start(order, descriptors) {

@@ -11,6 +11,7 @@ use crate::fixture::{Fixture, Tested};
 pub(crate) const TESTS: &[crate::Test] = &[
     ("what_joins_is_no_more_powerful_than_the_program", what_joins_is_no_more_powerful),
     ("what_joins_a_user_s_program_holds_nothing", what_joins_a_users_program_holds_nothing),
+    ("what_joins_has_not_the_server_s_priority", what_joins_has_not_the_servers_priority),
     ("what_joins_is_read_and_ends_as_any_program", what_joins_is_read_and_ends),
     ("what_joins_has_a_terminal_of_the_machine", what_joins_has_a_terminal),
     ("what_cannot_join_says_why", what_cannot_join_says_why),
@@ -85,6 +86,17 @@ fn check_power(fixture: &Fixture, user: &str) -> Tested {
         assert_eq!(fds.split_ascii_whitespace().count(), 4, "descriptors: {fds}");
     });
     Ok(())
+}
+
+fn what_joins_has_not_the_servers_priority(fixture: &Fixture) -> Tested {
+    let machine = Arc::new(fixture.launch(&fixture.spec(WAITS))?);
+    fixture.await_line("ready")?;
+    let nice = script("/bin/busybox cut -d ' ' -f 19 /proc/self/stat");
+    rustix::process::setpriority_process(None, -10)?;
+    let (code, out, err) = fixture.block_on(ended(&machine, &nice));
+    rustix::process::setpriority_process(None, 0)?;
+    assert_eq!((code, out.trim(), err.as_str()), (0, "0", ""));
+    Ok(machine.kill()?)
 }
 
 fn what_joins_is_read_and_ends(fixture: &Fixture) -> Tested {
