@@ -63,12 +63,11 @@ pub(crate) fn config(
     user_namespace: &str,
     resources: Option<Value>,
 ) -> Value {
-    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": root, "readonly": false },
         "hostname": spec.hostname,
-        "process": process(spec, user, oom_score(&own)),
+        "process": process(spec, user, usual_oom_score()),
         "mounts": mounts(shared_memory(spec.memory_bytes)),
         "linux": {
             "namespaces": [
@@ -88,6 +87,10 @@ pub(crate) fn config(
 
 /// How eagerly the kernel kills the Machine for lack of memory: as eagerly as its keeper, but never less than usual. A
 /// server that is protected must not protect the Machines with itself.
+pub(crate) fn usual_oom_score() -> i32 {
+    oom_score(&std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default())
+}
+
 fn oom_score(own: &str) -> i32 {
     own.trim().parse().unwrap_or(0).max(0)
 }

@@ -211,15 +211,14 @@ fn start(
     order: Order,
     [init, stdin, stdout, stderr]: [OwnedFd; DESCRIPTORS],
 ) -> Result<Child, Refusal> {
-    // The score before anything of the Machine's has come into being; a server that is protected protects nobody else.
-    let score = std::fs::read(format!("/proc/{}/oom_score_adj", order.init));
     let limits = sys::copy_limits(order.init);
     if has_ended(&init) {
         return Err(Refusal::NotRunning);
     }
     limits.map_err(doing("take over the limits"))?;
-    let score = score.map_err(doing("read the machine's score"))?;
-    std::fs::write("/proc/self/oom_score_adj", score).map_err(doing("take over the score"))?;
+    // Not the Machine's present one: that of a sleeper would stay with what joins just after the Machine woke.
+    std::fs::write("/proc/self/oom_score_adj", bundle::usual_oom_score().to_string())
+        .map_err(doing("take the usual score"))?;
     let cgroups = Cgroups::find(&order.cgroup).map_err(doing("find the cgroups"))?;
     let (leaf, entrances) = cgroups.open().map_err(not_running_or("open the cgroups"))?;
     // Only for children; this process stays outside.

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("what_joins_is_no_more_powerful_than_the_program", what_joins_is_no_more_powerful),
     ("what_joins_a_user_s_program_holds_nothing", what_joins_a_users_program_holds_nothing),
     ("what_joins_has_not_the_server_s_priority", what_joins_has_not_the_servers_priority),
+    ("what_joins_has_not_the_score_of_a_sleeper", what_joins_has_not_the_score_of_a_sleeper),
     ("what_joins_is_read_and_ends_as_any_program", what_joins_is_read_and_ends),
     ("what_joins_has_a_terminal_of_the_machine", what_joins_has_a_terminal),
     ("what_cannot_join_says_why", what_cannot_join_says_why),
@@ -96,6 +97,19 @@ fn what_joins_has_not_the_servers_priority(fixture: &Fixture) -> Tested {
     let (code, out, err) = fixture.block_on(ended(&machine, &nice));
     rustix::process::setpriority_process(None, 0)?;
     assert_eq!((code, out.trim(), err.as_str()), (0, "0", ""));
+    Ok(machine.kill()?)
+}
+
+/// One that has just been woken may still have it.
+fn what_joins_has_not_the_score_of_a_sleeper(fixture: &Fixture) -> Tested {
+    let machine = Arc::new(fixture.launch(&fixture.spec(WAITS))?);
+    fixture.await_line("ready")?;
+    let of_program = format!("/proc/{}/oom_score_adj", machine.pid());
+    let usual = std::fs::read_to_string(&of_program)?;
+    std::fs::write(of_program, "999")?;
+    let score = script("/bin/busybox cat /proc/self/oom_score_adj");
+    let (code, out, err) = fixture.block_on(ended(&machine, &score));
+    assert_eq!((code, out, err.as_str()), (0, usual, ""));
     Ok(machine.kill()?)
 }
 
