@@ -46,6 +46,9 @@ const LOOP_CONTROL: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;
 /// How much is copied at once.
 const COPY_BYTES: usize = 1 << 20;
+/// What no copy takes of the disk, and the part of a small disk; the images' own reserve is the same.
+const FREE_BYTES_MIN: u64 = 512 << 20;
+const FREE_PART: u64 = 10;
 /// Where system programs lie, whatever the server's own path is.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -170,6 +173,9 @@ pub fn copy(from: &Path, dir: &Path, machine: Option<&Path>, id: &str) -> io::Re
              stop the machine first",
         )),
         (Backing::Directory, None) => appear(dir, |draft| {
+            if !clones(draft) {
+                check_space(draft, tree_bytes(&from.join(DATA))?)?;
+            }
             run_copy(&from.join(DATA), &draft.join(DATA))?;
             copy_owner(from, draft)?;
             Ok(Backing::Directory)
@@ -397,6 +403,7 @@ fn copy_image(from: &Path, draft: &Path, live: Option<&Live>) -> io::Result<()> 
     if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         return target.sync_all();
     }
+    check_space(draft, source.metadata()?.blocks() * 512)?;
     let frozen = match live {
         Some(live) if live.device()?.is_some() => Some(freezer::Frozen::begin(&live.path)?),
         Some(_) | None => None,
@@ -406,6 +413,16 @@ fn copy_image(from: &Path, draft: &Path, live: Option<&Live>) -> io::Result<()> 
         frozen.end()?;
     }
     target.sync_all()
+}
+
+/// Refuses what would take the space that Machines need to wake and write.
+fn check_space(dir: &Path, needed: u64) -> io::Result<()> {
+    let disk = rustix::fs::statvfs(dir)?;
+    let free_min = FREE_BYTES_MIN.min(disk.f_blocks * disk.f_frsize / FREE_PART);
+    if (disk.f_bavail * disk.f_frsize).saturating_sub(needed) < free_min {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
 }
 
 /// Copies what is not a hole.
@@ -544,6 +561,20 @@ mod tests {
         drop(writer);
         let _reader = mount::patient_share(&from)?;
         assert_eq!(copy(&from, &to, None, "vol_1")?, Backing::Image);
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn a_copy_leaves_room_for_the_machines() -> io::Result<()> {
+        let dir = crate::scratch_dir("volumes-space")?;
+        let disk = rustix::fs::statvfs(&dir)?;
+        let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
+        // Others write to this disk meanwhile, though not as much as half of the reserve.
+        let reserve = FREE_BYTES_MIN.min(all / FREE_PART);
+        let refused =
+            check_space(&dir, free.saturating_sub(reserve / 2)).map_err(|error| error.kind());
+        assert_eq!(refused, Err(io::ErrorKind::StorageFull));
+        assert!(free < 2 * reserve || check_space(&dir, 0).is_ok());
         fs::remove_dir_all(dir)
     }
 

@@ -105,6 +105,8 @@ impl Watch {
     }
 
     fn greediest(&self, disk: Disk, now: &BTreeMap<String, Seen>) -> Option<Verdict> {
+        // Without a former look all that a Machine ever wrote would be its growth.
+        self.next_look?;
         let grown = |id: &String, seen: &Seen| {
             let before = self.machines.get(id).filter(|before| before.run == seen.run);
             let before = before.map_or(DiskUse::default(), |before| before.disk);
@@ -157,7 +159,8 @@ pub(crate) async fn watch(world: Arc<World>) {
             }
         };
         pause = if disk.is_low() { LOOK_INTERVAL_LOW } else { LOOK_INTERVAL };
-        if watch.is_due(disk, step, Instant::now()) {
+        // The first look is what later ones are compared with, also when the disk is filled before any other.
+        if watch.next_look.is_none() || watch.is_due(disk, step, Instant::now()) {
             look(&world, &mut watch, disk).await;
         }
         watch.free = watch.free.max(disk.free);
@@ -236,6 +239,16 @@ mod tests {
         let found =
             judge(&mut watch, LITTLE, &[("large", seen(1, 91, 91)), ("hidden", seen(1, 0, 60))]);
         assert!(found.is_empty(), "somebody else fills the disk: {found:?}");
+    }
+
+    #[test]
+    fn at_the_first_look_what_a_machine_ever_wrote_is_not_its_growth() {
+        let mut watch = Watch::default();
+        let old = ("old", seen(1, 10, 900));
+        let found = judge(&mut watch, LITTLE, &[old.clone(), ("filler", seen(1, 40, 40))]);
+        assert!(found.is_empty(), "{found:?}");
+        let found = judge(&mut watch, LITTLE, &[old, ("filler", seen(1, 44, 44))]);
+        assert_eq!(found, ["filler AtOnce"]);
     }
 
     #[test]
