@@ -39,7 +39,16 @@ pub struct Facts {
     pub pressure: Pressure,
 }
 
-/// Whether programs wait for memory.
+impl Facts {
+    /// Whether programs wait because memory is nearly short. Those that wait while there is plenty have reached their
+    /// own limit, which nobody else can help by giving way.
+    pub fn is_pressed(&self) -> bool {
+        let near = self.reserve.saturating_mul(2).max(self.total / PRESSURE_PART);
+        self.pressure == Pressure::High && self.available < near
+    }
+}
+
+/// Whether programs wait for memory, on the whole host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pressure {
     /// Hardly.
@@ -152,10 +161,7 @@ pub fn choose(facts: &Facts, sleepers: &[Sleeper], wanted: u64) -> Vec<(MachineI
 fn missing(facts: &Facts, wanted: u64) -> u64 {
     let short = facts.reserve.saturating_add(facts.promised).saturating_add(wanted);
     let short = short.saturating_sub(facts.available);
-    match facts.pressure {
-        Pressure::Low => short,
-        Pressure::High => short.max(facts.total / PRESSURE_PART),
-    }
+    if facts.is_pressed() { short.max(facts.total / PRESSURE_PART) } else { short }
 }
 
 /// Whether a start may begin now.
@@ -244,8 +250,18 @@ mod tests {
     fn promises_and_pressure_count() {
         let promised = Facts { promised: 30 * MB, ..facts(100, 0) };
         check(&promised, &[sleeper(1, 30)], 0, &[(1, Stop)]);
-        let pressed = Facts { pressure: Pressure::High, ..facts(900, 100) };
+        let pressed = Facts { pressure: Pressure::High, ..facts(150, 100) };
         check(&pressed, &[sleeper(1, 30), sleeper(2, 30)], 0, &[(1, PageOut)]);
+    }
+
+    #[test]
+    fn nobody_gives_way_for_one_that_waits_at_its_own_limit_while_there_is_plenty() {
+        let pressed = |available| Facts { pressure: Pressure::High, ..facts(available, 100) };
+        check(&pressed(199), &[sleeper(1, 30)], 0, &[(1, PageOut)]);
+        check(&pressed(200), &[sleeper(1, 30)], 0, &[]);
+        let unreserved = |available| Facts { reserve: 0, ..pressed(available) };
+        check(&unreserved(20), &[sleeper(1, 30)], 0, &[(1, PageOut)]);
+        check(&unreserved(21), &[sleeper(1, 30)], 0, &[]);
     }
 
     #[test]

@@ -340,7 +340,7 @@ impl Shared {
         let why = capacity::in_words(facts, wanted);
         let now = clock::now();
         self.change(|state| {
-            if facts.pressure == Pressure::High {
+            if facts.is_pressed() {
                 state.relieved_until = Some(now + PRESSURE_PAUSE);
             }
             for (machine, relief) in chosen {
