@@ -363,6 +363,15 @@ impl Cgroups {
         }
     }
 
+    /// Calls off a [`Self::freeze`] that is still under way; says whether it had ended before.
+    pub(crate) fn settle_freeze(&self) -> io::Result<bool> {
+        let frozen = self.is_frozen()?;
+        if !frozen {
+            self.thaw()?;
+        }
+        Ok(frozen)
+    }
+
     /// Opens what [`Self::freeze`] writes to. Of no use for a later run, whose cgroups are new ones.
     pub(crate) fn freezer(&self) -> io::Result<Freezer> {
         let (file, thaw) = match &self.v2 {
@@ -577,6 +586,20 @@ broken line";
         let gone = without_freezer(&dir, "")?;
         assert!(!gone.is_frozen()?, "what is gone is not frozen");
         assert!(gone.freeze().is_err());
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn a_freeze_under_way_is_called_off_and_one_that_has_ended_stays() -> io::Result<()> {
+        let dir = crate::scratch_dir("settle")?;
+        let cgroups = Cgroups { v1: Vec::new(), v2: Some(dir.clone()), v2_root: PathBuf::new() };
+        let ask = dir.join("cgroup.freeze");
+        for (events, ended, asked) in [("frozen 1\n", true, "1"), ("frozen 0\n", false, "0")] {
+            fs::write(&ask, "1")?;
+            fs::write(dir.join("cgroup.events"), events)?;
+            assert_eq!(cgroups.settle_freeze()?, ended);
+            assert_eq!(fs::read_to_string(&ask)?, asked);
+        }
         fs::remove_dir_all(dir)
     }
 

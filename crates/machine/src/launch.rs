@@ -505,6 +505,16 @@ impl Machine {
         self.alive.is_some() && self.cgroups.is_frozen().unwrap_or(false)
     }
 
+    /// The same for a run that was just adopted: who began a freeze that is still under way is gone, so it is called
+    /// off. Else it would end some time, and nobody would know.
+    pub fn settle_freeze(&self) -> bool {
+        let settled = self.alive.is_some().then(|| self.cgroups.settle_freeze());
+        settled.unwrap_or(Ok(false)).unwrap_or_else(|error| {
+            tracing::warn!(machine = self.spec.machine, %error, "could not call a freeze off");
+            false
+        })
+    }
+
     /// Lists the Machine's processes with their listening sockets. Does not wake or disturb them. Reads `/proc`
     /// (about 0.1 ms a process); empty for a run that has ended.
     pub fn ps(&self) -> io::Result<Vec<Process>> {

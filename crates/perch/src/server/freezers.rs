@@ -102,7 +102,7 @@ pub(crate) fn found(
     thawed: &BTreeMap<String, u64>,
 ) -> lifecycle::Found {
     let run = machine.run();
-    if machine.is_frozen() {
+    if machine.settle_freeze() {
         return lifecycle::Found::Frozen { run, config_version };
     }
     match thawed.get(&machine.spec().machine) == Some(&run) {
