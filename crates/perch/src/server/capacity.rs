@@ -76,13 +76,16 @@ fn pressure(text: &str) -> Pressure {
 
 /// Facts in words, for the events of who gives way and for who is refused.
 pub(crate) fn in_words(facts: &Facts, wanted: u64) -> String {
-    let Facts { total, available, reserve, .. } = *facts;
+    let Facts { total, available, reserve, promised, .. } = *facts;
     let mut words = format!(
         "memory is short: {} of {} are free, {} are kept free",
         Size(available),
         Size(total),
         Size(reserve)
     );
+    if 0 < promised {
+        words.push_str(&format!(", {} are promised to other starts", Size(promised)));
+    }
     if 0 < wanted {
         words.push_str(&format!(", and a start wants {}", Size(wanted)));
     } else if available >= reserve {

@@ -460,6 +460,7 @@ impl Task {
             }
             Err(failure) => {
                 tracing::warn!(machine = self.id, run, reason = failure.detail, "launch failed");
+                self.world.pager.gone(&self.id);
                 self.world.rest(&self.id).await;
                 self.because(Source::Platform, failure.detail_within(&self.world.paths.data));
                 self.feed(Event::LaunchFailed { run, reason: failure.told }).await;

@@ -54,6 +54,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     capacity: Capacity,
+    /// Held from the look to the promise: else two starts are let in on the same memory.
+    admitting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -67,12 +69,20 @@ struct State {
     /// Bytes that Machines had when they were last measured.
     known: BTreeMap<String, u64>,
     /// What starts were let in with, and until when that counts.
-    promised: Vec<(Timestamp, u64)>,
+    promised: Vec<Promise>,
     /// When it is looked at the host's memory next, while somebody sleeps.
     look_at: Option<Timestamp>,
     /// Until when waiting programs are no news.
     relieved_until: Option<Timestamp>,
     ended: bool,
+}
+
+/// Memory that a start was let in with.
+#[derive(Debug)]
+struct Promise {
+    machine: String,
+    until: Timestamp,
+    need: Need,
 }
 
 #[derive(Debug)]
@@ -123,8 +133,7 @@ impl Pager {
     /// # Errors
     /// When no thread can be made.
     pub(crate) fn start(page_out_after: Option<Duration>, capacity: Capacity) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), capacity });
+        let shared = Arc::new(Shared::new(capacity));
         let own = shared.clone();
         std::thread::Builder::new().name("perch-memory".to_owned()).spawn(move || own.work())?;
         Ok(Self { shared, page_out_after })
@@ -190,7 +199,7 @@ impl Pager {
     pub(crate) fn admit(&self, id: &str, most: u64) -> Result<(), String> {
         let known = lock(&self.shared.state).known.get(id).copied();
         let need = known.map_or(Need::AtMost(most), |known| Need::Known(known.min(most)));
-        self.shared.admit(need)
+        self.shared.admit(id, need)
     }
 
     /// Whether looking for room takes milliseconds.
@@ -200,13 +209,17 @@ impl Pager {
 
     /// A Machine is destroyed.
     pub(crate) fn forget(&self, id: &str) {
-        lock(&self.shared.state).known.remove(id);
+        self.shared.change(|state| {
+            state.known.remove(id);
+            state.settle(id);
+        });
     }
 
-    /// A run has ended.
+    /// A run has ended, or could not begin.
     pub(crate) fn gone(&self, id: &str) {
         self.shared.change(|state| {
             state.runners.remove(id);
+            state.settle(id);
             if let Some(sleeper) = state.sleepers.remove(id) {
                 sleeper.awake.store(true, Ordering::Release);
             }
@@ -220,6 +233,11 @@ impl Pager {
 }
 
 impl Shared {
+    fn new(capacity: Capacity) -> Self {
+        let (state, changed, admitting) = Default::default();
+        Self { state, changed, capacity, admitting }
+    }
+
     fn change(&self, act: impl FnOnce(&mut State)) {
         act(&mut lock(&self.state));
         self.changed.notify_one();
@@ -300,7 +318,8 @@ impl Shared {
         state.look_at = (!state.sleepers.is_empty()).then_some(next);
     }
 
-    fn admit(&self, need: Need) -> Result<(), String> {
+    fn admit(&self, id: &str, need: Need) -> Result<(), String> {
+        let _only_one = lock(&self.admitting);
         let (facts, sleepers) = self.facts();
         let admission = memory::admit(&facts, &sleepers, need);
         self.relieve(&facts, &sleepers, need.wanted());
@@ -308,15 +327,16 @@ impl Shared {
             return Err(capacity::in_words(&facts, need.wanted()));
         }
         let until = clock::now() + memory::PROMISE;
-        lock(&self.state).promised.push((until, need.required()));
+        let promise = Promise { machine: id.to_owned(), until, need };
+        lock(&self.state).promised.push(promise);
         Ok(())
     }
 
     fn facts(&self) -> (Facts, Vec<memory::Sleeper>) {
         let now = clock::now();
         let mut state = lock(&self.state);
-        state.promised.retain(|(until, _)| now < *until);
-        let promised = state.promised.iter().map(|(_, bytes)| *bytes).sum();
+        state.promised.retain(|promise| now < promise.until);
+        let promised = state.owed();
         let all = state.sleepers.values().map(|sleeper| &sleeper.machine);
         let machines: Vec<_> = all.chain(state.runners.values()).cloned().collect();
         let is_relieved = state.relieved_until.is_some_and(|until| now < until);
@@ -425,10 +445,25 @@ impl State {
     fn measured(&mut self, id: &str, machine: &Arc<Machine>, memory: Memory) {
         let bytes = memory.anonymous_bytes.saturating_add(memory.swapped_bytes);
         self.known.insert(id.to_owned(), bytes);
+        self.settle(id);
         let sleeper = self.sleepers.get_mut(id);
         if let Some(sleeper) = sleeper.filter(|it| Arc::ptr_eq(&it.machine, machine)) {
             sleeper.memory = Some(memory);
         }
+    }
+
+    /// What this Machine was promised it has, or wants no more.
+    fn settle(&mut self, id: &str) {
+        self.promised.retain(|promise| promise.machine != id);
+    }
+
+    /// Bytes of all promises. Of starts that nothing is known of only the largest counts: each as much as the default
+    /// size, a burst of small ones would have every sleeper give way.
+    fn owed(&self) -> u64 {
+        let needs = || self.promised.iter().map(|promise| promise.need);
+        let known = needs().map(Need::required).fold(0, u64::saturating_add);
+        let unknown = needs().map(|need| need.wanted() - need.required()).max();
+        known.saturating_add(unknown.unwrap_or(0))
     }
 
     fn next_due(&self) -> Option<Timestamp> {
@@ -511,6 +546,88 @@ pub(crate) fn shown(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Reserve;
+    use crate::size::Size;
+
+    const MB: u64 = 1 << 20;
+
+    /// Nobody is in it; only promises count.
+    fn small_world() -> Shared {
+        let (memory, reserve) = (Some(Size(600 * MB)), Reserve::Part(0));
+        Shared::new(Capacity { memory, reserve })
+    }
+
+    #[test]
+    fn what_an_unknown_start_was_let_in_with_is_not_there_for_the_next() {
+        let shared = small_world();
+        assert_eq!(shared.admit("a", Need::AtMost(u64::MAX)), Ok(()));
+        let left = 600 * MB - memory::UNKNOWN_NEED;
+        let refused = shared.admit("b", Need::Known(left + 1)).expect_err("it is promised");
+        assert!(refused.contains("256 MiB are promised"), "{refused}");
+        assert_eq!(shared.admit("b", Need::Known(left)), Ok(()));
+        assert!(shared.admit("c", Need::AtMost(1)).is_err(), "all is promised");
+    }
+
+    #[test]
+    fn a_burst_of_unknown_starts_is_promised_the_default_size_once() {
+        let shared = small_world();
+        for machine in ["a", "b", "c", "d"] {
+            assert_eq!(shared.admit(machine, Need::AtMost(u64::MAX)), Ok(()), "{machine}");
+        }
+        assert_eq!(lock(&shared.state).owed(), memory::UNKNOWN_NEED);
+        shared.admit("e", Need::Known(MB)).expect("there is room");
+        assert_eq!(lock(&shared.state).owed(), memory::UNKNOWN_NEED + MB);
+    }
+
+    #[test]
+    fn starts_at_the_same_time_are_let_in_on_memory_of_their_own() {
+        // Each round is one chance to come between another's look and its promise.
+        for _ in 0..100 {
+            let shared = small_world();
+            let begin = std::sync::Barrier::new(8);
+            let start = || {
+                begin.wait();
+                shared.admit("a", Need::Known(100 * MB)).is_ok()
+            };
+            let fit = std::thread::scope(|scope| {
+                let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+                starts.into_iter().filter_map(|it| it.join().ok()).filter(|fits| *fits).count()
+            });
+            assert_eq!(fit, 6);
+        }
+    }
+
+    #[test]
+    fn a_promise_ends_with_its_time_or_when_what_became_of_it_is_seen() {
+        let shared = small_world();
+        let promise = |machine: &str, until| {
+            let need = Need::Known(600 * MB);
+            let promise = Promise { machine: machine.to_owned(), until, need };
+            lock(&shared.state).promised.push(promise);
+        };
+        let all = Need::Known(600 * MB);
+        promise("a", clock::now());
+        assert_eq!(shared.admit("b", all), Ok(()));
+        let last = |state: &State| state.promised.iter().map(|it| it.until).max();
+        let until = last(&lock(&shared.state)).expect("promised");
+        assert!(until <= clock::now() + memory::PROMISE);
+        assert!(shared.admit("c", all).is_err());
+        lock(&shared.state).settle("b");
+        assert_eq!(shared.admit("c", all), Ok(()));
+    }
+
+    #[test]
+    fn a_promise_goes_with_a_failed_start_and_with_a_destroyed_machine() {
+        let pager = Pager { shared: Arc::new(small_world()), page_out_after: None };
+        let need = Need::Known(600 * MB);
+        for end in [Pager::gone, Pager::forget] {
+            pager.shared.admit("a", need).expect("nothing is promised");
+            end(&pager, "b");
+            assert!(pager.shared.admit("c", need).is_err(), "another's promise stays");
+            end(&pager, "a");
+        }
+        assert_eq!(lock(&pager.shared.state).owed(), 0);
+    }
 
     #[test]
     fn the_depth_is_what_was_measured() {
