@@ -8,9 +8,7 @@ use std::path::Path;
 
 use crate::cgroup::Cgroups;
 use crate::launch;
-
-/// Blocks of `stat`, whatever those of the file system are.
-const BLOCK_BYTES: u64 = 512;
+use crate::tree::BLOCK_BYTES;
 
 /// What a run takes of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -56,6 +56,7 @@ pub use launch::{
 pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process};
 pub use secrets::Secrets;
+pub use tree::freed_bytes;
 pub use volumes::Volume;
 
 /// A new directory below the system's temporary one, for a test.

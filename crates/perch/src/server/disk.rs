@@ -2,7 +2,8 @@
 //!
 //! No kernel limits a directory without project quotas, which the disks of most hosts do not have switched on, and a
 //! file system of its own for each run would make each start slower. So the disk is watched: one look a second at what
-//! is free, and only when that falls by much, or below twice the reserve, at the Machines.
+//! is free, and only when that falls by much, or below twice the reserve, at the Machines. What the server itself frees
+//! meanwhile, such as the root of a run at the start of the next one, does not hide what they take.
 //!
 //! - One whose own files are larger than it may have is stopped, as by a user.
 //! - Below the reserve the one that grows most is killed, whatever it may have.
@@ -40,13 +41,17 @@ const MIB: u64 = 1 << 20;
 struct Disk {
     free: u64,
     reserve: u64,
+    /// What the server has ever given back.
+    freed: u64,
 }
 
 impl Disk {
     fn of(dir: &Path) -> std::io::Result<Self> {
+        // Before the rest: what is freed between the two is then expected once more, which costs a look at most.
+        let freed = perch_machine::freed_bytes();
         let found = rustix::fs::statvfs(dir)?;
         let reserve = RESERVE_BYTES.min(found.f_blocks * found.f_frsize / RESERVE_PART);
-        Ok(Self { free: found.f_bavail * found.f_frsize, reserve })
+        Ok(Self { free: found.f_bavail * found.f_frsize, reserve, freed })
     }
 
     fn is_low(self) -> bool {
@@ -75,15 +80,28 @@ struct Verdict {
 #[derive(Debug, Default)]
 struct Watch {
     machines: BTreeMap<String, Seen>,
+    /// What would be free if nobody had taken anything since.
     free: u64,
+    freed: u64,
+    /// Whether somebody was to be stopped: he may be there again at once, or still.
+    is_alarmed: bool,
     next_look: Option<Instant>,
 }
 
 impl Watch {
-    /// Whether the Machines have to be looked at.
+    /// Takes in what was given back, by the server or by others.
+    fn expect(&mut self, disk: Disk) {
+        let freed = disk.freed.saturating_sub(self.freed);
+        self.free = self.free.saturating_add(freed).max(disk.free);
+        self.freed = disk.freed;
+    }
+
+    /// Whether the Machines have to be looked at. The first look is what later ones are compared with, also when the
+    /// disk is filled before any other.
     fn is_due(&self, disk: Disk, step: u64, now: Instant) -> bool {
         let step = if disk.is_low() { GROWTH_BYTES_MIN } else { step };
-        self.next_look.is_none_or(|at| at <= now) && disk.free.saturating_add(step) < self.free
+        let has_fallen = disk.free.saturating_add(step) < self.free;
+        self.next_look.is_none_or(|at| at <= now && (self.is_alarmed || has_fallen))
     }
 
     /// Takes in what was seen, which took so long.
@@ -99,7 +117,8 @@ impl Watch {
         if disk.free < disk.reserve {
             verdicts.extend(self.greediest(disk, &now));
         }
-        (self.machines, self.free) = (now, disk.free);
+        (self.machines, self.free, self.freed) = (now, disk.free, disk.freed);
+        self.is_alarmed = !verdicts.is_empty();
         self.next_look = Some(at + took * LOOKING_PART);
         verdicts
     }
@@ -159,11 +178,10 @@ pub(crate) async fn watch(world: Arc<World>) {
             }
         };
         pause = if disk.is_low() { LOOK_INTERVAL_LOW } else { LOOK_INTERVAL };
-        // The first look is what later ones are compared with, also when the disk is filled before any other.
-        if watch.next_look.is_none() || watch.is_due(disk, step, Instant::now()) {
+        watch.expect(disk);
+        if watch.is_due(disk, step, Instant::now()) {
             look(&world, &mut watch, disk).await;
         }
-        watch.free = watch.free.max(disk.free);
     }
 }
 
@@ -202,8 +220,8 @@ fn machines(world: &World) -> BTreeMap<String, Seen> {
 mod tests {
     use super::*;
 
-    const PLENTY: Disk = Disk { free: 1000 * MIB, reserve: 100 * MIB };
-    const LITTLE: Disk = Disk { free: 99 * MIB, reserve: 100 * MIB };
+    const PLENTY: Disk = Disk { free: 1000 * MIB, reserve: 100 * MIB, freed: 0 };
+    const LITTLE: Disk = Disk { free: 99 * MIB, ..PLENTY };
 
     fn seen(run: u64, used: u64, written: u64) -> Seen {
         let disk = DiskUse { used_bytes: used * MIB, written_bytes: written * MIB };
@@ -254,14 +272,48 @@ mod tests {
     #[test]
     fn machines_are_looked_at_only_when_much_is_gone_or_little_left() {
         let now = Instant::now();
-        let watch = Watch { free: PLENTY.free, ..Watch::default() };
+        assert!(Watch::default().is_due(PLENTY, 64 * MIB, now), "nothing was seen yet");
+        let watch = Watch { free: PLENTY.free, next_look: Some(now), ..Watch::default() };
         assert!(!watch.is_due(PLENTY, 64 * MIB, now));
         let less = Disk { free: PLENTY.free - 65 * MIB, ..PLENTY };
         assert!(watch.is_due(less, 64 * MIB, now));
         assert!(watch.is_due(LITTLE, 64 * MIB, now));
-        let full = Watch { free: LITTLE.free, ..Watch::default() };
+        let full = Watch { free: LITTLE.free, next_look: Some(now), ..Watch::default() };
         assert!(!full.is_due(LITTLE, 64 * MIB, now), "nothing moves");
         let busy = Watch { next_look: Some(now + Duration::from_secs(1)), ..watch };
         assert!(!busy.is_due(LITTLE, 64 * MIB, now), "looking must not take all the time");
+    }
+
+    #[test]
+    fn what_the_server_frees_at_a_start_does_not_hide_what_the_new_run_takes() {
+        let (mut watch, step) = (Watch::default(), 64 * MIB);
+        judge(&mut watch, PLENTY, &[("filler", seen(1, 90, 90))]);
+        let now = Instant::now() + LOOK_INTERVAL;
+        watch.expect(PLENTY);
+        assert!(!watch.is_due(PLENTY, step, now), "nothing moves");
+        let swapped = Disk { freed: 90 * MIB, ..PLENTY };
+        watch.expect(swapped);
+        assert!(watch.is_due(swapped, step, now), "as much is free, but of another run");
+        watch.expect(swapped);
+        assert!(watch.is_due(swapped, step, now), "as long as nobody has looked");
+        judge(&mut watch, swapped, &[("filler", seen(2, 90, 90))]);
+        watch.expect(swapped);
+        assert!(!watch.is_due(swapped, step, now), "it was looked at");
+        let emptied = Disk { free: PLENTY.free + 90 * MIB, freed: 180 * MIB, ..PLENTY };
+        watch.expect(emptied);
+        assert!(!watch.is_due(emptied, step, now), "nobody has taken anything");
+        let filled = Disk { freed: 180 * MIB, ..PLENTY };
+        watch.expect(filled);
+        assert!(watch.is_due(filled, step, now));
+    }
+
+    #[test]
+    fn after_somebody_was_to_be_stopped_all_are_looked_at_once_more() {
+        let (mut watch, step) = (Watch::default(), 64 * MIB);
+        judge(&mut watch, PLENTY, &[("filler", seen(1, 101, 101))]);
+        let now = Instant::now() + LOOK_INTERVAL;
+        assert!(watch.is_due(PLENTY, step, now), "it may be there again, or still");
+        judge(&mut watch, PLENTY, &[("filler", seen(2, 0, 0))]);
+        assert!(!watch.is_due(PLENTY, step, now));
     }
 }
