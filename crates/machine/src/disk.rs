@@ -10,32 +10,36 @@ use crate::cgroup::Cgroups;
 use crate::launch;
 use crate::tree::BLOCK_BYTES;
 
+/// What each name is charged at least: ext4 has one inode for 16 kB, and who makes empty files takes those of others.
+pub const INODE_BYTES: u64 = 4096;
+
 /// What a run takes of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskUse {
-    /// Size of the files that it made or changed.
+    /// Size of the files that it made or changed; of one that is over its limit it is not all.
     pub used_bytes: u64,
     /// What its processes, living or ended, have written in all: also into files that have no name any more.
     pub written_bytes: u64,
 }
 
 impl DiskUse {
-    /// Looks at the newest run of the Machine in `dir`: about 1 µs a file, and a process. Blocks.
+    /// Looks at the newest run of the Machine in `dir`: about 1 µs a file, and a process. Its files are counted until they
+    /// are more than `limit` bytes. Blocks.
     ///
     /// # Errors
     /// When the Machine has no run, or it is going away meanwhile.
-    pub fn of(dir: &Path) -> io::Result<Self> {
+    pub fn of(dir: &Path, limit: u64) -> io::Result<Self> {
         let spec = launch::require_spec(dir)?;
         let upper = crate::stage::upper_dir(&spec).join("upper");
-        let used_bytes = tree_bytes(&upper)?;
+        let used_bytes = tree_bytes(&upper, limit)?;
         let pids = Cgroups::find(&launch::cgroup_path(&spec))?.pids();
         let written_bytes = pids.into_iter().map(written_by).sum();
         Ok(Self { used_bytes, written_bytes })
     }
 }
 
-/// Files that vanish meanwhile take nothing.
-fn tree_bytes(top: &Path) -> io::Result<u64> {
+/// Files that vanish meanwhile take nothing. Ends with the first entry that is beyond the limit.
+fn tree_bytes(top: &Path, limit: u64) -> io::Result<u64> {
     let (mut bytes, mut linked, mut todo) = (0, BTreeSet::new(), vec![top.to_owned()]);
     while let Some(dir) = todo.pop() {
         let entries = match fs::read_dir(&dir) {
@@ -54,7 +58,10 @@ fn tree_bytes(top: &Path) -> io::Result<u64> {
             } else if 1 < meta.nlink() && !linked.insert(meta.ino()) {
                 continue;
             }
-            bytes += meta.blocks() * BLOCK_BYTES;
+            bytes += (meta.blocks() * BLOCK_BYTES).max(INODE_BYTES);
+            if limit < bytes {
+                return Ok(bytes);
+            }
         }
     }
     Ok(bytes)
@@ -78,15 +85,26 @@ mod tests {
         fs::write(dir.join("sub/file"), vec![1; 100_000])?;
         fs::hard_link(dir.join("sub/file"), dir.join("again"))?;
         std::os::unix::fs::symlink("/", dir.join("root"))?;
-        let bytes = tree_bytes(&dir)?;
+        let bytes = tree_bytes(&dir, u64::MAX)?;
         assert!((100_000..130_000).contains(&bytes), "{bytes}");
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn empty_files_are_charged_and_nothing_is_counted_beyond_the_limit() -> io::Result<()> {
+        let dir = crate::scratch_dir("disk-empty")?;
+        for name in 0..100 {
+            fs::write(dir.join(name.to_string()), "")?;
+        }
+        assert_eq!(tree_bytes(&dir, u64::MAX)?, 100 * INODE_BYTES);
+        assert_eq!(tree_bytes(&dir, 9 * INODE_BYTES)?, 10 * INODE_BYTES);
         fs::remove_dir_all(dir)
     }
 
     #[test]
     fn a_machine_without_a_run_is_an_error() -> io::Result<()> {
         let dir = crate::scratch_dir("no-run")?;
-        assert!(DiskUse::of(&dir).is_err());
+        assert!(DiskUse::of(&dir, u64::MAX).is_err());
         fs::remove_dir_all(dir)
     }
 }

@@ -43,7 +43,7 @@ mod tree;
 mod user;
 
 pub use cgroup::Freezer;
-pub use disk::DiskUse;
+pub use disk::{DiskUse, INODE_BYTES};
 pub use exec::{ExecError, ExecRequest, Running, Streams, Terminal, TerminalSize};
 pub use ids::{Ids, Probed, probe};
 pub use images::{
@@ -56,7 +56,7 @@ pub use launch::{
 pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process};
 pub use secrets::Secrets;
-pub use tree::freed_bytes;
+pub use tree::{Freed, freed};
 pub use volumes::Volume;
 
 /// A new directory below the system's temporary one, for a test.

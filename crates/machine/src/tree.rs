@@ -23,11 +23,22 @@ const OPEN: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 static FREED_BYTES: AtomicU64 = AtomicU64::new(0);
+static FREED_INODES: AtomicU64 = AtomicU64::new(0);
 
-/// What this process has freed in all by removing what Machines have filled. Never less than that: who asks before it
-/// asks what is free misses nothing that is taken meanwhile.
-pub fn freed_bytes() -> u64 {
-    FREED_BYTES.load(Ordering::Acquire)
+/// What removing trees has given back to the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Of blocks.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+/// What this process has freed in all by removing what Machines have filled. It is counted once it is free: who asks for
+/// this first and then what is free counts nothing twice that is taken.
+pub fn freed() -> Freed {
+    let (bytes, inodes) = (&FREED_BYTES, &FREED_INODES);
+    Freed { bytes: bytes.load(Ordering::Acquire), inodes: inodes.load(Ordering::Acquire) }
 }
 
 /// Removes a directory and all that is in it. Links in it are removed and not followed.
@@ -105,10 +116,11 @@ fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
 
 /// What is gone already need not be removed.
 fn unlink(dir: impl AsFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
-    let bytes = bytes_of(&dir, name);
+    let frees = what_goes(&dir, name);
     match rustix::fs::unlinkat(dir, name, flags) {
         Ok(()) => {
-            FREED_BYTES.fetch_add(bytes, Ordering::Release);
+            FREED_BYTES.fetch_add(frees.bytes, Ordering::Release);
+            FREED_INODES.fetch_add(frees.inodes, Ordering::Release);
             Ok(())
         }
         Err(Errno::NOENT) => Ok(()),
@@ -116,11 +128,16 @@ fn unlink(dir: impl AsFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
     }
 }
 
-/// What goes with this name; a file with others stays.
-fn bytes_of(dir: impl AsFd, name: &CStr) -> u64 {
-    let Ok(meta) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { return 0 };
-    let stays = 1 < meta.st_nlink && FileType::from_raw_mode(meta.st_mode) != FileType::Directory;
-    if stays { 0 } else { u64::try_from(meta.st_blocks).unwrap_or(0) * BLOCK_BYTES }
+/// What is free without this name; a file with others stays.
+fn what_goes(dir: impl AsFd, name: &CStr) -> Freed {
+    let found = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+    let goes = found.filter(|meta| {
+        meta.st_nlink < 2 || FileType::from_raw_mode(meta.st_mode) == FileType::Directory
+    });
+    goes.map_or(Freed::default(), |meta| {
+        let blocks = u64::try_from(meta.st_blocks).unwrap_or(0);
+        Freed { bytes: blocks * BLOCK_BYTES, inodes: 1 }
+    })
 }
 
 #[cfg(test)]
@@ -180,11 +197,12 @@ mod tests {
         fs::write(dir.join("linked"), vec![1; 1 << 20])?;
         fs::hard_link(dir.join("linked"), dir.join("top/linked"))?;
         let top = rustix::fs::open(dir.join("top"), OPEN, Mode::empty())?;
-        assert_eq!(bytes_of(&top, c"linked"), 0, "it has another name");
-        let before = freed_bytes();
+        assert_eq!(what_goes(&top, c"linked"), Freed::default(), "it has another name");
+        let before = freed();
         remove_tree(&dir.join("top"))?;
         // Other tests remove their own at the same time.
-        assert!(3 << 20 <= freed_bytes() - before);
+        let now = freed();
+        assert!(3 << 20 <= now.bytes - before.bytes && 2 <= now.inodes - before.inodes);
         remove_tree(&dir)
     }
 }

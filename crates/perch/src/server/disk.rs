@@ -2,8 +2,9 @@
 //!
 //! No kernel limits a directory without project quotas, which the disks of most hosts do not have switched on, and a
 //! file system of its own for each run would make each start slower. So the disk is watched: one look a second at what
-//! is free, and only when that falls by much, or below twice the reserve, at the Machines. What the server itself frees
-//! meanwhile, such as the root of a run at the start of the next one, does not hide what they take.
+//! is free, of bytes and of inodes, and only when that falls by much, or below twice the reserve, at the Machines. What
+//! the server itself frees meanwhile, such as the root of a run at the start of the next one, does not hide what they
+//! take.
 //!
 //! - One whose own files are larger than it may have is stopped, as by a user.
 //! - Below the reserve the one that grows most is killed, whatever it may have.
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use perch_api::wire::MachineState;
-use perch_machine::DiskUse;
+use perch_machine::{DiskUse, INODE_BYTES};
 
 use super::machine::{Command, Haste};
 use super::world::World;
@@ -27,35 +28,95 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL_LOW: Duration = Duration::from_millis(200);
 /// What others may take before the Machines are looked at.
 const STEP_BYTES: u64 = 64 * MIB;
-/// Looking at Machines takes at most this part of the time.
+/// Looking at Machines takes at most this part of the time, unless the pause would be longer than the reserve lasts.
 const LOOKING_PART: u32 = 20;
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// The images' own reserve is the same.
 const RESERVE_BYTES: u64 = 512 * MIB;
 const RESERVE_PART: u64 = 10;
+/// Some file systems have no fixed number and say 0.
+const INODES_RESERVE_PART: u64 = 20;
 /// What grows less between two looks is not what fills the disk.
 const GROWTH_BYTES_MIN: u64 = MIB;
 const MIB: u64 = 1 << 20;
 
+/// What files take of a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Space {
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Space {
+    fn plus(self, other: Self) -> Self {
+        let bytes = self.bytes.saturating_add(other.bytes);
+        Self { bytes, inodes: self.inodes.saturating_add(other.inodes) }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        let bytes = self.bytes.saturating_sub(other.bytes);
+        Self { bytes, inodes: self.inodes.saturating_sub(other.inodes) }
+    }
+
+    /// The larger of each.
+    fn or_more(self, other: Self) -> Self {
+        Self { bytes: self.bytes.max(other.bytes), inodes: self.inodes.max(other.inodes) }
+    }
+
+    /// The smaller of each.
+    fn or_less(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), inodes: self.inodes.min(other.inodes) }
+    }
+
+    /// Whether there is less of either.
+    fn lacks(self, other: Self) -> bool {
+        self.bytes < other.bytes || self.inodes < other.inodes
+    }
+
+    /// What files of this size take at most.
+    fn of_files(bytes: u64) -> Self {
+        Self { bytes, inodes: bytes / INODE_BYTES }
+    }
+}
+
 /// The disk as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Disk {
-    free: u64,
-    reserve: u64,
+    free: Space,
+    reserve: Space,
     /// What the server has ever given back.
-    freed: u64,
+    freed: Space,
 }
 
 impl Disk {
     fn of(dir: &Path) -> std::io::Result<Self> {
         // Before the rest: what is freed between the two is then expected once more, which costs a look at most.
-        let freed = perch_machine::freed_bytes();
+        let freed = perch_machine::freed();
         let found = rustix::fs::statvfs(dir)?;
-        let reserve = RESERVE_BYTES.min(found.f_blocks * found.f_frsize / RESERVE_PART);
-        Ok(Self { free: found.f_bavail * found.f_frsize, reserve, freed })
+        let size = found.f_blocks * found.f_frsize;
+        Ok(Self {
+            free: Space { bytes: found.f_bavail * found.f_frsize, inodes: found.f_favail },
+            reserve: Space::of_files(RESERVE_BYTES).or_less(Space {
+                bytes: size / RESERVE_PART,
+                inodes: found.f_files / INODES_RESERVE_PART,
+            }),
+            freed: Space { bytes: freed.bytes, inodes: freed.inodes },
+        })
     }
 
     fn is_low(self) -> bool {
-        self.free < 2 * self.reserve
+        self.free.lacks(self.reserve.plus(self.reserve))
+    }
+
+    /// What there is too little of, if anything is below its reserve.
+    fn lack(self) -> Option<String> {
+        let Self { free, reserve, .. } = self;
+        if free.bytes < reserve.bytes {
+            let (free, reserve) = (free.bytes / MIB, reserve.bytes / MIB);
+            return Some(format!("{free} MB left, less than its reserve of {reserve} MB"));
+        }
+        let (free, reserve) = (free.inodes, reserve.inodes);
+        (free < reserve).then(|| format!("{free} inodes left, less than its reserve of {reserve}"))
     }
 }
 
@@ -81,8 +142,8 @@ struct Verdict {
 struct Watch {
     machines: BTreeMap<String, Seen>,
     /// What would be free if nobody had taken anything since.
-    free: u64,
-    freed: u64,
+    free: Space,
+    freed: Space,
     /// Whether somebody was to be stopped: he may be there again at once, or still.
     is_alarmed: bool,
     next_look: Option<Instant>,
@@ -91,8 +152,7 @@ struct Watch {
 impl Watch {
     /// Takes in what was given back, by the server or by others.
     fn expect(&mut self, disk: Disk) {
-        let freed = disk.freed.saturating_sub(self.freed);
-        self.free = self.free.saturating_add(freed).max(disk.free);
+        self.free = self.free.plus(disk.freed.minus(self.freed)).or_more(disk.free);
         self.freed = disk.freed;
     }
 
@@ -100,7 +160,7 @@ impl Watch {
     /// disk is filled before any other.
     fn is_due(&self, disk: Disk, step: u64, now: Instant) -> bool {
         let step = if disk.is_low() { GROWTH_BYTES_MIN } else { step };
-        let has_fallen = disk.free.saturating_add(step) < self.free;
+        let has_fallen = disk.free.plus(Space::of_files(step)).lacks(self.free);
         self.next_look.is_none_or(|at| at <= now && (self.is_alarmed || has_fallen))
     }
 
@@ -114,31 +174,30 @@ impl Watch {
     ) -> Vec<Verdict> {
         let over = now.iter().filter(|(_, seen)| seen.limit < seen.disk.used_bytes);
         let mut verdicts: Vec<_> = over.map(|(id, seen)| too_large(id, seen)).collect();
-        if disk.free < disk.reserve {
-            verdicts.extend(self.greediest(disk, &now));
+        if let Some(lack) = disk.lack() {
+            verdicts.extend(self.greediest(&lack, &now));
         }
         (self.machines, self.free, self.freed) = (now, disk.free, disk.freed);
         self.is_alarmed = !verdicts.is_empty();
-        self.next_look = Some(at + took * LOOKING_PART);
+        self.next_look = Some(at + (took * LOOKING_PART).min(LOOK_PAUSE_MAX));
         verdicts
     }
 
-    fn greediest(&self, disk: Disk, now: &BTreeMap<String, Seen>) -> Option<Verdict> {
+    fn greediest(&self, lack: &str, now: &BTreeMap<String, Seen>) -> Option<Verdict> {
         // Without a former look all that a Machine ever wrote would be its growth.
         self.next_look?;
         let grown = |id: &String, seen: &Seen| {
             let before = self.machines.get(id).filter(|before| before.run == seen.run);
             let before = before.map_or(DiskUse::default(), |before| before.disk);
-            let used = seen.disk.used_bytes.saturating_sub(before.used_bytes);
+            // What is over its limit is not counted to its end, so it would seem to grow no more.
+            let counted = if seen.limit < seen.disk.used_bytes { 0 } else { before.used_bytes };
+            let used = seen.disk.used_bytes.saturating_sub(counted);
             used.max(seen.disk.written_bytes.saturating_sub(before.written_bytes))
         };
         let (growth, id, seen) =
             now.iter().map(|(id, seen)| (grown(id, seen), id, seen)).max_by_key(|it| it.0)?;
         let reason = format!(
-            "the host's disk has {} MB left, less than its reserve of {} MB, and this Machine grew most: it has \
-             written {} MB",
-            disk.free / MIB,
-            disk.reserve / MIB,
+            "the host's disk has {lack}, and this Machine grew most: it has written {} MB",
             seen.disk.written_bytes.max(seen.disk.used_bytes) / MIB,
         );
         (GROWTH_BYTES_MIN <= growth).then(|| Verdict {
@@ -152,7 +211,7 @@ impl Watch {
 
 fn too_large(id: &str, seen: &Seen) -> Verdict {
     let reason = format!(
-        "its files take {} MB of the disk, and it may have {} MB (`rootfs` of its configuration, `root_disk_mb` of the \
+        "its files take {} MB of the disk or more, and it may have {} MB (`rootfs` of its configuration, `root_disk_mb` of the \
          server's)",
         seen.disk.used_bytes / MIB,
         seen.limit / MIB
@@ -210,7 +269,7 @@ fn machines(world: &World) -> BTreeMap<String, Seen> {
     let seen = limits.into_iter().filter_map(|(id, limit)| {
         let status = world.handle(&id)?.status();
         let runs = status.state == MachineState::Started;
-        let disk = runs.then(|| DiskUse::of(&world.paths.machine(&id)).ok()).flatten()?;
+        let disk = runs.then(|| DiskUse::of(&world.paths.machine(&id), limit).ok()).flatten()?;
         Some((id, Seen { run: status.run, limit, disk }))
     });
     seen.collect()
@@ -220,8 +279,16 @@ fn machines(world: &World) -> BTreeMap<String, Seen> {
 mod tests {
     use super::*;
 
-    const PLENTY: Disk = Disk { free: 1000 * MIB, reserve: 100 * MIB, freed: 0 };
-    const LITTLE: Disk = Disk { free: 99 * MIB, ..PLENTY };
+    const PLENTY: Disk = Disk {
+        free: Space { bytes: 1000 * MIB, inodes: 100_000 },
+        reserve: Space { bytes: 100 * MIB, inodes: 5_000 },
+        freed: Space { bytes: 0, inodes: 0 },
+    };
+    const LITTLE: Disk = Disk { free: Space { bytes: 99 * MIB, inodes: 100_000 }, ..PLENTY };
+
+    fn bytes(mib: u64) -> Space {
+        Space { bytes: mib * MIB, inodes: 0 }
+    }
 
     fn seen(run: u64, used: u64, written: u64) -> Seen {
         let disk = DiskUse { used_bytes: used * MIB, written_bytes: written * MIB };
@@ -275,7 +342,7 @@ mod tests {
         assert!(Watch::default().is_due(PLENTY, 64 * MIB, now), "nothing was seen yet");
         let watch = Watch { free: PLENTY.free, next_look: Some(now), ..Watch::default() };
         assert!(!watch.is_due(PLENTY, 64 * MIB, now));
-        let less = Disk { free: PLENTY.free - 65 * MIB, ..PLENTY };
+        let less = Disk { free: PLENTY.free.minus(bytes(65)), ..PLENTY };
         assert!(watch.is_due(less, 64 * MIB, now));
         assert!(watch.is_due(LITTLE, 64 * MIB, now));
         let full = Watch { free: LITTLE.free, next_look: Some(now), ..Watch::default() };
@@ -291,7 +358,7 @@ mod tests {
         let now = Instant::now() + LOOK_INTERVAL;
         watch.expect(PLENTY);
         assert!(!watch.is_due(PLENTY, step, now), "nothing moves");
-        let swapped = Disk { freed: 90 * MIB, ..PLENTY };
+        let swapped = Disk { freed: bytes(90), ..PLENTY };
         watch.expect(swapped);
         assert!(watch.is_due(swapped, step, now), "as much is free, but of another run");
         watch.expect(swapped);
@@ -299,10 +366,10 @@ mod tests {
         judge(&mut watch, swapped, &[("filler", seen(2, 90, 90))]);
         watch.expect(swapped);
         assert!(!watch.is_due(swapped, step, now), "it was looked at");
-        let emptied = Disk { free: PLENTY.free + 90 * MIB, freed: 180 * MIB, ..PLENTY };
+        let emptied = Disk { free: PLENTY.free.plus(bytes(90)), freed: bytes(180), ..PLENTY };
         watch.expect(emptied);
         assert!(!watch.is_due(emptied, step, now), "nobody has taken anything");
-        let filled = Disk { freed: 180 * MIB, ..PLENTY };
+        let filled = Disk { freed: bytes(180), ..PLENTY };
         watch.expect(filled);
         assert!(watch.is_due(filled, step, now));
     }
@@ -315,5 +382,36 @@ mod tests {
         assert!(watch.is_due(PLENTY, step, now), "it may be there again, or still");
         judge(&mut watch, PLENTY, &[("filler", seen(2, 0, 0))]);
         assert!(!watch.is_due(PLENTY, step, now));
+    }
+
+    #[test]
+    fn who_takes_the_inodes_is_found_like_who_takes_the_bytes() {
+        let (now, step) = (Instant::now(), 64 * MIB);
+        let with = |inodes| Disk { free: Space { inodes, ..PLENTY.free }, ..PLENTY };
+        let mut watch = Watch { free: PLENTY.free, next_look: Some(now), ..Watch::default() };
+        assert!(!watch.is_due(with(90_000), step, now));
+        assert!(watch.is_due(with(80_000), step, now));
+        let swapped = Disk { freed: Space { bytes: 0, inodes: 20_000 }, ..PLENTY };
+        watch.expect(swapped);
+        assert!(watch.is_due(swapped, step, now), "as many are free, but of another run");
+        assert!(with(9_999).is_low() && !with(10_000).is_low());
+        let few = with(4_999);
+        let mut watch = Watch::default();
+        judge(&mut watch, PLENTY, &[("files", seen(1, 10, 0)), ("old", seen(1, 0, 90))]);
+        let found = judge(&mut watch, few, &[("files", seen(1, 50, 0)), ("old", seen(1, 0, 91))]);
+        assert_eq!(found, ["files AtOnce"]);
+        judge(&mut watch, few, &[("files", seen(2, 101, 0))]);
+        let found = judge(&mut watch, few, &[("files", seen(2, 101, 0))]);
+        assert_eq!(found, ["files InGoodOrder", "files AtOnce"], "it does not go when asked");
+        let unknown = Space { inodes: 0, ..PLENTY.reserve };
+        let unknown = Disk { reserve: unknown, ..with(0) };
+        assert!(!unknown.is_low() && unknown.lack().is_none());
+    }
+
+    #[test]
+    fn a_long_look_blinds_nobody_for_long() {
+        let (mut watch, at) = (Watch::default(), Instant::now());
+        watch.judge(PLENTY, BTreeMap::new(), at, Duration::from_secs(60));
+        assert_eq!(watch.next_look, Some(at + LOOK_PAUSE_MAX));
     }
 }
