@@ -91,7 +91,7 @@ impl Machine {
 
     fn end_by_signal(&mut self) -> Result<(), Refusal> {
         if self.state != MachineState::Started {
-            return refuse(412, "that run has ended");
+            return refuse(412, format!("unable to signal machine: it is {}", self.state));
         }
         self.happened(&["exit"]);
         if self.config["restart"]["policy"] == "no" {
