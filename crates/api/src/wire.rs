@@ -18,6 +18,7 @@ mod file;
 mod image;
 mod log;
 mod machine;
+pub(crate) mod object;
 mod platform;
 mod release;
 mod restart;

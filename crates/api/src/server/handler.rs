@@ -21,6 +21,7 @@ use super::{
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
     NONCE_HEADER, OrganizationAnswer, OrganizationPage, ReleaseAnswer, ReleasePage, TokenPage,
+    object,
 };
 
 // A Machine's config with embedded files is the longest; the store takes 8 MiB.
@@ -97,15 +98,21 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| bad_body(&error))?;
         return Err(ApiError::invalid("the request's body is an array; it must be an object"));
     }
-    let error = match serde_json::from_slice(bytes) {
+    let error = match all_of(bytes) {
         Ok(read) => return Ok(read),
         Err(error) => error,
     };
     // For JSON 2.0 is as whole as 2, and some programs know only one kind of number.
     match serde_json::from_slice(bytes).ok().and_then(whole) {
-        Some(value) => serde_json::from_str(&value.to_string()).map_err(|error| bad_body(&error)),
+        Some(value) => all_of(value.to_string().as_bytes()).map_err(|error| bad_body(&error)),
         None => Err(bad_body(&error)),
     }
+}
+
+fn all_of<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = object::read(&mut json)?;
+    json.end().map(|()| read)
 }
 
 /// The value with whole numbers written as such; `None` when they are already.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{GoDuration, GuestFile, Signal, file, null_default, schema, unless_empty};
+use super::{GoDuration, GuestFile, Signal, file, null_default, object, schema, unless_empty};
 
 // DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
 const AUTO_STOP_AFTER: (Duration, Duration) =
@@ -452,6 +452,27 @@ impl MachineConfig {
         files(&Map::from_iter([("files".to_owned(), value)])).map(drop)
     }
 
+    /// Refuses arrays where objects belong, which serde reads as their fields in order; apart from the rest as the
+    /// files are.
+    ///
+    /// # Errors
+    /// With the key.
+    pub fn check_objects(&self) -> Result<(), BadConfig> {
+        self.check_object::<Init>("init")?;
+        self.check_object::<Guest>("guest")?;
+        self.check_object::<Restart>("restart")?;
+        self.check_object::<StopConfig>("stop_config")?;
+        self.check_object::<Vec<Service>>("services")?;
+        self.check_object::<Vec<GuestFile>>("files")?;
+        self.check_object::<Vec<Map<String, Value>>>("mounts")
+    }
+
+    fn check_object<T: DeserializeOwned>(&self, key: &str) -> Result<(), BadConfig> {
+        let value = self.get(key).unwrap_or_default();
+        let read = object::read::<Option<T>, _>(&value);
+        read.map(drop).map_err(|error| bad(key, error.to_string()))
+    }
+
     /// Refuses metadata that are too long; apart from the rest as the files are.
     ///
     /// # Errors
@@ -836,6 +857,35 @@ mod tests {
         let config = config.with_metadata("b", Some("2")).expect("valid");
         let config = config.with_metadata("a", None).expect("valid");
         assert_eq!(config.get("metadata"), Some(json!({"b": "2"})));
+    }
+
+    #[test]
+    fn an_array_where_an_object_belongs_is_read_but_not_accepted() {
+        let of = |key: &str, value: Value| {
+            parse(&json!({"image": "a", key: value}).to_string()).expect("read").check_objects()
+        };
+        let port = json!({"internal_port": 80, "ports": [[443]]});
+        let concurrency = json!({"internal_port": 80, "concurrency": ["requests"]});
+        for (key, array) in [
+            ("init", json!([["/bin/sh"]])),
+            ("guest", json!(["shared", 1, 256])),
+            ("restart", json!(["no"])),
+            ("stop_config", json!([])),
+            ("services", json!([["tcp", 80]])),
+            ("services", json!([port])),
+            ("services", json!([concurrency])),
+            ("files", json!([["/a", "YQ=="]])),
+            ("mounts", json!([["vol_1", "data", "/data"]])),
+        ] {
+            let refused = of(key, array.clone()).expect_err(key);
+            assert_eq!(refused.key, key, "{array}");
+            assert!(refused.reason.starts_with("invalid type: sequence"), "{array}: {refused}");
+        }
+        assert_eq!(of("guest", Value::Null), Ok(()));
+        assert_eq!(
+            of("services", json!([{"internal_port": 80, "ports": [{"port": 443}]}])),
+            Ok(())
+        );
     }
 
     #[test]

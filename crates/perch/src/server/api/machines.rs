@@ -92,7 +92,9 @@ async fn check_secrets(world: &Arc<World>, app: &str, input: &LaunchInput) -> Re
 }
 
 fn check_config(input: &LaunchInput) -> Result<(), ApiError> {
-    let checked = input.config.check_files().and_then(|()| input.config.check_metadata());
+    let config = &input.config;
+    let checked = config.check_objects().and_then(|()| config.check_files());
+    let checked = checked.and_then(|()| config.check_metadata());
     checked.map_err(|error| ApiError::invalid(error.to_string()))
 }
 
@@ -661,6 +663,18 @@ fn not_stored(cause: ApiError) -> ApiError {
 mod tests {
     use super::*;
     use crate::server::records::{LeaseRecord, tests as records};
+
+    #[test]
+    fn a_config_with_an_array_for_an_object_is_refused() {
+        let check = |guest: &str| {
+            let text = format!(r#"{{"config": {{"image": "a", "guest": {guest}}}}}"#);
+            check_config(&serde_json::from_str(&text).expect("read"))
+        };
+        assert_eq!(check(r#"{"cpus": 1}"#), Ok(()));
+        let refused = check(r#"["shared", 1, 256]"#).expect_err("an array");
+        assert_eq!(refused.code, 422);
+        assert!(refused.error.contains("config.guest"), "{refused}");
+    }
 
     /// A Machine that somebody leased after the first look at its lease.
     fn leased_meanwhile() -> Catalog {
