@@ -8,6 +8,10 @@ use super::{ApiError, null_default, schema};
 /// Body of `POST …/exec`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("anyOf" = [
+    {"required": ["cmd"], "properties": {"cmd": {"type": "string", "minLength": 1}}},
+    {"required": ["command"], "properties": {"command": {"type": "array", "minItems": 1}}},
+]))]
 pub struct ExecInput {
     /// Program and arguments in one text, taken apart as a shell does it; no shell runs it.
     #[serde(deserialize_with = "null_default")]
@@ -27,7 +31,7 @@ pub struct ExecInput {
     pub timeout: u64,
     /// Machines here have no containers; must be empty.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
-    #[schemars(transform = schema::nullable)]
+    #[schemars(length(max = 0), transform = schema::nullable)]
     pub container: String,
 }
 

@@ -51,10 +51,22 @@ pub struct Volume {
 /// Body of `POST /v1/apps/{app}/volumes`. Other keys of Fly's are understood and mean nothing on one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("anyOf" = [
+    {"required": ["name"], "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "snapshot_id": {"enum": ["", null]}, "source_volume_id": {"enum": ["", null]},
+    }},
+    {"required": ["snapshot_id"], "properties": {
+        "snapshot_id": {"type": "string", "minLength": 1}, "source_volume_id": {"enum": ["", null]},
+    }},
+    {"required": ["source_volume_id"], "properties": {
+        "source_volume_id": {"type": "string", "minLength": 1}, "snapshot_id": {"enum": ["", null]},
+    }},
+]))]
 pub struct CreateVolume {
     /// Name: lower-case letters, digits and underscores; that of the source without one.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
-    #[schemars(transform = schema::nullable)]
+    #[schemars(regex(pattern = "^[a-z0-9_]{0,30}$"), transform = schema::nullable)]
     pub name: String,
     /// Region; empty = this host's.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
@@ -76,7 +88,7 @@ pub struct CreateVolume {
     pub auto_backup_enabled: Option<bool>,
     /// `ext4`.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
-    #[schemars(transform = schema::nullable)]
+    #[schemars(regex(pattern = "^(ext4)?$"), transform = schema::nullable)]
     pub fstype: String,
     /// Snapshot that it begins with.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
@@ -94,7 +106,7 @@ pub struct CreateVolume {
     pub unique_zone_app_wide: Option<bool>,
 }
 
-/// Body of `PUT /v1/apps/{app}/volumes/{id}`.
+/// Body of `PUT /v1/apps/{app}/volumes/{volume}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpdateVolume {
@@ -107,7 +119,7 @@ pub struct UpdateVolume {
     pub auto_backup_enabled: Option<bool>,
 }
 
-/// Body of `PUT /v1/apps/{app}/volumes/{id}/extend`.
+/// Body of `PUT /v1/apps/{app}/volumes/{volume}/extend`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExtendVolume {
     /// New size in GiB; not less than the present one.
@@ -115,7 +127,7 @@ pub struct ExtendVolume {
     pub size_gb: u64,
 }
 
-/// Answer of `PUT /v1/apps/{app}/volumes/{id}/extend`.
+/// Answer of `PUT /v1/apps/{app}/volumes/{volume}/extend`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ExtendedVolume {

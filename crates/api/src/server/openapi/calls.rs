@@ -296,8 +296,8 @@ fn secrets() -> Vec<Call> {
 
 fn volumes() -> Vec<Call> {
     const ALL: &str = "/v1/apps/{app}/volumes";
-    const ONE: &str = "/v1/apps/{app}/volumes/{id}";
-    const SNAPSHOTS: &str = "/v1/apps/{app}/volumes/{id}/snapshots";
+    const ONE: &str = "/v1/apps/{app}/volumes/{volume}";
+    const SNAPSHOTS: &str = "/v1/apps/{app}/volumes/{volume}/snapshots";
     let extend = "Makes a volume longer, at once or before its Machine's next start.";
     vec![
         Call::new("GET", ALL, "Lists an app's volumes by id.").gives::<Vec<Volume>>(200),
@@ -312,7 +312,7 @@ fn volumes() -> Vec<Call> {
         Call::new("DELETE", ONE, "Removes a volume with its data, once no Machine has it.")
             .gives::<Volume>(200)
             .refuses(&[412]),
-        Call::new("PUT", "/v1/apps/{app}/volumes/{id}/extend", extend)
+        Call::new("PUT", "/v1/apps/{app}/volumes/{volume}/extend", extend)
             .takes::<ExtendVolume>()
             .gives::<ExtendedVolume>(200),
         Call::new("GET", SNAPSHOTS, "Lists a volume's snapshots, oldest first.")

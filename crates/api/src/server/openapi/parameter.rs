@@ -52,6 +52,7 @@ fn part(name: &str) -> (Value, &'static str) {
         "app" => (pattern(LABEL), "Name of an app."),
         "org" => (pattern(LABEL), "Slug of an organization."),
         "id" => (pattern("^[0-9a-f]{14}$"), "ID of a Machine."),
+        "volume" => (pattern("^vol_[0-9a-z]{16}$"), "ID of a volume."),
         "ip" => {
             let schema = json!({"anyOf": [
                 {"type": "string", "format": "ipv6"},
