@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use perch_api::wire::MachineState;
 use perch_machine::{DiskUse, INODE_BYTES};
 
-use super::machine::{Command, Haste};
+use super::machine::{self, Command, Haste};
 use super::world::World;
 
 /// Between two looks at what is free, and when little is.
@@ -125,6 +125,8 @@ impl Disk {
 struct Seen {
     run: u64,
     limit: u64,
+    /// Whether nobody has asked it to end.
+    is_up: bool,
     disk: DiskUse,
 }
 
@@ -172,7 +174,7 @@ impl Watch {
         at: Instant,
         took: Duration,
     ) -> Vec<Verdict> {
-        let over = now.iter().filter(|(_, seen)| seen.limit < seen.disk.used_bytes);
+        let over = now.iter().filter(|(_, it)| it.is_up && it.limit < it.disk.used_bytes);
         let mut verdicts: Vec<_> = over.map(|(id, seen)| too_large(id, seen)).collect();
         if let Some(lack) = disk.lack() {
             verdicts.extend(self.greediest(&lack, &now));
@@ -256,7 +258,7 @@ async fn look(world: &Arc<World>, watch: &mut Watch, disk: Disk) {
     }
 }
 
-/// Those that run. One that ends meanwhile is not there.
+/// Those that can write, until the last moment. One that ends meanwhile is not there.
 fn machines(world: &World) -> BTreeMap<String, Seen> {
     let limit = |config: &perch_api::wire::MachineConfig| {
         let own = config.get("rootfs").and_then(|it| it.get("size_gb")?.as_u64());
@@ -268,9 +270,10 @@ fn machines(world: &World) -> BTreeMap<String, Seen> {
     };
     let seen = limits.into_iter().filter_map(|(id, limit)| {
         let status = world.handle(&id)?.status();
-        let runs = status.state == MachineState::Started;
-        let disk = runs.then(|| DiskUse::of(&world.paths.machine(&id), limit).ok()).flatten()?;
-        Some((id, Seen { run: status.run, limit, disk }))
+        let can_write = status.running.is_some() && status.state != MachineState::Suspended;
+        let disk = can_write.then(|| DiskUse::of(&world.paths.machine(&id), limit).ok());
+        let is_up = machine::is_up(status.state);
+        Some((id, Seen { run: status.run, limit, is_up, disk: disk.flatten()? }))
     });
     seen.collect()
 }
@@ -292,7 +295,7 @@ mod tests {
 
     fn seen(run: u64, used: u64, written: u64) -> Seen {
         let disk = DiskUse { used_bytes: used * MIB, written_bytes: written * MIB };
-        Seen { run, limit: 100 * MIB, disk }
+        Seen { run, limit: 100 * MIB, is_up: true, disk }
     }
 
     fn all(machines: &[(&str, Seen)]) -> BTreeMap<String, Seen> {
@@ -312,6 +315,15 @@ mod tests {
             &[("a", seen(1, 100, 500)), ("b", seen(1, 101, 101))],
         );
         assert_eq!(found, ["b InGoodOrder"]);
+    }
+
+    #[test]
+    fn who_is_stopping_is_not_asked_again_but_killed_below_the_reserve() {
+        let stopping = |used| Seen { is_up: false, ..seen(1, used, 0) };
+        let mut watch = Watch::default();
+        assert!(judge(&mut watch, PLENTY, &[("a", stopping(101))]).is_empty());
+        let found = judge(&mut watch, LITTLE, &[("a", stopping(120))]);
+        assert_eq!(found, ["a AtOnce"]);
     }
 
     #[test]

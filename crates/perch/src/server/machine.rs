@@ -165,6 +165,7 @@ pub(crate) fn spawn(
         is_leaving: false,
         rest: Rest::Unknown,
         measured: Arc::default(),
+        condemned: None,
     };
     world.tracker.spawn(task.work(mailbox));
     handle
@@ -188,6 +189,8 @@ struct Task {
     rest: Rest,
     /// The last measurement of its memory, for callers in quick succession.
     measured: Arc<Mutex<Option<Measured>>>,
+    /// The run that was killed for what it takes.
+    condemned: Option<u64>,
 }
 
 /// Whether the pager was told that the Machine sleeps.
@@ -414,17 +417,25 @@ impl Task {
         self.settle_behind();
     }
 
+    /// Who is on its way to an end can still be killed: it may take its time, and the disk of all.
     async fn on_limit(&mut self, run: u64, haste: Haste, reason: &str) {
-        if run != self.life.run() || self.life.started_at().is_none() {
+        let lives = self.running.as_ref().is_some_and(|machine| machine.run() == run);
+        let is_up = is_up(wire_state(&self.life));
+        if !lives || (!is_up && haste == Haste::InGoodOrder) {
             return;
         }
-        self.because(Source::Platform, String::new());
-        let mut request = self.request();
-        request.details.insert("reason".to_owned(), reason.into());
-        self.log(reason);
-        self.record(wire::Event { kind: "limit".to_owned(), ..self.event(request) });
-        self.feed(Event::Stop(StopBy::User { signal: None, timeout: None })).await;
+        if self.condemned != Some(run) {
+            self.because(Source::Platform, String::new());
+            let mut request = self.request();
+            request.details.insert("reason".to_owned(), reason.into());
+            self.log(reason);
+            self.record(wire::Event { kind: "limit".to_owned(), ..self.event(request) });
+        }
+        if is_up {
+            self.feed(Event::Stop(StopBy::User { signal: None, timeout: None })).await;
+        }
         if haste == Haste::AtOnce {
+            self.condemned = Some(run);
             self.kill(run);
         }
     }
@@ -903,6 +914,11 @@ async fn sleep_or_never(due: Option<Duration>) {
 fn wire_state(life: &Lifecycle) -> wire::MachineState {
     // The API has one word less: a failed first launch is `failed` too.
     life.state().as_str().parse().unwrap_or(wire::MachineState::Failed)
+}
+
+/// Whether a run lives that nobody has asked to end.
+pub(crate) fn is_up(state: wire::MachineState) -> bool {
+    matches!(state, wire::MachineState::Started | wire::MachineState::Suspending)
 }
 
 /// Whether an update starts a sleeping Machine.

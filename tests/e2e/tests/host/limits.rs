@@ -188,6 +188,26 @@ fn below_the_reserve_of_the_host_the_machine_that_grows_is_killed() {
     });
 }
 
+#[test]
+fn below_the_reserve_a_machine_that_fills_the_disk_while_it_is_stopping_is_killed() {
+    on(small_disk, |host| {
+        let neighbour = private_app(host, "quiet", AWAKE)?;
+        let script = "trap 'while busybox dd if=/dev/zero bs=1M count=4 >&3 2>/dev/null; do \
+                      busybox usleep 20000; done; busybox sleep 1000' INT; exec 3>/big; \
+                      echo READY; busybox sleep 1000 & wait; busybox sleep 1000";
+        run_app(host, "filler", script, "kill_timeout = '300s'\n[[vm]]\n  memory = '2gb'\n")?;
+        wait_until("its trap", SOON, || {
+            let said = host.fly(&["logs", "--no-tail", "-a", "filler"])?.ok()?;
+            Ok(said.contains("READY").then_some(()))
+        })?;
+        let id = only(host, "filler")?.id;
+        host.fly(&["machine", "stop", &id, "-a", "filler"])?.ok()?;
+        let machine = in_state(host, "filler", "stopped")?;
+        check_limit(host, &machine, "less than its reserve of 30 MB")?;
+        check_answer(&host.get(&neighbour, 80, "/")?, "Hello")
+    });
+}
+
 /// A host whose data directory is on a disk of 300 MB.
 fn small_disk() -> Result<Host> {
     let mut host = Host::bare(Network::Open)?;
