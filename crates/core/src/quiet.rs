@@ -63,6 +63,11 @@ impl Quiet {
         (self.moved, self.owed) = (true, false);
     }
 
+    /// The Machine has sent something that the caller has not taken yet.
+    pub fn note_stuck(&mut self) {
+        self.moved = true;
+    }
+
     /// How long until the next look, for this `auto_stop_after`.
     pub fn pause(auto_stop_after: Duration) -> Duration {
         (auto_stop_after / LOOKS).clamp(LOOK_MIN, LOOK_MAX)
@@ -113,6 +118,15 @@ mod tests {
         assert_eq!(quiet.look(PAUSE), Verdict::Rests);
         quiet.note_asked();
         quiet.note_answered();
+        assert_eq!([quiet.look(PAUSE), quiet.look(PAUSE)], [Verdict::Load, Verdict::Rests]);
+    }
+
+    #[test]
+    fn who_was_slow_to_take_an_answer_is_owed_nothing_after_it() {
+        let mut quiet = Quiet::new();
+        quiet.note_asked();
+        quiet.note_answered();
+        quiet.note_stuck();
         assert_eq!([quiet.look(PAUSE), quiet.look(PAUSE)], [Verdict::Load, Verdict::Rests]);
     }
 

@@ -156,7 +156,7 @@ impl Line {
             let mut verdict = Verdict::Load;
             self.note(|quiet| {
                 if self.stuck.get() {
-                    quiet.note_asked();
+                    quiet.note_stuck();
                 }
                 verdict = quiet.look(pause);
             });
