@@ -575,6 +575,9 @@ impl Balancer {
         for (_, gone) in std::mem::replace(&mut self.machines, machines) {
             gone.shut();
             self.answer_drain_of(&gone);
+            if gone.recalled.is_some() {
+                self.effects.push_back(Effect::Recalled { machine: gone.view.id });
+            }
         }
         self.answer_empty_drains();
         self.rebuild();

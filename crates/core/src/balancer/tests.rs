@@ -493,6 +493,21 @@ fn who_is_recalled_from_a_run_that_ended_is_told() {
 }
 
 #[test]
+fn who_waits_for_a_machine_that_vanishes_is_told() {
+    let napping = |state| up(1).autostop(Autostop::Suspend).state(state);
+    let mut world = World::new(vec![napping(MachineState::Started)]);
+    let claim = world.enter();
+    let edge = claim.park();
+    world.edge(edge);
+    world.change(vec![napping(MachineState::Suspended)]);
+    world.event(Event::ServerLost);
+    let recall = Event::Recall { machine: id(1), run: 1 };
+    assert_eq!(world.event(recall), Vec::<String>::new(), "nobody can wake it");
+    assert_eq!(world.change(Vec::new()), ["recalled 1"]);
+    assert!(claim.go_on(Origin::Caller).is_ok(), "its end comes from the Machine's side");
+}
+
+#[test]
 fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
     let mut world = World::new(vec![suspended(1)]);
     world.event(Event::ServerReady);
