@@ -57,11 +57,13 @@ pub enum Mutant {
     OwedIsIdle,
     /// A connection that goes on does not wake its Machine.
     RecallIgnored,
+    /// Where resting connections have all places, who waits counts on room.
+    RestingTakesNoPlace,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -87,5 +89,6 @@ impl Mutant {
         Self::ThawForgotten,
         Self::OwedIsIdle,
         Self::RecallIgnored,
+        Self::RestingTakesNoPlace,
     ];
 }

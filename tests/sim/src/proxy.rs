@@ -18,6 +18,9 @@ use crate::server::{AppTruth, End};
 use crate::talk::Talk;
 use crate::world::{Ev, ToProxy, ToServer, World};
 
+/// The longest pause before a Machine that failed is started again (AS-69).
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
 /// One life of the proxy.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -73,6 +76,8 @@ pub(crate) struct Book {
     /// When a request that counts last ended, or the run came up.
     pub(crate) used_at: Timestamp,
     failures: u32,
+    /// When something last gave a reason to wait before its next start.
+    failed_at: Option<Timestamp>,
 }
 
 /// Somebody with a request.
@@ -107,6 +112,7 @@ impl World {
             thawed: None,
             used_at: Timestamp::ZERO,
             failures: 0,
+            failed_at: None,
         };
         let app = |gone: &AppTruth| {
             let balancer = Balancer::with_mutant(settings, self.mutant);
@@ -256,6 +262,8 @@ impl World {
             self.forget_machine(index);
         }
         let now = self.now;
+        let inside: Vec<bool> =
+            self.loads().iter().map(|(_, all)| all.iter().any(|n| *n > 0)).collect();
         let Some(proxy) = &mut self.proxy else { return };
         for view in views {
             let book = &mut proxy.books[index(view.id)];
@@ -263,6 +271,7 @@ impl World {
             let old_news = view.state == MachineState::Suspended
                 && book.thawed.is_some_and(|(run, _)| run == view.run);
             if old_news {
+                book.view = MachineView { state: book.view.state, ..view.clone() };
                 continue;
             }
             let moved = (book.view.state, book.view.run) != (view.state, view.run);
@@ -271,12 +280,13 @@ impl World {
             }
             if moved && book.view.state == MachineState::Started {
                 book.failures += 1;
+                book.failed_at = inside[index(view.id)].then_some(now).or(book.failed_at);
             }
             // A launch that the server began by itself; one that was asked for is answered.
             let failed =
                 view.state == MachineState::Failed && book.view.state == MachineState::Starting;
             if moved && failed && book.start.is_none() {
-                book.failures += 1;
+                (book.failures, book.failed_at) = (book.failures + 1, Some(now));
             }
             if book.stop.is_some_and(|(run, _)| run != view.run || !is_going(view.state)) {
                 book.stop = None;
@@ -300,6 +310,7 @@ impl World {
     }
 
     fn write_start_done(&mut self, index: usize, attempt: u64, outcome: &StartOutcome) {
+        let now = self.now;
         let Some(proxy) = &mut self.proxy else { return };
         let book = &mut proxy.books[index];
         if book.thawed.is_some_and(|(_, thawed)| thawed == attempt) {
@@ -308,8 +319,11 @@ impl World {
         if book.start == Some(attempt) {
             book.start = None;
             match outcome {
-                StartOutcome::Started { .. } | StartOutcome::Refused { .. } => {}
-                StartOutcome::Failed { .. } => book.failures += 1,
+                StartOutcome::Started { .. } => {}
+                StartOutcome::Refused { .. } => book.failed_at = Some(now),
+                StartOutcome::Failed { .. } => {
+                    (book.failures, book.failed_at) = (book.failures + 1, Some(now));
+                }
             }
         }
     }
@@ -498,6 +512,7 @@ impl World {
         if let Some(balancer) = self.balancer_mut(app) {
             balancer.handle_event(event, now);
             self.do_balancer_effects(app);
+            self.check_somebody_wakes(app);
         }
     }
 
@@ -742,9 +757,14 @@ impl World {
         let waiting = proxy.waiting(app, port) as u32;
         let app = &self.plan.apps[app];
         let service = app.services.iter().position(|s| s.publishes(port)).unwrap_or(0);
-        let loads = self.loads();
-        let open = || app.machines.clone().map(|m| &loads[m]).filter(|(open, _)| *open);
-        let demand = waiting + open().map(|(_, loads)| loads[service]).sum::<u32>();
+        let (loads, seats) = (self.loads(), self.seats());
+        let open = || app.machines.clone().filter(|m| loads[*m].0);
+        let carried = open().map(|m| {
+            let (load, is_full) = (loads[m].1[service], app.hard() <= seats[m].1[service]);
+            // Where nobody fits in, it is no matter how many of those inside rest.
+            if is_full { load.max(app.soft()) } else { load }
+        });
+        let demand = waiting + carried.sum::<u32>();
         let books = app.machines.clone().map(|m| (m, &proxy.books[m]));
         let starting = books.filter(|(index, book)| {
             // A start behind a stop may take long; then another one is welcome.
@@ -757,6 +777,32 @@ impl World {
         let there = open().count() + starting.count();
         if demand.div_ceil(app.soft()) as usize <= there {
             self.fail(&format!("a start for {demand} requests though {there} are there"));
+        }
+    }
+
+    /// AS-85: who waits while nobody has a place for him is a reason to wake one that sleeps, also if those
+    /// who have the places rest.
+    fn check_somebody_wakes(&mut self, app: usize) {
+        let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.server_ready) else { return };
+        let Some(queues) = proxy.apps[app].as_ref().map(|app| &app.queues) else { return };
+        let Some((port, _)) = queues.iter().find(|(_, queue)| !queue.is_empty()) else { return };
+        let plan = &self.plan.apps[app];
+        let service = plan.services.iter().position(|s| s.publishes(*port)).unwrap_or(0);
+        let seats = self.seats();
+        let beliefs = || plan.machines.clone().filter_map(|m| Some((m, self.belief(m)?)));
+        let has_room = |m: usize| seats[m].0 && seats[m].1[service] < plan.hard();
+        let moves = |belief: Belief| belief.asked || !belief.open && !is_asleep(belief.state);
+        if beliefs().any(|(m, belief)| has_room(m) || moves(belief)) {
+            return;
+        }
+        let rests = |at: Timestamp| self.now.since(at) <= BACK_OFF_MAX;
+        let sleeper = beliefs().find(|(m, belief)| {
+            let book = &proxy.books[*m];
+            let may = book.there && !book.view.cordoned && !book.failed_at.is_some_and(rests);
+            may && is_asleep(belief.state)
+        });
+        if let Some((machine, _)) = sleeper {
+            self.fail(&format!("nobody wakes {} for those who wait at {port}", id(machine)));
         }
     }
 
@@ -859,6 +905,11 @@ impl World {
 
 fn is_destroyed(state: MachineState) -> bool {
     matches!(state, MachineState::Destroying | MachineState::Destroyed)
+}
+
+fn is_asleep(state: MachineState) -> bool {
+    use MachineState as S;
+    matches!(state, S::Created | S::Stopped | S::Suspended | S::Failed)
 }
 
 fn is_going(state: MachineState) -> bool {

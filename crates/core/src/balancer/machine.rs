@@ -69,6 +69,13 @@ struct Door {
     limits: Limits,
 }
 
+impl Door {
+    /// Who rests has a place too.
+    fn has_room(&self, run: u64) -> bool {
+        self.word.in_flight(run) < self.limits.hard()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) view: MachineView,
@@ -224,14 +231,28 @@ impl Machine {
     }
 
     pub(super) fn soft_limit(&self, port: u16) -> Option<u64> {
-        let (index, _) = self.service_for(port)?;
-        self.doors.get(index).map(|d| u64::from(d.limits.soft()))
+        self.door(port).map(|door| u64::from(door.limits.soft()))
     }
 
     /// Load of the service behind `port`.
-    pub(super) fn in_flight_at(&self, port: u16) -> u64 {
-        let door = self.service_for(port).and_then(|(index, _)| self.doors.get(index));
-        door.map_or(0, |d| u64::from(d.word.load(self.view.run)))
+    pub(super) fn load_at(&self, port: u16) -> u64 {
+        self.door(port).map_or(0, |door| u64::from(door.word.load(self.view.run)))
+    }
+
+    /// The same for who waits: with all places taken there is no room for them, so it counts as at `soft_limit`
+    /// at least, also if most of those inside rest.
+    pub(super) fn carried_at(&self, port: u16) -> u64 {
+        let soft = self.soft_limit(port).filter(|_| !self.has_room_at(port));
+        self.load_at(port).max(soft.unwrap_or(0))
+    }
+
+    /// Whether one more may enter by this port while it is open.
+    pub(super) fn has_room_at(&self, port: u16) -> bool {
+        self.door(port).is_some_and(|door| door.has_room(self.view.run))
+    }
+
+    fn door(&self, port: u16) -> Option<&Door> {
+        self.service_for(port).and_then(|(index, _)| self.doors.get(index))
     }
 
     /// Neither gone nor going for ever.

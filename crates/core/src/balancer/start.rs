@@ -82,7 +82,11 @@ impl Balancer {
         let publishing = || self.machines.values().filter(|m| m.publishes(start));
         let open = || publishing().filter(|m| m.is_open());
         let waiting: usize = self.waiting.range(start..=end).map(|(_, waiting)| waiting).sum();
-        let in_flight: u64 = open().map(|m| m.in_flight_at(start)).sum();
+        let carried = |m: &Machine| match self.mutant {
+            Mutant::RestingTakesNoPlace => m.load_at(start),
+            _ => m.carried_at(start),
+        };
+        let in_flight: u64 = open().map(carried).sum();
         let starting = match self.mutant {
             Mutant::StartIssuedTwice => 0,
             _ => self.starting(start, now),
@@ -105,9 +109,10 @@ impl Balancer {
         publishing.filter(|m| !(better && m.is_starting_behind_a_stop())).count() as u64
     }
 
-    /// A Machine that was being drained as one too many is needed after all.
+    /// A Machine that was being drained as one too many is needed after all, if it can take anybody.
     fn put_back(&mut self, port: u16) -> bool {
-        let drained = |m: &&mut Machine| m.publishes(port) && m.is_excess_drained();
+        let drained =
+            |m: &&mut Machine| m.publishes(port) && m.is_excess_drained() && m.has_room_at(port);
         let found = self.machines.values_mut().find(drained);
         found.map(Machine::clear_drain).is_some()
     }

@@ -508,6 +508,22 @@ fn who_waits_for_a_machine_that_vanishes_is_told() {
 }
 
 #[test]
+fn where_resting_connections_have_all_places_one_more_machine_wakes() {
+    for (soft, hard) in [(2, 2), (1, 2)] {
+        let machine =
+            |n, state| up(n).autostop(Autostop::Suspend).limits(soft, Some(hard)).state(state);
+        let asleep = |n| machine(n, MachineState::Suspended);
+        let mut world = World::new(vec![machine(1, MachineState::Started), asleep(2), asleep(3)]);
+        for _ in 0..hard {
+            let edge = world.enter().park();
+            world.edge(edge);
+        }
+        assert!(matches!(world.choose(), Choice::Hold(HoldReason::Full)));
+        assert_eq!(world.event(waiting(1)), ["start 2"], "AS-85, {soft} of {hard}");
+    }
+}
+
+#[test]
 fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
     let mut world = World::new(vec![suspended(1)]);
     world.event(Event::ServerReady);
