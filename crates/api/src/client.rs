@@ -104,9 +104,16 @@ impl Client {
         self.send(Method::PATCH, app_path(app, ""), patch).await
     }
 
-    /// Removes an app and everything in it; Machines that run are stopped first.
+    /// Removes an app and everything in it but its volumes; Machines that run are stopped first.
     pub async fn delete_app(&self, app: &str) -> Result<()> {
-        self.command(Method::DELETE, app_path(app, "?force=true"), None).await
+        self.delete_app_with_volumes(app, &[]).await
+    }
+
+    /// Removes an app and everything in it, and of its volumes these with their data.
+    pub async fn delete_app_with_volumes(&self, app: &str, volumes: &[&str]) -> Result<()> {
+        let ids = volumes.iter().map(|id| ("volume", (*id).to_owned()));
+        let query = query_of([("force", "true".to_owned())].into_iter().chain(ids));
+        self.command(Method::DELETE, app_path(app, &query), None).await
     }
 
     /// Lists an app's addresses in order of allocation.

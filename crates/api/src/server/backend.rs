@@ -74,9 +74,9 @@ pub trait Backend: Send + Sync + 'static {
     fn get_app(&self, peer: Peer, app: String) -> impl BackendFuture<App>;
     /// Changes an app.
     fn update_app(&self, peer: Peer, app: String, patch: AppPatch) -> impl BackendFuture<App>;
-    /// Removes an app with its addresses, Machines and releases; Machines that run are stopped
-    /// first.
-    fn delete_app(&self, peer: Peer, app: String) -> impl BackendFuture<()>;
+    /// Removes an app with its addresses, Machines and releases, and of its volumes these; Machines
+    /// that run are stopped first. 404 when a volume is not its own; then nothing is removed.
+    fn delete_app(&self, peer: Peer, app: String, volumes: Vec<String>) -> impl BackendFuture<()>;
 
     /// Lists an app's addresses in order of allocation.
     fn list_ips(&self, peer: Peer, app: String) -> impl BackendFuture<Vec<IpAssignment>>;

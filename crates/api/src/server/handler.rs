@@ -266,8 +266,11 @@ async fn apps<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
             json(&call.backend().update_app(peer, app, patch).await?)
         }
         (Method::DELETE, Route::App(app)) => {
-            call.query()?.flag("force")?;
-            call.backend().delete_app(peer, app).await?;
+            let query = call.query()?;
+            query.flag("force")?;
+            let volumes = query.all("volume").filter(|id| !id.is_empty());
+            let volumes = volumes.map(str::to_owned).collect();
+            call.backend().delete_app(peer, app, volumes).await?;
             let mut answer = done()?;
             *answer.status_mut() = StatusCode::ACCEPTED;
             Ok(answer)

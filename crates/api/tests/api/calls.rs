@@ -36,7 +36,12 @@ async fn apps_are_made_read_changed_and_removed() {
     assert_eq!(server.client.list_apps(Some("a b&c")).await.expect("list").len(), 1);
     assert_eq!(server.seen(), "org Some(\"a b&c\")");
     server.client.delete_app("web").await.expect("delete");
+    assert_eq!(server.seen(), "with volumes []");
     assert_eq!(server.client.get_app("web").await.expect_err("gone").status(), Some(404));
+
+    server.client.create_app(&input).await.expect("create");
+    server.client.delete_app_with_volumes("web", &["vol_1", "a&b"]).await.expect("delete");
+    assert_eq!(server.seen(), r#"with volumes ["vol_1", "a&b"]"#);
 }
 
 #[tokio::test]

@@ -175,8 +175,9 @@ impl Backend for Memory {
         Ok(changed)
     }
 
-    async fn delete_app(&self, _: Peer, app: String) -> Result<()> {
+    async fn delete_app(&self, _: Peer, app: String, volumes: Vec<String>) -> Result<()> {
         self.app(&app)?;
+        self.saw(format!("with volumes {volumes:?}"));
         self.state().apps.remove(&app);
         Ok(())
     }

@@ -293,10 +293,13 @@ async fn destroy(context: &Context<'_>, apps: &[String], yes: bool) -> Outcome {
         }
         let with_volumes = !yes && !volumes.is_empty() && destroys_volumes(context, app, &volumes)?;
         context.interrupt.check()?;
-        context.client.delete_app(app).await?;
+        // In one call: a token may not reach volumes whose app is gone.
+        let gone: Vec<_> =
+            volumes.iter().filter(|_| with_volumes).map(|volume| volume.id.as_str()).collect();
+        context.client.delete_app_with_volumes(app, &gone).await?;
         context.console.line(format!("Destroyed app {app}"));
         for volume in &volumes {
-            leave_or_destroy(context, app, volume, with_volumes).await?;
+            tell_end(context, app, volume, with_volumes);
         }
     }
     Ok(())
@@ -313,21 +316,14 @@ fn volume_text(volume: &Volume) -> String {
 }
 
 /// Data go only when somebody says so.
-async fn leave_or_destroy(
-    context: &Context<'_>,
-    app: &str,
-    volume: &Volume,
-    is_wanted: bool,
-) -> Outcome {
+fn tell_end(context: &Context<'_>, app: &str, volume: &Volume, is_gone: bool) {
     let Volume { id, name, .. } = volume;
-    if is_wanted {
-        context.client.delete_volume(app, id).await?;
+    if is_gone {
         context.console.line(format!("Destroyed volume ID: {id} name: {name}"));
-        return Ok(());
+        return;
     }
     context.console.note(format!(
         "Kept volume {}: an app of the same name finds it again, `fly volumes destroy {id} -a {app}` removes it",
         volume_text(volume)
     ));
-    Ok(())
 }

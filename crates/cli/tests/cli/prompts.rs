@@ -152,6 +152,26 @@ fn yes_and_no_are_understood_and_other_words_are_asked_again() {
 }
 
 #[test]
+fn volumes_go_with_their_app_after_a_second_yes_and_stay_without_it() {
+    let app = ("? Destroy app web? (y/N) ", "y\r");
+    let question = "? Destroy its volumes with all their data, too? (y/N) ";
+    for (keys, left, last) in [
+        ("y\r", &[][..], "Destroyed volume ID: vol_2 name: logs\r\n"),
+        ("n\r", &["vol_1", "vol_2"], "Destroyed app web\r\n"),
+    ] {
+        let fixture = Fixture::new();
+        fixture.fly(&["apps", "create", "web"]);
+        fixture.server().add_volume("web", "vol_1", "data");
+        fixture.server().add_volume("web", "vol_2", "logs");
+        let run = at_terminal(&fixture, &["apps", "destroy", "web"], &[app, (question, keys)]);
+        assert_eq!(run.code, 0, "{}\n{}", run.screen, run.err);
+        assert!(run.screen.ends_with(last), "{}", run.screen);
+        assert!(fixture.server().apps().is_empty());
+        assert_eq!(fixture.server().volumes(), left);
+    }
+}
+
+#[test]
 fn a_name_is_typed_or_generated_and_an_organization_is_chosen() {
     let fixture = Fixture::new();
     fixture.server().add_organization("team");

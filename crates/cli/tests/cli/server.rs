@@ -20,6 +20,7 @@ struct State {
     /// By name: value, version, and how many updates of Machines there were before.
     secrets: BTreeMap<String, Value>,
     secrets_version: u64,
+    volumes: Vec<Value>,
     blobs: BTreeSet<String>,
     image_error: Option<String>,
     deploys_next: bool,
@@ -60,6 +61,8 @@ struct Request {
     method: String,
     path: Vec<String>,
     query: BTreeMap<String, String>,
+    /// Path and query as they came.
+    target: String,
     nonce: Option<String>,
     body: Value,
     raw: Vec<u8>,
@@ -192,6 +195,23 @@ impl Server {
         }
     }
 
+    /// Gives an app a volume.
+    pub(crate) fn add_volume(&self, app: &str, id: &str, name: &str) {
+        let mut state = self.state();
+        state.volumes.push(json!({"id": id, "name": name, "size_gb": 1, "region": "lcl",
+            "state": "created", "zone": "0001", "encrypted": false, "attached_machine_id": null,
+            "attached_alloc_id": null, "created_at": "2026-01-01T00:00:00Z", "host_dedication_id": "",
+            "snapshot_retention": 5, "auto_backup_enabled": false, "host_status": "ok"}));
+        let count = state.volumes.len();
+        state.apps.get_mut(app).expect("it exists")["volume_count"] = count.into();
+    }
+
+    /// The ids of all volumes.
+    pub(crate) fn volumes(&self) -> Vec<String> {
+        let state = self.state();
+        state.volumes.iter().filter_map(|it| it["id"].as_str().map(str::to_owned)).collect()
+    }
+
     pub(crate) fn add_organization(&self, slug: &str) {
         self.state().organizations.push(slug.to_owned());
     }
@@ -314,6 +334,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     Some(Request {
         method,
+        target: target.clone(),
         path: path.split('/').skip(1).map(str::to_owned).collect(),
         query: pairs.map(|(k, v)| (k.to_owned(), v.replace("%3A", ":"))).collect(),
         nonce,
@@ -387,8 +408,15 @@ impl State {
             },
             ("DELETE", ["v1", "apps", app]) => {
                 self.apps.remove(*app);
+                let is_named = |it: &str| request.target.contains(&format!("volume={it}"));
+                self.volumes.retain(|it| !it["id"].as_str().is_some_and(is_named));
                 ok(json!({"ok": true}))
             }
+            // As it is for a token of one organization.
+            (_, ["v1", "apps", app, "volumes", ..]) if !self.apps.contains_key(*app) => {
+                error(404, &format!("Could not find App \"{app}\""))
+            }
+            ("GET", ["v1", "apps", _, "volumes"]) => ok(self.volumes.clone().into()),
             (_, ["v1", "apps", app, "ip_assignments", rest @ ..]) => {
                 self.answer_addresses(request, app, rest)
             }

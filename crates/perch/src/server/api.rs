@@ -125,10 +125,15 @@ impl Backend for Api {
         self.detached(apps::update(self.world.clone(), app, patch)).await
     }
 
-    async fn delete_app(&self, peer: Peer, app: String) -> Result<(), ApiError> {
+    async fn delete_app(
+        &self,
+        peer: Peer,
+        app: String,
+        volumes: Vec<String>,
+    ) -> Result<(), ApiError> {
         let (ends, world) = (self.token_ends.clone(), self.world.clone());
         self.detached(async move {
-            apps::delete(world, Source::User(peer), app).await?;
+            apps::delete(world, Source::User(peer), app, volumes).await?;
             ends.send_replace(());
             Ok(())
         })

@@ -43,6 +43,9 @@ pub(crate) struct AppRecord {
     /// Whether it is being destroyed: nothing is added to it any more, and its addresses refuse.
     #[serde(default)]
     pub(crate) going: bool,
+    /// Ids of the volumes that somebody wants destroyed with it.
+    #[serde(default)]
+    pub(crate) going_volumes: Vec<String>,
     /// Grows with each change of its secrets; 0 = there never was one.
     #[serde(default)]
     pub(crate) secrets_version: u64,
@@ -170,6 +173,11 @@ impl VolumeRecord {
     pub(crate) fn is_there(&self) -> bool {
         self.state != Self::GOING
     }
+
+    /// The same on its way out; nobody has it any more.
+    pub(crate) fn going(&self) -> Self {
+        Self { state: Self::GOING.to_owned(), machine: None, ..self.clone() }
+    }
 }
 
 /// A copy of a volume as of one moment; it may outlive the volume.
@@ -285,6 +293,7 @@ pub(crate) mod tests {
             ips: Vec::new(),
             uid_slot: 0,
             going: false,
+            going_volumes: Vec::new(),
             secrets_version: 0,
         }
     }

@@ -173,11 +173,47 @@ fn of_secrets_a_token_reads_names_only_and_of_another_app_nothing() {
     });
 }
 
+#[test]
+fn volumes_that_are_named_go_with_their_app_for_a_token_of_that_app_or_its_organization() {
+    on_listening_host(|host| {
+        let sections = format!("{AWAKE}\n[mounts]\n  source = 'data'\n  destination = '/data'\n");
+        for scope in [["--org", "personal"], ["--app", "web"]] {
+            private_app(host, "web", &sections)?;
+            host.fly(&["volumes", "create", "more", "-a", "web", "-s", "1", "-y"])?.ok()?;
+            let volumes = host.api("/v1/apps/web/volumes")?;
+            let id = |name: &str| {
+                let mut named = volumes.as_array().into_iter().flatten();
+                let volume = named.find(|it| it["name"] == name).context("no such volume")?;
+                Ok::<_, anyhow::Error>(volume["id"].as_str().context("no id")?.to_owned())
+            };
+            let (data, more) = (id("data")?, id("more")?);
+            let holder = made(host, &scope)?;
+            let delete = |query: &str| {
+                far_call(host, &holder, "DELETE", &format!("/v1/apps/web?volume={data}{query}"))
+            };
+            let refused = delete("&volume=vol_none")?;
+            ensure!(refused.starts_with("404 ") && refused.contains("vol_none"), "{refused}");
+            ensure!(host.states("web")? == ["started"], "it ended all the same");
+            let done = delete("")?;
+            ensure!(done.starts_with("202 "), "{done}");
+            let kept = |id: &str| host.data_dir().join("volumes").join(id).exists();
+            ensure!((kept(&data), kept(&more)) == (false, true), "data of {scope:?}");
+            host.fly(&["volumes", "destroy", &more, "-a", "web", "-y"])?.ok()?;
+        }
+        Ok(())
+    });
+}
+
 /// Status and body of what the API answers to the holder of a token.
 fn far_ask(host: &Host, token: &str, path: &str) -> Result<String> {
+    far_call(host, token, "GET", path)
+}
+
+fn far_call(host: &Host, token: &str, method: &str, path: &str) -> Result<String> {
     let (url, bearer) =
         (format!("{}{path}", address(host)?), format!("authorization: Bearer {token}"));
-    host.run("curl", &["-sS", "-w", "%{stderr}%{http_code} ", "-H", &bearer, &url])
+    let said = "%{stderr}%{http_code} ";
+    host.run("curl", &["-sS", "-X", method, "-w", said, "-H", &bearer, &url])
         .map(|output| format!("{}{}", output.stderr, output.stdout))
 }
 

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Value, json};
 
 use super::call::Call;
-use super::parameter::{Parameter, flag, number, pattern, seconds, text, words};
+use super::parameter::{Parameter, flag, number, pattern, seconds, text, texts, words};
 use super::shapes::Shapes;
 use crate::wire::{
     App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, CreateVolume,
@@ -59,6 +59,7 @@ fn apps() -> Vec<Call> {
         Call::new("PATCH", ONE, "Changes an app.").takes::<AppPatch>().gives::<App>(200),
         Call::new("DELETE", ONE, "Removes an app with its addresses, Machines and releases.")
             .query("force", flag(), "Fly's; removal never asks whether Machines run.")
+            .query("volume", texts(), "A volume that goes, too; all others stay. Extension.")
             .gives::<Done>(202),
     ]
 }

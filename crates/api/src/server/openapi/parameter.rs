@@ -77,6 +77,11 @@ pub(super) fn text() -> Value {
     json!({"type": "string"})
 }
 
+/// Given as often as there are values; empty ones count as absent.
+pub(super) fn texts() -> Value {
+    json!({"type": "array", "items": text()})
+}
+
 pub(super) fn pattern(pattern: &str) -> Value {
     json!({"type": "string", "pattern": pattern})
 }

@@ -12,7 +12,7 @@ use crate::config::HostAccess;
 use crate::server::clock;
 use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
-use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord, TokenRecord};
+use crate::server::records::{AppRecord, NetworkRecord, RetiredRecord, TokenRecord, VolumeRecord};
 use crate::server::views;
 use crate::server::volumes;
 use crate::server::world::World;
@@ -78,6 +78,7 @@ fn decide_create(
         ips: Vec::new(),
         uid_slot: free_uid_slot(catalog)?,
         going: false,
+        going_volumes: Vec::new(),
         secrets_version: 0,
     };
     let mut changes = vec![Change::PutApp(app)];
@@ -162,17 +163,19 @@ pub(crate) async fn update(
     get(&world, &name)
 }
 
-/// Removes an app: its addresses refuse at once, its Machines are destroyed, its records go. What cut an earlier
-/// removal short does not matter; it is gone on with.
+/// Removes an app: its addresses refuse at once, its Machines are destroyed, then those of its volumes that are named,
+/// then its records. What cut an earlier removal short does not matter; it is gone on with.
 pub(crate) async fn delete(
     world: Arc<World>,
     source: Source,
     name: String,
+    volumes: Vec<String>,
 ) -> Result<(), ApiError> {
     let wanted = name.clone();
-    let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted)).await?;
+    let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted, volumes)).await?;
     world.settle(app.addresses()).await;
     destroy_machines(&world, source, &name).await?;
+    destroy_volumes(&world, &name).await?;
     world.images.remove_own(world.host_ids.base(app.uid_slot)).await?;
     // Before the name is free: a new app of this name has tags of its own.
     world.images.remove_app(name.clone()).await?;
@@ -183,9 +186,21 @@ pub(crate) async fn delete(
     Ok(())
 }
 
-/// From here on nothing is added to the app.
-fn begin_removal(catalog: &Catalog, name: &str) -> Result<(Vec<Change>, AppRecord), ApiError> {
-    let going = AppRecord { going: true, ..catalog.app(name)?.clone() };
+/// From here on nothing is added to the app, and which volumes go is known also after a start.
+fn begin_removal(
+    catalog: &Catalog,
+    name: &str,
+    volumes: Vec<String>,
+) -> Result<(Vec<Change>, AppRecord), ApiError> {
+    let mut going = AppRecord { going: true, ..catalog.app(name)?.clone() };
+    for id in volumes {
+        if !catalog.volumes_of(name).any(|it| it.id == id) {
+            return Err(ApiError::not_found(format!("volume not found: {id} in app {name}")));
+        }
+        if !going.going_volumes.contains(&id) {
+            going.going_volumes.push(id);
+        }
+    }
     Ok((vec![Change::PutApp(going.clone())], going))
 }
 
@@ -213,6 +228,25 @@ async fn destroy_machines(world: &Arc<World>, source: Source, app: &str) -> Resu
     }
 }
 
+/// Removes the volumes that go with an app: no Machine has them any more, and whoever may ask for it again still can.
+async fn destroy_volumes(world: &Arc<World>, app: &str) -> Result<(), ApiError> {
+    let name = app.to_owned();
+    for volume in world.keeper.write(move |catalog| mark_volumes(catalog, &name)).await? {
+        volumes::remove(world, &volume).await?;
+    }
+    Ok(())
+}
+
+fn mark_volumes(
+    catalog: &Catalog,
+    app: &str,
+) -> Result<(Vec<Change>, Vec<VolumeRecord>), ApiError> {
+    let ids = &catalog.app(app)?.going_volumes;
+    let named = catalog.volumes_of(app).filter(|it| ids.contains(&it.id));
+    let gone: Vec<_> = named.map(VolumeRecord::going).collect();
+    Ok((gone.iter().cloned().map(Change::PutVolume).collect(), gone))
+}
+
 /// After a start: goes on with the removals that the last end cut short.
 pub(crate) async fn finish_removals(world: Arc<World>) {
     let going: Vec<String> = {
@@ -220,7 +254,7 @@ pub(crate) async fn finish_removals(world: Arc<World>) {
         catalog.apps.values().filter(|app| app.going).map(|app| app.name.clone()).collect()
     };
     for app in going {
-        if let Err(error) = delete(world.clone(), Source::Platform, app.clone()).await {
+        if let Err(error) = delete(world.clone(), Source::Platform, app.clone(), Vec::new()).await {
             tracing::warn!(app, %error, "an app that is being destroyed remains");
         }
     }
@@ -278,5 +312,63 @@ fn wire_app(world: &World, catalog: &Catalog, app: &AppRecord) -> App {
         created_at: app.created_at.clone(),
         latest_deploy: deployed.map(|release| release.created_at.clone()),
         app_role: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::records::tests as records;
+
+    fn with_volumes() -> Catalog {
+        let mut catalog = Catalog::default();
+        catalog.apply(Change::PutApp(records::app("web")));
+        catalog.apply(Change::PutVolume(records::volume("vol_1", "data", Some("m"))));
+        catalog.apply(Change::PutVolume(records::volume("vol_2", "data", None)));
+        let foreign = records::volume("vol_3", "data", None);
+        let org = "other".to_owned();
+        catalog.apply(Change::PutVolume(VolumeRecord { org, ..foreign }));
+        catalog
+    }
+
+    fn begin(catalog: &mut Catalog, volumes: &[&str]) -> Result<(), ApiError> {
+        let volumes = volumes.iter().map(|id| (*id).to_owned()).collect();
+        let (changes, _) = begin_removal(catalog, "web", volumes)?;
+        changes.into_iter().for_each(|change| catalog.apply(change));
+        Ok(())
+    }
+
+    fn going(catalog: &Catalog) -> Vec<String> {
+        let (_, gone) = mark_volumes(catalog, "web").expect("the app is there");
+        assert!(gone.iter().all(|it| !it.is_there() && it.machine.is_none()));
+        gone.into_iter().map(|it| it.id).collect()
+    }
+
+    #[test]
+    fn a_volume_that_is_not_the_apps_own_ends_its_removal_before_it_begins() {
+        for foreign in ["vol_3", "vol_9"] {
+            let mut catalog = with_volumes();
+            let refused = begin(&mut catalog, &["vol_1", foreign]).expect_err(foreign);
+            assert_eq!((refused.code, catalog.apps["web"].going), (404, false), "{refused}");
+        }
+    }
+
+    #[test]
+    fn volumes_go_with_their_app_only_when_they_are_named() {
+        let mut catalog = with_volumes();
+        begin(&mut catalog, &[]).expect("it begins");
+        assert_eq!(going(&catalog), Vec::<String>::new());
+        begin(&mut catalog, &["vol_1", "vol_1"]).expect("it begins again");
+        assert_eq!(going(&catalog), ["vol_1"]);
+    }
+
+    #[test]
+    fn a_removal_that_was_cut_short_still_knows_which_volumes_go() {
+        let mut catalog = with_volumes();
+        begin(&mut catalog, &["vol_1"]).expect("it begins");
+        let kept = serde_json::to_vec(&catalog.apps["web"]).expect("a record");
+        catalog.apply(Change::PutApp(serde_json::from_slice(&kept).expect("the same")));
+        begin(&mut catalog, &[]).expect("it is gone on with");
+        assert_eq!(going(&catalog), ["vol_1"]);
     }
 }

@@ -253,7 +253,7 @@ fn decide_delete(
             "volume is currently bound to machine: {machine}; destroy the machine first, the volume stays"
         )));
     }
-    let going = VolumeRecord { state: VolumeRecord::GOING.to_owned(), ..record.clone() };
+    let going = record.going();
     Ok((vec![Change::PutVolume(going.clone())], going))
 }
 
