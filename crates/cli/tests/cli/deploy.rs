@@ -2,6 +2,7 @@
 //! with the reason.
 
 use crate::fixture::Fixture;
+use serde_json::json;
 
 #[test]
 fn a_first_deploy_says_its_steps_in_flyctls_order() {
@@ -140,6 +141,31 @@ fn filters_leave_the_other_machines_as_they_are() {
         let green: Vec<_> = green.filter_map(|machine| machine["id"].as_str()).collect();
         assert_eq!(green, changed, "{flags:?}");
         assert_eq!(machines.len(), 2, "no group is new: {flags:?}");
+    }
+}
+
+#[test]
+fn what_a_machine_that_is_left_alone_has_mounted_is_not_looked_at() {
+    let mounted = json!([{"volume": "vol_1", "name": "new", "path": "/data"}]);
+    let file_mounts = "\n[[mounts]]\n  source = 'new'\n  destination = '/data'\n";
+    for (mounts, of_m0) in [("", json!([])), (file_mounts, mounted)] {
+        let fixture = Fixture::deployed();
+        let file = fixture.path("fly.toml");
+        let text = std::fs::read_to_string(&file).expect("it is there") + mounts;
+        std::fs::write(&file, text).expect("it can be written");
+        fixture.server().add_volume("web", "vol_1", "new");
+        let old = json!([{"volume": "vol_0", "name": "old", "path": "/data"}]);
+        fixture.server().edit_machine("m0", |machine| machine["config"]["mounts"] = of_m0);
+        fixture.server().edit_machine("m1", |machine| machine["config"]["mounts"] = old);
+        let before = fixture.server().machines("web").remove(1);
+        for flags in [&["--exclude-machines", "m1"], &["--only-machines", "m0"]] {
+            let run = fixture.fly(&[&["deploy"], &flags[..]].concat());
+            assert_eq!(run.code, 0, "{flags:?} {}", run.err);
+            let machines = fixture.server().machines("web");
+            assert!(machines.contains(&before), "{flags:?} {machines:?}");
+        }
+        let run = fixture.fly(&["deploy", "--only-machines", "m1"]);
+        assert_eq!(run.code, 1, "it is looked at when it is meant: {}", run.out);
     }
 }
 

@@ -75,7 +75,10 @@ async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases
     if job.work == Work::Deploy {
         addresses::ensure(context, job, occasion).await?;
     }
-    volumes::ensure(context, job, &plan, &managed, occasion).await?;
+    let leased = plan.leased();
+    let meant: Vec<_> =
+        managed.into_iter().filter(|machine| leased.contains(&machine.id.as_str())).collect();
+    volumes::ensure(context, job, &plan, &meant, occasion).await?;
     announce(context, &plan);
     let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
     let looked_at = RefCell::default();

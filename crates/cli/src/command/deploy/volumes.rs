@@ -42,7 +42,8 @@ pub(super) fn change(config: &Config, machine: &Machine) -> Change {
     if wanted == has { Change::InPlace } else { Change::Replaced }
 }
 
-/// Sees to it that every Machine of the plan finds its volume, or says which are missing.
+/// Sees to it that every Machine of the plan finds its volume, or says which are missing. `machines` are those that it
+/// changes; what the others have is nobody's business.
 pub(super) async fn ensure(
     context: &Context<'_>,
     job: &Job,
