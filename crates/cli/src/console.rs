@@ -54,6 +54,12 @@ struct Screen {
     area: Option<Area>,
 }
 
+/// The ways out of a console, away from it.
+pub(crate) struct Output {
+    out: Box<dyn Write + Send>,
+    err: Box<dyn Write + Send>,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Stream {
     Out,
@@ -185,26 +191,27 @@ impl Console {
         self.write(Stream::Out, text);
     }
 
-    /// Prints data that need not be text.
-    pub(crate) fn output_bytes(&self, bytes: &[u8]) {
-        let mut screen = self.screen();
-        let result = screen.out.write_all(bytes).and_then(|()| screen.out.flush());
-        drop(screen);
-        self.remember(result);
-    }
-
-    /// Prints somebody else's words, which need not be text.
-    pub(crate) fn complaint_bytes(&self, bytes: &[u8]) {
-        let mut screen = self.screen();
-        let result = screen.err.write_all(bytes).and_then(|()| screen.err.flush());
-        drop(screen);
-        self.remember(result);
-    }
-
     /// The input, for who reads it in its own way; there is none afterwards.
     pub(crate) fn take_input(&self) -> Box<dyn BufRead + Send> {
         let mut input = self.input.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *input, Box::new(std::io::empty()))
+    }
+
+    /// Both ways out, for who writes in its own way. Until they are given back, whatever else is printed is lost: it waits
+    /// for no reader.
+    pub(crate) fn take_output(&self) -> Output {
+        let mut screen = self.screen();
+        let out = std::mem::replace(&mut screen.out, Box::new(std::io::sink()));
+        let err = std::mem::replace(&mut screen.err, Box::new(std::io::sink()));
+        Output { out, err }
+    }
+
+    /// Takes back what [`Console::take_output`] gave, with what became of the last write.
+    pub(crate) fn give_output(&self, output: Output, result: std::io::Result<()>) {
+        let mut screen = self.screen();
+        (screen.out, screen.err) = (output.out, output.err);
+        drop(screen);
+        self.remember(result);
     }
 
     /// Prints words as they are.
@@ -305,6 +312,20 @@ impl Console {
         if result.is_err() {
             self.closed.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+impl Output {
+    /// Prints data that need not be text.
+    pub(crate) fn output_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.out.write_all(bytes)?;
+        self.out.flush()
+    }
+
+    /// Prints somebody else's words, which need not be text.
+    pub(crate) fn complaint_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.err.write_all(bytes)?;
+        self.err.flush()
     }
 }
 

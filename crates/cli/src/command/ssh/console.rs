@@ -1,7 +1,7 @@
 //! One console: the caller's terminal or pipes at one end, the frames of the server at the other.
 
 use super::Context;
-use crate::console::Console;
+use crate::console::{Console, Output};
 use crate::env;
 use crate::failure::{Failure, Outcome};
 use perch_api::client::ProxyStream;
@@ -10,14 +10,16 @@ use perch_api::wire::ConsoleInput;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::fs::File;
-use std::io::Read;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use std::io::{self, Read};
+use tokio::io::{AsyncRead, AsyncWriteExt, WriteHalf};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Reads that wait for the connection; a reader that is faster waits itself.
 const INPUTS_WAITING: usize = 4;
+/// Frames that wait for who reads our output; the program waits when there are more.
+const OUTPUTS_WAITING: usize = 4;
 /// How much is read at once.
 const INPUT_BYTES: usize = FRAME_BYTES_MAX;
 /// Lines and columns when the terminal does not tell.
@@ -93,8 +95,9 @@ impl<'a> Raw<'a> {
 
 impl Drop for Raw<'_> {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing any more.
-        tcsetattr(self.terminal, OptionalActions::Drain, &self.before).unwrap_or_default();
+        // What was written needs no draining, and a terminal that is stopped would never drain. One that is gone needs
+        // nothing any more.
+        tcsetattr(self.terminal, OptionalActions::Now, &self.before).unwrap_or_default();
     }
 }
 
@@ -119,12 +122,30 @@ async fn carry(console: &Console, stream: ProxyStream, terminal: Option<&File>) 
     }
 }
 
-/// Shows what the program says, until its end.
-async fn show(console: &Console, mut from: ReadHalf<ProxyStream>) -> Outcome<i32> {
+/// Shows what the program says, until its end, when all of it is written.
+async fn show(console: &Console, from: impl AsyncRead + Unpin) -> Outcome<i32> {
+    let (frames, written) = write_output(console);
+    let ended = pass_on(from, frames).await;
+    let (output, result) = written.await?;
+    console.give_output(output, result);
+    if console.is_closed() {
+        return Err(Failure::elsewhere(1));
+    }
+    ended
+}
+
+async fn pass_on(mut from: impl AsyncRead + Unpin, to: mpsc::Sender<Frame>) -> Outcome<i32> {
     loop {
-        match Frame::read(&mut from).await? {
-            Some(Frame::Output(bytes)) => console.output_bytes(&bytes),
-            Some(Frame::Complaint(bytes)) => console.complaint_bytes(&bytes),
+        let frame = tokio::select! {
+            frame = Frame::read(&mut from) => frame?,
+            () = to.closed() => return Err(Failure::elsewhere(1)),
+        };
+        match frame {
+            Some(frame @ (Frame::Output(_) | Frame::Complaint(_))) => {
+                if to.send(frame).await.is_err() {
+                    return Err(Failure::elsewhere(1));
+                }
+            }
             Some(Frame::Ended(code)) => return Ok(code),
             Some(_) => {}
             None => {
@@ -132,10 +153,34 @@ async fn show(console: &Console, mut from: ReadHalf<ProxyStream>) -> Outcome<i32
                     .hint("It was stopped or restarted; its log says why"));
             }
         }
-        if console.is_closed() {
-            return Err(Failure::elsewhere(1));
-        }
     }
+}
+
+/// What the thread that writes leaves behind.
+type Written = (Output, io::Result<()>);
+
+/// Writes on a thread of its own: a reader that stalls must not keep a signal from being heard. The thread ends with the
+/// sender, or when there is no reader; one that never comes to that ends with the process.
+fn write_output(console: &Console) -> (mpsc::Sender<Frame>, oneshot::Receiver<Written>) {
+    let (sender, mut receiver) = mpsc::channel(OUTPUTS_WAITING);
+    let (done, written) = oneshot::channel();
+    let mut output = console.take_output();
+    std::thread::spawn(move || {
+        let mut result = Ok(());
+        while result.is_ok()
+            && let Some(frame) = receiver.blocking_recv()
+        {
+            result = match frame {
+                Frame::Output(bytes) => output.output_bytes(&bytes),
+                Frame::Complaint(bytes) => output.complaint_bytes(&bytes),
+                _ => Ok(()),
+            };
+        }
+        drop(receiver);
+        // Nobody waits for it when a signal has come.
+        done.send((output, result)).ok();
+    });
+    (sender, written)
 }
 
 /// Sends what is typed, and the terminal's size when it changes. Does not end while the program may.
@@ -213,4 +258,74 @@ fn read_input(
         }
     });
     Ok((receiver, Some(until)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::tests::captured;
+    use crate::failure;
+    use tokio::io::duplex;
+
+    /// What `show` answers when the server says these frames and then keeps the connection.
+    async fn shown(console: &Console, frames: &[Frame]) -> Outcome<i32> {
+        let (mut server, from) = duplex(FRAME_BYTES_MAX);
+        tokio::select! {
+            code = show(console, from) => code,
+            never = async {
+                for frame in frames {
+                    server.write_all(&frame.packed()).await.expect("it is read");
+                }
+                std::future::pending().await
+            } => never,
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stalls_does_not_keep_a_signal_from_ending_it() {
+        let (_unread, out) = io::pipe().expect("a pipe");
+        let console = Console::of_streams(Box::new(out), Box::new(io::sink()));
+        let (mut server, from) = duplex(FRAME_BYTES_MAX);
+        let ended = failure::runtime().expect("a runtime").block_on(async {
+            tokio::select! {
+                // First, so that the signal is awaited when it comes.
+                biased;
+                code = ending_signal() => code,
+                code = show(&console, from) => code,
+                never = async {
+                    // More than a pipe takes, and all read: the next thing that happens is the signal.
+                    let frame = Frame::Output(vec![b'y'; FRAME_BYTES_MAX]).packed();
+                    for _ in 0..2 + (64 << 10) / FRAME_BYTES_MAX {
+                        server.write_all(&frame).await.expect("it is read");
+                    }
+                    let own = rustix::process::getpid();
+                    rustix::process::kill_process(own, rustix::process::Signal::TERM).expect("ours");
+                    std::future::pending().await
+                } => never,
+            }
+        });
+        assert_eq!(ended.expect("a code"), 128 + 15);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_ends_it_though_the_program_is_silent_from_then_on() {
+        let (gone, out) = io::pipe().expect("a pipe");
+        drop(gone);
+        let console = Console::of_streams(Box::new(out), Box::new(io::sink()));
+        let said = [Frame::Output(b"x".to_vec())];
+        let ended = failure::runtime().expect("a runtime").block_on(shown(&console, &said));
+        assert!(ended.is_err() && console.is_closed());
+    }
+
+    #[test]
+    fn all_that_was_said_is_written_when_it_ends_and_the_console_prints_again() {
+        let (console, out) = captured();
+        let line = || Frame::Output(b"a line\n".to_vec());
+        let mut said: Vec<_> = (0..100).map(|_| line()).collect();
+        said.extend([Frame::Complaint(b"no".to_vec()), Frame::Alive, Frame::Ended(7)]);
+        let ended = failure::runtime().expect("a runtime").block_on(shown(&console, &said));
+        assert_eq!(ended.expect("a code"), 7);
+        console.line("the end");
+        assert_eq!(out.text(), "a line\n".repeat(100) + "the end\n");
+    }
 }
