@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail, ensure};
 use perch_machine::{Digest, ImageError};
 
+use crate::arguments::Arguments;
 use crate::paths::{self, Paths};
 use crate::server;
 use archive::{Head, Writer};
@@ -35,13 +36,10 @@ const ATTEMPTS_MAX: u32 = 5;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
-    file: PathBuf,
-    data_dir: Option<PathBuf>,
+    common: Arguments,
     config: Option<PathBuf>,
     /// With what the Machines' programs printed.
     logs: bool,
-    /// Over a file that is there.
-    force: bool,
 }
 
 /// Entry point of `perch backup`.
@@ -59,26 +57,15 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 impl Options {
     fn parse(args: &[OsString]) -> Option<Self> {
         let mut options = Self::default();
-        let mut rest = args.iter();
-        while let Some(arg) = rest.next() {
-            match arg.to_str() {
-                Some("--logs") => options.logs = true,
-                Some("--force") => options.force = true,
-                Some("--data-dir") => options.data_dir = Some(rest.next()?.into()),
-                Some("--config") => options.config = Some(rest.next()?.into()),
-                Some(long) if long.starts_with('-') => {
-                    let (name, value) = long.split_once('=')?;
-                    match name {
-                        "--data-dir" => options.data_dir = Some(value.into()),
-                        "--config" => options.config = Some(value.into()),
-                        _ => return None,
-                    }
-                }
-                _ if options.file.as_os_str().is_empty() => options.file = arg.into(),
+        options.common = Arguments::parse(args, |name, value| {
+            match name {
+                "--config" => options.config = Some(value.path()?),
+                "--logs" => options.logs = value.none()?,
                 _ => return None,
             }
-        }
-        (!options.file.as_os_str().is_empty()).then_some(options)
+            Some(())
+        })?;
+        Some(options)
     }
 }
 
@@ -113,7 +100,7 @@ fn backup(options: &Options) -> anyhow::Result<String> {
         rustix::process::geteuid().is_root(),
         "perch backup must run as root: the data directory is root's"
     );
-    let paths = Paths::new(options.data_dir.as_deref())?;
+    let paths = Paths::new(options.common.data_dir.as_deref())?;
     ensure!(
         paths.store().exists(),
         "{} has no store.db, so it is no server's data directory; name it with --data-dir",
@@ -149,8 +136,8 @@ struct Target {
 
 impl Target {
     fn new(options: &Options, paths: &Paths) -> anyhow::Result<Self> {
-        let path =
-            std::path::absolute(&options.file).context("could not read the current directory")?;
+        let path = std::path::absolute(&options.common.file)
+            .context("could not read the current directory")?;
         let dir = path.parent().with_context(|| format!("{} is a directory", path.display()))?;
         let dir =
             dir.canonicalize().with_context(|| format!("could not find {}", dir.display()))?;
@@ -165,7 +152,7 @@ impl Target {
                 return Err(error).with_context(|| format!("could not look at {}", path.display()));
             }
             Ok(there) if !there.is_file() => bail!("{} is no regular file", path.display()),
-            Ok(_) if options.force => {}
+            Ok(_) if options.common.force => {}
             Ok(_) => bail!("{} is there already; --force replaces it", path.display()),
         }
         Ok(Self { path, dir })
@@ -191,7 +178,7 @@ fn write(options: &Options, paths: &Paths, target: &Target) -> anyhow::Result<St
     to.finish()?.flush().context("could not write the backup")?;
     draft.as_file().sync_all().context("could not write the backup to the disk")?;
     let bytes = draft.as_file().metadata()?.len();
-    let kept = match options.force {
+    let kept = match options.common.force {
         true => draft.persist(&target.path),
         false => draft.persist_noclobber(&target.path),
     };
@@ -331,11 +318,9 @@ mod tests {
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
         let options = parse(&["--force", "b.tar", "--data-dir", "/d", "--config=/c", "--logs"]);
         let expected = Options {
-            file: "b.tar".into(),
-            data_dir: Some("/d".into()),
+            common: Arguments { file: "b.tar".into(), data_dir: Some("/d".into()), force: true },
             config: Some("/c".into()),
             logs: true,
-            force: true,
         };
         assert_eq!(options, Some(expected));
         for wrong in [&[][..], &["a", "b"], &["a", "--data-dir"], &["a", "--quick"], &["--logs"]] {

@@ -5,6 +5,7 @@
 //! `enter`, `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
+mod arguments;
 mod backup;
 mod config;
 mod doctor;

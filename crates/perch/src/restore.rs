@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use perch_machine::{ImageLimits, ImageStore};
 
+use crate::arguments::Arguments;
 use crate::backup::archive;
 use crate::paths::Paths;
 use crate::server::lock::DirLock;
@@ -28,43 +29,20 @@ const CONFIG: &str = "perch.toml.from-backup";
 /// Magic number of the file system of namespaces.
 const NSFS: u64 = 0x6e73_6673;
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    file: PathBuf,
-    data_dir: Option<PathBuf>,
-    /// Over the data of another server, which is kept aside.
-    force: bool,
-}
-
 /// Entry point of `perch restore`.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some(options) = Options::parse(args) else { return crate::usage(USAGE) };
+    let Some(options) = parse(args) else { return crate::usage(USAGE) };
     match restore(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::fail(&error),
     }
 }
 
-impl Options {
-    fn parse(args: &[OsString]) -> Option<Self> {
-        let mut options = Self::default();
-        let mut rest = args.iter();
-        while let Some(arg) = rest.next() {
-            match arg.to_str() {
-                Some("--force") => options.force = true,
-                Some("--data-dir") => options.data_dir = Some(rest.next()?.into()),
-                Some(long) if long.starts_with('-') => {
-                    options.data_dir = Some(long.strip_prefix("--data-dir=")?.into());
-                }
-                _ if options.file.as_os_str().is_empty() => options.file = arg.into(),
-                _ => return None,
-            }
-        }
-        (!options.file.as_os_str().is_empty()).then_some(options)
-    }
+fn parse(args: &[OsString]) -> Option<Arguments> {
+    Arguments::parse(args, |_, _| None)
 }
 
-fn restore(options: &Options) -> anyhow::Result<()> {
+fn restore(options: &Arguments) -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "perch restore must run as root: the data directory is root's"
@@ -277,17 +255,17 @@ fn sync(dir: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn parse(args: &[&str]) -> Option<Options> {
-        Options::parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
+    fn parsed(args: &[&str]) -> Option<Arguments> {
+        parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
-        let options = parse(&["--data-dir=/d", "b.tar", "--force"]);
+        let options = parsed(&["--data-dir=/d", "b.tar", "--force"]);
         let data_dir = Some("/d".into());
-        assert_eq!(options, Some(Options { file: "b.tar".into(), data_dir, force: true }));
+        assert_eq!(options, Some(Arguments { file: "b.tar".into(), data_dir, force: true }));
         for wrong in [&[][..], &["a", "b"], &["a", "--data-dir"], &["a", "--logs"]] {
-            assert_eq!(parse(wrong), None, "{wrong:?}");
+            assert_eq!(parsed(wrong), None, "{wrong:?}");
         }
     }
 
