@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::cgroup::Cgroups;
-use crate::launch;
-use crate::tree::BLOCK_BYTES;
+use crate::{launch, tree};
 
 /// What each name is charged at least: ext4 has one inode for 16 kB, and who makes empty files takes those of others.
 pub const INODE_BYTES: u64 = 4096;
@@ -23,6 +22,11 @@ pub struct DiskUse {
 }
 
 impl DiskUse {
+    /// In place of the size of files whose directories are nested too deep to look at.
+    pub const UNCOUNTABLE: u64 = u64::MAX;
+    /// So deep.
+    pub const LEVELS_MAX: usize = tree::LEVELS_MAX;
+
     /// Looks at the newest run of the Machine in `dir`: about 1 µs a file, and a process. Its files are counted until they
     /// are more than `limit` bytes. Blocks.
     ///
@@ -38,33 +42,20 @@ impl DiskUse {
     }
 }
 
-/// Files that vanish meanwhile take nothing. Ends with the first entry that is beyond the limit.
+/// Ends with the first entry that is beyond the limit.
 fn tree_bytes(top: &Path, limit: u64) -> io::Result<u64> {
-    let (mut bytes, mut linked, mut todo) = (0, BTreeSet::new(), vec![top.to_owned()]);
-    while let Some(dir) = todo.pop() {
-        let entries = match fs::read_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && dir != top => continue,
-            read => read?,
-        };
-        for entry in entries {
-            // Not followed, if it is a link.
-            let Ok(meta) = entry.and_then(|entry| entry.metadata().map(|meta| (entry, meta)))
-            else {
-                continue;
-            };
-            let (entry, meta) = meta;
-            if meta.is_dir() {
-                todo.push(entry.path());
-            } else if 1 < meta.nlink() && !linked.insert(meta.ino()) {
-                continue;
-            }
-            bytes += (meta.blocks() * BLOCK_BYTES).max(INODE_BYTES);
-            if limit < bytes {
-                return Ok(bytes);
-            }
+    let (mut bytes, mut linked) = (0, BTreeSet::new());
+    let visited = tree::visit(top, |meta| {
+        if tree::is_dir(meta) || meta.st_nlink < 2 || linked.insert(meta.st_ino) {
+            bytes += tree::block_bytes(meta).max(INODE_BYTES);
         }
+        if limit < bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match visited {
+        // Else it would be the way to hide.
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => Ok(DiskUse::UNCOUNTABLE),
+        visited => visited.map(|()| bytes),
     }
-    Ok(bytes)
 }
 
 /// The kernel adds what a child has written to its parent's count when it is reaped.
@@ -98,6 +89,15 @@ mod tests {
         }
         assert_eq!(tree_bytes(&dir, u64::MAX)?, 100 * INODE_BYTES);
         assert_eq!(tree_bytes(&dir, 9 * INODE_BYTES)?, 10 * INODE_BYTES);
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn directories_that_are_too_deep_hide_nothing() -> io::Result<()> {
+        let dir = crate::scratch_dir("disk-deep")?;
+        let deep = vec!["d"; DiskUse::LEVELS_MAX].join("/");
+        fs::create_dir_all(dir.join(deep))?;
+        assert_eq!(tree_bytes(&dir, u64::MAX)?, DiskUse::UNCOUNTABLE);
         fs::remove_dir_all(dir)
     }
 

@@ -1,26 +1,33 @@
-//! Removes directories that a Machine has filled.
+//! Removes directories that a Machine has filled, and visits those that it still fills.
 //!
 //! The standard library goes down one level by one call of itself, so 13,000 nested directories end the whole server.
 //! This walk needs neither a stack nor a descriptor per level, and no path longer than a name; it writes nothing, so a
 //! full disk does not stop it. It counts what it frees, for who watches the disk: free space that is the same as before
 //! may have been given back by one and taken by another.
+//!
+//! A visit keeps a descriptor per level, so that the Machine can neither lead it elsewhere, by a link in the place of a
+//! directory, nor to a name that is too long for a path, and it remembers nothing of what it has yet to see.
 
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 /// Two may remove the same tree, such as a start and the end of its Machine. Each finds less than before at each attempt.
 const ATTEMPTS_MAX: usize = 100;
 /// Blocks of `stat`, whatever those of the file system are.
-pub(crate) const BLOCK_BYTES: u64 = 512;
+const BLOCK_BYTES: u64 = 512;
 const OPEN: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Far more than programs make, and few enough descriptors.
+pub(crate) const LEVELS_MAX: usize = 512;
 
 static FREED_BYTES: AtomicU64 = AtomicU64::new(0);
 static FREED_INODES: AtomicU64 = AtomicU64::new(0);
@@ -50,6 +57,55 @@ pub(crate) fn remove_tree(top: &Path) -> io::Result<()> {
         }
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "others change it all the time"))
+}
+
+/// Shows all that is below a directory until told to break; what vanishes meanwhile is not shown.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidFilename`] when directories are nested deeper than [`LEVELS_MAX`].
+pub(crate) fn visit(top: &Path, mut show: impl FnMut(&Stat) -> ControlFlow<()>) -> io::Result<()> {
+    let mut levels = vec![Dir::new(rustix::fs::open(top, OPEN, Mode::empty())?)?];
+    while let Some(dir) = levels.last_mut() {
+        let Some(entry) = dir.read().transpose()? else {
+            levels.pop();
+            continue;
+        };
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let dir = dir.fd()?;
+        let Ok(meta) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        if show(&meta).is_break() {
+            return Ok(());
+        }
+        if is_dir(&meta)
+            && let Some(below) = open_below(dir, name)?
+        {
+            if levels.len() == LEVELS_MAX {
+                return Err(io::ErrorKind::InvalidFilename.into());
+            }
+            levels.push(Dir::new(below)?);
+        }
+    }
+    Ok(())
+}
+
+/// `None` when it is not there any more, or something else is.
+fn open_below(dir: impl AsFd, name: &CStr) -> io::Result<Option<OwnedFd>> {
+    match rustix::fs::openat(dir, name, OPEN, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
+pub(crate) fn is_dir(meta: &Stat) -> bool {
+    FileType::from_raw_mode(meta.st_mode) == FileType::Directory
+}
+
+/// What blocks of the disk it has.
+pub(crate) fn block_bytes(meta: &Stat) -> u64 {
+    u64::try_from(meta.st_blocks).unwrap_or(0) * BLOCK_BYTES
 }
 
 /// A directory on the way from the top to where the walk is.
@@ -131,13 +187,8 @@ fn unlink(dir: impl AsFd, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
 /// What is free without this name; a file with others stays.
 fn what_goes(dir: impl AsFd, name: &CStr) -> Freed {
     let found = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok();
-    let goes = found.filter(|meta| {
-        meta.st_nlink < 2 || FileType::from_raw_mode(meta.st_mode) == FileType::Directory
-    });
-    goes.map_or(Freed::default(), |meta| {
-        let blocks = u64::try_from(meta.st_blocks).unwrap_or(0);
-        Freed { bytes: blocks * BLOCK_BYTES, inodes: 1 }
-    })
+    let goes = found.filter(|meta| meta.st_nlink < 2 || is_dir(meta));
+    goes.map_or(Freed::default(), |meta| Freed { bytes: block_bytes(&meta), inodes: 1 })
 }
 
 #[cfg(test)]
@@ -186,6 +237,31 @@ mod tests {
         assert_eq!(remove_tree(&top).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
         std::os::unix::fs::symlink(dir.join("kept"), &top)?;
         assert!(remove_tree(&top).is_err(), "a link is no directory");
+        remove_tree(&dir)
+    }
+
+    #[test]
+    fn a_visit_goes_no_deeper_than_it_may_and_follows_no_link() -> io::Result<()> {
+        let dir = crate::scratch_dir("tree-visit")?;
+        nest(&dir, LEVELS_MAX - 1)?;
+        let mut shown = 0;
+        let count = |_: &Stat| {
+            shown += 1;
+            ControlFlow::Continue(())
+        };
+        visit(&dir, count)?;
+        assert_eq!(shown, LEVELS_MAX - 1);
+        fs::rename(dir.join("d"), dir.join("e"))?;
+        fs::create_dir(dir.join("d"))?;
+        fs::rename(dir.join("e"), dir.join("d/d"))?;
+        let deeper = visit(&dir, |_| ControlFlow::Continue(()));
+        assert_eq!(deeper.map_err(|error| error.kind()), Err(io::ErrorKind::InvalidFilename));
+        visit(&dir, |_| ControlFlow::Break(()))?;
+        std::os::unix::fs::symlink("/", dir.join("link"))?;
+        let top = rustix::fs::open(&dir, OPEN, Mode::empty())?;
+        for name in [c"link", c"gone"] {
+            assert!(open_below(&top, name)?.is_none(), "{name:?} was a directory just now");
+        }
         remove_tree(&dir)
     }
 

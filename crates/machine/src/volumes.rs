@@ -18,6 +18,7 @@ pub(crate) mod mount;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::tree::remove_tree;
+use crate::tree::{block_bytes, remove_tree, visit};
 use crate::{launch, stage, sys};
 
 pub use freezer::main as freezer_main;
@@ -230,14 +231,10 @@ pub fn stored_bytes(dir: &Path) -> io::Result<u64> {
 
 fn tree_bytes(dir: &Path) -> io::Result<u64> {
     let mut sum = 0;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let meta = entry.metadata()?;
-        sum += meta.blocks() * 512;
-        if meta.is_dir() {
-            sum += tree_bytes(&entry.path())?;
-        }
-    }
+    visit(dir, |meta| {
+        sum += block_bytes(meta);
+        ControlFlow::Continue(())
+    })?;
     Ok(sum)
 }
 

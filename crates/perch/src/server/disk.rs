@@ -198,9 +198,10 @@ impl Watch {
         };
         let (growth, id, seen) =
             now.iter().map(|(id, seen)| (grown(id, seen), id, seen)).max_by_key(|it| it.0)?;
+        let used = Some(seen.disk.used_bytes).filter(|used| *used != DiskUse::UNCOUNTABLE);
         let reason = format!(
             "the host's disk has {lack}, and this Machine grew most: it has written {} MB",
-            seen.disk.written_bytes.max(seen.disk.used_bytes) / MIB,
+            seen.disk.written_bytes.max(used.unwrap_or(0)) / MIB,
         );
         (GROWTH_BYTES_MIN <= growth).then(|| Verdict {
             machine: id.clone(),
@@ -212,10 +213,15 @@ impl Watch {
 }
 
 fn too_large(id: &str, seen: &Seen) -> Verdict {
+    let taken = match seen.disk.used_bytes {
+        DiskUse::UNCOUNTABLE => {
+            format!("more than can be counted, below {} directories", DiskUse::LEVELS_MAX)
+        }
+        used => format!("{} MB of the disk or more", used / MIB),
+    };
     let reason = format!(
-        "its files take {} MB of the disk or more, and it may have {} MB (`rootfs` of its configuration, `root_disk_mb` of the \
+        "its files take {taken}, and it may have {} MB (`rootfs` of its configuration, `root_disk_mb` of the \
          server's)",
-        seen.disk.used_bytes / MIB,
         seen.limit / MIB
     );
     Verdict { machine: id.to_owned(), run: seen.run, haste: Haste::InGoodOrder, reason }
