@@ -47,9 +47,10 @@ pub use file::{FileContent, GuestFile};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{
-    BadState, CheckStatus, Depth, Event, EventRequest, ExitEvent, ImageRef, LaunchInput, Lease,
-    LeaseData, LeaseInput, ListenSocket, Machine, MachineFilter, MachineMemory, MachineState,
-    MetadataValue, MonitorEvent, Process, StartAnswer, StopInput, WaitQuery, WaitState,
+    BadState, Busy, BusyInput, CheckStatus, Depth, Event, EventRequest, ExitEvent, ImageRef,
+    LaunchInput, Lease, LeaseData, LeaseInput, ListenSocket, Machine, MachineFilter, MachineMemory,
+    MachineState, MetadataValue, MonitorEvent, Process, StartAnswer, StopInput, WaitQuery,
+    WaitState,
 };
 pub use platform::{Info, Organization, OrganizationAnswer, OrganizationPage, Region, RegionPage};
 pub use release::{

@@ -83,7 +83,8 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
             | Part::Ps
             | Part::Events
             | Part::Exec
-            | Part::Metadata => Subject::App(app),
+            | Part::Metadata
+            | Part::Busy => Subject::App(app),
         },
         Route::Release(id) => Subject::Release(id),
         Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
@@ -150,7 +151,10 @@ pub(super) fn check_machine(peer: &Peer, route: &Route, method: &Method) -> Resu
     let may = match route {
         Route::Machine(app, id) => is_own(app, id) && *method == Method::GET,
         Route::MachinePart(app, id, part) => {
-            let part = matches!(part, Part::Stop | Part::Suspend | Part::Restart | Part::Metadata);
+            let part = matches!(
+                part,
+                Part::Stop | Part::Suspend | Part::Restart | Part::Metadata | Part::Busy
+            );
             part && is_own(app, id)
         }
         Route::MetadataKey(app, id, _) => is_own(app, id),
@@ -160,7 +164,8 @@ pub(super) fn check_machine(peer: &Peer, route: &Route, method: &Method) -> Resu
         return Ok(());
     }
     Err(ApiError::forbidden(format!(
-        "from inside, machine {0} may only read itself, stop, suspend or restart itself, and keep its metadata: \
+        "from inside, machine {0} may only read itself, stop, suspend or restart itself, say that it is busy, and keep \
+         its metadata: \
          /v1/apps/{1}/machines/{0}",
         own.id, own.app
     )))
@@ -291,6 +296,8 @@ mod tests {
             format!("GET {one}/metadata"),
             format!("POST {one}/metadata/{{key}}"),
             format!("DELETE {one}/metadata/{{key}}"),
+            format!("PUT {one}/busy"),
+            format!("DELETE {one}/busy"),
         ];
         assert_eq!(allowed, expected);
         for other in [peer("app", "other"), peer("other", "id")] {

@@ -9,12 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
-    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
-    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, RegionPage,
-    Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput,
-    Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
+    ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
+    LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process,
+    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer,
+    StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -191,6 +191,16 @@ pub trait Backend: Send + Sync + 'static {
         key: String,
         value: Option<String>,
     ) -> impl BackendFuture<()>;
+
+    /// Keeps a started Machine awake for a while because it says that it is at work (LI-05).
+    fn set_busy(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: BusyInput,
+    ) -> impl BackendFuture<Busy>;
+    /// Ends that before its time.
+    fn end_busy(&self, peer: Peer, target: MachineTarget) -> impl BackendFuture<()>;
 
     /// Lists an app's secrets by name, without values; 422 when they have not reached `min_version`.
     fn list_secrets(

@@ -47,6 +47,7 @@ pub(super) async fn answer<B: Backend>(call: Call<B>, route: Route) -> Outcome {
                 Part::Ps => json(&call.backend().list_processes(call.peer.clone(), target).await?),
                 Part::Exec => exec(call, target).await,
                 Part::Events => json(&call.backend().list_events(call.peer.clone(), target).await?),
+                Part::Busy => busy(call, target).await,
                 Part::Metadata => {
                     json(&call.backend().get_metadata(call.peer.clone(), target).await?)
                 }
@@ -141,7 +142,13 @@ async fn command<B: Backend>(mut call: Call<B>, target: MachineTarget, part: Par
         }
         Part::Cordon => call.backend().cordon_machine(peer, target).await?,
         Part::Uncordon => call.backend().uncordon_machine(peer, target).await?,
-        Part::Wait | Part::Lease | Part::Ps | Part::Events | Part::Exec | Part::Metadata => {
+        Part::Wait
+        | Part::Lease
+        | Part::Ps
+        | Part::Events
+        | Part::Exec
+        | Part::Metadata
+        | Part::Busy => {
             return misrouted();
         }
     }
@@ -214,6 +221,16 @@ async fn lease<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome 
         }
         _ => json(&call.backend().get_lease(peer, target).await?),
     }
+}
+
+async fn busy<B: Backend>(mut call: Call<B>, target: MachineTarget) -> Outcome {
+    let peer = call.peer.clone();
+    if call.head.method == Method::PUT {
+        let input = call.read().await?;
+        return json(&call.backend().set_busy(peer, target, input).await?);
+    }
+    call.backend().end_busy(peer, target).await?;
+    done()
 }
 
 fn lease_seconds(query: Option<Duration>, body: u64) -> u64 {

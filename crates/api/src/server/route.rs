@@ -37,6 +37,7 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/apps/{app}/machines/{id}/exec",
     "/v1/apps/{app}/machines/{id}/metadata",
     "/v1/apps/{app}/machines/{id}/metadata/{key}",
+    "/v1/apps/{app}/machines/{id}/busy",
     "/v1/apps/{app}/secrets",
     "/v1/apps/{app}/secrets/{name}",
     "/v1/apps/{app}/volumes",
@@ -124,6 +125,7 @@ pub(super) enum Part {
     Events,
     Exec,
     Metadata,
+    Busy,
 }
 
 impl Route {
@@ -236,6 +238,7 @@ impl Part {
             "events" => Self::Events,
             "exec" => Self::Exec,
             "metadata" => Self::Metadata,
+            "busy" => Self::Busy,
             _ => return None,
         })
     }
@@ -252,6 +255,7 @@ impl Part {
             | Self::Uncordon => "POST",
             Self::Wait | Self::Ps | Self::Events | Self::Metadata => "GET",
             Self::Lease => "GET, POST, DELETE",
+            Self::Busy => "PUT, DELETE",
         }
     }
 }

@@ -194,6 +194,29 @@ pub struct Machine {
     /// Our addition: where its memory is; absent while nothing of it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perch_memory: Option<MachineMemory>,
+    /// Our addition: what it says of itself while it is at work though no connection shows it (LI-05).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perch_busy: Option<Busy>,
+}
+
+/// That a Machine is at work, and is not put to sleep.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Busy {
+    /// When that is over: `2006-01-02T15:04:05Z`.
+    pub until: String,
+    /// What it is at work with, for people.
+    pub reason: String,
+}
+
+/// Body of `PUT …/busy`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BusyInput {
+    /// For how long from now, 1 to 3,600 seconds; each call replaces the one before.
+    pub ttl: u64,
+    /// What it is at work with, for people: at most 200 bytes on one line.
+    #[serde(default, deserialize_with = "null_default")]
+    pub reason: String,
 }
 
 words! {

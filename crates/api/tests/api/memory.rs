@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
-    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData, LeaseInput,
-    LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo, NewToken,
-    Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery, Secret,
-    SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease,
+    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
+    ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData,
+    LeaseInput, LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo,
+    NewToken, Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery,
+    Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease,
     UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
@@ -233,6 +233,7 @@ impl Backend for Memory {
             cordoned: input.skip_service_registration,
             perch_depth: None,
             perch_memory: None,
+            perch_busy: None,
         };
         self.state().machines.insert(machine.id.clone(), machine.clone());
         Ok(machine)
@@ -465,6 +466,15 @@ impl Backend for Memory {
         machine.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?;
         self.state().machines.insert(target.id, machine);
         Ok(())
+    }
+
+    async fn set_busy(&self, _: Peer, target: MachineTarget, input: BusyInput) -> Result<Busy> {
+        self.machine(&target)?;
+        Ok(Busy { until: "2026-01-01T00:00:00Z".to_owned(), reason: input.reason })
+    }
+
+    async fn end_busy(&self, _: Peer, target: MachineTarget) -> Result<()> {
+        self.machine(&target).map(drop)
     }
 
     async fn acquire_lease(

@@ -275,6 +275,10 @@ fn print_status(context: &Context<'_>, machine: &Machine) {
     if let Some(depth) = depth_text(machine) {
         fields.push(("Depth", depth));
     }
+    if let Some(busy) = &machine.perch_busy {
+        let reason = if busy.reason.is_empty() { "no reason given" } else { &busy.reason };
+        fields.push(("Busy", format!("until {}: {reason}", busy.until)));
+    }
     if !view.mounts.is_empty() {
         fields.push(("Volume", volume(&machine.config)));
     }

@@ -84,7 +84,7 @@ fn begin(world: &Arc<World>, finding: Finding) {
     let Finding { record, found, running, last_run } = finding;
     let policy = launching::policy(&record);
     let mut life = Lifecycle::restore(stored(&record, last_run), policy, found, clock::now());
-    if super::api::is_leased(world, &record.id) {
+    if super::api::is_kept_awake(&world.keeper.read(), &record.id) {
         // A lease never makes sense of an event that could be refused.
         life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
     }
@@ -98,6 +98,10 @@ fn begin(world: &Arc<World>, finding: Finding) {
     let lease = world.keeper.read().leases.get(&record.id).cloned();
     if let Some(lease) = lease {
         super::api::follow_lease(world, &record.app, &lease);
+    }
+    let busy = world.keeper.read().busy.get(&record.id).cloned();
+    if let Some(busy) = busy {
+        super::api::follow_busy(world, &record.app, &busy);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The API's backend: each call in the module of its resource.
 
 mod apps;
+mod busy;
 mod dig;
 mod exec;
 mod ips;
@@ -19,12 +20,13 @@ use std::sync::Arc;
 
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
-    ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput, LogPage,
-    LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process, Region,
-    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer,
-    StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
+    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
+    ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
+    LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process,
+    Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot,
+    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume,
+    WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -307,6 +309,19 @@ impl Backend for Api {
         value: Option<String>,
     ) -> Result<(), ApiError> {
         self.detached(machines::set_metadata(self.world.clone(), target, key, value)).await
+    }
+
+    async fn set_busy(
+        &self,
+        peer: Peer,
+        target: MachineTarget,
+        input: BusyInput,
+    ) -> Result<Busy, ApiError> {
+        self.detached(busy::set(self.world.clone(), peer, target, input)).await
+    }
+
+    async fn end_busy(&self, _peer: Peer, target: MachineTarget) -> Result<(), ApiError> {
+        self.detached(busy::end(self.world.clone(), target)).await
     }
 
     async fn list_secrets(
@@ -593,5 +608,6 @@ impl Backend for Api {
 }
 
 pub(crate) use apps::{finish_removals, open_network, plan_network};
-pub(crate) use leases::{follow as follow_lease, is_leased};
+pub(crate) use busy::{follow as follow_busy, run_ended as busy_run_ended};
+pub(crate) use leases::{follow as follow_lease, is_kept_awake};
 pub(crate) use releases::mark_interrupted;

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::ballast::Ballast;
 use super::records::{
-    AppRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
+    AppRecord, BusyRecord, LeaseRecord, MachineRecord, NetworkRecord, ReleaseRecord, RetiredRecord,
     SecretRecord, SnapshotRecord, TokenRecord, VolumeRecord, Wish,
 };
 
@@ -31,6 +31,8 @@ pub(crate) struct Catalog {
     pub(crate) retired: BTreeMap<String, RetiredRecord>,
     /// By Machine.
     pub(crate) leases: BTreeMap<String, LeaseRecord>,
+    /// By Machine; also some whose time is over.
+    pub(crate) busy: BTreeMap<String, BusyRecord>,
     /// By id.
     pub(crate) tokens: BTreeMap<String, TokenRecord>,
     /// By app, name and version.
@@ -83,6 +85,8 @@ pub(crate) enum Change {
     DeleteRetired(String),
     PutLease(LeaseRecord),
     DeleteLease(String),
+    PutBusy(BusyRecord),
+    DeleteBusy(String),
     PutToken(TokenRecord),
     DeleteToken(String),
     PutSecret(Box<SecretRecord>),
@@ -136,6 +140,9 @@ impl Keeper {
         }
         for record in read_all::<LeaseRecord>(&store, "lease/")? {
             catalog.apply(Change::PutLease(record));
+        }
+        for record in read_all::<BusyRecord>(&store, "busy/")? {
+            catalog.apply(Change::PutBusy(record));
         }
         for record in read_all::<TokenRecord>(&store, "token/")? {
             catalog.apply(Change::PutToken(record));
@@ -251,11 +258,13 @@ impl Change {
             | Self::PutRetired(_)
             | Self::DeleteRetired(_)
             | Self::DeleteLease(_)
+            | Self::DeleteBusy(_)
             | Self::DeleteToken(_)
             | Self::DeleteSecret(_) => true,
             Self::PutNetwork(_)
             | Self::PutRelease(_)
             | Self::PutLease(_)
+            | Self::PutBusy(_)
             | Self::PutToken(_)
             | Self::PutSnapshot(_)
             | Self::PutSecret(_) => false,
@@ -294,6 +303,8 @@ impl Catalog {
             Change::DeleteRetired(ip) => drop(self.retired.remove(&ip)),
             Change::PutLease(it) => drop(self.leases.insert(it.machine.clone(), it)),
             Change::DeleteLease(machine) => drop(self.leases.remove(&machine)),
+            Change::PutBusy(it) => drop(self.busy.insert(it.machine.clone(), it)),
+            Change::DeleteBusy(machine) => drop(self.busy.remove(&machine)),
             Change::PutToken(it) => drop(self.tokens.insert(it.id.clone(), it)),
             Change::DeleteToken(id) => drop(self.tokens.remove(&id)),
             Change::PutSecret(it) => drop(self.secrets.insert(it.key(), *it)),
@@ -398,6 +409,8 @@ fn transaction(changes: &[Change]) -> serde_json::Result<Txn> {
             Change::DeleteRetired(ip) => txn.deletes.push(format!("retired/{ip}")),
             Change::PutLease(it) => put(&mut txn, format!("lease/{}", it.machine), it)?,
             Change::DeleteLease(machine) => txn.deletes.push(format!("lease/{machine}")),
+            Change::PutBusy(it) => put(&mut txn, format!("busy/{}", it.machine), it)?,
+            Change::DeleteBusy(machine) => txn.deletes.push(format!("busy/{machine}")),
             Change::PutToken(it) => put(&mut txn, format!("token/{}", it.id), it)?,
             Change::DeleteToken(id) => txn.deletes.push(format!("token/{id}")),
             Change::PutSecret(it) => put(&mut txn, secret_key(&it.key()), it)?,

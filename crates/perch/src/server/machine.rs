@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// A lease came or went.
     Lease(Lease),
     /// Something that is only recorded.
-    Note { kind: &'static str, source: Source },
+    Note { kind: &'static str, source: Source, cause: String },
     /// The run takes what it may not have.
     Limit { run: u64, haste: Haste, reason: String },
     /// Send a signal to the program.
@@ -244,6 +244,7 @@ impl Task {
                     self.world.rest(&self.id).await;
                     self.because(Source::Platform, String::new());
                     self.feed(Event::Exited { run, exit }).await;
+                    super::api::busy_run_ended(&self.world, &self.id, run);
                     self.leave_if_done().await;
                 }
                 Woken::Timeout => {
@@ -285,8 +286,8 @@ impl Task {
             // Whoever asked for the stop is still its cause.
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
-            Command::Note { kind, source } => {
-                self.because(source, String::new());
+            Command::Note { kind, source, cause } => {
+                self.because(source, cause);
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
             }
             Command::Limit { run, haste, reason } => self.on_limit(run, haste, &reason).await,

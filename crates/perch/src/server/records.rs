@@ -243,6 +243,17 @@ pub(crate) struct LeaseRecord {
     pub(crate) description: String,
 }
 
+/// That a Machine is at work though no connection shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BusyRecord {
+    pub(crate) machine: String,
+    /// The run that said so.
+    pub(crate) run: u64,
+    /// Seconds since 1970.
+    pub(crate) until: i64,
+    pub(crate) reason: String,
+}
+
 /// A token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TokenRecord {

@@ -95,8 +95,7 @@ fn machine(
     record: &MachineRecord,
 ) -> Option<MachineView> {
     let status = world.handle(&record.id)?.status();
-    let leased =
-        catalog.leases.get(&record.id).is_some_and(|lease| clock::unix_secs() < lease.expires_at);
+    let leased = super::api::is_kept_awake(catalog, &record.id);
     Some(MachineView {
         id: record.id.clone(),
         run: status.run,

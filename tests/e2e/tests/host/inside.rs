@@ -1,10 +1,13 @@
 //! What a Machine finds inside: files of its config, and the API for itself.
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Entry, Host, Image, Output, wait_until};
+use perch_testkit::{Entry, Host, Image, Network, Output, wait_until};
 
 use crate::exec::SERVES;
-use crate::stage::{AWAKE, SOON, on_host, private_app_of, shell_image};
+use crate::stage::{
+    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, on, on_host, private_app, private_app_of,
+    shell_image, wait_asleep,
+};
 
 /// Nothing else on the host has these bytes.
 const VALUE: &str = "hunter2-of-a-secret-file";
@@ -123,6 +126,10 @@ fn files_that_cannot_be_are_refused_and_none_leaves_the_root_or_replaces_init() 
 
 /// Deploys one Machine that has `curl` and a shell, and a link where the platform's directory is to be.
 fn curious(host: &Host) -> Result<String> {
+    curious_with(host, AWAKE)
+}
+
+fn curious_with(host: &Host, sections: &str) -> Result<String> {
     let busybox = std::fs::read("/bin/busybox")?;
     let image = Image::program("curl", "curl")?
         .entry("bin", &Entry::Dir)
@@ -132,7 +139,7 @@ fn curious(host: &Host) -> Result<String> {
         .entry(".fly", &Entry::Symlink("/etc".to_owned()))
         .entrypoint(&["/bin/sh", "-c", SERVES])
         .write(&host.dir().join("curious-image"))?;
-    private_app_of(host, "web", &image, AWAKE)?;
+    private_app_of(host, "web", &image, sections)?;
     host.fly(&["scale", "count", "1", "-y", "-a", "web"])?.ok()?;
     Ok(host.machines("web")?[0].id.clone())
 }
@@ -211,5 +218,71 @@ fn a_machine_suspends_and_restarts_itself_and_is_named_in_the_events() {
             let machine = &host.machines("web")?[0];
             Ok((before < machine.events("launch") && machine.state == "started").then_some(()))
         })
+    });
+}
+
+/// Wakes the app, and has its Machine say that it is busy while it is awake.
+fn say_busy(host: &Host, address: &str, id: &str, body: &str) -> Result<()> {
+    wait_until("a word of being busy", SOON, || {
+        check_answer(&host.get(address, 80, "/")?, "")?;
+        let said = ask(host, "PUT", &format!("/v1/apps/web/machines/{id}/busy"), body);
+        // It may have gone to sleep in between.
+        Ok(said.ok().filter(|(status, _)| status == "200").map(drop))
+    })
+}
+
+/// The other app, whose Machine does not say that it is busy, wakes and goes to sleep meanwhile.
+fn others_sleep(host: &Host, other: &str) -> Result<()> {
+    check_answer(&host.get(other, 80, "/")?, "")?;
+    wait_asleep(host, "other")
+}
+
+#[test]
+fn a_machine_that_says_that_it_is_busy_is_kept_awake_until_then() {
+    let quick = || Host::start_with(Network::Open, QUICK_SLEEP);
+    on(quick, |host| {
+        let id = curious_with(host, SNIPPET)?;
+        let (address, other) = (host.flycast("web")?, private_app(host, "other", SNIPPET)?);
+        say_busy(host, &address, &id, r#"{"ttl": 3000, "reason": "a long report"}"#)?;
+        let is_awake = || -> Result<()> {
+            others_sleep(host, &other)?;
+            let machine = &host.machines("web")?[0];
+            ensure!(machine.state == "started", "{machine:?}");
+            Ok(())
+        };
+        is_awake()?;
+        let said = host.fly(&["machine", "status", &id, "-a", "web"])?.ok()?;
+        ensure!(said.contains("a long report"), "{said}");
+        let one = format!("/v1/apps/web/machines/{id}/busy");
+        for wrong in [r#"{"ttl": 0}"#, r#"{"ttl": 3601}"#, r#"{"ttl": "soon"}"#] {
+            let answer = ask(host, "PUT", &one, wrong)?;
+            ensure!(answer.0 == "422" || answer.0 == "400", "{wrong}: {answer:?}");
+        }
+        ensure!(ask(host, "DELETE", &one, "")?.0 == "200");
+        wait_asleep(host, "web")?;
+        let machine = &host.machines("web")?[0];
+        ensure!(machine.events("busy") == 1, "{machine:?}");
+        // By itself, when its time is over.
+        say_busy(host, &address, &id, r#"{"ttl": 2}"#)?;
+        wait_asleep(host, "web")
+    });
+}
+
+#[test]
+fn a_later_server_knows_who_is_busy_and_the_next_run_is_not() {
+    let quick = || Host::start_with(Network::Open, QUICK_SLEEP);
+    on(quick, |host| {
+        let id = curious_with(host, SNIPPET)?;
+        let (address, other) = (host.flycast("web")?, private_app(host, "other", SNIPPET)?);
+        say_busy(host, &address, &id, r#"{"ttl": 3000, "reason": "a long report"}"#)?;
+        host.kill_server()?;
+        host.start_server()?;
+        others_sleep(host, &other)?;
+        let machine = &host.machines("web")?[0];
+        ensure!(machine.state == "started", "{machine:?}");
+        host.fly(&["machine", "stop", &id, "-a", "web"])?.ok()?;
+        wait_asleep(host, "web")?;
+        check_answer(&host.get(&address, 80, "/")?, "")?;
+        wait_asleep(host, "web")
     });
 }

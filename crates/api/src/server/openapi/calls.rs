@@ -9,13 +9,13 @@ use super::call::Call;
 use super::parameter::{Parameter, flag, number, pattern, seconds, text, texts, words};
 use super::shapes::Shapes;
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, CreateApp, CreateRelease, CreateToken, CreateVolume,
-    DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume, ImageInfo, Info,
-    IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine, MachineState,
-    MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process, RegionPage, Release,
-    ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage, SecretsAnswer, SecretsVersion,
-    SetSecret, Signal, SignalInput, Snapshot, StartAnswer, StopInput, TokenPage, UpdateRelease,
-    UpdateSecrets, UpdateVolume, Volume, WaitState, Whoami,
+    App, AppPage, AppPatch, AssignIp, Busy, BusyInput, CreateApp, CreateRelease, CreateToken,
+    CreateVolume, DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume,
+    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
+    MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
+    RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage,
+    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, Snapshot, StartAnswer,
+    StopInput, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -35,6 +35,7 @@ pub(super) fn calls() -> Vec<Call> {
         commands(),
         leases(),
         metadata(),
+        busy(),
         facts(),
         releases(),
     ]
@@ -268,6 +269,15 @@ fn metadata() -> Vec<Call> {
             .takes::<MetadataValue>()
             .gives::<Done>(200),
         Call::new("DELETE", KEY, "Removes one entry.").under_lease().gives::<Done>(200),
+    ]
+}
+
+fn busy() -> Vec<Call> {
+    const BUSY: &str = "/v1/apps/{app}/machines/{id}/busy";
+    let says = "Keeps a started Machine awake because it is at work that no connection shows.";
+    vec![
+        Call::new("PUT", BUSY, says).takes::<BusyInput>().gives::<Busy>(200).refuses(&[412]),
+        Call::new("DELETE", BUSY, "Ends that before its time.").gives::<Done>(200),
     ]
 }
 

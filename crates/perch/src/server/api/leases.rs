@@ -102,9 +102,9 @@ fn ending(catalog: &Catalog, lease: &LeaseRecord) -> Vec<Change> {
 }
 
 /// Tells what is true now, so that the order of the tellers does not matter.
-async fn announce(world: &Arc<World>, app: &str, machine: &str) {
+pub(super) async fn announce(world: &Arc<World>, app: &str, machine: &str) {
     if let Some(handle) = world.handle(machine) {
-        let held = is_leased(world, machine);
+        let held = is_kept_awake(&world.keeper.read(), machine);
         let lease = if held { lifecycle::Lease::Held } else { lifecycle::Lease::Free };
         handle.send(Command::Lease(lease)).await;
     }
@@ -167,7 +167,8 @@ pub(crate) async fn clear(
         .await?;
     announce(&world, &target.app, &target.id).await;
     if let Some(handle) = world.handle(&target.id) {
-        handle.send(Command::Note { kind: "lease cleared", source: Source::User(peer) }).await;
+        let (kind, source, cause) = ("lease cleared", Source::User(peer), String::new());
+        handle.send(Command::Note { kind, source, cause }).await;
     }
     Ok(())
 }
@@ -205,8 +206,13 @@ fn answer(world: &World, target: &MachineTarget, lease: &LeaseRecord) -> Lease {
     }
 }
 
+/// Whether the proxy lets the Machine run, needed or not: somebody holds its lease, or it says that it is busy.
+pub(crate) fn is_kept_awake(catalog: &Catalog, machine: &str) -> bool {
+    live(catalog, machine).is_some() || super::busy::of(catalog, machine).is_some()
+}
+
 /// Whether somebody holds a Machine's lease now.
-pub(crate) fn is_leased(world: &World, machine: &str) -> bool {
+fn is_leased(world: &World, machine: &str) -> bool {
     live(&world.keeper.read(), machine).is_some()
 }
 

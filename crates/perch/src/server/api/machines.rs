@@ -310,7 +310,7 @@ pub(crate) fn list(
 ) -> Result<Vec<Machine>, ApiError> {
     let catalog = world.keeper.read();
     catalog.app(app)?;
-    let all = catalog.machines_of(app).filter_map(|record| wire_machine(world, record));
+    let all = catalog.machines_of(app).filter_map(|record| wire_machine(world, &catalog, record));
     Ok(all.filter(|machine| matches(machine, filter)).collect())
 }
 
@@ -327,14 +327,14 @@ fn matches(machine: &Machine, filter: &MachineFilter) -> bool {
 pub(crate) fn get(world: &World, target: &MachineTarget) -> Result<Machine, ApiError> {
     let catalog = world.keeper.read();
     let record = catalog.machine(&target.app, &target.id)?;
-    wire_machine(world, record).ok_or_else(|| not_found(target))
+    wire_machine(world, &catalog, record).ok_or_else(|| not_found(target))
 }
 
 fn not_found(target: &MachineTarget) -> ApiError {
     ApiError::not_found(format!("machine not found: {} in app {}", target.id, target.app))
 }
 
-fn wire_machine(world: &World, record: &MachineRecord) -> Option<Machine> {
+fn wire_machine(world: &World, catalog: &Catalog, record: &MachineRecord) -> Option<Machine> {
     let status = world.handle(&record.id)?.status();
     let reference = Reference::parse(&record.config.view().image);
     Some(Machine {
@@ -355,6 +355,7 @@ fn wire_machine(world: &World, record: &MachineRecord) -> Option<Machine> {
         cordoned: record.cordoned,
         perch_depth: None,
         perch_memory: None,
+        perch_busy: super::busy::of(catalog, &record.id),
     })
 }
 
@@ -566,7 +567,7 @@ pub(crate) async fn cordon(
     let wanted = target.clone();
     world.keeper.write(move |catalog| decide_cordon(catalog, &wanted, cordoned)).await?;
     let kind = if cordoned { "cordon" } else { "uncordon" };
-    handle.send(Command::Note { kind, source: Source::User(peer) }).await;
+    handle.send(Command::Note { kind, source: Source::User(peer), cause: String::new() }).await;
     world.proxy.app_changed(target.app);
     Ok(())
 }
