@@ -542,6 +542,11 @@ impl Balancer {
         self.machines.get(&machine).map(Machine::belief)
     }
 
+    /// Lets nobody in any more, for good: another balancer takes its place, and is asked by whoever is inside.
+    pub fn shut(&self) {
+        self.machines.values().for_each(Machine::shut);
+    }
+
     /// The region this balancer calls its own.
     pub fn region(&self) -> Region {
         self.settings.region

@@ -431,6 +431,8 @@ impl App {
             first_attempt: clock::now().as_micros(),
         };
         let former = self.balancer.replace(Balancer::new(settings));
+        // Else bytes would go by its words into a Machine that the new one has put to sleep.
+        former.shut();
         self.former.borrow_mut().push(former);
         self.forget_former();
         let mut events = self.events.borrow_mut();
@@ -454,7 +456,7 @@ impl App {
         let machines = self.machines.borrow();
         self.former.borrow_mut().retain(|former| {
             let beliefs = machines.iter().filter_map(|m| former.belief(m.id));
-            beliefs.map(|belief| belief.in_flight).sum::<u64>() != 0
+            beliefs.map(|belief| belief.in_flight + belief.parked).sum::<u64>() != 0
         });
     }
 

@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::world::*;
 use crate::app::planted::{plant_panics, planted_panics};
-use crate::control::{FromProxy, StartOutcome, ToProxy};
+use crate::control::{Autostop, FromProxy, StartOutcome, StopOutcome, ToProxy};
 
 #[test]
 fn callers_who_wait_when_the_balancer_panics_are_served_by_the_next() {
@@ -84,5 +85,39 @@ fn a_machine_does_not_sleep_under_requests_that_only_a_former_balancer_counted()
         finish.notify_one();
         assert!(read_all(&mut caller).await.starts_with("HTTP/1.1 200 OK"));
         assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
+    });
+}
+
+#[test]
+fn a_connection_that_rested_when_the_balancer_panicked_wakes_its_machine() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            let (mut read, mut write) = stream.split();
+            tokio::io::copy(&mut read, &mut write).await.expect("the proxy reads");
+        })
+        .await;
+        let mut view = app("started", port);
+        for service in &mut view.machines[0].services {
+            (service.autostop, service.auto_stop_after_ms) = (Autostop::Suspend, 100);
+        }
+        world.publish(view).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        let (question, mut answer) = (b"a question", [0; 10]);
+        caller.write_all(question).await.expect("the proxy reads");
+        caller.read_exact(&mut answer).await.expect("the Machine answers");
+        // The next event is that the connection rests.
+        plant_panics(1);
+        let FromProxy::Stop { machine, attempt, .. } = world.heard().await else {
+            panic!("a stop was expected");
+        };
+        assert_eq!(planted_panics(), 0);
+        caller.write_all(question).await.expect("the proxy reads");
+        assert!(matches!(world.heard().await, FromProxy::Start { .. }));
+        let outcome = StopOutcome::Refused { reason: "it is needed".to_owned() };
+        world.send(ToProxy::StopDone { machine, attempt, outcome }).await;
+        caller.read_exact(&mut answer).await.expect("the Machine answers");
+        // It is load now, which only the former balancer has counted.
+        caller.write_all(question).await.expect("the proxy reads");
+        caller.read_exact(&mut answer).await.expect("the Machine answers");
     });
 }
