@@ -9,7 +9,7 @@ mod show;
 mod size;
 
 use super::Context;
-use crate::args::{AppArgs, Json, Yes};
+use crate::args::{AppArgs, Json, Vm, Yes};
 use crate::failure::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use perch_api::wire::{Guest, Machine, MachineFilter};
@@ -82,6 +82,8 @@ pub(crate) struct Count {
     /// Environment variable NAME=VALUE of new Machines
     #[arg(short, long)]
     env: Vec<String>,
+    #[command(flatten)]
+    vm: Vm,
 }
 
 /// Runs the command.

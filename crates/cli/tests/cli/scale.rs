@@ -96,6 +96,62 @@ fn more_machines_are_like_the_first_and_fewer_lose_it() {
 }
 
 #[test]
+fn a_size_is_for_the_first_machines_of_an_app_that_names_none() {
+    let fixture = Fixture::deployed();
+    for (flag, value, words) in [
+        ("--vm-size", "big", "expected to start with 'shared' or 'performance'"),
+        ("--vm-cpus", "0", "--vm-cpus must be greater than zero, got: 0"),
+        ("--vm-memory", "0", "--vm-memory cannot be zero"),
+        ("--vm-cpu-kind", "fast", "--vm-cpu-kind must be set to 'shared' or 'performance'"),
+        ("--vm-gpus", "1", "no GPU"),
+    ] {
+        check_fails(&fixture.fly(&["scale", "count", "3", "-y", flag, value]), words);
+    }
+    let told = "New ones of group 'app' get shared-cpu-1x and 1024 MB, as another machine or fly.toml has it";
+    let sized = |count: &str| {
+        let run = fixture.fly(&[
+            "scale",
+            "count",
+            count,
+            "--vm-size",
+            "performance-2x",
+            "--memory",
+            "8gb",
+            "-y",
+        ]);
+        assert_eq!(run.code, 0, "{}", run.err);
+        run
+    };
+    let guest = || fixture.server().machines("web").pop().expect("one")["config"]["guest"].clone();
+    let small = serde_json::json!({"cpu_kind": "shared", "cpus": 1, "memory_mb": 1024});
+
+    let run = sized("3");
+    assert!(run.err.contains(told), "as the first: {}", run.err);
+    assert_eq!(guest(), small);
+    let run = fixture.fly(&["scale", "count", "4", "--vm-memory", "1gb", "-y"]);
+    assert!(!run.err.contains("WARN"), "it is what they have: {}", run.err);
+    assert!(!sized("0").err.contains("WARN"), "there is no new one");
+    let run = sized("1");
+    assert!(run.err.contains(told), "as the file has it: {}", run.err);
+    assert_eq!(guest(), small);
+
+    let file = fixture.path("fly.toml");
+    let text = std::fs::read_to_string(&file).expect("launch writes it");
+    std::fs::write(&file, text.split("[[vm]]").next().unwrap_or_default()).expect("ours");
+    assert_eq!(fixture.fly(&["deploy"]).code, 0);
+    assert_eq!(fixture.fly(&["scale", "count", "0", "-y"]).code, 0);
+    let run = sized("2");
+    assert!(
+        run.out.contains("+2 machines for group 'app' on region 'lcl' of size 'performance-2x'")
+    );
+    assert!(!run.err.contains("WARN"), "{}", run.err);
+    assert_eq!(
+        guest(),
+        serde_json::json!({"cpu_kind": "performance", "cpus": 2, "memory_mb": 8192})
+    );
+}
+
+#[test]
 fn somebody_else_at_work_stops_a_scale_before_it_changes_anything() {
     let fixture = Fixture::deployed();
     fixture.server().lease_by("m1", "alice", "fly deploy of web");

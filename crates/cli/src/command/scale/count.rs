@@ -2,7 +2,9 @@
 
 use super::plan::{self, MACHINES_MAX, Wanted};
 use super::{Context, Count, guest, leased, managed, refuse_while_deployed, size_name};
+use crate::args::Vm;
 use crate::command::deploy::{Leases, deployed, group_config};
+use crate::command::guest::with_flags;
 use crate::command::machine::process_group;
 use crate::failure::{Failure, Outcome};
 use crate::flytoml::Config;
@@ -47,6 +49,7 @@ pub(super) async fn run(context: &Context<'_>, args: Count) -> Outcome {
         group => group,
     };
     let env = variables(&args.env)?;
+    let size = args.vm.is_given().then(|| wished_size(&args.vm)).transpose()?;
     let definition = deployed(context, &app).await?;
     let groups = plan::parse(&args.counts, group).map_err(Failure::new)?;
     let none = || {
@@ -59,13 +62,14 @@ pub(super) async fn run(context: &Context<'_>, args: Count) -> Outcome {
     let machines = managed(context, &app).await?;
     let release = complete_release(context, &app).await?.ok_or_else(none)?;
     let regions = regions(context, &args, &config, &machines).await?;
-    let wish = Wish { groups, regions, max_per_region: args.max_per_region, env };
+    let wish = Wish { groups, regions, max_per_region: args.max_per_region, env, size };
     let actions = actions(&wish, &config, &release, &machines)?;
     if actions.is_empty() {
         context.console.line("App already scaled to desired state. No need for changes");
         return Ok(());
     }
     announce(context, &app, &actions);
+    tell_other_sizes(context, &wish, &actions);
     if !args.yes.yes && !confirmed(context, &app)? {
         return Ok(());
     }
@@ -87,6 +91,13 @@ struct Wish {
     regions: Vec<String>,
     max_per_region: i64,
     env: Map<String, Value>,
+    /// Of new Machines that neither the file nor another Machine gives one.
+    size: Option<Guest>,
+}
+
+fn wished_size(flags: &Vm) -> Outcome<Guest> {
+    let size = serde_json::from_value(with_flags(None, flags)?);
+    size.map_err(|error| Failure::from(error).context("no machine can have the size that is given"))
 }
 
 fn variables(pairs: &[String]) -> Outcome<Map<String, Value>> {
@@ -173,7 +184,7 @@ fn actions<'m>(
         }
         let new = match of_group.first() {
             Some(first) => like(first, &wish.env)?,
-            None => of_file(config, group, release, machines, &wish.env)?,
+            None => of_file(config, group, release, machines, wish)?,
         };
         for (region, change) in changes {
             let present = present.get(&region).cloned().unwrap_or_default();
@@ -206,23 +217,24 @@ fn like(machine: &Machine, env: &Map<String, Value>) -> Outcome<MachineConfig> {
     Ok(MachineConfig::new(config)?)
 }
 
-/// The first Machine of a group: as a deploy would make it, of the size that others have.
+/// The first Machine of a group: as a deploy would make it, of the size that others have, else of the one that is wished.
 fn of_file(
     config: &Config,
     group: &str,
     release: &Release,
     machines: &[Machine],
-    env: &Map<String, Value>,
+    wish: &Wish,
 ) -> Outcome<MachineConfig> {
     let mut new = group_config(config, &release.image_ref, group, release)?;
     let default = config.default_group();
     let first = |wanted: &str| machines.iter().find(|machine| process_group(machine) == wanted);
-    if let Some(machine) = first(&default).or(machines.first())
+    let of_other = first(&default).or(machines.first()).map(guest);
+    if let Some(size) = of_other.or_else(|| wish.size.clone())
         && !new.contains_key("guest")
     {
-        new.insert("guest".to_owned(), serde_json::to_value(guest(machine))?);
+        new.insert("guest".to_owned(), serde_json::to_value(size)?);
     }
-    put_variables(&mut new, env);
+    put_variables(&mut new, &wish.env);
     Ok(MachineConfig::new(new)?)
 }
 
@@ -248,6 +260,26 @@ fn announce(context: &Context<'_>, app: &str, actions: &[Action<'_>]) {
             "{change:>+4} machines for group '{group}' on region '{region}' of size '{size}'"
         ));
     }
+}
+
+/// As with flyctl, the flags size only what nothing else sizes; unlike flyctl we say when they do not.
+fn tell_other_sizes(context: &Context<'_>, wish: &Wish, actions: &[Action<'_>]) {
+    let Some(wanted) = &wish.size else { return };
+    for (group, guest) in other_sizes(wanted, actions) {
+        let (size, memory_mb) = (size_name(&guest), guest.memory_mb);
+        context.console.note(format!(
+            "WARN the size that is given is for the first machines of an app without [[vm]] in its fly.toml. New ones of \
+             group '{group}' get {size} and {memory_mb} MB, as another machine or fly.toml has it; `fly scale vm` \
+             changes it"
+        ));
+    }
+}
+
+/// Groups that get new Machines of another size than this one.
+fn other_sizes<'a>(wanted: &Guest, actions: &'a [Action<'_>]) -> BTreeMap<&'a str, Guest> {
+    let sizes = actions.iter().filter(|action| 0 < action.change);
+    let sizes = sizes.map(|action| (action.group.as_str(), guest_of(&action.config)));
+    sizes.filter(|(_, guest)| guest != wanted).collect()
 }
 
 fn confirmed(context: &Context<'_>, app: &str) -> Outcome<bool> {
@@ -328,4 +360,56 @@ async fn carry_out(
         context.console.line(format!("  Destroyed {id} group:{group} region:{region} size:{size}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn action(group: &str, change: i64, memory_mb: u32) -> Action<'static> {
+        let config = json!({"image": "i", "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": memory_mb}});
+        let config = config.as_object().cloned().expect("an object");
+        let config = MachineConfig::new(config).expect("valid");
+        Action {
+            group: group.to_owned(),
+            region: "lcl".to_owned(),
+            change,
+            present: Vec::new(),
+            config,
+        }
+    }
+
+    #[test]
+    fn flags_name_a_whole_size_or_none() {
+        let flags = |vm_size: Option<&str>, vm_memory: &str| Vm {
+            vm_size: vm_size.map(str::to_owned),
+            vm_memory: Some(vm_memory.to_owned()),
+            vm_cpus: None,
+            vm_cpu_kind: None,
+        };
+        let size = |cpu_kind: &str, cpus, memory_mb| Guest {
+            cpu_kind: cpu_kind.to_owned(),
+            cpus,
+            memory_mb,
+        };
+        let wished = |it: Vm| wished_size(&it).expect("a size");
+        assert_eq!(wished(flags(None, "512")), size("shared", 1, 512));
+        assert_eq!(wished(flags(Some("performance-2x"), "8gb")), size("performance", 2, 8192));
+        for memory in ["0", "much", "8000000gb"] {
+            assert!(wished_size(&flags(None, memory)).is_err(), "{memory}");
+        }
+    }
+
+    #[test]
+    fn another_size_is_told_once_of_each_group_that_grows() {
+        let wanted = guest_of(&action("app", 1, 512).config);
+        let actions = [
+            action("app", 1, 512),
+            action("web", 1, 256),
+            action("web", 2, 256),
+            action("gone", -1, 256),
+        ];
+        let others = other_sizes(&wanted, &actions);
+        assert_eq!(others.into_keys().collect::<Vec<_>>(), ["web"]);
+    }
 }
