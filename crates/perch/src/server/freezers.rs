@@ -54,7 +54,12 @@ impl Handed {
             let known = self.0.get(&record.id) == Some(&machine.run());
             (!known).then(|| (record.id.clone(), machine))
         });
-        machines.collect()
+        let machines: Vec<_> = machines.collect();
+        if !machines.is_empty() {
+            // Those that were destroyed. Only now, so that nobody pays for it with each change.
+            self.0.retain(|id, _| catalog.machines.contains_key(id));
+        }
+        machines
     }
 }
 
