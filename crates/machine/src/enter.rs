@@ -241,7 +241,8 @@ fn start(
     Ok(Child { pid, pidfd: pidfd.map_err(doing("watch the program"))?, report: report.into() })
 }
 
-fn has_ended(pidfd: &OwnedFd) -> bool {
+/// Whether the process behind it has.
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&now)).is_ok_and(|ready| 0 < ready)

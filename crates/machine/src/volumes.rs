@@ -28,6 +28,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::enter::has_ended;
 use crate::tree::{block_bytes, remove_tree, visit};
 use crate::{launch, stage, sys};
 
@@ -338,18 +339,12 @@ pub fn clear(parent: &Path) {
 /// Lets a Machine write again that a killed server may have left waiting in the middle of a copy.
 pub fn thaw(machine: &Path, id: &str) -> io::Result<()> {
     let Some(live) = Live::find(machine, id)? else { return Ok(()) };
-    match sys::thaw_files(live.dir.as_fd()) {
-        Err(error) if error.raw_os_error() != Some(Errno::INVAL.raw_os_error()) => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    freezer::thaw(live.dir.as_fd())
 }
 
 /// A volume that a living Machine has mounted.
 struct Live {
     dir: OwnedFd,
-    path: PathBuf,
-    /// Keeps the process id from being another's.
-    _shim: OwnedFd,
 }
 
 impl Live {
@@ -358,7 +353,9 @@ impl Live {
         let path = PathBuf::from(format!("/proc/{pid}/root{}/{}", stage::STAGE, mount::place(id)));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(dir) => Ok(Some(Self { dir, path, _shim: shim })),
+            // The number may have become another's before this.
+            Ok(_) if has_ended(&shim) => Ok(None),
+            Ok(dir) => Ok(Some(Self { dir })),
             Err(Errno::NOENT | Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -402,7 +399,7 @@ fn copy_image(from: &Path, draft: &Path, live: Option<&Live>) -> io::Result<()> 
     }
     check_space(draft, source.metadata()?.blocks() * 512)?;
     let frozen = match live {
-        Some(live) if live.device()?.is_some() => Some(freezer::Frozen::begin(&live.path)?),
+        Some(live) if live.device()?.is_some() => Some(freezer::Frozen::begin(live.dir.as_fd())?),
         Some(_) | None => None,
     };
     copy_data(&source, &target)?;

@@ -5,17 +5,18 @@
 //! ```
 //!
 //! A file system that is frozen stays so whoever dies. This process ends the freeze when the server says so, when the
-//! server is dead (its input ends then), and after [`FREEZE_MAX`] in any case; no signal but SIGKILL keeps it from that,
-//! and after that one the next server thaws what it adopts.
+//! server is dead (its input ends then), and after [`FREEZE_MAX`] in any case. No signal but SIGKILL keeps it from that;
+//! after that one the server ends the freeze, and if it is killed too, the next server thaws what it adopts.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::sys;
 
@@ -26,30 +27,32 @@ const FROZEN: &str = "frozen";
 const TOO_LATE: u8 = 3;
 
 /// A file system in which nobody can write.
-pub(super) struct Frozen(Child);
+pub(super) struct Frozen {
+    holder: Child,
+    dir: OwnedFd,
+}
 
 impl Frozen {
-    pub(super) fn begin(dir: &Path) -> io::Result<Self> {
-        let mut child = Command::new("/proc/self/exe")
-            .arg("freeze")
-            .arg(dir)
+    pub(super) fn begin(dir: BorrowedFd<'_>) -> io::Result<Self> {
+        let dir = dir.try_clone_to_owned()?;
+        // By our descriptor: a path below another process would lead elsewhere once its number is another's.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), dir.as_raw_fd());
+        let holder = Command::new("/proc/self/exe")
+            .args(["freeze", &path])
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
+        let mut frozen = Self { holder, dir };
         let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = frozen.holder.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         match line.trim() {
-            FROZEN => Ok(Self(child)),
-            why => {
-                let error = io::Error::other(format!("could not hold the volume still: {why}"));
-                child.wait()?;
-                Err(error)
-            }
+            FROZEN => Ok(frozen),
+            why => Err(io::Error::other(format!("could not hold the volume still: {why}"))),
         }
     }
 
@@ -58,10 +61,10 @@ impl Frozen {
     /// # Errors
     /// When somebody could already before, so that a copy is of no one moment.
     pub(super) fn end(mut self) -> io::Result<()> {
-        drop(self.0.stdin.take());
-        match self.0.wait()?.success() {
-            true => Ok(()),
-            false => Err(io::Error::new(
+        let ended = self.let_go()?;
+        match ended.code() {
+            Some(0) => Ok(()),
+            Some(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!(
                     "the volume could not be copied within the {} s for which its machine may be kept from \
@@ -69,16 +72,34 @@ impl Frozen {
                     FREEZE_MAX.as_secs()
                 ),
             )),
+            None => Err(io::Error::other(format!("what held the volume still was ended: {ended}"))),
         }
+    }
+
+    /// Who is killed cannot end its freeze; it is ended for it.
+    fn let_go(&mut self) -> io::Result<ExitStatus> {
+        drop(self.holder.stdin.take());
+        let ended = self.holder.wait()?;
+        if ended.code().is_none() {
+            thaw(self.dir.as_fd())?;
+        }
+        Ok(ended)
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        if let Err(error) = self.0.wait() {
-            tracing::warn!(%error, "a volume may stay frozen for some seconds");
+        if let Err(error) = self.let_go() {
+            tracing::warn!(%error, "a volume may stay frozen");
         }
+    }
+}
+
+/// Ends a freeze, if there is one.
+pub(super) fn thaw(dir: BorrowedFd<'_>) -> io::Result<()> {
+    match sys::thaw_files(dir) {
+        Err(error) if error.raw_os_error() != Some(Errno::INVAL.raw_os_error()) => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

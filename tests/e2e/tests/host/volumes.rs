@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Entry, Host, Image, wait_until};
+use perch_testkit::{Entry, Host, Image, Process, wait_until};
 
 use crate::stage::{SOON, fly_toml, machine_processes, on_host};
 
@@ -178,6 +178,35 @@ fn snapshots_and_forks_have_what_was_there_at_their_moment() {
         sound(&old)?;
         sound(&forked)?;
         check(host, &address, "echo more > /data/more && echo goes on", "goes on")
+    });
+}
+
+#[test]
+fn who_holds_a_volume_still_for_its_copy_may_be_killed() {
+    on_host(|host| {
+        let address = app(host, "db", MOUNT)?;
+        let much = "dd if=/dev/zero of=/data/much bs=1M count=400 conv=fsync 2>/dev/null";
+        check(host, &address, much, "exit 0")?;
+        let volume = volume(host, "db", "data")?;
+        let create = || host.fly(&["vol", "snapshots", "create", &volume, "-a", "db"]);
+        let copied = std::thread::scope(|scope| {
+            let copy = scope.spawn(create);
+            let holder = wait_until("who holds it still", SOON, || {
+                let found = host.processes().into_iter().find(|it| {
+                    it.state == 'S' && it.args.get(1).is_some_and(|word| word == "freeze")
+                });
+                Ok(found.map(Some).or_else(|| copy.is_finished().then_some(None)))
+            })?;
+            holder.as_ref().map(Process::kill).transpose()?;
+            let copied = copy.join().map_err(|_| anyhow::anyhow!("the copy panicked"))??;
+            anyhow::Ok(holder.map(|_| copied))
+        })?;
+        // A disk that clones files needs nobody to hold them still.
+        if let Some(copied) = copied {
+            // What was written meanwhile may be in it, or half in it.
+            copied.fails()?;
+        }
+        check(host, &address, "echo more > /data/more && sync && echo goes on", "goes on")
     });
 }
 
