@@ -43,7 +43,8 @@ fn description() -> Value {
                 distribution, and calls of Perch's own. Lists are whole: nothing is paged but log lines. \
                 Unknown keys of a body are ignored, those of a Machine's config are kept. Whatever \
                 has GET has HEAD, too. Every answer has `fly-request-id`, which the log of the server \
-                names with a failure. On the Unix socket no token is needed.",
+                names with a failure; only a request whose address and headers have more than 64 KiB \
+                together is answered by a bare 431 or 414. On the Unix socket no token is needed.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"token": []}],

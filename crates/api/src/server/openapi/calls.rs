@@ -169,10 +169,9 @@ fn console() -> Call {
         let number = json!({"type": "integer", "minimum": 0, "maximum": 65535});
         json!({"anyOf": [number, {"type": "string", "enum": [""]}]})
     };
-    let line = json!({"type": "string", "maxLength": 32768});
     Call::new("POST", "/perch/v1/apps/{app}/machines/{id}/console", about)
         .with(upgrade.required())
-        .query("cmd", line, "Program and arguments; empty = the user's shell.")
+        .query("cmd", text(), "Program and arguments; empty = the user's shell.")
         .query("user", text(), "User; empty = the image's.")
         .query("tty", flag(), "A terminal instead of pipes.")
         .query("rows", side(), "The terminal's lines; not given = 24.")
