@@ -213,9 +213,11 @@ pub struct Busy {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BusyInput {
     /// For how long from now, 1 to 3,600 seconds; each call replaces the one before.
+    #[schemars(range(min = 1, max = 3600))]
     pub ttl: u64,
     /// What it is at work with, for people: at most 200 bytes on one line.
     #[serde(default, deserialize_with = "null_default")]
+    #[schemars(regex(pattern = schema::LINE), transform = schema::nullable)]
     pub reason: String,
 }
 

@@ -12,6 +12,8 @@ pub(crate) const LABEL: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
 pub(crate) const LABEL_OR_EMPTY: &str = "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$";
 /// Names of networks, or nothing.
 pub(crate) const NETWORK_OR_EMPTY: &str = "^([A-Za-z][A-Za-z0-9-]{0,62})?$";
+/// A line for people. Its 200 bytes can be fewer characters.
+pub(crate) const LINE: &str = "^[^\\x00-\\x1f\\x7f-\\x9f]{0,200}$";
 /// Lengths of time in text. Longer ones are understood, too.
 pub(crate) const DURATION: &str =
     "^\\+?(0|(([0-9]{1,6}(\\.[0-9]{0,9})?|\\.[0-9]{1,9})(ns|us|µs|ms|s|m|h)){1,2})$";
