@@ -39,6 +39,7 @@ mod secrets;
 mod verdict;
 mod views;
 mod volumes;
+mod workers;
 mod world;
 
 use std::ffi::OsString;
