@@ -7,6 +7,7 @@
 
 mod leftovers;
 mod service_manager;
+mod turn;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -23,6 +24,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use self::service_manager::ServiceManager;
+pub use self::turn::Shared;
+use self::turn::Turn;
 use crate::{Ip, Machine, Output, Process, Response, holds_for, process, wait_until};
 
 /// A start that takes longer has failed; measured 0.2 s on an idle host.
@@ -50,6 +53,8 @@ pub struct Host {
     config: String,
     server_env: Vec<(String, String)>,
     service_manager: Option<ServiceManager>,
+    /// Ended last, when this host has left nothing.
+    turns: Vec<Turn>,
 }
 
 impl Host {
@@ -85,13 +90,20 @@ impl Host {
         let server = None;
         let binary = fs::canonicalize(binary).context("finding PERCH_BIN")?;
         let config = String::new();
-        let (server_env, service_manager) = (Vec::new(), None);
-        let host = Self { holder, init, server, dir, binary, config, server_env, service_manager };
+        let (server_env, service_manager, turns) = (Vec::new(), None, Vec::new());
+        let host =
+            Self { holder, init, server, dir, binary, config, server_env, service_manager, turns };
         host.run("ip", &["link", "set", "lo", "up"])?.ok()?;
         if network == Network::Firewalled {
             host.firewall()?;
         }
         Ok(host)
+    }
+
+    /// Waits until no other host on this machine needs this for itself; then it is this one's until its end.
+    pub fn take_turn(&mut self, shared: Shared) -> Result<()> {
+        self.turns.push(Turn::wait(shared)?);
+        Ok(())
     }
 
     /// From now on servers are started by a service manager that keeps descriptors for them.

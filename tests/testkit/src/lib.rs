@@ -17,7 +17,7 @@ mod process;
 mod wait;
 
 pub use archive::{Archive, Entry};
-pub use host::{Entrance, Host, Network};
+pub use host::{Entrance, Host, Network, Shared};
 pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};

@@ -534,8 +534,9 @@ fn releases_are_made_moved_on_and_paged() {
 #[test]
 fn logs_are_paged_by_a_token_that_advances() {
     on_host(|host| {
-        let image = shell_image(host, "talks", "echo one; echo two; exec sleep 1000")?;
-        crate::stage::private_app_of(host, "web", &image, "")?;
+        let script = "echo one; echo two; exec busybox httpd -f -p 0.0.0.0:8081 -h /tmp";
+        let image = shell_image(host, "talks", script)?;
+        crate::stage::private_app_of(host, "web", &image, AWAKE)?;
         let page = |query: &str| get(host, &format!("/api/v1/apps/web/logs?{query}"))?.has(200);
         let texts = |page: &Value| -> Vec<String> {
             let lines = page["data"].as_array().cloned().unwrap_or_default();

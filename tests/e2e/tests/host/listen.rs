@@ -1,7 +1,7 @@
 //! Apps that do not listen where the proxy looks for them.
 
 use anyhow::{Result, ensure};
-use perch_testkit::Host;
+use perch_testkit::{Host, Output};
 
 use crate::stage::{SNIPPET, fly_toml, on_host, shell_image};
 
@@ -34,7 +34,8 @@ fn a_request_to_an_app_that_does_not_listen_says_so() {
     on_host(|host| {
         let sections =
             SNIPPET.replace("[http_service]", "[http_service]\n  start_timeout = \"2s\"");
-        launch(host, "while :; do busybox sleep 1; done", &sections)?;
+        // Nobody waits for it to listen: it will not.
+        launch(host, "while :; do busybox sleep 1; done", &sections, &["--detach"])?;
         let answer = host.get(&host.flycast("deaf")?, 80, "/")?;
         ensure!(answer.status == 503 && answer.body.contains("PR03"), "AS-69: {answer:?}");
         ensure!(answer.header("retry-after").is_some(), "no Retry-After: {answer:?}");
@@ -42,15 +43,15 @@ fn a_request_to_an_app_that_does_not_listen_says_so() {
     });
 }
 
-fn launch(host: &Host, script: &str, sections: &str) -> Result<perch_testkit::Output> {
+fn launch(host: &Host, script: &str, sections: &str, more: &[&str]) -> Result<Output> {
     let image = shell_image(host, "deaf", script)?;
     let dir = host.app_dir("deaf", &fly_toml("deaf", &image, sections))?;
     let args = ["launch", "--flycast", "--copy-config", "--name", "deaf", "-y"];
-    host.fly_in(&dir, &args)
+    host.fly_in(&dir, &[&args, more].concat())
 }
 
 fn check_warning(host: &Host, script: &str, parts: &[&str]) -> Result<()> {
-    let output = launch(host, script, SNIPPET)?;
+    let output = launch(host, script, SNIPPET, &[])?;
     output.says(&["The app is not listening on the expected address"])?;
     output.says(parts)?;
     output.ok().map(drop)

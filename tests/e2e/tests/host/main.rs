@@ -1,8 +1,9 @@
 //! Host tests: the `perch` binary in hosts of its own, spoken to as its users speak to it.
 //!
 //! Each test has one host (see `perch-testkit`), uses the commands of the documents and compares
-//! what they print and what really happens. They need root and are run one after the other by
-//! `cargo x test host`, which sets `PERCH_BIN`.
+//! what they print and what really happens. They need root and are run by `cargo x test host`, which
+//! sets `PERCH_BIN`, in a process for each and some at once: what no namespace divides (`Shared`) is for
+//! one at a time.
 
 mod access;
 mod backup;

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use perch_testkit::{Host, Machine, Network, holds_for, wait_until};
+use perch_testkit::{Host, Machine, Network, Shared, holds_for, wait_until};
 
 use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
 
@@ -158,16 +158,27 @@ fn check_gave_way(machine: &Machine) -> Result<()> {
 
 /// A host whose server may count on little. Where there is swap nobody has to stop, which is not what is asked here.
 fn without_swap() -> Result<Host> {
+    let mut host = Host::bare(Network::Open)?;
+    host.take_turn(Shared::Swap)?;
     let swaps = fs::read_to_string("/proc/swaps")?;
     ensure!(
         swaps.lines().count() <= 1,
         "this machine has swap; `swapoff` it for this test:\n{swaps}"
     );
-    Host::start_with(Network::Open, SMALL_WORLD)
+    host.configure(SMALL_WORLD);
+    host.start_server()?;
+    Ok(host)
 }
 
 fn on_host(config: &str, test: impl FnOnce(&mut Host) -> Result<()>) {
-    on(|| Host::start_with(Network::Open, config), test);
+    on(
+        || {
+            let mut host = Host::start_with(Network::Open, config)?;
+            host.take_turn(Shared::Swap)?;
+            Ok(host)
+        },
+        test,
+    );
 }
 
 fn data(host: &Host) -> String {

@@ -147,12 +147,13 @@ fn a_run_keeps_its_image_while_its_machine_already_has_another() {
         host.stop_server()?;
         host.start_server()?;
         // It does not end when it is asked to, and goes on reading its own files.
-        let stubborn = "trap '' INT; while :; do busybox wc -c /own; busybox sleep 1; done";
+        let stubborn = "trap '' INT; busybox httpd -p 0.0.0.0:8081 -h /tmp; \
+                        while :; do busybox wc -c /own; busybox sleep 1; done";
         private_app_of(host, "old", &image(host, "old", stubborn)?, AWAKE)?;
         let own = new_layer(host, &[])?;
         app(host, "new", AWAKE)?;
         let mut old = config_of(host, "old")?;
-        old["stop_config"] = serde_json::json!({"timeout": "20s", "signal": "SIGINT"});
+        old["stop_config"] = serde_json::json!({"timeout": "300s", "signal": "SIGINT"});
         old["services"] = serde_json::json!([]);
         host.fly(&["apps", "create", "web"])?.ok()?;
         let machine = post(host, "/v1/apps/web/machines", &serde_json::json!({"config": old}))?;
@@ -176,7 +177,9 @@ fn a_run_keeps_its_image_while_its_machine_already_has_another() {
         let reads = host.fly(&["logs", "-a", "web", "--no-tail"])?.ok()?;
         ensure!(!machine_processes(host, &id).is_empty(), "the old run ended before it mattered");
         ensure!(reads.contains("3145728 /own"), "it cannot read its file: {reads}");
-        wait_until("the image of the old run to go", SOON * 2, || {
+        let init = machine_processes(host, &id).into_iter().min_by_key(|process| process.pid);
+        init.context("nothing of it runs")?.kill()?;
+        wait_until("the image of the old run to go", SOON, || {
             Ok((!has_layer(host, &own)?).then_some(()))
         })?;
         host.wait_all("web", "started", SOON)

@@ -166,7 +166,9 @@ fn database(host: &Host, sections: &str) -> Result<SocketAddr> {
     host.fly_in(&dir, &launch)?.ok()?;
     let ip: IpAddr = host.flycast("db")?.parse().context("its address")?;
     let address = SocketAddr::new(ip, 5432);
-    let up = host.inside(|| Postgres::connect(address, PATIENCE)?.query("select 1"));
+    // It listens before it is ready, and refuses callers meanwhile, as anywhere.
+    let ask = || host.inside(|| Postgres::connect(address, PATIENCE)?.query("select 1"));
+    let up = wait_until("the end of its start", SOON, || ask().map(Some));
     up.with_context(|| logs(host, "db"))?;
     Ok(address)
 }
