@@ -9,6 +9,7 @@ mod deny;
 mod dist;
 mod fixture;
 mod guest;
+mod host_tests;
 mod licenses;
 mod packages;
 mod ring;

@@ -1,18 +1,24 @@
 //! The rings of `cargo x test`, from the quickest to the one that needs a whole host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{deny, guest, packages, schemathesis, shell, tidy};
+use crate::{deny, guest, host_tests, packages, schemathesis, shell, tidy};
 
 /// Seeds that `cargo x test` tries; a longer search is `cargo x sim --seeds N`.
 const SIM_SEEDS: &str = "2000";
 
 /// What `cargo x test` tries of the model; the whole is `cargo x model --sequences 1000`.
 const MODEL: &[&str] = &["--sequences", "150", "--seconds", "60"];
+
+/// The binary under test and the example app, built beside it, where the tests look for it.
+const PRODUCT: &[&str] = &["build", "--locked", "--package", "perch", "--package", "perch-hello"];
+
+/// With the features of all crates together: other sets of features build the world again.
+const MODEL_BUILD: &[&str] = &["build", "--workspace", "--locked", "--bin", "perch-model"];
 
 /// What came out of one step.
 #[derive(Clone, Copy, Default)]
@@ -145,38 +151,32 @@ fn one_crate(name: &str) -> Result<Tally> {
 /// Tests of single crates against the kernel: namespaces, mounts, cgroups.
 fn component() -> Result<Tally> {
     packages::ensure(packages::TESTS)?;
-    let crates: Vec<&str> = ["machine", "net"]
-        .into_iter()
-        .filter(|name| shell::root().join("crates").join(name).join("tests/root.rs").exists())
-        .collect();
-    let mut args = vec!["test", "--locked", "--no-fail-fast", "--test", "root"];
-    let names: Vec<String> = crates.iter().map(|name| format!("perch-{name}")).collect();
-    args.extend(names.iter().flat_map(|name| ["--package", name.as_str()]));
-    args.extend(["--", "--test-threads=1"]);
-    cargo_test(&args, true)
+    let args = ["test", "--workspace", "--locked", "--no-fail-fast", "--test", "root"];
+    cargo_test(&[&args[..], &["--", "--test-threads=1"]].concat(), true)
 }
 
 /// Whole hosts, with the binary as users get it but for optimisation.
 fn host() -> Result<Tally> {
     packages::ensure(packages::TESTS)?;
-    // The example app is built beside it, where the tests look for it.
-    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
-    if cargo_passes(&args)?.failed != 0 {
-        return Ok(Tally { passed: 0, failed: 1 });
+    if !cargo_all_pass(&[PRODUCT])?.good() {
+        return Ok(Tally::FAILED);
     }
-    let args = ["test", "--locked", "--no-fail-fast", "--package", "perch-e2e", "--"];
-    cargo_test(&[&args[..], &["--test-threads=1", "--skip", "wire::"]].concat(), true)
+    let results = host_tests::run(&host_tests::build()?, &product()?, "wire")?;
+    let failed = u64::try_from(results.failed.len())?;
+    if !results.failed.is_empty() {
+        println!("\nfailed:\n    {}", results.failed.join("\n    "));
+    }
+    Ok(Tally { passed: results.passed, failed })
 }
 
 /// The API's description against the server, by a stranger's program.
 fn wire() -> Result<Tally> {
     packages::ensure(packages::TESTS)?;
     let program = schemathesis::ensure()?;
-    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
-    if cargo_passes(&args)?.failed != 0 {
-        return Ok(Tally { passed: 0, failed: 1 });
+    if !cargo_all_pass(&[PRODUCT])?.good() {
+        return Ok(Tally::FAILED);
     }
-    let args = ["test", "--locked", "--package", "perch-e2e", "--test", "host", "--", "wire::"];
+    let args = ["test", "--workspace", "--locked", "--test", "host", "--", "wire::"];
     let mut command = shell::cargo(&[&args[..], &["--nocapture"]].concat());
     command.env("SCHEMATHESIS", program);
     count_tests(command, true)
@@ -185,15 +185,11 @@ fn wire() -> Result<Tally> {
 /// A share of the random API calls, on the binary of the host ring.
 fn host_model() -> Result<Tally> {
     packages::ensure(packages::TESTS)?;
-    let build = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
-    if cargo_passes(&build)?.failed != 0 {
-        return Ok(Tally { passed: 0, failed: 1 });
+    if !cargo_all_pass(&[PRODUCT, MODEL_BUILD])?.good() {
+        return Ok(Tally::FAILED);
     }
-    let run = ["run", "--quiet", "--locked", "--package", "perch-model", "--"];
-    let mut command = shell::cargo(&[&run[..], MODEL].concat());
-    if std::env::var_os("PERCH_BIN").is_none() {
-        command.env("PERCH_BIN", shell::built("debug", "perch")?);
-    }
+    let mut command = Command::new(shell::built("debug", "perch-model")?);
+    command.args(MODEL).env("PERCH_BIN", product()?);
     passed(shell::succeeds(&mut command))
 }
 
@@ -202,16 +198,19 @@ fn guest() -> Result<Tally> {
     if let Some(obstacle) = guest::obstacle() {
         bail!("{obstacle}");
     }
-    let args = ["build", "--locked", "--package", "perch", "--package", "perch-hello"];
-    if cargo_passes(&args)?.failed != 0 {
-        return Ok(Tally { passed: 0, failed: 1 });
+    if !cargo_all_pass(&[PRODUCT])?.good() {
+        return Ok(Tally::FAILED);
     }
-    let binary = match std::env::var_os("PERCH_BIN") {
-        Some(binary) => binary.into(),
-        None => shell::built("debug", "perch")?,
-    };
-    let guest::Verdict { passed, failed } = guest::run(&binary)?;
+    let guest::Verdict { passed, failed } = guest::run(&product()?)?;
     Ok(Tally { passed, failed })
+}
+
+/// The binary under test.
+fn product() -> Result<PathBuf> {
+    match std::env::var_os("PERCH_BIN") {
+        Some(binary) => Ok(binary.into()),
+        None => shell::built("debug", "perch"),
+    }
 }
 
 fn simulate(args: &[&str]) -> Result<bool> {
@@ -225,8 +224,8 @@ fn cargo_test(args: &[&str], needs_binary: bool) -> Result<Tally> {
 }
 
 fn count_tests(mut command: Command, needs_binary: bool) -> Result<Tally> {
-    if needs_binary && std::env::var_os("PERCH_BIN").is_none() {
-        command.env("PERCH_BIN", shell::built("debug", "perch")?);
+    if needs_binary {
+        command.env("PERCH_BIN", product()?);
     }
     let mut tally = Tally::default();
     let success = shell::tee(&mut command, |line| tally.count(line))?;
@@ -238,6 +237,12 @@ fn count_tests(mut command: Command, needs_binary: bool) -> Result<Tally> {
 }
 
 impl Tally {
+    const FAILED: Self = Self { passed: 0, failed: 1 };
+
+    fn good(self) -> bool {
+        self.failed == 0
+    }
+
     /// Adds `test result: ok. 3 passed; 0 failed; …`.
     fn count(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
@@ -252,6 +257,16 @@ impl Tally {
 
 fn cargo_passes(args: &[&str]) -> Result<Tally> {
     passed(shell::succeeds(&mut shell::cargo(args)))
+}
+
+/// Runs cargo with each of these until one fails.
+fn cargo_all_pass(commands: &[&[&str]]) -> Result<Tally> {
+    for args in commands {
+        if !cargo_passes(args)?.good() {
+            return Ok(Tally::FAILED);
+        }
+    }
+    Ok(Tally { passed: 1, failed: 0 })
 }
 
 fn passed(result: Result<bool>) -> Result<Tally> {
@@ -299,8 +314,18 @@ fn summary(steps: &[Step], took: Duration) -> bool {
         failed: sum.failed + step.tally.failed,
     });
     println!("{:<10} {:>7.1} s", "all", took.as_secs_f64());
+    if 1 < steps.len() {
+        println!("{}", seconds(steps, took));
+    }
     println!("{} passed, {} failed", total.passed, total.failed);
     total.failed == 0
+}
+
+/// One line that can be compared with that of another run.
+fn seconds(steps: &[Step], took: Duration) -> String {
+    let each = steps.iter().map(|step| format!("{} {:.0}", step.name, step.took.as_secs_f64()));
+    let each: Vec<String> = each.collect();
+    format!("seconds: {}, all {:.0}", each.join(", "), took.as_secs_f64())
 }
 
 /// Names of integration tests that need no privileges: all but `root` and `host`.
@@ -338,5 +363,15 @@ mod tests {
         tally.count("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured");
         tally.count("running 3 tests");
         assert_eq!((tally.passed, tally.failed), (15, 2));
+    }
+
+    #[test]
+    fn one_line_has_the_seconds_of_each_ring() {
+        let step = |name, took| {
+            let took = Duration::from_millis(took);
+            Step { name, tally: Tally::default(), took, skipped: None }
+        };
+        let line = seconds(&[step("unit", 1_900), step("host", 400)], Duration::from_secs(3));
+        assert_eq!(line, "seconds: unit 2, host 0, all 3");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each test has one host (see `perch-testkit`), uses the commands of the documents and compares
 //! what they print and what really happens. They need root and are run by `cargo x test host`, which
-//! sets `PERCH_BIN`, in a process for each and some at once: what no namespace divides (`Shared`) is for
-//! one at a time.
+//! sets `PERCH_BIN`, in a process for each. They may run at once: what no namespace divides (`Shared`) is
+//! for one at a time.
 
 mod access;
 mod backup;
