@@ -9,12 +9,14 @@
 //! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
+//! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`deploy`] | the steps of a deploy |
 //! | [`address`] | which addresses networks, apps and Machines get |
 //! | [`dns`] | what a DNS question is answered with |
 
 pub mod address;
 pub mod admission;
+pub mod arming;
 pub mod balancer;
 pub mod deploy;
 pub mod dns;
