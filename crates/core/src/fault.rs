@@ -17,6 +17,10 @@ pub enum During {
     Resume,
     /// A running Machine gets a new config.
     Update,
+    /// A stopped Machine is armed.
+    Arm,
+    /// An armed Machine is woken.
+    StartArmed,
 }
 
 impl During {
@@ -28,6 +32,8 @@ impl During {
             Self::Suspend => "suspend",
             Self::Resume => "resume",
             Self::Update => "update",
+            Self::Arm => "arm",
+            Self::StartArmed => "start-armed",
         }
     }
 }
@@ -118,6 +124,28 @@ points! {
     ServerUpdateSaved = "server.update-saved" during Update,
     /// The old run has ended, the new one has not begun.
     ServerReplacing = "server.replacing" during Update,
+    /// Arming is decided, nothing is done.
+    ServerArmBegun = "server.arm-begun" during Arm,
+    /// The shim that is to wait is a process.
+    ServerArmSpawned = "server.arm-spawned" during Arm,
+    /// The server knows that it waits.
+    ServerArmed = "server.armed" during Arm,
+    /// The shim that is to wait holds its lock.
+    ShimArming = "shim.arming" during Arm,
+    /// It waits, and the server is told.
+    ShimArmed = "shim.armed" during Arm,
+    /// PID 1 waits at its gate.
+    InitArmed = "init.armed" during Arm,
+    /// The files tell of the new run, and the shim does not know.
+    ServerGateReady = "server.gate-ready" during StartArmed,
+    /// The shim is told.
+    ServerGateOpened = "server.gate-opened" during StartArmed,
+    /// The shim holds the lock of a run, and PID 1 is not told.
+    ShimGateHeard = "shim.gate-heard" during StartArmed,
+    /// PID 1 is told.
+    ShimGateOpened = "shim.gate-opened" during StartArmed,
+    /// The same.
+    InitGateOpened = "init.gate-opened" during StartArmed,
 }
 
 /// What a hook is told: the place, and the process that is to end if it is not this one.

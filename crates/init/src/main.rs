@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!  /.perch/init PROGRAM [ARG…]
-//!    no_new_privs, system call filter, limits ─► start PROGRAM ─► wait: signals in, ended children out ─► exit code
+//!    no_new_privs, system call filter, limits ─► gate ─► start PROGRAM ─► wait: signals in, ended children out ─► exit code
 //! ```
 //!
+//! At the gate it waits for a packet from the shim. In a usual start that is there already; in a Machine that is armed it
+//! comes when somebody needs the program.
+//!
 //! Descriptor 4 has variables that only the program gets: `NAME=VALUE`, each ended by a NUL. It is closed before the
-//! program starts. Descriptor 3 is a packet socket to the shim. One packet each: `started`, `failed REASON`, `exit CODE SIGNAL`.
+//! program starts. Descriptor 3 is a packet socket to the shim. One packet each: `waiting`, `started`, `failed REASON`, `exit CODE SIGNAL`.
 //! When the shim dies the kernel kills this process, and with it everything in the Machine.
 //!
 //! It allocates little, keeps no state beyond the child's id, and uses nothing but the standard library, because every
@@ -37,6 +40,9 @@ fn main() -> ExitCode {
     if let Err(error) = confine() {
         return fail(NOT_EXECUTABLE, &format!("could not confine the machine: {error}"));
     }
+    if let Err(error) = wait_at_gate() {
+        return fail(NOT_EXECUTABLE, &format!("could not wait for the shim's word: {error}"));
+    }
     let secrets = match sys::take_secrets() {
         Ok(bytes) => variables(bytes),
         Err(error) => return fail(NOT_EXECUTABLE, &format!("could not read the secrets: {error}")),
@@ -63,6 +69,17 @@ fn confine() -> io::Result<()> {
     sys::leave_no_cores()?;
     sys::forbid_new_privileges()?;
     sys::install_filter(&filter::program())
+}
+
+/// Returns when the shim says that the program may start; the shim hears that it is waited for.
+fn wait_at_gate() -> io::Result<()> {
+    if !sys::gate_is_open()? {
+        report("waiting");
+        while !sys::gate_is_open()? {
+            sys::wait_for_shim()?;
+        }
+    }
+    Ok(())
 }
 
 /// Starts the program and stays until it has ended.

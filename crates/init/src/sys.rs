@@ -31,14 +31,18 @@ const RLIMIT_CORE: c_int = 4;
 const RLIMIT_NOFILE: c_int = 7;
 const SIG_SETMASK: c_int = 2;
 const WNOHANG: c_int = 1;
+const POLLIN: i16 = 0x1;
 const POLLHUP: i16 = 0x10;
+const MSG_DONTWAIT: c_int = 0x40;
 const MSG_NOSIGNAL: c_int = 0x4000;
+const FOREVER: c_int = -1;
 
 /// Descriptor of the socket to the shim.
 const REPORT: c_int = 3;
 /// Descriptor of the memory file with the program's secrets.
 const SECRETS: c_int = 4;
 const EBADF: i32 = 9;
+const ENOTSOCK: i32 = 88;
 
 /// The C library's `sigset_t`: 1,024 bits on Linux.
 #[repr(C)]
@@ -76,6 +80,7 @@ unsafe extern "C" {
     fn getrlimit(resource: c_int, limit: *mut Rlimit) -> c_int;
     fn setrlimit(resource: c_int, limit: *const Rlimit) -> c_int;
     fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize;
+    fn recv(fd: c_int, bytes: *mut c_void, len: usize, flags: c_int) -> isize;
 }
 
 fn check(result: c_int) -> io::Result<()> {
@@ -105,6 +110,35 @@ pub(crate) fn close_report_on_exec() -> io::Result<()> {
 pub(crate) fn send_report(bytes: &[u8]) {
     // SAFETY: pointer and length belong to one live slice.
     unsafe { send(REPORT, bytes.as_ptr().cast(), bytes.len(), MSG_NOSIGNAL) };
+}
+
+/// Whether the shim's word is there. Another launcher than the shim has no socket here, and nothing to wait for.
+pub(crate) fn gate_is_open() -> io::Result<bool> {
+    let mut word = [0u8; 8];
+    // SAFETY: pointer and length belong to one live buffer.
+    let got = unsafe { recv(REPORT, word.as_mut_ptr().cast(), word.len(), MSG_DONTWAIT) };
+    if got > 0 {
+        return Ok(true);
+    }
+    if got == 0 {
+        return Err(io::Error::other("the shim is gone"));
+    }
+    let error = io::Error::last_os_error();
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+        _ if matches!(error.raw_os_error(), Some(EBADF | ENOTSOCK)) => Ok(true),
+        _ => Err(error),
+    }
+}
+
+/// Sleeps until the shim says something, or is gone.
+pub(crate) fn wait_for_shim() -> io::Result<()> {
+    let mut report = PollFd { fd: REPORT, events: POLLIN, revents: 0 };
+    // SAFETY: one valid entry, a count of one.
+    match check(unsafe { poll(&raw mut report, 1, FOREVER) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Reads the program's secrets and closes their file. Another launcher than the shim may give none.

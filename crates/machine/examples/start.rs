@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     if let [_, word, dir] = &args[..]
         && word == "shim"
     {
-        return perch_machine::shim::main(dir.as_ref());
+        return perch_machine::shim::main(dir.as_ref(), None);
     }
     match measure(&args[1..]) {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,9 +7,13 @@
 //!  shim.json   pids and start times of the shim and of the Machine's PID 1, written when the program runs
 //!  exit.json   how the run ended, written by rename as the shim's last act
 //!  lock        held by the living shim
+//!  armed.json  what a run is made ready for that nobody has asked for yet (module `armed`)
+//!  armed.lock  held by the shim of such a run until it becomes a run
 //!  log, log.1  what the program wrote (module `logs`)
 //!  fs/         upper and work directory of the overlay, emptied at every start
 //! ```
+
+mod armed;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -33,19 +37,23 @@ use tokio::net::UnixStream;
 use crate::cgroup::{self, Allowance, Cgroups, Freezer};
 use crate::files::{self, Content};
 use crate::ids::Ids;
-use crate::process::{self, Process, Worker};
+use crate::process::{self, Process};
 use crate::secrets::Secrets;
 use crate::sys;
 use crate::tree::remove_tree;
 use crate::volumes::{self, Volume};
 
+pub use armed::{Armed, arm};
+
 /// The one variable that a shim keeps of its server's environment, in builds for tests.
 pub const FAULTS_VARIABLE: &str = "PERCH_FAULTS";
 
-const SPEC_FILE: &str = "spec.json";
+pub(crate) const SPEC_FILE: &str = "spec.json";
+pub(crate) const ARMED_FILE: &str = "armed.json";
 pub(crate) const SHIM_FILE: &str = "shim.json";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 const LOCK_FILE: &str = "lock";
+const ARMED_LOCK_FILE: &str = "armed.lock";
 /// What the shim itself has to say, for people.
 const SHIM_LOG: &str = "shim.log";
 
@@ -333,6 +341,10 @@ impl ShimState {
 pub(crate) enum Answer {
     /// The program is executing.
     Started(ShimState),
+    /// All is ready, and the program waits for a word.
+    Armed,
+    /// What was ready has ended; the program has not been executed.
+    Disarmed,
     /// There is no running program, for this reason.
     Failed {
         /// In words.
@@ -515,15 +527,6 @@ impl Machine {
         })
     }
 
-    /// Lists the workers among the Machine's processes: those that a process of the same name forked. Reads `/proc` (about
-    /// 20 µs a process); empty for a run that has ended.
-    pub fn workers(&self) -> Vec<Worker> {
-        if self.alive.is_none() {
-            return Vec::new();
-        }
-        process::workers(&self.cgroups.pids())
-    }
-
     /// Lists the Machine's processes with their listening sockets. Does not wake or disturb them. Reads `/proc`
     /// (about 0.1 ms a process); empty for a run that has ended.
     pub fn ps(&self) -> io::Result<Vec<Process>> {
@@ -604,15 +607,37 @@ impl Place {
 
 /// Takes the lock that a living shim holds. It goes with the file, that is with the process.
 pub(crate) fn lock(dir: &Path) -> io::Result<File> {
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
+    lock_file(dir, LOCK_FILE)
+}
+
+/// Takes the lock of a shim whose run nobody has asked for yet. It does not make the Machine one that runs.
+pub(crate) fn lock_armed(dir: &Path) -> io::Result<File> {
+    lock_file(dir, ARMED_LOCK_FILE)
+}
+
+/// Removes what tells that a run was made ready. Who holds the lock goes on holding it.
+pub(crate) fn forget_armed(dir: &Path) -> io::Result<()> {
+    [ARMED_FILE, ARMED_LOCK_FILE].iter().try_for_each(|name| {
+        match fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    })
+}
+
+fn lock_file(dir: &Path, name: &str) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(name))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }
 
 /// Whether a shim holds the lock. Needs no space on the disk.
 fn is_locked(dir: &Path) -> io::Result<bool> {
-    let file = match OpenOptions::new().write(true).open(dir.join(LOCK_FILE)) {
+    is_file_locked(dir, LOCK_FILE)
+}
+
+fn is_file_locked(dir: &Path, name: &str) -> io::Result<bool> {
+    let file = match OpenOptions::new().write(true).open(dir.join(name)) {
         Err(error) if files::is_absence(&error) => return Ok(false),
         opened => opened?,
     };
@@ -641,9 +666,9 @@ pub(crate) fn shim_pid(dir: &Path) -> io::Result<Option<(i32, OwnedFd)>> {
     }
 }
 
-/// Who holds the lock, as far as the kernel tells: some file systems have other device numbers there.
-fn lock_holder(dir: &Path) -> io::Result<Option<Pid>> {
-    let file = fs::metadata(dir.join(LOCK_FILE))?;
+/// Who holds a lock, as far as the kernel tells: some file systems have other device numbers there.
+fn lock_holder(dir: &Path, name: &str) -> io::Result<Option<Pid>> {
+    let file = fs::metadata(dir.join(name))?;
     let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
     let id = format!("{major:02x}:{minor:02x}:{}", file.ino());
     let locks = fs::read_to_string("/proc/locks")?;
@@ -662,7 +687,12 @@ pub(crate) fn write_spec(spec: &LaunchSpec) -> io::Result<()> {
 
 /// The specification, for a process that cannot work without.
 pub(crate) fn require_spec(dir: &Path) -> io::Result<LaunchSpec> {
-    match files::read(&dir.join(SPEC_FILE))? {
+    require_spec_in(dir, SPEC_FILE)
+}
+
+/// The same from another of a Machine's files.
+pub(crate) fn require_spec_in(dir: &Path, name: &str) -> io::Result<LaunchSpec> {
+    match files::read(&dir.join(name))? {
         Content::Known(spec) => Ok(spec),
         Content::Absent => Err(io::Error::other("there is none")),
         Content::Unreadable(why) => Err(io::Error::other(why)),
@@ -712,7 +742,7 @@ pub fn install_init(dir: &Path, binary: &[u8]) -> io::Result<PathBuf> {
 /// `main` must hand `shim DIR` to [`crate::shim::main`].
 ///
 /// `netns` is the network namespace that the Machine joins. Needs a tokio runtime; takes about 10 ms, of which the
-/// calling thread is busy for less than one. Cancelling it may leave a run that [`adopt`] finds.
+/// calling thread is busy for less than one. What [`arm`] made ready in the directory has to be gone, or is about to go. Cancelling it may leave a run that [`adopt`] finds.
 pub async fn launch(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> Result<Machine, LaunchError> {
     launch_with(spec, netns, &Secrets::default()).await
 }
@@ -727,21 +757,56 @@ pub async fn launch_with(
     clear_former_run(spec).await?;
     write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
     fault::pass(Point::ServerSpecWritten);
-    let spawned = spawn_shim(spec, netns).map_err(io_error("start the shim of", &spec.dir))?;
+    let spawned = spawn_shim(spec, netns, Way::AtOnce);
+    let spawned = spawned.map_err(io_error("start the shim of", &spec.dir))?;
     fault::pass(Point::ServerShimSpawned);
-    let answer = talk(spawned, secrets);
-    let (reason, fault) = match tokio::time::timeout(START_TIMEOUT, answer).await {
-        Ok(Ok(Answer::Started(state))) => {
+    let answer = async { hear(&mut greet(spawned, secrets).await?).await };
+    let reason = match within(START_TIMEOUT, answer).await {
+        Ok(Answer::Started(state)) => {
             discard_former_files(spec);
             return Machine::new(spec.clone(), state);
         }
-        Ok(Ok(Answer::Failed { reason, fault: Fault::Image })) => (reason, Fault::Image),
-        Ok(Ok(Answer::Failed { reason, fault })) => (reason + &last_words(spec), fault),
-        Ok(Err(error)) => (error.to_string() + &last_words(spec), Fault::Host),
-        Err(_) => (format!("no answer within {} s", START_TIMEOUT.as_secs()), Fault::Host),
+        other => reason_of(spec, other),
     };
     end(&Place::of(spec)).await?;
-    Err(LaunchError::Failed { machine: spec.machine.clone(), reason, fault })
+    Err(failed(spec, reason))
+}
+
+/// What a shim is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The program is to run.
+    AtOnce,
+    /// All is to be ready for it.
+    Armed,
+}
+
+impl Way {
+    /// The shim's last argument, if it has one.
+    pub(crate) const ARMED: &str = "--armed";
+}
+
+/// An answer that comes in time.
+async fn within(
+    timeout: Duration,
+    answer: impl Future<Output = io::Result<Answer>>,
+) -> io::Result<Answer> {
+    let late = |_| io::Error::other(format!("no answer within {} s", timeout.as_secs()));
+    tokio::time::timeout(timeout, answer).await.map_err(late)?
+}
+
+/// Why an answer is not the one that was hoped for.
+fn reason_of(spec: &LaunchSpec, answer: io::Result<Answer>) -> (String, Fault) {
+    match answer {
+        Ok(Answer::Failed { reason, fault: Fault::Image }) => (reason, Fault::Image),
+        Ok(Answer::Failed { reason, fault }) => (reason + &last_words(spec), fault),
+        Ok(other) => (format!("the shim answered out of turn: {other:?}"), Fault::Host),
+        Err(error) => (error.to_string() + &last_words(spec), Fault::Host),
+    }
+}
+
+fn failed(spec: &LaunchSpec, (reason, fault): (String, Fault)) -> LaunchError {
+    LaunchError::Failed { machine: spec.machine.clone(), reason, fault }
 }
 
 /// Finds what cannot work before anything is made.
@@ -779,10 +844,17 @@ fn check(spec: &LaunchSpec, secrets: &Secrets) -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// Makes the directory, and refuses while a run lives in it.
+/// Makes the directory, refuses while a run lives in it, and removes what tells of the former one.
 async fn clear_former_run(spec: &LaunchSpec) -> Result<(), LaunchError> {
+    ensure_over(spec).await?;
+    remove_record(spec)
+}
+
+/// Makes the directory, and refuses while a run lives in it. Nothing runs there afterwards.
+async fn ensure_over(spec: &LaunchSpec) -> Result<(), LaunchError> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(&spec.dir).map_err(io_error("make", &spec.dir))?;
+    armed::end(&Place::of(spec)).await?;
     match read_spec(&spec.dir)? {
         Content::Absent => {}
         Content::Known(former) => {
@@ -797,10 +869,11 @@ async fn clear_former_run(spec: &LaunchSpec) -> Result<(), LaunchError> {
         }
         Content::Unreadable(why) => end_unknown(&Place::of(spec), &why).await?,
     }
-    for name in [SHIM_FILE, EXIT_FILE] {
-        remove_file(&spec.dir.join(name))?;
-    }
     Ok(())
+}
+
+fn remove_record(spec: &LaunchSpec) -> Result<(), LaunchError> {
+    [SHIM_FILE, EXIT_FILE].iter().try_for_each(|name| remove_file(&spec.dir.join(name)))
 }
 
 fn remove_file(path: &Path) -> Result<(), LaunchError> {
@@ -813,7 +886,11 @@ fn remove_file(path: &Path) -> Result<(), LaunchError> {
 }
 
 /// Starts the shim with a socket to it as its standard output.
-fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, StdStream)> {
+fn spawn_shim(
+    spec: &LaunchSpec,
+    netns: BorrowedFd<'_>,
+    way: Way,
+) -> io::Result<(Child, StdStream)> {
     let (near, far) = StdStream::pair()?;
     let words = OpenOptions::new()
         .create(true)
@@ -825,6 +902,7 @@ fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, St
     command
         .arg("shim")
         .arg(&spec.dir)
+        .args((way == Way::Armed).then_some(Way::ARMED))
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")
@@ -836,15 +914,23 @@ fn spawn_shim(spec: &LaunchSpec, netns: BorrowedFd<'_>) -> io::Result<(Child, St
     Ok((command.spawn()?, near))
 }
 
-/// Tells the shim the secrets, and reads its answer.
-async fn talk((shim, stream): (Child, StdStream), secrets: &Secrets) -> io::Result<Answer> {
+/// The way to a shim that lives.
+type Line = BufReader<UnixStream>;
+
+/// Tells the shim the secrets.
+async fn greet((shim, stream): (Child, StdStream), secrets: &Secrets) -> io::Result<Line> {
     stream.set_nonblocking(true)?;
     let mut answer = UnixStream::from_std(stream)?;
     reap(shim)?;
     answer.write_all(&secrets.packed()).await?;
+    Ok(BufReader::new(answer))
+}
+
+/// Reads the shim's next answer.
+async fn hear(shim: &mut Line) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     // Up to the end of the line, not of the file: a container that hangs half-made holds the other end open.
-    BufReader::new(answer.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut bytes).await?;
+    shim.take(ANSWER_BYTES_MAX).read_until(b'\n', &mut bytes).await?;
     if bytes.is_empty() {
         return Err(io::Error::other("the shim ended without an answer"));
     }
@@ -891,6 +977,7 @@ fn discard_former_files(spec: &LaunchSpec) {
 /// What cannot be known, because a file is damaged or of a later version, is killed: no run lives that nobody can name.
 /// `cgroup_parent` is where to look for a run whose own specification is lost (see [`LaunchSpec::cgroup_parent`]).
 pub async fn adopt(dir: &Path, cgroup_parent: &str) -> Result<Option<Machine>, LaunchError> {
+    armed::end(&Place::by_name(dir, cgroup_parent)).await?;
     let spec = match read_spec(dir)? {
         Content::Absent => return Ok(None),
         Content::Known(spec) => spec,
@@ -948,17 +1035,17 @@ fn kill_shim(place: &Place) -> io::Result<()> {
     let state = read_state(&place.dir).map_err(io::Error::other)?;
     let shim = match state {
         Content::Known(state) => state.shim.open()?,
-        Content::Absent | Content::Unreadable(_) => open_holder(&place.dir)?,
+        Content::Absent | Content::Unreadable(_) => open_holder(&place.dir, LOCK_FILE)?,
     };
     let Some(shim) = shim else { return Ok(()) };
     rustix::process::pidfd_send_signal(&shim, Signal::KILL).map_err(Into::into)
 }
 
-fn open_holder(dir: &Path) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = lock_holder(dir)? else { return Ok(None) };
+fn open_holder(dir: &Path, name: &str) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = lock_holder(dir, name)? else { return Ok(None) };
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     // Looked at again after opening: by now another process may have the number.
-    Ok((lock_holder(dir)? == Some(pid)).then_some(pidfd))
+    Ok((lock_holder(dir, name)? == Some(pid)).then_some(pidfd))
 }
 
 /// Kills what is left in the cgroups and removes them; they can be removed only when the last process is gone.
@@ -982,6 +1069,7 @@ async fn clean(place: &Place, cgroups: &Cgroups) -> Result<(), LaunchError> {
 /// Removes everything of a Machine: kills what still lives, removes its cgroups and its directory. Idempotent; works
 /// whatever the directory holds, and on a full disk. `cgroup_parent` as for [`adopt`].
 pub async fn remove(dir: &Path, cgroup_parent: &str) -> Result<(), LaunchError> {
+    armed::end(&Place::by_name(dir, cgroup_parent)).await?;
     let spec = read_spec(dir)?.known(&dir.join(SPEC_FILE));
     end(&spec.map_or_else(|| Place::by_name(dir, cgroup_parent), |spec| Place::of(&spec))).await?;
     let owned = dir.to_owned();

@@ -50,11 +50,11 @@ pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,
 };
 pub use launch::{
-    ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, LaunchError, LaunchSpec, Machine, RootFile,
-    SignalError, adopt, install_init, launch, launch_with, lives, remove, uid_base,
+    Armed, ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, LaunchError, LaunchSpec, Machine,
+    RootFile, SignalError, adopt, arm, install_init, launch, launch_with, lives, remove, uid_base,
 };
 pub use memory::{Memory, PagedOut, Swap};
-pub use process::{ListenSocket, Process, Worker};
+pub use process::{ListenSocket, Process};
 pub use secrets::Secrets;
 pub use tree::{Freed, freed};
 pub use volumes::Volume;

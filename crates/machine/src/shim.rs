@@ -4,10 +4,15 @@
 //!  lock ─► namespaces, overlay ─► libcontainer create, start ─► answer ─► copy output … ─► reap ─► exit record
 //! ```
 //!
+//! With `--armed` it waits after the start of the container, whose init waits too (module `gate`).
+//!
 //! It is single-threaded, because it forks without exec, and it is the parent of the Machine's PID 1: the kernel kills
 //! that process when the shim dies. It lives in a session of its own and holds a lock on the Machine's directory, by
 //! which others see that the run is alive. It decides nothing: who wants the Machine to end signals PID 1.
 
+mod gate;
+
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -27,7 +32,9 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
 use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::files;
-use crate::launch::{self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, RootFile, ShimState};
+use crate::launch::{
+    self, Answer, ExitCause, ExitRecord, Fault, LaunchSpec, RootFile, ShimState, Way,
+};
 use crate::log_rate::LogRate;
 use crate::logs::{Lines, LogWriter};
 use crate::secrets::{self, SECRETS_FD};
@@ -101,45 +108,65 @@ fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> ShimError
     move |source| ShimError::Io { doing, source: source.into() }
 }
 
-/// Entry point of `perch shim DIR`. Call it first thing in `main`, before any thread or runtime exists: standard input
+/// Entry point of `perch shim DIR [--armed]`. Call it first thing in `main`, before any thread or runtime exists: standard input
 /// is the network namespace, standard output a socket: secrets come in, the answer to the launcher goes out.
-pub fn main(dir: &Path) -> ExitCode {
+pub fn main(dir: &Path, word: Option<&OsStr>) -> ExitCode {
+    let way = match word {
+        None => Way::AtOnce,
+        Some(word) if word == Way::ARMED => Way::Armed,
+        Some(_) => return ExitCode::FAILURE,
+    };
     let Ok(answer) = Outlet::take() else { return ExitCode::FAILURE };
     usual_umask();
     usual_priority();
-    let group = launch::require_spec(dir).and_then(|spec| Cgroups::of_shims(&spec.cgroup_parent));
+    let group = require_spec(dir, way).and_then(|spec| Cgroups::of_shims(&spec.cgroup_parent));
     match group {
-        Ok(Some(group)) => run_in(group, dir, answer),
-        Ok(None) => run(dir, answer),
+        Ok(Some(group)) => run_in(group, dir, way, answer),
+        Ok(None) => run(dir, way, answer),
         Err(error) => {
             eprintln!("stays in the server's cgroup: {error}");
-            run(dir, answer)
+            run(dir, way, answer)
         }
     }
+}
+
+fn require_spec(dir: &Path, way: Way) -> io::Result<LaunchSpec> {
+    let name = match way {
+        Way::AtOnce => launch::SPEC_FILE,
+        Way::Armed => launch::ARMED_FILE,
+    };
+    launch::require_spec_in(dir, name)
 }
 
 /// Goes on as a child that is born in the shims' cgroup: who kills all of the server's kills no shim, and with it its
 /// Machine. This process is small and has done nothing yet, so a second birth costs less than a move (see `cgroup`). Whoever
 /// started it reaps it at once; the child is reaped as an orphan, as every shim is whose server has been replaced.
-fn run_in(group: OwnedFd, dir: &Path, answer: Outlet) -> ExitCode {
+fn run_in(group: OwnedFd, dir: &Path, way: Way, answer: Outlet) -> ExitCode {
     // Out of the way of the descriptors that init will know; the child has it too.
     let moved = rustix::io::fcntl_dupfd_cloexec(&group, SECRETS_FD + 1);
     drop(group);
-    let Ok(group) = moved else { return run(dir, answer) };
+    let Ok(group) = moved else { return run(dir, way, answer) };
     let mut answer = Some(answer);
-    let act = || answer.take().map_or(1, |answer| i32::from(run(dir, answer) != ExitCode::SUCCESS));
+    let act =
+        || answer.take().map_or(1, |answer| i32::from(run(dir, way, answer) != ExitCode::SUCCESS));
     match crate::sys::fork_into(group.as_fd(), act) {
         Ok(_child) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stays in the server's cgroup: {error}");
-            answer.map_or(ExitCode::FAILURE, |answer| run(dir, answer))
+            answer.map_or(ExitCode::FAILURE, |answer| run(dir, way, answer))
         }
     }
 }
 
-fn run(dir: &Path, mut answer: Outlet) -> ExitCode {
-    match start(dir, &mut answer) {
-        Ok(keeper) => keeper.keep(&mut answer),
+fn run(dir: &Path, way: Way, mut answer: Outlet) -> ExitCode {
+    let started = start(dir, way, &mut answer);
+    let started = started.and_then(|keeper| match way {
+        Way::AtOnce => Ok(Some(keeper)),
+        Way::Armed => keeper.wait_for_go(&mut answer),
+    });
+    match started {
+        Ok(Some(keeper)) => keeper.keep(&mut answer),
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             answer.send(&Answer::Failed { reason: chain(&error), fault: error.fault() });
             ExitCode::FAILURE
@@ -173,7 +200,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The way back to the launcher; answered once.
+/// The way back to the launcher; the last answer closes it.
 #[derive(Debug)]
 struct Outlet(Option<File>);
 
@@ -207,7 +234,13 @@ impl Outlet {
     }
 
     fn send(&mut self, answer: &Answer) {
-        let Some(mut file) = self.0.take() else { return };
+        self.tell(answer);
+        self.0 = None;
+    }
+
+    /// Answers without being the last word.
+    fn tell(&self, answer: &Answer) {
+        let Some(mut file) = self.0.as_ref() else { return };
         let text = serde_json::to_string(answer).map_err(io::Error::from);
         let sent = text.and_then(|text| file.write_all(format!("{text}\n").as_bytes()));
         if let Err(error) = sent {
@@ -226,11 +259,13 @@ struct Keeper {
     output: [(File, Lines); 2],
     log: LogWriter,
     rate: LogRate,
+    /// Whether init waits at its gate.
+    waits: bool,
     started: bool,
     reported: Option<Report>,
     /// How PID 1 itself ended.
     status: Option<WaitStatus>,
-    _lock: File,
+    lock: File,
     /// One writer each: for an image the loop device keeps the lock, too, until the last mount of it is gone.
     _volumes: Vec<File>,
 }
@@ -238,23 +273,31 @@ struct Keeper {
 /// What init says.
 #[derive(Debug, PartialEq, Eq)]
 enum Report {
+    Waiting,
     Started,
     Failed(String),
     Exit { code: i32, signal: i32 },
 }
 
-fn start(dir: &Path, answer: &mut Outlet) -> Result<Keeper, ShimError> {
+fn start(dir: &Path, way: Way, answer: &mut Outlet) -> Result<Keeper, ShimError> {
     let (report, init_report) = report_socket().map_err(doing("make the report socket"))?;
+    if way == Way::AtOnce {
+        gate::open(&report)?;
+    }
     let (secrets, files) = answer.receive_secrets().map_err(doing("receive the secrets"))?;
     let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), SECRETS_FD + 1);
     let netns = netns.map_err(doing("take the network namespace"))?;
-    let lock = launch::lock(dir).map_err(doing("lock the machine's directory"))?;
-    fault::pass(Point::ShimLocked);
+    let (lock, point) = match way {
+        Way::AtOnce => (launch::lock(dir), Point::ShimLocked),
+        Way::Armed => (launch::lock_armed(dir), Point::ShimArming),
+    };
+    let lock = lock.map_err(doing("lock the machine's directory"))?;
+    fault::pass(point);
     if answer.is_closed() {
         // A successor of the launcher may have given this run up already.
         return Err(ShimError::Program("the launcher is gone".to_owned()));
     }
-    let spec = launch::require_spec(dir).map_err(doing("read spec.json"))?;
+    let spec = require_spec(dir, way).map_err(doing("read the specification"))?;
     if let Err(error) = rustix::process::setsid() {
         eprintln!("could not begin a session: {error}");
     }
@@ -310,10 +353,11 @@ fn create(
         output,
         log,
         rate: LogRate::new(Instant::now()),
+        waits: false,
         started: false,
         reported: None,
         status: None,
-        _lock: lock,
+        lock,
         _volumes: volumes,
     })
 }
@@ -478,6 +522,7 @@ impl Keeper {
         let mut packet = [0; REPORT_BYTES_MAX];
         while let Ok((len, _)) = rustix::net::recv(&self.report, &mut packet, RecvFlags::DONTWAIT) {
             match parse_report(&packet[..len]) {
+                Some(Report::Waiting) => self.waits = true,
                 Some(Report::Started) => self.started = true,
                 Some(last) => self.reported = Some(last),
                 None => break,
@@ -573,7 +618,9 @@ impl Keeper {
     fn record(&self) -> ExitRecord {
         let (exit_code, signal) = match &self.reported {
             Some(Report::Exit { code, signal }) => (*code, (*signal > 0).then_some(*signal)),
-            Some(Report::Failed(_) | Report::Started) | None => codes(self.status),
+            Some(Report::Failed(_) | Report::Started | Report::Waiting) | None => {
+                codes(self.status)
+            }
         };
         let cause = match &self.reported {
             Some(Report::Failed(reason)) => ExitCause::NotExecuted(reason.clone()),
@@ -611,6 +658,7 @@ fn parse_report(packet: &[u8]) -> Option<Report> {
     let text = String::from_utf8_lossy(packet);
     let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
     match word {
+        "waiting" => Some(Report::Waiting),
         "started" => Some(Report::Started),
         "failed" => Some(Report::Failed(rest.to_owned())),
         "exit" => {
@@ -628,6 +676,7 @@ mod tests {
     #[test]
     fn reports_of_init_are_understood_and_others_ignored() {
         assert_eq!(parse_report(b"started"), Some(Report::Started));
+        assert_eq!(parse_report(b"waiting"), Some(Report::Waiting));
         assert_eq!(parse_report(b"exit 137 9"), Some(Report::Exit { code: 137, signal: 9 }));
         assert_eq!(
             parse_report(b"failed no such file"),

@@ -6,6 +6,8 @@
 //! their names). Tests run one after the other; each gets a directory, a network namespace and cgroups of
 //! its own, which are removed also after a failure. An argument selects tests whose name contains it.
 
+#[path = "root/armed.rs"]
+mod armed;
 #[path = "root/confinement.rs"]
 mod confinement;
 #[path = "root/fixture.rs"]
@@ -30,7 +32,9 @@ type Test = (&'static str, fn(&Fixture) -> Tested);
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     match (args.get(1).and_then(|word| word.to_str()), args.get(2)) {
-        (Some("shim"), Some(dir)) => perch_machine::shim::main(dir.as_ref()),
+        (Some("shim"), Some(dir)) => {
+            perch_machine::shim::main(dir.as_ref(), args.get(3).map(|word| word.as_os_str()))
+        }
         (Some("unpack"), Some(dir)) => perch_machine::unpack::main(dir.as_ref()),
         (Some("probe"), Some(dir)) => perch_machine::ids::main(dir.as_ref()),
         (Some("enter"), None) => perch_machine::enter::main(),
@@ -40,8 +44,15 @@ fn main() -> ExitCode {
 }
 
 fn run(filter: &str) -> ExitCode {
-    let tests: Vec<Test> =
-        [machine::TESTS, joining::TESTS, confinement::TESTS, image::TESTS, ids::TESTS].concat();
+    let tests: Vec<Test> = [
+        machine::TESTS,
+        armed::TESTS,
+        joining::TESTS,
+        confinement::TESTS,
+        image::TESTS,
+        ids::TESTS,
+    ]
+    .concat();
     let both = [(Ids::Mapped, ""), (Ids::Shifted, " by copies")];
     let all = both.iter().flat_map(|(ids, words)| {
         tests.iter().map(move |(name, test)| (format!("{name}{words}"), *ids, *test))

@@ -97,7 +97,8 @@ fn fly(args: Vec<OsString>) -> ExitCode {
 
 fn shim(args: &[OsString]) -> ExitCode {
     match args {
-        [dir] => perch_machine::shim::main(Path::new(dir)),
+        [dir] => perch_machine::shim::main(Path::new(dir), None),
+        [dir, word] => perch_machine::shim::main(Path::new(dir), Some(word)),
         _ => usage("error: perch shim is started by the server only\n"),
     }
 }

@@ -9,6 +9,7 @@
 
 mod adoption;
 mod api;
+mod arming;
 mod ballast;
 mod capacity;
 mod certificate;
@@ -39,7 +40,6 @@ mod secrets;
 mod verdict;
 mod views;
 mod volumes;
-mod workers;
 mod world;
 
 use std::ffi::OsString;
@@ -293,6 +293,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
         let world = world.clone();
         async move { world.refresh_host().await }
     });
+    world.tracker.spawn(arming::keep(world.clone()));
     world.tracker.spawn(api::mark_interrupted(world.clone()));
     world.tracker.spawn(api::finish_removals(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));

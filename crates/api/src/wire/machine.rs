@@ -298,7 +298,7 @@ pub struct EventRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<u32>,
     /// Our additions: who asked (`uid` of a process of the host, or name of a `token`), why (`cause`),
-    /// what failed (`reason`).
+    /// what failed (`reason`), whether a start was made ready ahead (`armed`).
     #[serde(flatten)]
     pub details: Map<String, Value>,
 }

@@ -170,18 +170,20 @@ impl Fixture {
         spec: &LaunchSpec,
         secrets: &Secrets,
     ) -> Result<Machine, LaunchError> {
-        let path = format!("/run/netns/{}", self.name);
-        let netns = File::open(&path).map_err(|source| LaunchError::Io {
-            doing: "open",
-            path: path.into(),
-            source,
-        })?;
+        let path = self.netns();
+        let netns =
+            File::open(&path).map_err(|source| LaunchError::Io { doing: "open", path, source })?;
         let spec = LaunchSpec { layers: self.own_layers(spec), ..spec.clone() };
         self.runtime.block_on(perch_machine::launch_with(&spec, netns.as_fd(), secrets))
     }
 
+    /// The network namespace that Machines join.
+    pub(crate) fn netns(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
     /// Layers as this fixture's kernel would need them. Tests change layers between launches, so nothing is kept.
-    fn own_layers(&self, spec: &LaunchSpec) -> Vec<PathBuf> {
+    pub(crate) fn own_layers(&self, spec: &LaunchSpec) -> Vec<PathBuf> {
         if spec.ids == Ids::Mapped {
             return spec.layers.clone();
         }

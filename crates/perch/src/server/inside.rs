@@ -62,11 +62,21 @@ pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf>
     Some(dir)
 }
 
-/// The directory stays what it is, since a Machine that lives has it mounted. Needs a tokio runtime.
-fn bind(dir: &Path) -> io::Result<UnixListener> {
+/// The directory to be mounted for a run that may begin; nobody listens there yet.
+pub(crate) fn place(world: &World, id: &str) -> Option<PathBuf> {
+    let dir = world.paths.machine(id).join(DIR);
+    make(&dir).ok().map(|()| dir)
+}
+
+fn make(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     // The umask may have taken away what the Machine's users need.
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+}
+
+/// The directory stays what it is, since a Machine that lives has it mounted. Needs a tokio runtime.
+fn bind(dir: &Path) -> io::Result<UnixListener> {
+    make(dir)?;
     match fs::remove_file(dir.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_api::wire;
+use perch_core::balancer::StopOutcome;
 use perch_core::fault::{self, Point};
 use perch_core::lifecycle::{
     Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
@@ -16,6 +17,7 @@ use perch_core::lifecycle::{
 use perch_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::arming::{self, Beginning};
 use super::clock;
 use super::history::{History, Source};
 use super::launching::{self, Failure};
@@ -23,7 +25,6 @@ use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
 use super::verdict::{Ended, LOST};
-use super::workers::Workers;
 use super::world::{World, lock};
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
@@ -54,8 +55,6 @@ pub(crate) enum Command {
     Signal { number: i32, reply: oneshot::Sender<Result<(), String>> },
     /// Measure its memory; `None` when nothing of it runs.
     Memory { reply: oneshot::Sender<Option<perch_machine::Memory>> },
-    /// Forks of its program have ended right after a thaw.
-    WorkersEnded { run: u64, told: String },
     /// Some of its memory went to swap.
     PagedOut { run: u64, paged: perch_machine::PagedOut, why: Option<String> },
     /// The run that lives, for who joins it.
@@ -67,7 +66,7 @@ pub(crate) enum Command {
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
-    Launched { run: u64, result: Result<Box<perch_machine::Machine>, Failure> },
+    Launched { run: u64, result: Result<(Box<perch_machine::Machine>, Beginning), Failure> },
     /// A run stays frozen.
     ThawFailed { run: u64, reason: String },
     /// A proxy has ended that may have thawed the Machine without a word.
@@ -167,8 +166,8 @@ pub(crate) fn spawn(
         cause: String::new(),
         is_leaving: false,
         rest: Rest::Unknown,
+        beginning: Beginning::Cold,
         measured: Arc::default(),
-        workers: Workers::default(),
         condemned: None,
     };
     world.tracker.spawn(task.work(mailbox));
@@ -191,10 +190,10 @@ struct Task {
     is_leaving: bool,
     /// What the pager believes.
     rest: Rest,
+    /// How the run that lives began.
+    beginning: Beginning,
     /// The last measurement of its memory, for callers in quick succession.
     measured: Arc<Mutex<Option<Measured>>>,
-    /// Forks of its program, as they were when it was frozen.
-    workers: Workers,
     /// The run that was killed for what it takes.
     condemned: Option<u64>,
 }
@@ -307,7 +306,6 @@ impl Task {
             }
             Command::Processes { reply } => self.list_processes(reply),
             Command::Memory { reply } => self.measure(reply),
-            Command::WorkersEnded { run, told } => self.on_workers_ended(run, told),
             Command::PagedOut { run, paged, why } => self.on_paged_out(run, paged, why),
             Command::Launched { run, result } => self.on_launched(run, result).await,
             Command::ThawFailed { run, reason } => {
@@ -337,6 +335,9 @@ impl Task {
         reply: oneshot::Sender<Result<(), Refused>>,
     ) {
         self.because(source, String::new());
+        if matches!(event, Event::Update { .. } | Event::Destroy) {
+            self.disarm();
+        }
         let taken = self.life.handle_event(event, clock::now()).map_err(Refused::Invalid);
         // Before the effects: after a crash a Machine that was being stopped is stopped to the end.
         let saved = self.world.lives.save(&self.id, self.life.stored()).await;
@@ -465,12 +466,13 @@ impl Task {
     async fn on_launched(
         &mut self,
         run: u64,
-        result: Result<Box<perch_machine::Machine>, Failure>,
+        result: Result<(Box<perch_machine::Machine>, Beginning), Failure>,
     ) {
         self.because(Source::Platform, String::new());
         match result {
-            Ok(machine) => {
+            Ok((machine, beginning)) => {
                 fault::pass(Point::ServerLaunched);
+                self.beginning = beginning;
                 let machine = Arc::from(machine);
                 self.world.pager.runs(&machine);
                 self.running = Some(machine);
@@ -526,9 +528,26 @@ impl Task {
             }
             Effect::StopDone { attempt, outcome } => {
                 self.publish();
+                if outcome == StopOutcome::Stopped {
+                    self.arm_later();
+                }
                 self.world.proxy.stop_done(&self.id, attempt, outcome);
             }
         }
+    }
+
+    /// The proxy has put it to sleep, and wakes it again.
+    fn arm_later(&self) {
+        let is_down = wire_state(&self.life) == wire::MachineState::Stopped;
+        let catalog = self.world.keeper.read();
+        if is_down && catalog.machines.get(&self.id).is_some_and(arming::is_candidate) {
+            self.world.armory.stopped(&self.id);
+        }
+    }
+
+    fn disarm(&self) {
+        let (world, id) = (self.world.clone(), self.id.clone());
+        self.world.tracker.spawn(async move { world.armory.disarm(&id).await });
     }
 
     fn launch(&self, run: u64, config_version: u64) {
@@ -536,7 +555,8 @@ impl Task {
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
             let launched = world.launch(&id, run, config_version).await;
-            let result = launched.map(Box::new).map_err(|error| Failure::of(&error));
+            let result = launched.map(|(machine, beginning)| (Box::new(machine), beginning));
+            let result = result.map_err(|error| Failure::of(&error));
             // A task that has ended was destroyed; its removal kills the run.
             mailbox.send(Command::Launched { run, result }).await.ok();
         });
@@ -575,7 +595,6 @@ impl Task {
         let thawed = machine.thaw();
         fault::pass(Point::ServerThawed);
         self.pass_by(Point::InitThawed);
-        self.workers.thawed(&self.world, run, &self.mailbox_sender);
         if let Err(error) = thawed {
             let reason = format!("could not thaw it: {}", super::images::chain(&error));
             let mailbox = self.mailbox_sender.clone();
@@ -677,16 +696,6 @@ impl Task {
         self.record(wire::Event { kind: "page_out".to_owned(), ..self.event(request) });
     }
 
-    /// Whoever ends because the Machine ends is no news.
-    fn on_workers_ended(&mut self, run: u64, told: String) {
-        if run != self.life.run() || wire_state(&self.life) != wire::MachineState::Started {
-            return;
-        }
-        self.because(Source::Platform, told);
-        let event = self.event(self.request());
-        self.record(wire::Event { kind: "workers_ended".to_owned(), ..event });
-    }
-
     /// Tells the pager what it does not know yet.
     fn settle_rest(&mut self) {
         let Some(machine) = &self.running else { return };
@@ -699,15 +708,11 @@ impl Task {
         *lock(&self.measured) = None;
         match rest {
             Rest::Asleep => {
-                self.workers.frozen(&self.world, machine.clone());
                 let past = if before == Rest::Awake { Past::Running } else { Past::Unknown };
                 let mailbox = self.mailbox_sender.clone();
                 self.world.pager.fell_asleep(machine.clone(), past, mailbox);
             }
-            Rest::Awake | Rest::Unknown => {
-                self.world.pager.woke(machine);
-                self.workers.thawed(&self.world, machine.run(), &self.mailbox_sender);
-            }
+            Rest::Awake | Rest::Unknown => self.world.pager.woke(machine),
         }
     }
 
@@ -819,6 +824,11 @@ impl Task {
                 request.details.insert("reason".to_owned(), reason.as_str().into());
                 request
             }
+            Happened::Launched if self.beginning == Beginning::Armed => {
+                let mut request = self.request();
+                request.details.insert("armed".to_owned(), true.into());
+                request
+            }
             Happened::Lost => {
                 let mut request = self.request();
                 request.details.insert("reason".to_owned(), LOST.into());
@@ -927,7 +937,7 @@ pub(crate) fn exit_of(record: &perch_machine::ExitRecord) -> Exit {
     Exit { code: record.exit_code, signal: record.signal, oom_killed: record.oom_killed }
 }
 
-async fn sleep_or_never(due: Option<Duration>) {
+pub(super) async fn sleep_or_never(due: Option<Duration>) {
     match due {
         Some(length) => tokio::time::sleep(length).await,
         None => std::future::pending().await,

@@ -202,6 +202,13 @@ impl Pager {
         self.shared.admit(id, need)
     }
 
+    /// Whether so much could be taken without anybody's loss; nobody gives way for it. Blocks.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let (facts, _) = self.shared.facts();
+        let admission = memory::admit(&facts, &[], Need::Known(bytes));
+        admission == Admission::Fits && !facts.is_pressed()
+    }
+
     /// Whether looking for room takes milliseconds.
     pub(crate) fn is_slow(&self) -> bool {
         self.shared.capacity.is_slow()

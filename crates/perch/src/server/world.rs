@@ -14,6 +14,7 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::arming::{Armory, Beginning};
 use super::guest_files;
 use super::history;
 use super::host_ids::HostIds;
@@ -65,6 +66,7 @@ pub(crate) struct World {
     pub(crate) clones_cheaply: bool,
     events: history::Writer,
     pub(crate) pager: Pager,
+    pub(crate) armory: Armory,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     handles: Mutex<BTreeMap<String, Handle>>,
@@ -104,6 +106,7 @@ impl World {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let lives = Lives::new(parts.keeper.clone());
         let launches = Semaphore::new(parts.config.starts_max as usize);
+        let armory = Armory::new(parts.config.armed_max);
         let clones_cheaply = perch_machine::volumes::clones(&parts.paths.data);
         Arc::new(Self {
             volume_turns: volumes::Turns::default(),
@@ -121,6 +124,7 @@ impl World {
             platform_log: PlatformLog::default(),
             events: parts.events,
             pager: parts.pager,
+            armory,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             handles: Mutex::default(),
@@ -184,7 +188,7 @@ impl World {
         id: &str,
         run: u64,
         config_version: u64,
-    ) -> anyhow::Result<Machine> {
+    ) -> anyhow::Result<(Machine, Beginning)> {
         let volume_ids: Vec<String> = {
             let catalog = self.keeper.read();
             let machine = catalog.machines.get(id).context("the Machine is gone")?;
@@ -197,14 +201,27 @@ impl World {
         }
         let _turn = self.launches.acquire().await.context("the server is ending")?;
         fault::pass(Point::ServerLaunchBegun);
+        let ready = self.armory.take(id).await;
         let (world, id) = (self.clone(), id.to_owned());
-        let prepared = tokio::task::spawn_blocking(move || world.prepare(&id, run, config_version));
+        let prepared = tokio::task::spawn_blocking(move || {
+            let (record, app) = world.records(&id)?;
+            anyhow::ensure!(
+                record.config_version >= config_version,
+                "config {config_version} of Machine {id} is not stored"
+            );
+            world.prepare(&record, &app, run)
+        });
         let (mut spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
         spec.inside = inside::listen(self, &spec.app, &spec.machine);
+        if let Some(ready) = ready
+            && let Some(machine) = ready.start(&spec, &netns, &secrets).await?
+        {
+            return Ok((machine, Beginning::Armed));
+        }
         let launched = perch_machine::launch_with(&spec, netns.as_fd(), &secrets).await?;
         let plane = self.plane.clone();
         self.tracker.spawn_blocking(move || plane.stock_up());
-        Ok(launched)
+        Ok((launched, Beginning::Cold))
     }
 
     /// The most memory that a Machine may have.
@@ -230,7 +247,10 @@ impl World {
             match looked.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(()) => return Ok(()),
                 Err(reason) if deadline <= tokio::time::Instant::now() => return Err(reason),
-                Err(_) => tokio::time::sleep(ROOM_INTERVAL).await,
+                Err(_) => {
+                    self.armory.give_way();
+                    tokio::time::sleep(ROOM_INTERVAL).await;
+                }
             }
         }
     }
@@ -253,29 +273,26 @@ impl World {
         }
     }
 
-    fn prepare(
+    /// All that a run with this record needs, but for its own socket.
+    pub(crate) fn prepare(
         &self,
-        id: &str,
+        record: &MachineRecord,
+        app: &AppRecord,
         run: u64,
-        config_version: u64,
     ) -> anyhow::Result<(perch_machine::LaunchSpec, Arc<OwnedFd>, Secrets)> {
-        let (record, app) = self.records(id)?;
-        anyhow::ensure!(
-            record.config_version >= config_version,
-            "config {config_version} of Machine {id} is not stored"
-        );
         let secrets = secrets::open(self, &record.app, record.secrets)?;
-        let files = guest_files::secret(&record, &secrets).map_err(launching::unlaunchable(id))?;
+        let files =
+            guest_files::secret(record, &secrets).map_err(launching::unlaunchable(&record.id))?;
         let secrets = secrets.with_files(files);
         let unpacked = self.images.own(&record.image, self.host_ids.base(app.uid_slot))?;
-        let spec = launching::spec(self, &record, &app, run, unpacked)?;
+        let spec = launching::spec(self, record, app, run, unpacked)?;
         for volume in &spec.volumes {
             // A start finds what is in the way of its volume by itself, and says so.
             if let Err(error) = perch_machine::volumes::settle(&volume.dir) {
                 tracing::warn!(volume = volume.id, %error, "the volume's file system is not as long as it should be");
             }
         }
-        Ok((spec, self.namespace(&record)?, secrets))
+        Ok((spec, self.namespace(record)?, secrets))
     }
 
     /// The namespace of a Machine's earlier run, or a new one.
@@ -306,10 +323,14 @@ impl World {
     /// What a run is made of. Its image is noted before anybody can change the record.
     fn records(&self, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
         let catalog = self.keeper.read();
-        let record = catalog.machines.get(id).cloned().context("the Machine is gone")?;
-        let app = catalog.apps.get(&record.app).cloned().context("the app is gone")?;
-        self.note_image(id, record.image.clone());
-        Ok((record, app))
+        let found = records_in(&catalog, id)?;
+        self.note_image(id, found.0.image.clone());
+        Ok(found)
+    }
+
+    /// The same for a run that may never begin: while its Machine is stopped, the record keeps the image.
+    pub(crate) fn peek(&self, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
+        records_in(&self.keeper.read(), id)
     }
 
     /// Notes with which image a Machine runs.
@@ -344,6 +365,7 @@ impl World {
 
     /// Deletes everything of a Machine that was destroyed.
     pub(crate) async fn remove_machine(self: &Arc<Self>, id: &str) {
+        self.armory.disarm(id).await;
         self.detach(id).await;
         // An event that is still to be written would come into a directory that is being emptied.
         self.flush_events().await;
@@ -382,6 +404,12 @@ impl World {
             tracing::error!(%error, "could not publish");
         }
     }
+}
+
+fn records_in(catalog: &Catalog, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
+    let record = catalog.machines.get(id).cloned().context("the Machine is gone")?;
+    let app = catalog.apps.get(&record.app).cloned().context("the app is gone")?;
+    Ok((record, app))
 }
 
 /// A Machine's records, and the secrets that only it started with.

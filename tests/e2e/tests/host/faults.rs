@@ -18,7 +18,9 @@ use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes,
 /// Asked for at length, each step is tried so often.
 const ROUNDS_LONG: usize = 5;
 
-const QUICK: &str = "auto_stop_after = \"200ms\"\n";
+const QUICK: &str = "auto_stop_after = \"200ms\"\narmed_max = 0\n";
+/// The same with Machines that are armed.
+const ARMING: &str = "auto_stop_after = \"200ms\"\narmed_max = 8\n";
 
 /// A step and when it is passed, as `perch faults` prints them.
 struct Step {
@@ -31,21 +33,35 @@ fn whoever_ends_at_whatever_step_no_machine_is_lost_or_doubled() {
     let Ok(faults) = tempfile::Builder::new().prefix("perch-faults-").tempdir() else {
         panic!("no directory");
     };
-    on(|| armed(&faults), |host| walk(host, faults.path()));
+    on(|| armed(&faults, QUICK), |host| walk(host, faults.path(), |step| !step.is_of_arming()));
+}
+
+#[test]
+fn whoever_ends_at_whatever_step_of_arming_no_machine_is_lost_or_doubled() {
+    let Ok(faults) = tempfile::Builder::new().prefix("perch-faults-").tempdir() else {
+        panic!("no directory");
+    };
+    on(|| armed(&faults, ARMING), |host| walk(host, faults.path(), Step::is_of_arming));
+}
+
+impl Step {
+    fn is_of_arming(&self) -> bool {
+        ["arm", "start-armed"].contains(&self.during.as_str())
+    }
 }
 
 /// A host whose processes look into this directory at each step.
-fn armed(faults: &TempDir) -> Result<Host> {
+fn armed(faults: &TempDir, config: &str) -> Result<Host> {
     // The proxy is nobody.
     fs::set_permissions(faults.path(), fs::Permissions::from_mode(0o777))?;
     let mut host = Host::bare(Network::Open)?;
-    host.configure(QUICK);
+    host.configure(config);
     host.equip_server("PERCH_FAULTS", &faults.path().to_string_lossy());
     host.start_server()?;
     Ok(host)
 }
 
-fn walk(host: &mut Host, faults: &Path) -> Result<()> {
+fn walk(host: &mut Host, faults: &Path, chosen: impl Fn(&Step) -> bool) -> Result<()> {
     let list = host.perch(&["faults"])?;
     if !list.status.success() {
         let required = std::env::var_os("E2E_REQUIRED").is_some_and(|it| it == "1");
@@ -60,8 +76,10 @@ fn walk(host: &mut Host, faults: &Path) -> Result<()> {
         let (name, during) = line.split_once(' ')?;
         Some(Step { name: name.to_owned(), during: during.to_owned() })
     });
-    let steps: Vec<Step> = steps.collect();
+    let mut steps: Vec<Step> = steps.collect();
     ensure!(20 < steps.len(), "these are not all steps: {list}");
+    steps.retain(chosen);
+    ensure!(10 < steps.len(), "these are not all steps: {list}");
     deploy(host, "neighbour", "off")?;
     let neighbour = machine_processes(host, &only(host, "neighbour")?.id);
     let rounds = if std::env::var_os("PERCH_LONG").is_some() { ROUNDS_LONG } else { 1 };
@@ -93,6 +111,9 @@ fn deploy(host: &Host, app: &str, auto_stop: &str) -> Result<()> {
 fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()> {
     let (auto_stop, before) = match step.during.as_str() {
         "start" => ("stop", Some("stopped")),
+        // It is passed by itself, a moment after the stop.
+        "arm" => ("stop", None),
+        "start-armed" => ("stop", Some("stopped")),
         // The call that passes it wakes the Machine first, if it must.
         "stop" => ("stop", None),
         "suspend" => ("suspend", None),
@@ -103,6 +124,9 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
     deploy(host, app, auto_stop)?;
     if let Some(state) = before {
         host.wait_all(app, state, SOON)?;
+    }
+    if step.during == "start-armed" {
+        crate::armed::await_armed(host, app)?;
     }
     let (file, address) = (faults.join(&step.name), host.flycast(app)?);
     let mut call = match step.during.as_str() {
@@ -119,7 +143,7 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
     // Who is cut off by the death of its own proxy or server is told so; it is the next one that counts.
     call.wait()?;
     check_answer(&host.get(&address, 80, "/")?, "Hello").context("the next request")?;
-    check_true(host, app)
+    check_true(host, app, step.is_of_arming())
 }
 
 /// A call that gives a Machine a config that differs in nothing but a word.
@@ -136,19 +160,21 @@ fn update(host: &Host, app: &str) -> Result<Command> {
 }
 
 /// What is said of an app's Machine is what runs of it: PID 1 and the program, once, under one shim; or nothing.
-fn check_true(host: &Host, app: &str) -> Result<()> {
+fn check_true(host: &Host, app: &str, arms: bool) -> Result<()> {
     wait_until("the Machine to be what it is said to be", SOON, || {
         let machine = only(host, app)?;
         let running = machine_processes(host, &machine.id).len();
         let dir = format!("machines/{}", machine.id);
         let shims = host.perch_processes("shim");
         let shims = shims.iter().filter(|it| it.args.iter().any(|arg| arg.ends_with(&dir))).count();
+        let found = (running, shims);
         let expected = match machine.state.as_str() {
             "started" | "suspended" => (2, 1),
+            // Armed: PID 1 without the program.
+            "stopped" if arms && found == (1, 1) => (1, 1),
             "stopped" => (0, 0),
             other => bail!("it is {other}"),
         };
-        let found = (running, shims);
         ensure!(found == expected, "{app} is {} with {found:?} processes and shims", machine.state);
         Ok((only(host, app)?.state == machine.state).then_some(()))
     })

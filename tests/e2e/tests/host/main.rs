@@ -6,6 +6,7 @@
 //! for one at a time.
 
 mod access;
+mod armed;
 mod backup;
 mod bad_image;
 mod bad_input;
