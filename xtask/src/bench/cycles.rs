@@ -27,6 +27,8 @@ pub(crate) const CYCLES: usize = 10_000;
 /// Every other one is suspended instead of stopped.
 const APPS: usize = 50;
 const CONFIG: &str = "auto_stop_after = \"100ms\"\n";
+/// The server's default.
+const ARMED_MAX: usize = 16;
 
 /// Progress is told so often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -140,7 +142,11 @@ fn at_rest(host: &Host) -> Result<()> {
         host.wait_all(&name(number), asleep, Duration::from_secs(30))?;
     }
     let frozen = (0..APPS).filter(|number| Sleep::of(*number) == Sleep::Suspend).count();
-    let shims = host.perch_processes("shim").len();
-    ensure!(shims == frozen, "{shims} shims for {frozen} suspended Machines");
+    let (armed, shims): (Vec<_>, Vec<_>) = host
+        .perch_processes("shim")
+        .into_iter()
+        .partition(|shim| shim.args.iter().any(|arg| arg == "--armed"));
+    ensure!(shims.len() == frozen, "{} shims for {frozen} suspended Machines", shims.len());
+    ensure!(armed.len() <= ARMED_MAX, "{} stopped Machines are armed", armed.len());
     Ok(())
 }

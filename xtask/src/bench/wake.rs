@@ -1,6 +1,6 @@
-//! `wake`: a stopped Machine to its first byte, beside runc, minus the same program started bare.
+//! `wake`: a stopped Machine to its first byte, armed and not, beside runc, minus the same program started bare.
 //!
-//! All three are asked in the same way from the same network: connect until it succeeds, 100 µs
+//! Machines that are armed are on a host of their own, whose server differs in nothing else. All four are asked in the same way from the same network: connect until it succeeds, 100 µs
 //! between two attempts, send one request, wait for the first byte.
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use perch_testkit::{Host, Image, Network, wait_until};
+use perch_testkit::{Host, Image, Network, Process, wait_until};
 
 use super::figures::{Series, holds};
 use super::rootfs::{self, Program};
@@ -22,7 +22,11 @@ pub(crate) const ROUNDS: usize = 200;
 /// Our overhead over the bare program, at most this share of runc's.
 const LIMIT: f64 = 0.7;
 
-pub(super) const CONFIG: &str = "auto_stop_after = \"100ms\"\n";
+/// Of the overhead of an armed start over the bare program, at most this share is left of a cold one's.
+const ARMED_LIMIT: f64 = 0.5;
+
+pub(super) const CONFIG: &str = "auto_stop_after = \"100ms\"\narmed_max = 0\n";
+const ARMED: &str = "auto_stop_after = \"100ms\"\n";
 
 /// Nothing here takes longer, not even Python on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,14 +44,63 @@ const SERVICE: &str = "\
 /// Measures both programs; whether the promise holds for both.
 pub(crate) fn run(rounds: usize) -> Result<bool> {
     let dir = tempfile::Builder::new().prefix("perch-bench-").tempdir()?;
-    let host = Host::start_with(Network::Open, CONFIG)?;
+    let cold = Host::start_with(Network::Open, CONFIG)?;
+    let armed = Host::start_with(Network::Open, ARMED)?;
     let mut good = true;
     for program in [rootfs::native(dir.path())?, rootfs::python(dir.path())?] {
-        let address = deploy(&host, &program, dir.path(), "stop")?;
         let bundle = Bundle::new(dir.path(), &program)?;
-        good &= measure(&host, &program, &bundle, address, rounds)?;
+        let cold = Contender::new(&cold, &program, dir.path())?;
+        let armed = Contender::new(&armed, &program, dir.path())?;
+        good &= measure(&program, &bundle, &cold, &armed, rounds)?;
     }
     Ok(good)
+}
+
+/// A host with the program as an app that is stopped when nobody uses it.
+struct Contender<'a> {
+    host: &'a Host,
+    app: &'static str,
+    address: SocketAddr,
+}
+
+impl<'a> Contender<'a> {
+    fn new(host: &'a Host, program: &Program, dir: &Path) -> Result<Self> {
+        let address = deploy(host, program, dir, "stop")?;
+        Ok(Self { host, app: program.name, address })
+    }
+
+    fn wake(&self) -> Result<Duration> {
+        wait_for(self.host, self.app, "stopped")?;
+        self.host.inside(|| first_byte(self.address, Instant::now()))
+    }
+
+    fn await_armed(&self) -> Result<()> {
+        wait_for(self.host, self.app, "stopped")?;
+        let id = self.host.machines(self.app)?.pop().context("no Machine")?.id;
+        let dir = format!("machines/{id}");
+        wait_until("the Machine to be armed", PATIENCE, || {
+            let (shims, all) = (self.host.perch_processes("shim"), self.host.processes());
+            let own = shims.iter().find(|shim| shim.args.iter().any(|arg| arg.ends_with(&dir)));
+            // PID 1 is there as such when the container is done.
+            let is_init = |arg: &String| arg.ends_with("/init");
+            let waits = |shim: &Process| {
+                all.iter().any(|it| it.parent == shim.pid && it.args.first().is_some_and(is_init))
+            };
+            Ok(own.is_some_and(waits).then_some(()))
+        })
+    }
+
+    /// From its armed state. That it was armed is in the event of the start.
+    fn wake_armed(&self) -> Result<Duration> {
+        let took = self.host.inside(|| first_byte(self.address, Instant::now()))?;
+        let machine = self.host.machines(self.app)?.pop().context("no Machine")?;
+        let events = machine.value["events"].as_array().context("no events")?;
+        let start = events.iter().find(|event| event["type"] == "start").context("no start")?;
+        if start["request"]["armed"] != true {
+            bail!("{} was not armed: {start}", self.app);
+        }
+        Ok(took)
+    }
 }
 
 /// Deploys a program as an app of its name that falls asleep in this way.
@@ -75,25 +128,36 @@ pub(super) fn deploy(
 }
 
 fn measure(
-    host: &Host,
     program: &Program,
     bundle: &Bundle,
-    address: SocketAddr,
+    cold: &Contender<'_>,
+    armed: &Contender<'_>,
     rounds: usize,
 ) -> Result<bool> {
-    let (mut bare, mut runc, mut ours) = (Series::default(), Series::default(), Series::default());
+    let (mut bare, mut runc) = (Series::default(), Series::default());
+    let (mut ours, mut ready) = (Series::default(), Series::default());
     for _ in 0..rounds {
-        bare.push_ms(host.inside(|| bare_round(program))?);
-        runc.push_ms(host.inside(|| runc_round(program, bundle))?);
-        wait_for(host, program.name, "stopped")?;
-        ours.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
+        // Nothing is made ready while the others are measured.
+        armed.await_armed()?;
+        bare.push_ms(cold.host.inside(|| bare_round(program))?);
+        runc.push_ms(cold.host.inside(|| runc_round(program, bundle))?);
+        ours.push_ms(cold.wake()?);
+        ready.push_ms(armed.wake_armed()?);
     }
     bare.print(&format!("{}: bare", program.name), "ms");
     runc.print(&format!("{}: runc create+start", program.name), "ms");
     ours.print(&format!("{}: perch", program.name), "ms");
     let over = |series: &Series| series.median() - bare.median();
-    println!("overhead: perch {:.2} ms, runc {:.2} ms", over(&ours), over(&runc));
-    Ok(holds(&format!("{}: perch / runc", program.name), over(&ours) / over(&runc), LIMIT))
+    ready.print(&format!("{}: perch, armed", program.name), "ms");
+    println!(
+        "overhead: perch {:.2} ms, armed {:.2} ms, runc {:.2} ms",
+        over(&ours),
+        over(&ready),
+        over(&runc)
+    );
+    let share = over(&ready) / over(&ours);
+    let good = holds(&format!("{}: armed / cold", program.name), share, ARMED_LIMIT);
+    Ok(good & holds(&format!("{}: perch / runc", program.name), over(&ours) / over(&runc), LIMIT))
 }
 
 /// Waits until all Machines of the app are in this state.
