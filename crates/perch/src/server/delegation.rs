@@ -1,10 +1,16 @@
-//! The part of the cgroup tree that a service manager gave us, where it did (`Delegate=yes`).
+//! The part of the cgroup tree that a service manager gave us, where it did and where that is of use.
 //!
 //! ```text
-//!  …/perch.service/            the manager's; no process stays here
+//!  …/perch.service/            the manager's; no process may stay here once controllers are handed down
 //!  ├─ daemon/                  server and proxy
 //!  └─ machines/<id>/           one each
 //! ```
+//!
+//! Limits need controllers in each Machine's cgroup, so they are handed down from the unit's. From then on the kernel
+//! lets no process into the unit's own cgroup, which is where a service manager starts the next server: a restart
+//! under live Machines would fail (systemd: `status=219/CGROUP`). systemd 254 and later can start it in `daemon`
+//! (`DelegateSubgroup=daemon`); then the tree is as above. Where it does not, Machines are outside of the unit, at the
+//! same place as without a manager (decision 0012).
 //!
 //! Only on hosts with cgroup v2 alone: elsewhere systemd delegates no v1 controller that we use.
 
@@ -20,31 +26,20 @@ const MACHINES: &str = "machines";
 /// How systemd marks what it delegated; the second name for services of users and old releases.
 const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
-/// Moves this process into `daemon` of the delegated cgroup, if there is one, and answers the parent of the Machines'
-/// cgroups, relative to the root of the hierarchy. It is written down for `perch down`.
+/// Answers the parent of the Machines' cgroups, relative to the root of the hierarchy, by where the manager put this
+/// process. It is written down for `perch down`.
 ///
 /// # Errors
-/// When the tree or the data directory cannot be written to.
+/// When `/proc` cannot be read or the data directory cannot be written to.
 pub(crate) fn settle(paths: &Paths) -> io::Result<String> {
     let membership = fs::read_to_string("/proc/self/cgroup")?;
     let unit = unit_of(&membership).filter(|unit| is_delegated(&Path::new(ROOT).join(unit)));
     let parent = match unit {
-        Some(unit) => {
-            enter(&Path::new(ROOT).join(&unit).join(DAEMON))?;
-            unit.join(MACHINES).to_string_lossy().into_owned()
-        }
+        Some(unit) => unit.join(MACHINES).to_string_lossy().into_owned(),
         None => paths.cgroup_parent_default(),
     };
     fs::write(paths.cgroup_parent_file(), &parent)?;
     Ok(parent)
-}
-
-fn enter(daemon: &Path) -> io::Result<()> {
-    match fs::create_dir(daemon) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    fs::write(daemon.join("cgroup.procs"), "0")
 }
 
 fn is_delegated(unit: &Path) -> bool {
@@ -55,7 +50,8 @@ fn is_delegated(unit: &Path) -> bool {
     })
 }
 
-/// The unit's cgroup by a process's `/proc/PID/cgroup`, relative to the root; [`None`] where v1 hierarchies are.
+/// The unit's cgroup by `/proc/PID/cgroup` of a process that the manager has put into `daemon`, relative to the root;
+/// [`None`] where it has not, or v1 hierarchies are.
 fn unit_of(membership: &str) -> Option<PathBuf> {
     let mut lines = membership.lines();
     let own = lines.next()?.strip_prefix("0::/")?;
@@ -63,8 +59,7 @@ fn unit_of(membership: &str) -> Option<PathBuf> {
         return None;
     }
     let own = Path::new(own);
-    let unit = if own.ends_with(DAEMON) { own.parent()? } else { own };
-    Some(unit.to_owned())
+    if own.ends_with(DAEMON) { own.parent().map(Path::to_owned) } else { None }
 }
 
 #[cfg(test)]
@@ -72,15 +67,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_is_found_before_and_after_the_move() {
+    fn the_unit_is_used_only_if_the_next_server_can_be_started_beside_its_machines() {
         let unit = Some(PathBuf::from("system.slice/perch.service"));
-        assert_eq!(unit_of("0::/system.slice/perch.service\n"), unit);
         assert_eq!(unit_of("0::/system.slice/perch.service/daemon\n"), unit);
+        assert_eq!(unit_of("0::/system.slice/perch.service\n"), None);
     }
 
     #[test]
     fn beside_v1_hierarchies_and_in_the_root_nothing_is_ours() {
-        assert_eq!(unit_of("4:memory:/perch\n0::/system.slice/perch.service\n"), None);
+        assert_eq!(unit_of("4:memory:/perch\n0::/system.slice/perch.service/daemon\n"), None);
         assert_eq!(unit_of("0::/\n"), None);
         assert_eq!(unit_of(""), None);
     }
