@@ -84,7 +84,7 @@ fn begin(world: &Arc<World>, finding: Finding) {
     let Finding { record, found, running, last_run } = finding;
     let policy = launching::policy(&record);
     let mut life = Lifecycle::restore(stored(&record, last_run), policy, found, clock::now());
-    if super::api::is_kept_awake(&world.keeper.read(), &record.id) {
+    if super::api::is_kept_awake(&world.keeper.read(), &record.id, last_run) {
         // A lease never makes sense of an event that could be refused.
         life.handle_event(Event::Lease(Lease::Held), clock::now()).ok();
     }

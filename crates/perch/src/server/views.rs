@@ -95,7 +95,7 @@ fn machine(
     record: &MachineRecord,
 ) -> Option<MachineView> {
     let status = world.handle(&record.id)?.status();
-    let leased = super::api::is_kept_awake(catalog, &record.id);
+    let leased = super::api::is_kept_awake(catalog, &record.id, status.run);
     Some(MachineView {
         id: record.id.clone(),
         run: status.run,

@@ -420,7 +420,11 @@ fn removal(catalog: &Catalog, id: String) -> Vec<Change> {
     changes.extend(
         catalog.machines.get(&id).map(|it| volumes::detached(catalog, it)).unwrap_or_default(),
     );
-    changes.extend([Change::DeleteMachine(id.clone()), Change::DeleteLease(id)]);
+    changes.extend([
+        Change::DeleteMachine(id.clone()),
+        Change::DeleteLease(id.clone()),
+        Change::DeleteBusy(id),
+    ]);
     changes
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use perch_api::server::{MachineTarget, Peer};
 use perch_api::wire::{ApiError, Busy, BusyInput, MachineState};
+use tokio::sync::oneshot;
 
 use super::leases;
 use crate::server::clock;
@@ -35,9 +36,13 @@ pub(crate) async fn set(
     let owner = world.clone();
     let Said { record, is_followed, is_news } =
         world.keeper.write(move |catalog| decide(&owner, catalog, &wanted, input)).await?;
-    leases::announce(&world, &target.app, &target.id).await;
     if !is_followed {
         follow(&world, &target.app, &record);
+    }
+    leases::announce(&world, &target.app, &target.id).await;
+    if let Err(late) = still_started(&world, &target).await {
+        end(world, target).await?;
+        return Err(late);
     }
     if let (true, Some(handle)) = (is_news, world.handle(&target.id)) {
         let (kind, source, cause) = ("busy", Source::User(peer), record.reason.clone());
@@ -57,6 +62,29 @@ fn check(input: &BusyInput) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Whether the Machine is up although it may have been told to sleep before it heard that it is busy.
+async fn still_started(world: &World, target: &MachineTarget) -> Result<(), ApiError> {
+    let handle = world.handle(&target.id).ok_or_else(|| gone(target))?;
+    // It hears one thing after the other: this answer comes after it has heard.
+    let (reply, heard) = oneshot::channel();
+    let is_there = handle.send(Command::Run { reply }).await && heard.await.is_ok();
+    let state = handle.status().state;
+    if is_there && state == MachineState::Started {
+        Ok(())
+    } else {
+        Err(not_started(target, state))
+    }
+}
+
+fn gone(target: &MachineTarget) -> ApiError {
+    ApiError::not_found(format!("machine not found: {} in app {}", target.id, target.app))
+}
+
+fn not_started(target: &MachineTarget, state: MachineState) -> ApiError {
+    let id = &target.id;
+    ApiError::precondition(format!("machine {id} is {state}: only a started one can be busy"))
+}
+
 /// What was written down.
 struct Said {
     record: BusyRecord,
@@ -72,21 +100,18 @@ fn decide(
     input: BusyInput,
 ) -> Result<(Vec<Change>, Said), ApiError> {
     catalog.machine(&target.app, &target.id)?;
-    let handle =
-        world.handle(&target.id).ok_or_else(|| ApiError::not_found("machine not found"))?;
+    let handle = world.handle(&target.id).ok_or_else(|| gone(target))?;
     let status = handle.status();
     if status.state != MachineState::Started {
-        let (id, state) = (&target.id, status.state);
-        return Err(ApiError::precondition(format!(
-            "machine {id} is {state}: only a started one can be busy"
-        )));
+        return Err(not_started(target, status.state));
     }
     let ttl = i64::try_from(input.ttl).unwrap_or(i64::MAX);
     let until = clock::unix_secs().saturating_add(ttl);
     let record =
         BusyRecord { machine: target.id.clone(), run: status.run, until, reason: input.reason };
     let is_followed = catalog.busy.contains_key(&target.id);
-    let is_news = live(catalog, &target.id).is_none_or(|it| it.reason != record.reason);
+    // Who says something else each second would wash all other events away.
+    let is_news = live(catalog, &target.id).is_none();
     Ok((vec![Change::PutBusy(record.clone())], Said { record, is_followed, is_news }))
 }
 
@@ -182,16 +207,22 @@ fn removal(catalog: &Catalog, machine: &str) -> (Vec<Change>, Option<Duration>) 
 }
 
 fn live<'a>(catalog: &'a Catalog, machine: &str) -> Option<&'a BusyRecord> {
-    catalog.busy.get(machine).filter(|record| clock::unix_secs() < record.until)
+    catalog.busy.get(machine).filter(|record| lives(record, clock::unix_secs()))
+}
+
+/// After the wall clock was set back by much, what was said before it counts no more.
+fn lives(record: &BusyRecord, now: i64) -> bool {
+    let left = record.until.saturating_sub(now);
+    0 < left && left <= i64::try_from(TTL_MAX).unwrap_or(i64::MAX)
 }
 
 fn shown(record: &BusyRecord) -> Busy {
     Busy { until: clock::stamp_at(record.until), reason: record.reason.clone() }
 }
 
-/// What a Machine says of itself now.
-pub(crate) fn of(catalog: &Catalog, machine: &str) -> Option<Busy> {
-    live(catalog, machine).map(shown)
+/// What this run of a Machine says of itself now. A run may have ended while no server was there to write it down.
+pub(crate) fn of(catalog: &Catalog, machine: &str, run: u64) -> Option<Busy> {
+    live(catalog, machine).filter(|record| record.run == run).map(shown)
 }
 
 #[cfg(test)]
@@ -233,11 +264,12 @@ mod tests {
     #[test]
     fn what_ended_early_has_no_effect_but_keeps_its_follower() {
         let mut catalog = catalog(record(clock::unix_secs() + 100));
-        assert!(of(&catalog, "m").is_some());
+        assert!(of(&catalog, "m", 3).is_some());
+        assert!(of(&catalog, "m", 4).is_none(), "the next run has not said so");
         for change in ended(&catalog, "m") {
             catalog.apply(change);
         }
-        assert!(of(&catalog, "m").is_none() && catalog.busy.contains_key("m"));
+        assert!(of(&catalog, "m", 3).is_none() && catalog.busy.contains_key("m"));
         assert!(ended(&catalog, "m").is_empty());
     }
 
@@ -246,6 +278,12 @@ mod tests {
         let catalog = catalog(record(clock::unix_secs() + 100));
         assert_eq!(run_ended_in(&catalog, "m", 3).0.len(), 1);
         assert!(run_ended_in(&catalog, "m", 2).0.is_empty(), "an earlier run");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_time_longer() {
+        assert!(lives(&record(4_600), 1_000) && !lives(&record(4_601), 1_000));
+        assert!(!lives(&record(1_000), 1_000));
     }
 
     #[test]

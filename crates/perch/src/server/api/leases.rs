@@ -104,7 +104,7 @@ fn ending(catalog: &Catalog, lease: &LeaseRecord) -> Vec<Change> {
 /// Tells what is true now, so that the order of the tellers does not matter.
 pub(super) async fn announce(world: &Arc<World>, app: &str, machine: &str) {
     if let Some(handle) = world.handle(machine) {
-        let held = is_kept_awake(&world.keeper.read(), machine);
+        let held = is_kept_awake(&world.keeper.read(), machine, handle.status().run);
         let lease = if held { lifecycle::Lease::Held } else { lifecycle::Lease::Free };
         handle.send(Command::Lease(lease)).await;
     }
@@ -207,8 +207,8 @@ fn answer(world: &World, target: &MachineTarget, lease: &LeaseRecord) -> Lease {
 }
 
 /// Whether the proxy lets the Machine run, needed or not: somebody holds its lease, or it says that it is busy.
-pub(crate) fn is_kept_awake(catalog: &Catalog, machine: &str) -> bool {
-    live(catalog, machine).is_some() || super::busy::of(catalog, machine).is_some()
+pub(crate) fn is_kept_awake(catalog: &Catalog, machine: &str, run: u64) -> bool {
+    live(catalog, machine).is_some() || super::busy::of(catalog, machine, run).is_some()
 }
 
 /// Whether somebody holds a Machine's lease now.

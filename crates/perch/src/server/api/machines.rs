@@ -355,7 +355,7 @@ fn wire_machine(world: &World, catalog: &Catalog, record: &MachineRecord) -> Opt
         cordoned: record.cordoned,
         perch_depth: None,
         perch_memory: None,
-        perch_busy: super::busy::of(catalog, &record.id),
+        perch_busy: super::busy::of(catalog, &record.id, status.run),
     })
 }
 
