@@ -19,7 +19,7 @@ use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
 use crate::crowd::{Crowd, Idle};
 use crate::directory::{Destination, Directory, Target};
-use crate::{Endpoints, Options, ProxyError, dns, http, tcp};
+use crate::{Endpoints, Options, ProxyError, dns, http, moderation, tcp};
 
 /// Connections of callers at once; more wait in the kernel's queue. 60,000 idle ones are 0.1 GB here.
 const CONNECTIONS_MAX: u64 = 60_000;
@@ -47,6 +47,8 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(31)
+        .on_thread_park(moderation::park)
+        .on_thread_unpark(moderation::unpark)
         .build()
         .map_err(ProxyError::Runtime)?;
     LocalSet::new().block_on(&runtime, serve(listeners, control, options))

@@ -18,6 +18,7 @@ use crate::app::{App, NoPlace, Place, PortFacts};
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some_of};
 use crate::clock::Ticker;
 use crate::directory::Destination;
+use crate::moderation;
 use crate::upstream::{self, NoConnection};
 
 /// A connection that is reset, not ended, if it is dropped midway: whoever is at its other end must
@@ -292,6 +293,7 @@ async fn ask(
         if bytes.is_empty() {
             return machine.shutdown().await;
         }
+        moderation::count_piece(bytes.filled().len());
         machine.write_all(bytes.filled()).await?;
     }
 }
@@ -307,6 +309,7 @@ async fn answer(
         if bytes.is_empty() {
             return caller.shutdown().await;
         }
+        moderation::count_piece(bytes.filled().len());
         line.stuck.set(true);
         let written = caller.write_all(bytes.filled()).await;
         line.stuck.set(false);

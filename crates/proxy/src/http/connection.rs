@@ -20,6 +20,7 @@ use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
 use crate::directory::{Destination, Directory, Target};
+use crate::moderation;
 use crate::tcp::{self, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 
@@ -154,9 +155,12 @@ impl Connection {
         alarm: Pin<&mut Sleep>,
     ) -> Result<After, Ended> {
         let incoming = self.read(&mut stream.tcp, &mut scratch.request, alarm).await?;
+        moderation::count();
         stream.midway = true;
+        moderation::before_write().await;
         let done = self.answer(&mut stream.tcp, scratch, incoming).await;
         stream.midway = false;
+        moderation::count();
         done
     }
 

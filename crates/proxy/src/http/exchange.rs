@@ -16,6 +16,7 @@ use super::head::{After, HEAD_BYTES_MAX, Request, Version};
 use super::response::{self, Response, Signature};
 use super::watch::Watch;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some, read_some_of};
+use crate::moderation;
 
 /// Content up to this size is copied behind the head for one plain write; above, two slices cost less.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
@@ -85,6 +86,7 @@ async fn download(
 ) -> Result<Response, Broken> {
     let first = read_some(&mut machine, BUFFER_BYTES).await;
     let first = first.ok().filter(|buffer| !buffer.is_empty()).ok_or(Broken::NoAnswer)?;
+    moderation::before_write().await;
     let mut request = *request;
     if last.get() {
         request.after = After::Close;

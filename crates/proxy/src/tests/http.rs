@@ -414,6 +414,16 @@ fn at_the_hard_limit_requests_wait_for_a_place() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
+    check_pipelined();
+}
+
+#[test]
+fn a_busy_proxy_that_lets_others_read_first_answers_the_same() {
+    crate::moderation::begin();
+    check_pipelined();
+}
+
+fn check_pipelined() {
     run(|mut world| async move {
         let port = machine(echo_heads).await;
         world.publish(app("started", port)).await;

@@ -1,0 +1,170 @@
+//! Takes short rests under heavy load, so that more is done at each turn.
+//!
+//! A proxy that is nearly, but not quite, busy all the time looks for events again as soon as it has handled the last
+//! one or two. Each look, and each caller and program that is woken for a single message, costs the processor several
+//! times what the message costs. Network cards have the same trouble and the same cure: when much comes in, they
+//! collect for some tens of microseconds before they interrupt.
+//!
+//! It begins when the thread has been busy for three quarters of the time with many messages, and ends when it is
+//! busy for less than half of it or the messages become few: a caller who waits for each answer, or one large body, is
+//! never made to wait. A proxy that others keep from its processor seems busy too; its rests are then the least of it.
+
+use std::cell::RefCell;
+use std::task::Poll;
+use std::time::Duration;
+
+use perch_core::time::Timestamp;
+
+use crate::clock;
+
+/// How long one rest is; the kernel adds up to as much again (its timer slack).
+const REST: Duration = Duration::from_micros(50);
+/// How long load is measured before anything changes.
+const WINDOW: Duration = Duration::from_millis(5);
+/// Fewer messages than this in a window are too few to be collected: two in the time of a rest.
+const MESSAGES_MIN: u32 = 100;
+/// Pieces of raw connections below this size are messages: a query, a row.
+const SMALL_BYTES_MAX: usize = 2048;
+
+thread_local! {
+    static HERE: RefCell<Moderation> = RefCell::new(Moderation::new(clock::now()));
+}
+
+/// One request or answer was passed on by this thread.
+pub(crate) fn count() {
+    HERE.with_borrow_mut(|it| it.messages = it.messages.saturating_add(1));
+}
+
+/// One piece of a raw connection was passed on by this thread. Large ones are parts of a stream, which gains nothing
+/// when it is made to wait.
+pub(crate) fn count_piece(bytes: usize) {
+    if bytes < SMALL_BYTES_MAX {
+        count();
+    }
+}
+
+/// Under heavy load lets all others who have something to read do that before the caller of this writes: the
+/// processor then runs the kernel's long way out many times in a row, not by turns with its way in.
+pub(crate) async fn before_write() {
+    let mut waits = HERE.with_borrow(|it| it.rests);
+    std::future::poll_fn(|cx| {
+        if !std::mem::take(&mut waits) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The thread has nothing to do and is about to wait for events. Rests first if the load is high.
+pub(crate) fn park() {
+    if HERE.with_borrow_mut(|it| it.park(clock::now())) {
+        std::thread::sleep(REST);
+    }
+}
+
+/// The thread has events to handle.
+pub(crate) fn unpark() {
+    HERE.with_borrow_mut(|it| it.busy_since = clock::now());
+}
+
+/// As under heavy load, for the rest of this thread's life.
+#[cfg(test)]
+pub(crate) fn begin() {
+    HERE.with_borrow_mut(|it| it.rests = true);
+}
+
+/// What one thread knows of its load.
+#[derive(Debug)]
+struct Moderation {
+    window_since: Timestamp,
+    busy_since: Timestamp,
+    busy: Duration,
+    messages: u32,
+    rests: bool,
+}
+
+impl Moderation {
+    const fn new(now: Timestamp) -> Self {
+        let (busy, messages, rests) = (Duration::ZERO, 0, false);
+        Self { window_since: now, busy_since: now, busy, messages, rests }
+    }
+
+    /// Nothing is left to be done; whether to rest before looking for more.
+    fn park(&mut self, now: Timestamp) -> bool {
+        self.busy += now.since(self.busy_since);
+        let window = now.since(self.window_since);
+        if WINDOW <= window {
+            let most_of_it = if self.rests { window / 2 } else { window / 4 * 3 };
+            let enough = WINDOW.as_micros() * u128::from(self.messages)
+                >= window.as_micros() * u128::from(MESSAGES_MIN);
+            self.rests = enough && most_of_it <= self.busy;
+            (self.window_since, self.busy, self.messages) = (now, Duration::ZERO, 0);
+        }
+        // Asked again without anything in between, it has not been busy meanwhile.
+        self.busy_since = now;
+        self.rests
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: u64) -> Timestamp {
+        Timestamp::from_micros(1_000_000 + micros)
+    }
+
+    /// Turns of 100 us for a while, so much of each busy with so many messages; whether it rests then.
+    fn after(it: &mut Moderation, from: u64, busy: u64, messages: u32) -> bool {
+        let mut rests = false;
+        for turn in 0..150 {
+            let begin = from + turn * 100;
+            it.busy_since = at(begin);
+            it.messages += messages;
+            rests = it.park(at(begin + busy));
+        }
+        rests
+    }
+
+    #[test]
+    fn only_a_busy_thread_with_many_messages_rests() {
+        let new = || Moderation::new(at(0));
+        assert!(after(&mut new(), 0, 80, 4));
+        assert!(!after(&mut new(), 0, 60, 4), "it has time left");
+        assert!(!after(&mut new(), 0, 99, 1), "one large answer");
+        assert!(!after(&mut new(), 0, 1, 0), "nobody is there");
+    }
+
+    #[test]
+    fn who_rests_goes_on_while_it_is_busy_for_half_of_the_time() {
+        let mut it = Moderation::new(at(0));
+        assert!(after(&mut it, 0, 80, 4));
+        assert!(after(&mut it, 15_000, 60, 4), "resting made room, which is no reason to stop");
+        assert!(!after(&mut it, 30_000, 40, 4));
+        assert!(!after(&mut it, 45_000, 60, 4));
+    }
+
+    #[tokio::test]
+    async fn under_load_all_read_before_anybody_writes() {
+        begin();
+        let log = RefCell::new(Vec::new());
+        let one = || async {
+            log.borrow_mut().push("read");
+            before_write().await;
+            log.borrow_mut().push("write");
+        };
+        tokio::join!(one(), one());
+        assert_eq!(log.into_inner(), ["read", "read", "write", "write"]);
+    }
+
+    #[test]
+    fn a_long_silence_ends_it_at_once() {
+        let mut it = Moderation::new(at(0));
+        assert!(after(&mut it, 0, 80, 4));
+        it.busy_since = at(5_000_000);
+        it.messages += 1;
+        assert!(!it.park(at(5_000_010)));
+    }
+}
