@@ -37,7 +37,7 @@ use tokio::net::UnixStream;
 use crate::cgroup::{self, Allowance, Cgroups, Freezer};
 use crate::files::{self, Content};
 use crate::ids::Ids;
-use crate::process::{self, Process};
+use crate::process::{self, Process, Worker};
 use crate::secrets::Secrets;
 use crate::sys;
 use crate::tree::remove_tree;
@@ -525,6 +525,15 @@ impl Machine {
             tracing::warn!(machine = self.spec.machine, %error, "could not call a freeze off");
             false
         })
+    }
+
+    /// Lists the workers among the Machine's processes: those that a process of the same name forked. Reads `/proc` (about
+    /// 20 µs a process); empty for a run that has ended.
+    pub fn workers(&self) -> Vec<Worker> {
+        if self.alive.is_none() {
+            return Vec::new();
+        }
+        process::workers(&self.cgroups.pids())
     }
 
     /// Lists the Machine's processes with their listening sockets. Does not wake or disturb them. Reads `/proc`

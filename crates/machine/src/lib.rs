@@ -54,7 +54,7 @@ pub use launch::{
     RootFile, SignalError, adopt, arm, install_init, launch, launch_with, lives, remove, uid_base,
 };
 pub use memory::{Memory, PagedOut, Swap};
-pub use process::{ListenSocket, Process};
+pub use process::{ListenSocket, Process, Worker};
 pub use secrets::Secrets;
 pub use tree::{Freed, freed};
 pub use volumes::Volume;

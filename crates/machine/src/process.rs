@@ -64,9 +64,52 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
     Stat::parse(&stat).map(|stat| stat.start_ticks).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// A process that was forked by one of the same name, as servers fork their workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// Its name, which programs set to what they like: at most 15 bytes.
+    pub name: String,
+    pid: i32,
+    start_ticks: u64,
+}
+
+impl Worker {
+    /// Whether it has ended, reaped or not.
+    pub fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let lives = |stat: Stat| stat.start_ticks == self.start_ticks && !stat.is_zombie;
+        !Stat::parse(&stat).is_some_and(lives)
+    }
+}
+
+/// Those of `pids` (ids of the host) that are workers of others among them.
+pub(crate) fn workers(pids: &[i32]) -> Vec<Worker> {
+    let read = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some((*pid, name_of(&stat)?.to_owned(), Stat::parse(&stat)?))
+    };
+    let all: HashMap<i32, (String, Stat)> =
+        pids.iter().filter_map(read).map(|(pid, name, stat)| (pid, (name, stat))).collect();
+    let is_worker =
+        |name: &str, stat: &Stat| all.get(&stat.parent).is_some_and(|(parent, _)| parent == name);
+    let workers = all.iter().filter(|(_, (name, stat))| is_worker(name, stat));
+    let workers = workers.map(|(pid, (name, stat))| Worker {
+        name: name.clone(),
+        pid: *pid,
+        start_ticks: stat.start_ticks,
+    });
+    workers.collect()
+}
+
+fn name_of(stat: &str) -> Option<&str> {
+    Some(stat.split_once('(')?.1.rsplit_once(')')?.0)
+}
+
 /// What we use of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
+    is_zombie: bool,
+    parent: i32,
     user_ticks: u64,
     system_ticks: u64,
     start_ticks: u64,
@@ -79,6 +122,8 @@ impl Stat {
         let fields: Vec<_> = text.rsplit_once(") ")?.1.split(' ').collect();
         let number = |field: usize| fields.get(field - 3)?.trim().parse().ok();
         Some(Self {
+            is_zombie: *fields.first()? == "Z",
+            parent: fields.get(1)?.parse().ok()?,
             user_ticks: number(14)?,
             system_ticks: number(15)?,
             start_ticks: number(22)?,
@@ -179,10 +224,38 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 11 22 0 0 20 0 1 0 333 4444 55 6 0";
-        let expected =
-            Stat { user_ticks: 11, system_ticks: 22, start_ticks: 333, resident_pages: 55 };
+        let expected = Stat {
+            is_zombie: false,
+            parent: 1,
+            user_ticks: 11,
+            system_ticks: 22,
+            start_ticks: 333,
+            resident_pages: 55,
+        };
         assert_eq!(Stat::parse(stat), Some(expected));
+        assert_eq!(name_of(stat), Some("a) b"));
         assert_eq!(Stat::parse("7 (short) S 1"), None);
+    }
+
+    #[test]
+    fn a_worker_is_a_fork_of_the_same_name() -> io::Result<()> {
+        use std::io::BufRead;
+        let script = "exec 3<&0; (read end <&3) & echo $!; wait";
+        let mut shell = std::process::Command::new("sh");
+        let shell = shell.args(["-c", script]).stdin(std::process::Stdio::piped());
+        let mut shell = shell.stdout(std::process::Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        io::BufReader::new(shell.stdout.take().expect("piped")).read_line(&mut line)?;
+        let (parent, child) = (i32::try_from(shell.id()), line.trim().parse());
+        let (parent, child) = (parent.expect("an id"), child.expect("an id"));
+        let found = workers(&[parent, child]);
+        assert!(matches!(&found[..], [it] if it.pid == child && it.name == "sh"), "{found:?}");
+        assert!(workers(&[child]).is_empty(), "its parent is in no Machine");
+        assert!(!found[0].has_ended());
+        drop(shell.stdin.take());
+        shell.wait()?;
+        assert!(found[0].has_ended());
+        Ok(())
     }
 
     #[cfg(target_endian = "little")]

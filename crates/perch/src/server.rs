@@ -40,6 +40,7 @@ mod secrets;
 mod verdict;
 mod views;
 mod volumes;
+mod workers;
 mod world;
 
 use std::ffi::OsString;

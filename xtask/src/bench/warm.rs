@@ -2,17 +2,18 @@
 //!
 //! Both have the same shape: client namespace, veth, proxy namespace, veth, upstream namespace;
 //! IPv6 in front, IPv4 behind. The proxy has core 0; `wrk` and the upstream share core 1. Each upstream
-//! has a session of its own, as a Machine has: by it the kernel shares a core between programs.
+//! has a session of its own and a cgroup with the same limits, as a Machine has: by them the kernel shares a core between
+//! programs, and how often the upstream has to be woken is charged to who wakes it.
 //!
 //! CPU is what the kernel charges the proxy's process for, by one rule for both: its own code, and what
 //! its writes set going in the receiver's stack. Rules that only callers' packets meet are charged to `wrk`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use perch_testkit::{Host, Image, get, wait_until};
+use perch_testkit::{Host, Image, Process, get, wait_until};
 
 use super::UPSTREAM;
 use super::figures::{Series, holds};
@@ -25,6 +26,8 @@ const LIMIT: f64 = 1.0;
 const SECONDS: &str = "5";
 const CONNECTIONS: &str = "64";
 const PORT: &str = "8080";
+/// What rules over CPU time in a cgroup of either version.
+const CPU_FILES: [&str; 4] = ["cpu.shares", "cpu.cfs_quota_us", "cpu.weight", "cpu.max"];
 
 /// Linux counts CPU time for `/proc` in hundredths of a second.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -51,7 +54,8 @@ pub(crate) fn run(rounds: usize) -> Result<bool> {
     let host = Host::start()?;
     let address = deploy(&host)?;
     let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?.pid;
-    let rival = Rival::start(&host)?;
+    let machine = machine_pid(&host)?;
+    let rival = Rival::start(&host, machine)?;
     pin(proxy, "0")?;
     pin_all_but(&host, proxy)?;
     let (mut ours, mut theirs) = (Contender::default(), Contender::default());
@@ -136,20 +140,22 @@ struct Rival {
     spaces: [Child; 2],
     upstream: Child,
     haproxy: Child,
+    cgroup: Twin,
 }
 
 impl Rival {
-    fn start(host: &Host) -> Result<Self> {
+    fn start(host: &Host, like: i32) -> Result<Self> {
         let spaces = [space()?, space()?];
         let (front, back) = (spaces[0].id(), spaces[1].id());
         connect(host, front, back)?;
         let own = std::env::current_exe()?.to_string_lossy().into_owned();
         let upstream = ["setsid", "taskset", "-c", "1", &own, UPSTREAM, PORT];
         let upstream = enter(back, &upstream).spawn()?;
+        let cgroup = Twin::of(like, upstream.id())?;
         let config = host.dir().join("haproxy.cfg");
         std::fs::write(&config, HAPROXY)?;
         let haproxy = start_haproxy(front, &config)?;
-        let rival = Self { spaces, upstream, haproxy };
+        let rival = Self { spaces, upstream, haproxy, cgroup };
         wait_until("an answer through HAProxy", Duration::from_secs(10), || {
             let address = "[fd99::2]:80".parse()?;
             host.inside(|| {
@@ -229,5 +235,41 @@ impl Drop for Rival {
             drop(child.kill());
             drop(child.wait());
         }
+        drop(std::fs::remove_dir(&self.cgroup.0));
     }
+}
+
+/// The program of the only Machine.
+fn machine_pid(host: &Host) -> Result<i32> {
+    let upstream = |process: &Process| process.args.first().is_some_and(|it| it == "/upstream");
+    host.processes().iter().find(|it| upstream(it)).map(|it| it.pid).context("no upstream runs")
+}
+
+/// A cgroup beside a Machine's own, with the same rules for CPU time.
+struct Twin(PathBuf);
+
+impl Twin {
+    fn of(like: i32, member: u32) -> Result<Self> {
+        let own = cpu_cgroup(like)?;
+        let twin = Self(own.with_file_name("warm-rival"));
+        std::fs::create_dir(&twin.0).with_context(|| twin.0.display().to_string())?;
+        for file in CPU_FILES {
+            if let Ok(value) = std::fs::read(own.join(file)) {
+                std::fs::write(twin.0.join(file), value)?;
+            }
+        }
+        std::fs::write(twin.0.join("cgroup.procs"), member.to_string())?;
+        Ok(twin)
+    }
+}
+
+/// The cgroup that has the CPU controller: of version 1 where there is one.
+fn cpu_cgroup(pid: i32) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let lines: Vec<(&str, &str)> = lines.collect();
+    let of = |wanted: fn(&str) -> bool| lines.iter().find(|(names, _)| wanted(names));
+    let found = of(|names| names.split(',').any(|it| it == "cpu")).or_else(|| of(str::is_empty));
+    let (names, path) = found.context("the Machine is in no cgroup")?;
+    Ok(Path::new("/sys/fs/cgroup").join(names).join(path.trim_start_matches('/')))
 }

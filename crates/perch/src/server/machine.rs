@@ -25,6 +25,7 @@ use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
 use super::verdict::{Ended, LOST};
+use super::workers::Workers;
 use super::world::{World, lock};
 
 /// Requests that may wait for a Machine's task; one that finds it full waits itself.
@@ -55,6 +56,8 @@ pub(crate) enum Command {
     Signal { number: i32, reply: oneshot::Sender<Result<(), String>> },
     /// Measure its memory; `None` when nothing of it runs.
     Memory { reply: oneshot::Sender<Option<perch_machine::Memory>> },
+    /// Forks of its program have ended right after a thaw.
+    WorkersEnded { run: u64, told: String },
     /// Some of its memory went to swap.
     PagedOut { run: u64, paged: perch_machine::PagedOut, why: Option<String> },
     /// The run that lives, for who joins it.
@@ -168,6 +171,7 @@ pub(crate) fn spawn(
         rest: Rest::Unknown,
         beginning: Beginning::Cold,
         measured: Arc::default(),
+        workers: Workers::default(),
         condemned: None,
     };
     world.tracker.spawn(task.work(mailbox));
@@ -194,6 +198,8 @@ struct Task {
     beginning: Beginning,
     /// The last measurement of its memory, for callers in quick succession.
     measured: Arc<Mutex<Option<Measured>>>,
+    /// Forks of its program, as they were when it was frozen.
+    workers: Workers,
     /// The run that was killed for what it takes.
     condemned: Option<u64>,
 }
@@ -306,6 +312,7 @@ impl Task {
             }
             Command::Processes { reply } => self.list_processes(reply),
             Command::Memory { reply } => self.measure(reply),
+            Command::WorkersEnded { run, told } => self.on_workers_ended(run, told),
             Command::PagedOut { run, paged, why } => self.on_paged_out(run, paged, why),
             Command::Launched { run, result } => self.on_launched(run, result).await,
             Command::ThawFailed { run, reason } => {
@@ -595,6 +602,7 @@ impl Task {
         let thawed = machine.thaw();
         fault::pass(Point::ServerThawed);
         self.pass_by(Point::InitThawed);
+        self.workers.thawed(&self.world, run, &self.mailbox_sender);
         if let Err(error) = thawed {
             let reason = format!("could not thaw it: {}", super::images::chain(&error));
             let mailbox = self.mailbox_sender.clone();
@@ -696,6 +704,16 @@ impl Task {
         self.record(wire::Event { kind: "page_out".to_owned(), ..self.event(request) });
     }
 
+    /// Whoever ends because the Machine ends is no news.
+    fn on_workers_ended(&mut self, run: u64, told: String) {
+        if run != self.life.run() || wire_state(&self.life) != wire::MachineState::Started {
+            return;
+        }
+        self.because(Source::Platform, told);
+        let event = self.event(self.request());
+        self.record(wire::Event { kind: "workers_ended".to_owned(), ..event });
+    }
+
     /// Tells the pager what it does not know yet.
     fn settle_rest(&mut self) {
         let Some(machine) = &self.running else { return };
@@ -708,11 +726,15 @@ impl Task {
         *lock(&self.measured) = None;
         match rest {
             Rest::Asleep => {
+                self.workers.frozen(&self.world, machine.clone());
                 let past = if before == Rest::Awake { Past::Running } else { Past::Unknown };
                 let mailbox = self.mailbox_sender.clone();
                 self.world.pager.fell_asleep(machine.clone(), past, mailbox);
             }
-            Rest::Awake | Rest::Unknown => self.world.pager.woke(machine),
+            Rest::Awake | Rest::Unknown => {
+                self.world.pager.woke(machine);
+                self.workers.thawed(&self.world, machine.run(), &self.mailbox_sender);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, holds_for, node_image, python_image};
+use perch_testkit::{Host, holds_for, node_image, python_image, wait_until};
 
 use crate::stage::{SOON, fly_toml, on_host};
 
@@ -64,6 +64,58 @@ fn gunicorn_answers_after_a_sleep() {
         let address = web(host, "gunicorn", &python_image()?, run)?;
         slept_past_keep_alive(host, "gunicorn", address)
     });
+}
+
+/// A server whose fork ends when the clock has made a leap, as one does that its master takes for dead.
+const FORKING: &str = "\
+import http.server, os, threading, time
+def work():
+    while True:
+        before = time.monotonic()
+        time.sleep(0.01)
+        if time.monotonic() - before > 0.7:
+            os._exit(1)
+def keep():
+    while True:
+        child = os.fork()
+        if child == 0:
+            work()
+        os.waitpid(child, 0)
+threading.Thread(target=keep).start()
+http.server.test(http.server.SimpleHTTPRequestHandler, http.server.ThreadingHTTPServer, port=8080, bind='0.0.0.0')
+";
+
+#[test]
+fn a_worker_that_does_not_outlive_a_thaw_is_an_event_with_advice() {
+    on_host(|host| {
+        let script = base64(host, FORKING)?;
+        let run = format!(
+            "[processes]\n  app = 'python3 /srv/forking.py'\n[[files]]\n  guest_path = '/srv/forking.py'\n  \
+             raw_value = '{script}'\n"
+        );
+        let address = web(host, "forking", &python_image()?, &run)?;
+        for _ in 0..2 {
+            host.wait_all("forking", "suspended", SOON)?;
+            // The fork's clock leaps.
+            holds_for("asleep", Duration::from_secs(1), || {
+                Ok(host.states("forking")? == ["suspended"])
+            })?;
+            host.inside(|| Caller::connect(address)?.get("/"))?;
+        }
+        let machine = wait_until("the event", SOON, || {
+            let machine = host.machines("forking")?.pop().context("a Machine")?;
+            Ok((0 < machine.events("workers_ended")).then_some(machine))
+        })?;
+        let said = host.fly(&["machine", "status", &machine.id, "-a", "forking"])?.ok()?;
+        ensure!(said.contains("lost 1 of 1 workers") && said.contains("--timeout 0"), "{said}");
+        Ok(())
+    });
+}
+
+fn base64(host: &Host, text: &str) -> Result<String> {
+    let path = host.dir().join("forking.py");
+    std::fs::write(&path, text)?;
+    Ok(host.run("base64", &["-w0", &path.to_string_lossy()])?.ok()?.trim().to_owned())
 }
 
 /// Callers by connections that they keep and by new ones, before and after a sleep that outlasts the program's patience

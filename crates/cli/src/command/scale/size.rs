@@ -71,7 +71,6 @@ pub(super) async fn run(
     });
     context.console.line(format!("{:>15}: {}", "CPU Cores", new.cpus));
     context.console.line(format!("{:>15}: {} MB", "Memory", new.memory_mb));
-    context.console.note("NOTE: the size is kept with the Machines; it is not enforced yet");
     warn_of_file(context, args, &chosen, &wanted);
     Ok(())
 }
