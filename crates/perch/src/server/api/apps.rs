@@ -194,12 +194,14 @@ fn begin_removal(
 ) -> Result<(Vec<Change>, AppRecord), ApiError> {
     let mut going = AppRecord { going: true, ..catalog.app(name)?.clone() };
     for id in volumes {
+        // Of a removal that was cut short: its record may be gone already.
+        if going.going_volumes.contains(&id) {
+            continue;
+        }
         if !catalog.volumes_of(name).any(|it| it.id == id) {
             return Err(ApiError::not_found(format!("volume not found: {id} in app {name}")));
         }
-        if !going.going_volumes.contains(&id) {
-            going.going_volumes.push(id);
-        }
+        going.going_volumes.push(id);
     }
     Ok((vec![Change::PutApp(going.clone())], going))
 }
@@ -370,5 +372,15 @@ mod tests {
         catalog.apply(Change::PutApp(serde_json::from_slice(&kept).expect("the same")));
         begin(&mut catalog, &[]).expect("it is gone on with");
         assert_eq!(going(&catalog), ["vol_1"]);
+    }
+
+    #[test]
+    fn a_removal_that_is_asked_for_again_goes_on_when_its_volumes_are_gone_already() {
+        let mut catalog = with_volumes();
+        begin(&mut catalog, &["vol_1"]).expect("it begins");
+        catalog.apply(Change::DeleteVolume("vol_1".to_owned()));
+        begin(&mut catalog, &["vol_1", "vol_2"]).expect("it is gone on with");
+        assert_eq!(going(&catalog), ["vol_2"]);
+        assert_eq!(begin(&mut catalog, &["vol_9"]).expect_err("none of its own").code, 404);
     }
 }
