@@ -46,9 +46,9 @@ impl DiskUse {
 fn tree_bytes(top: &Path, limit: u64) -> io::Result<u64> {
     let (mut bytes, mut linked) = (0, BTreeSet::new());
     let visited = tree::visit(top, |meta| {
-        if tree::is_dir(meta) || meta.st_nlink < 2 || linked.insert(meta.st_ino) {
-            bytes += tree::block_bytes(meta).max(INODE_BYTES);
-        }
+        let is_first = tree::is_dir(meta) || meta.st_nlink < 2 || linked.insert(meta.st_ino);
+        // A further name of the same file costs no blocks, but one more look.
+        bytes += if is_first { tree::block_bytes(meta).max(INODE_BYTES) } else { INODE_BYTES };
         if limit < bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     match visited {
@@ -70,7 +70,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_with_two_names_is_counted_once_and_a_link_is_not_followed() -> io::Result<()> {
+    fn the_bytes_of_a_file_with_two_names_are_counted_once_and_a_link_is_not_followed()
+    -> io::Result<()> {
         let dir = crate::scratch_dir("disk")?;
         fs::create_dir(dir.join("sub"))?;
         fs::write(dir.join("sub/file"), vec![1; 100_000])?;
@@ -86,6 +87,19 @@ mod tests {
         let dir = crate::scratch_dir("disk-empty")?;
         for name in 0..100 {
             fs::write(dir.join(name.to_string()), "")?;
+        }
+        assert_eq!(tree_bytes(&dir, u64::MAX)?, 100 * INODE_BYTES);
+        assert_eq!(tree_bytes(&dir, 9 * INODE_BYTES)?, 10 * INODE_BYTES);
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn each_name_of_one_file_is_charged_so_that_no_walk_is_longer_than_the_limit() -> io::Result<()>
+    {
+        let dir = crate::scratch_dir("disk-names")?;
+        fs::write(dir.join("file"), "")?;
+        for name in 1..100 {
+            fs::hard_link(dir.join("file"), dir.join(name.to_string()))?;
         }
         assert_eq!(tree_bytes(&dir, u64::MAX)?, 100 * INODE_BYTES);
         assert_eq!(tree_bytes(&dir, 9 * INODE_BYTES)?, 10 * INODE_BYTES);
