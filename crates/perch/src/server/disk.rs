@@ -166,7 +166,12 @@ impl Watch {
         self.next_look.is_none_or(|at| at <= now && (self.is_alarmed || has_fallen))
     }
 
-    /// Takes in what was seen, which took so long.
+    /// A look at the Machines begins: what is taken meanwhile is what they may take before the next one.
+    fn begin(&mut self, disk: Disk) {
+        (self.free, self.freed) = (disk.free, disk.freed);
+    }
+
+    /// Takes in what was seen, which took so long, with the disk as it is afterwards.
     fn judge(
         &mut self,
         disk: Disk,
@@ -179,7 +184,7 @@ impl Watch {
         if let Some(lack) = disk.lack() {
             verdicts.extend(self.greediest(&lack, &now));
         }
-        (self.machines, self.free, self.freed) = (now, disk.free, disk.freed);
+        self.machines = now;
         self.is_alarmed = !verdicts.is_empty();
         self.next_look = Some(at + (took * LOOKING_PART).min(LOOK_PAUSE_MAX));
         verdicts
@@ -237,13 +242,7 @@ pub(crate) async fn watch(world: Arc<World>) {
             () = tokio::time::sleep(pause) => {}
             () = world.shutdown.cancelled() => return,
         }
-        let disk = match Disk::of(&world.paths.machines()) {
-            Ok(disk) => disk,
-            Err(error) => {
-                tracing::warn!(%error, "could not look at the disk");
-                continue;
-            }
-        };
+        let Some(disk) = disk_now(&world) else { continue };
         pause = if disk.is_low() { LOOK_INTERVAL_LOW } else { LOOK_INTERVAL };
         watch.expect(disk);
         if watch.is_due(disk, step, Instant::now()) {
@@ -252,9 +251,17 @@ pub(crate) async fn watch(world: Arc<World>) {
     }
 }
 
-async fn look(world: &Arc<World>, watch: &mut Watch, disk: Disk) {
+fn disk_now(world: &World) -> Option<Disk> {
+    let found = Disk::of(&world.paths.machines());
+    found.inspect_err(|error| tracing::warn!(%error, "could not look at the disk")).ok()
+}
+
+async fn look(world: &Arc<World>, watch: &mut Watch, before: Disk) {
+    watch.begin(before);
     let (owner, started) = (world.clone(), Instant::now());
     let Ok(seen) = tokio::task::spawn_blocking(move || machines(&owner)).await else { return };
+    // A look may take long: nobody is killed for what was lacking before it.
+    let disk = disk_now(world).unwrap_or(before);
     for verdict in watch.judge(disk, seen, Instant::now(), started.elapsed()) {
         let Verdict { machine, run, haste, reason } = verdict;
         tracing::warn!(machine, run, reason, "a Machine takes too much of the disk");
@@ -309,6 +316,11 @@ mod tests {
     }
 
     fn judge(watch: &mut Watch, disk: Disk, machines: &[(&str, Seen)]) -> Vec<String> {
+        watch.begin(disk);
+        judge_after(watch, disk, machines)
+    }
+
+    fn judge_after(watch: &mut Watch, disk: Disk, machines: &[(&str, Seen)]) -> Vec<String> {
         let verdicts = watch.judge(disk, all(machines), Instant::now(), Duration::ZERO);
         verdicts.into_iter().map(|it| format!("{} {:?}", it.machine, it.haste)).collect()
     }
@@ -424,6 +436,21 @@ mod tests {
         let unknown = Space { inodes: 0, ..PLENTY.reserve };
         let unknown = Disk { reserve: unknown, ..with(0) };
         assert!(!unknown.is_low() && unknown.lack().is_none());
+    }
+
+    #[test]
+    fn what_is_taken_or_freed_during_a_look_counts() {
+        let mut watch = Watch::default();
+        judge(&mut watch, PLENTY, &[("filler", seen(1, 10, 10))]);
+        watch.begin(LITTLE);
+        let found = judge_after(&mut watch, PLENTY, &[("filler", seen(1, 60, 60))]);
+        assert!(found.is_empty(), "there is room again: {found:?}");
+        watch.begin(PLENTY);
+        let found = judge_after(&mut watch, LITTLE, &[("filler", seen(1, 60, 60))]);
+        assert!(found.is_empty(), "it had not grown yet: {found:?}");
+        let now = Instant::now() + LOOK_INTERVAL;
+        watch.expect(LITTLE);
+        assert!(watch.is_due(LITTLE, 64 * MIB, now), "who grew after he was looked at");
     }
 
     #[test]
