@@ -83,8 +83,9 @@
 //! - Starts wanted = ceil((in flight + waiting) / soft) − running − starting, of the Machines that
 //!   sleep, each at most once at a time; judged while callers wait, and when a caller has to be let
 //!   in at or over `soft_limit` (AS-71); suspended before stopped, then the last that fell asleep,
-//!   then by ID (AS-67, AS-68). Failed ones back off 1 s doubling to 60 s; when all have failed
-//!   [`START_TRIES_MAX`] times in a row, who waits is told so.
+//!   then by ID (AS-67, AS-68); after all others a frozen one whose places resting connections have.
+//!   Failed ones back off 1 s doubling to 60 s; when all have failed [`START_TRIES_MAX`] times in a
+//!   row, who waits is told so.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;

@@ -61,6 +61,9 @@ pub(super) enum Readiness {
     BackingOff,
     GoingDown,
     BeingReplaced,
+    /// Frozen, and connections that rest in this run have all its places: awake it takes nobody, unless
+    /// its program ends some of them.
+    Full,
 }
 
 #[derive(Debug)]
@@ -308,11 +311,15 @@ impl Machine {
         if service.autostart == Autostart::Off || self.view.cordoned || backing_off {
             return None;
         }
+        let frozen = match self.has_room_at(port) {
+            true => Readiness::Suspended,
+            false => Readiness::Full,
+        };
         if self.is_being_suspended() {
-            return Some(Readiness::Suspended);
+            return Some(frozen);
         }
         match self.view.state {
-            MachineState::Suspended => Some(Readiness::Suspended),
+            MachineState::Suspended => Some(frozen),
             MachineState::Created | MachineState::Stopped | MachineState::Failed => {
                 Some(Readiness::Down)
             }

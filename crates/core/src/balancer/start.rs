@@ -117,7 +117,8 @@ impl Balancer {
         found.map(Machine::clear_drain).is_some()
     }
 
-    /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68).
+    /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68); after all others
+    /// those in which nobody else can enter, wherever they are.
     fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<(Readiness, MachineId)> {
         let alone = self.server == Server::Lost;
         let twice = self.mutant == Mutant::StartIssuedTwice;
@@ -127,9 +128,10 @@ impl Balancer {
         let ranked = self.machines.values().filter(free).filter_map(|m| {
             let readiness = m.readiness(port, now)?;
             let far = m.view.region != self.settings.region;
-            Some((far, readiness, Reverse(m.slept_at), m.view.id))
+            let full = readiness == Readiness::Full;
+            Some((full, far, readiness, Reverse(m.slept_at), m.view.id))
         });
-        ranked.min().map(|(_, readiness, _, id)| (readiness, id))
+        ranked.min().map(|(_, _, readiness, _, id)| (readiness, id))
     }
 
     pub(super) fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {

@@ -524,6 +524,29 @@ fn where_resting_connections_have_all_places_one_more_machine_wakes() {
 }
 
 #[test]
+fn a_frozen_machine_whose_places_are_all_taken_by_resting_connections_is_woken_last() {
+    for (state, region) in [
+        (MachineState::Stopped, "lcl"),
+        (MachineState::Stopping, "lcl"),
+        (MachineState::Stopped, "fra"),
+    ] {
+        let napping = |n| up(n).autostop(Autostop::Suspend).limits(1, Some(1));
+        let other = || napping(2).state(state).region(region);
+        let mut world = World::new(vec![napping(1), other()]);
+        let claim = world.enter();
+        let edge = claim.park();
+        world.edge(edge);
+        world.change(vec![napping(1).state(MachineState::Suspended), other()]);
+        assert_eq!(world.event(waiting(1)), ["start 2"], "{state:?} {region}");
+        assert_eq!(world.event(waiting(1)), Vec::<String>::new(), "{state:?} {region}");
+        // Who rested leaves, and there is room.
+        let mut log = world.leave(claim);
+        log.extend(world.event(waiting(2)));
+        assert_eq!(log, ["start 1"], "{state:?} {region}");
+    }
+}
+
+#[test]
 fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
     let mut world = World::new(vec![suspended(1)]);
     world.event(Event::ServerReady);
