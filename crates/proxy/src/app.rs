@@ -497,7 +497,7 @@ impl App {
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
-            Effect::Stop { machine, attempt, .. } if self.is_at_work(machine) => {
+            Effect::Stop { machine, run, attempt, .. } if self.is_at_work(machine, run) => {
                 let reason = "its program is at work".to_owned();
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perch_core::admission::{Origin, Refusal};
-use perch_core::balancer::{Edge, Event};
+use perch_core::balancer::{Balancer, Edge, Event};
 use perch_core::ids::MachineId;
 use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
@@ -64,9 +64,8 @@ impl App {
     }
 
     /// Whether a Machine with resting connections does something of its own. Looks once per decision.
-    pub(super) fn is_at_work(&self, machine: MachineId) -> bool {
-        let belief = self.balancer.borrow().belief(machine);
-        if belief.is_none_or(|belief| belief.parked == 0) {
+    pub(super) fn is_at_work(&self, machine: MachineId, run: u64) -> bool {
+        if !self.has_resting(machine, run) {
             return false;
         }
         let before = self.naps.work.borrow().get(&machine).copied();
@@ -74,6 +73,14 @@ impl App {
         let after = self.naps.work.borrow().get(&machine).copied();
         let (Some((since, before)), Some((now, after))) = (before, after) else { return false };
         is_work(now.since(since), Duration::from_micros(after.saturating_sub(before)))
+    }
+
+    /// Whether connections rest in this run, also if only a former balancer has counted them.
+    fn has_resting(&self, machine: MachineId, run: u64) -> bool {
+        let rest = |balancer: &Balancer| {
+            balancer.belief(machine).is_some_and(|b| b.run == run && b.parked != 0)
+        };
+        rest(&self.balancer.borrow()) || self.former.borrow().iter().any(rest)
     }
 }
 
@@ -134,15 +141,4 @@ impl Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_little_cpu_is_no_work_and_a_share_of_it_is() {
-        let millis = Duration::from_millis;
-        assert!(!is_work(millis(100), millis(5)));
-        assert!(is_work(millis(100), millis(6)));
-        assert!(!is_work(Duration::from_secs(300), Duration::from_secs(6)));
-        assert!(is_work(Duration::from_secs(300), Duration::from_secs(7)));
-    }
-}
+mod tests;
