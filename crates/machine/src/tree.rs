@@ -1,9 +1,9 @@
-//! Removes directories that a Machine has filled, and visits those that it still fills.
+//! Removes and measures directories that a Machine has filled, and visits those that it still fills.
 //!
 //! The standard library goes down one level by one call of itself, so 13,000 nested directories end the whole server.
 //! This walk needs neither a stack nor a descriptor per level, and no path longer than a name; it writes nothing, so a
-//! full disk does not stop it. It counts what it frees, for who watches the disk: free space that is the same as before
-//! may have been given back by one and taken by another.
+//! full disk does not stop it. A removal counts what it frees, for who watches the disk: free space that is the same as
+//! before may have been given back by one and taken by another.
 //!
 //! A visit keeps a descriptor per level, so that the Machine can neither lead it elsewhere, by a link in the place of a
 //! directory, nor to a name that is too long for a path, and it remembers nothing of what it has yet to see.
@@ -51,12 +51,35 @@ pub fn freed() -> Freed {
 /// Removes a directory and all that is in it. Links in it are removed and not followed.
 pub(crate) fn remove_tree(top: &Path) -> io::Result<()> {
     for _ in 0..ATTEMPTS_MAX {
-        match walk(top).and_then(|()| fs::remove_dir(top)) {
+        match empty(top).and_then(|()| fs::remove_dir(top)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && top.exists() => {}
             done => return done,
         }
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "others change it all the time"))
+}
+
+/// What blocks all has that is below a directory, however deep. Nobody may change it meanwhile.
+pub(crate) fn still_bytes(top: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    let enter = |dir: &OwnedFd| {
+        let mut below = Vec::new();
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let meta = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            sum += block_bytes(&meta);
+            if is_dir(&meta) {
+                below.push(name.to_owned());
+            }
+        }
+        Ok(below)
+    };
+    walk(top, enter, |_, _| Ok(()))?;
+    Ok(sum)
 }
 
 /// Shows all that is below a directory until told to break; what vanishes meanwhile is not shown.
@@ -111,58 +134,66 @@ pub(crate) fn block_bytes(meta: &Stat) -> u64 {
 /// A directory on the way from the top to where the walk is.
 struct Level {
     identity: (u64, u64),
-    /// What is yet to be removed: directories that are not empty, the last one first.
+    /// Directories that are yet to be entered, the last one first.
     below: Vec<CString>,
 }
 
 /// Empties a directory.
-fn walk(top: &Path) -> io::Result<()> {
+fn empty(top: &Path) -> io::Result<()> {
+    walk(top, remove_entries, |parent, name| Ok(unlink(parent, name, AtFlags::REMOVEDIR)?))
+}
+
+/// `enter` is called with each directory and answers which of those in it are to be entered; `leave` with a directory and
+/// the name of one in it when all below that is done.
+fn walk(
+    top: &Path,
+    mut enter: impl FnMut(&OwnedFd) -> io::Result<Vec<CString>>,
+    leave: impl Fn(&OwnedFd, &CStr) -> io::Result<()>,
+) -> io::Result<()> {
     let mut dir = rustix::fs::open(top, OPEN, Mode::empty())?;
-    let mut levels = vec![Level::enter(&dir)?];
+    let mut levels = vec![Level { below: enter(&dir)?, identity: identity(&dir)? }];
     while let Some(level) = levels.last() {
         if let Some(name) = level.below.last() {
             dir = rustix::fs::openat(&dir, name, OPEN, Mode::empty())?;
-            levels.push(Level::enter(&dir)?);
+            levels.push(Level { below: enter(&dir)?, identity: identity(&dir)? });
             continue;
         }
         levels.pop();
         let Some(parent) = levels.last_mut() else { break };
         let up = rustix::fs::openat(&dir, c"..", OPEN, Mode::empty())?;
         if identity(&up)? != parent.identity {
-            return Err(io::Error::other("a directory was moved while it was removed"));
+            return Err(io::Error::other("a directory was moved while others went through it"));
         }
         if let Some(name) = parent.below.pop() {
-            unlink(&up, &name, AtFlags::REMOVEDIR)?;
+            leave(&up, &name)?;
         }
         dir = up;
     }
     Ok(())
 }
 
-impl Level {
-    /// Removes what can be removed at once.
-    fn enter(dir: &OwnedFd) -> io::Result<Self> {
-        let mut below = Vec::new();
-        for entry in Dir::read_from(dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
+/// Removes what can be removed at once.
+fn remove_entries(dir: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut below = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match unlink(dir, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {}
+            done => {
+                done?;
                 continue;
             }
-            match unlink(dir, name, AtFlags::empty()) {
-                Err(Errno::ISDIR) => {}
-                done => {
-                    done?;
-                    continue;
-                }
-            }
-            match unlink(dir, name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => below.push(name.to_owned()),
-                done => done?,
-            }
         }
-        Ok(Self { identity: identity(dir)?, below })
+        match unlink(dir, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => below.push(name.to_owned()),
+            done => done?,
+        }
     }
+    Ok(below)
 }
 
 fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
@@ -193,19 +224,21 @@ fn what_goes(dir: impl AsFd, name: &CStr) -> Freed {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     /// A thread of the server has eight times as much; one call of itself per level takes 160 bytes at least.
     const STACK_BYTES: usize = 256 << 10;
     const LEVELS: usize = 5_000;
 
-    fn nest(top: &Path, levels: usize) -> io::Result<()> {
+    fn nest(top: &Path, levels: usize) -> io::Result<OwnedFd> {
         let mut dir = rustix::fs::open(top, OPEN, Mode::empty())?;
         for _ in 0..levels {
             rustix::fs::mkdirat(&dir, c"d", Mode::RWXU)?;
             dir = rustix::fs::openat(&dir, c"d", OPEN, Mode::empty())?;
         }
-        Ok(())
+        Ok(dir)
     }
 
     #[test]
@@ -237,6 +270,23 @@ mod tests {
         assert_eq!(remove_tree(&top).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
         std::os::unix::fs::symlink(dir.join("kept"), &top)?;
         assert!(remove_tree(&top).is_err(), "a link is no directory");
+        remove_tree(&dir)
+    }
+
+    #[test]
+    fn all_is_measured_however_deep_it_is_but_not_what_links_lead_to() -> io::Result<()> {
+        let dir = crate::scratch_dir("tree-bytes")?;
+        let top = dir.join("top");
+        fs::create_dir(&top)?;
+        fs::write(dir.join("linked"), vec![1; 1 << 20])?;
+        let deepest = nest(&top, 2 * LEVELS_MAX)?;
+        let without = still_bytes(&top)?;
+        rustix::fs::symlinkat(dir.join("linked"), &deepest, c"link")?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&deepest, c"file", flags, Mode::RUSR)?;
+        fs::File::from(file).write_all(&vec![1; 256 << 10])?;
+        let grown = still_bytes(&top)? - without;
+        assert!((256 << 10..512 << 10).contains(&grown), "{grown}");
         remove_tree(&dir)
     }
 

@@ -18,7 +18,6 @@ pub(crate) mod mount;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,7 +28,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::enter::has_ended;
-use crate::tree::{block_bytes, remove_tree, visit};
+use crate::tree::{remove_tree, still_bytes};
 use crate::{launch, stage, sys};
 
 pub use freezer::main as freezer_main;
@@ -176,7 +175,7 @@ pub fn copy(from: &Path, dir: &Path, machine: Option<&Path>, id: &str) -> io::Re
         )),
         (Backing::Directory, None) => appear(dir, |draft| {
             if !clones(draft) {
-                check_space(draft, tree_bytes(&from.join(DATA))?)?;
+                check_space(draft, still_bytes(&from.join(DATA))?)?;
             }
             run_copy(&from.join(DATA), &draft.join(DATA))?;
             copy_owner(from, draft)?;
@@ -222,21 +221,12 @@ pub fn is_used(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// How many bytes of the disk a volume or snapshot takes.
+/// How many bytes of the disk a volume or snapshot takes to which nobody writes.
 pub fn stored_bytes(dir: &Path) -> io::Result<u64> {
     match backing(dir)? {
         Backing::Image => Ok(fs::metadata(dir.join(IMAGE))?.blocks() * 512),
-        Backing::Directory => tree_bytes(&dir.join(DATA)),
+        Backing::Directory => still_bytes(&dir.join(DATA)),
     }
-}
-
-fn tree_bytes(dir: &Path) -> io::Result<u64> {
-    let mut sum = 0;
-    visit(dir, |meta| {
-        sum += block_bytes(meta);
-        ControlFlow::Continue(())
-    })?;
-    Ok(sum)
 }
 
 /// Makes the volume in `dir` longer: at once if nobody has it mounted, or if the kernel can while `machine`'s Machine
@@ -556,6 +546,16 @@ mod tests {
         let _reader = mount::patient_share(&from)?;
         assert_eq!(copy(&from, &to, None, "vol_1")?, Backing::Image);
         fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn a_volume_whose_directories_are_deep_is_copied_and_measured() -> io::Result<()> {
+        let dir = crate::scratch_dir("volumes-deep")?;
+        let (from, to) = (dir.join("vol_1"), dir.join("vs_1"));
+        fs::create_dir_all(from.join(DATA).join(vec!["d"; 600].join("/")))?;
+        assert_eq!(copy(&from, &to, None, "vol_1")?, Backing::Directory);
+        assert!(stored_bytes(&to).is_ok());
+        remove_tree(&dir)
     }
 
     #[test]

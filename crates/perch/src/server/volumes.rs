@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -230,11 +230,11 @@ pub(crate) async fn snapshot(
     let (machine, name) = (machine_dir(world, &volume), volume.id.clone());
     let made_at = clock::unix_secs();
     let made = to.clone();
-    let bytes = blocking(move || {
+    let copied = blocking(move || {
         files::copy(&from, &made, machine.as_deref(), &name)?;
         files::stored_bytes(&made)
-    })
-    .await?;
+    });
+    let bytes = or_discard(copied.await, &to).await?;
     drop(turn);
     let record = SnapshotRecord {
         id,
@@ -249,11 +249,15 @@ pub(crate) async fn snapshot(
     };
     let put = record.clone();
     let kept = world.keeper.write(move |_| Ok((vec![Change::PutSnapshot(put)], ()))).await;
-    if let Err(error) = kept {
-        discard(to).await;
-        return Err(error);
+    or_discard(kept, &to).await.map(|()| record)
+}
+
+/// Removes files that get no record, because of what failed.
+async fn or_discard<T>(done: Result<T, ApiError>, dir: &Path) -> Result<T, ApiError> {
+    if done.is_err() {
+        discard(dir.to_owned()).await;
     }
-    Ok(record)
+    done
 }
 
 /// Removes files that no record names.
@@ -403,6 +407,18 @@ mod tests {
         let without = records::machine("n");
         assert!(keep(&catalog, &without, &config("[]")).is_ok());
         assert!(keep(&catalog, &without, &config(r#"[{"name":"data","path":"/d"}]"#)).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_copy_goes_when_what_comes_after_it_fails_and_else_stays() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let made = parent.path().join("vs_1");
+        std::fs::create_dir_all(made.join("data")).expect("a copy");
+        or_discard(Ok(()), &made).await.expect("it went well");
+        assert!(made.exists());
+        let failed: Result<u64, _> = Err(ApiError::internal("it could not be measured"));
+        assert_eq!(or_discard(failed, &made).await.expect_err("what failed").code, 500);
+        assert!(!made.exists());
     }
 
     #[test]
