@@ -196,7 +196,11 @@ fn sizes_are_shown_and_changed_and_those_asleep_stay_asleep() {
         "Updating machine m0\nMachine m0 updated successfully!\nUpdating machine m1\nMachine m1 updated \
          successfully!\nScaled VM Type to 'shared-cpu-2x'\n      CPU Cores: 2\n         Memory: 1024 MB\n"
     );
-    assert!(run.err.starts_with("NOTE: the size is kept with the Machines"), "{}", run.err);
+    assert!(
+        run.err.trim_start().starts_with("! Your fly.toml has a [[vm]] section"),
+        "{}",
+        run.err
+    );
     let machines = fixture.server().machines("web");
     assert_eq!(machines[0]["config"]["guest"]["memory_mb"], 1024);
     assert_eq!(machines[1]["state"], "stopped");
