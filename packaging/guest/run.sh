@@ -98,6 +98,7 @@ machines_are_in_cgroups_of_their_own() {
     answers web | grep Hello
     # systemd before 254 starts the next server in the unit's own cgroup, which must hand no controllers down then.
     local pid group
+    soon are quotes stopped
     grep -x "0::/system.slice/perch.service" "/proc/$(server)/cgroup"
     [ -z "$(cat /sys/fs/cgroup/system.slice/perch.service/cgroup.subtree_control)" ]
     for pid in $(programs); do

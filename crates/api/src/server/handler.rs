@@ -149,9 +149,14 @@ pub(super) async fn handle<B: Backend>(call: Call<B>) -> Answer {
     let (outcome, form) = match Route::parse(path) {
         Ok(route) => {
             let form = Form { unknown: route.registry_word(), allowed: route.allow_header() };
+            // Whoever removes an app removes the tokens for it, perhaps the one of this call.
+            let outlives_its_token = matches!(route, Route::App(_)) && method == Method::DELETE;
             let outcome = tokio::select! {
+                biased;
                 outcome = dispatch(call, route) => outcome,
-                () = token_ended(session.backend.as_ref(), &peer) => Err(ended("the token")),
+                () = token_ended(session.backend.as_ref(), &peer), if !outlives_its_token => {
+                    Err(ended("the token"))
+                }
             };
             (outcome, form)
         }

@@ -239,6 +239,15 @@ async fn a_wait_ends_when_its_token_does() {
 }
 
 #[tokio::test]
+async fn who_removes_an_app_is_answered_although_the_token_goes_with_it() {
+    let remote = Remote::start().await;
+    let client = remote.client("own-app");
+    client.delete_app("web").await.expect("removed");
+    let error = client.get_app("web").await.expect_err("the token is gone");
+    assert_eq!(error.status(), Some(401), "{error}");
+}
+
+#[tokio::test]
 async fn a_stream_ends_when_its_token_does() {
     let remote = Remote::start().await;
     let mut stream =

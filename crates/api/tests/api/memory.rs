@@ -179,6 +179,13 @@ impl Backend for Memory {
         self.app(&app)?;
         self.saw(format!("with volumes {volumes:?}"));
         self.state().apps.remove(&app);
+        let is_for_it = |holder: &TokenHolder| holder.scope.app.as_deref() == Some(&app);
+        self.tokens.lock().expect("no test panics with it").retain(|_, it| !is_for_it(it));
+        self.changed.notify_waiters();
+        // Whoever waits for the token's end hears of it first.
+        for _ in 0..16 {
+            tokio::task::yield_now().await;
+        }
         Ok(())
     }
 
