@@ -3,7 +3,7 @@
 //! What could not be written stays unsaved and is tried again, so that the store catches up when it can.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_api::wire::ApiError;
@@ -22,7 +22,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Lives {
     keeper: Keeper,
-    newest: Mutex<BTreeMap<String, Stored>>,
+    newest: Arc<Mutex<BTreeMap<String, Stored>>>,
     /// Machines whose life is to be written behind.
     unsaved: Mutex<BTreeSet<String>>,
     saving: Notify,
@@ -30,8 +30,8 @@ pub(crate) struct Lives {
 
 impl Lives {
     pub(crate) fn new(keeper: Keeper) -> Self {
-        let (newest, unsaved) = (Mutex::default(), Mutex::default());
-        Self { keeper, newest, unsaved, saving: Notify::new() }
+        let unsaved = Mutex::default();
+        Self { keeper, newest: Arc::default(), unsaved, saving: Notify::new() }
     }
 
     /// Makes a Machine's life durable before it returns.
@@ -83,11 +83,13 @@ impl Lives {
 
     /// Commits what these Machines' lives are at the moment of the commit.
     async fn write(&self, ids: BTreeSet<String>) -> Result<(), ApiError> {
-        let lives: BTreeMap<String, Stored> = {
-            let newest = lock(&self.newest);
-            ids.iter().filter_map(|id| Some((id.clone(), *newest.get(id)?))).collect()
+        let (newest, wanted) = (self.newest.clone(), ids.clone());
+        // Read where commits have their order: who waits for its turn here must not undo a later life.
+        let decide = move |catalog: &Catalog| {
+            let newest = lock(&newest);
+            let lives = wanted.iter().filter_map(|id| Some((id, *newest.get(id)?)));
+            Ok((changed_lives(catalog, lives), ()))
         };
-        let decide = move |catalog: &Catalog| Ok((changed_lives(catalog, &lives), ()));
         let written = self.keeper.write(decide).await;
         if written.is_err() {
             self.owe(ids);
@@ -101,17 +103,20 @@ impl Lives {
     }
 }
 
-fn changed_lives(catalog: &Catalog, lives: &BTreeMap<String, Stored>) -> Vec<Change> {
-    let changed = |(id, stored): (&String, &Stored)| {
+fn changed_lives<'a>(
+    catalog: &Catalog,
+    lives: impl Iterator<Item = (&'a String, Stored)>,
+) -> Vec<Change> {
+    let changed = |(id, stored): (&String, Stored)| {
         let mut record = catalog.machines.get(id)?.clone();
-        let life = life_record(*stored);
+        let life = life_record(stored);
         if record.life == life {
             return None;
         }
         record.life = life;
         Some(Change::PutMachine(Box::new(record)))
     };
-    lives.iter().filter_map(changed).collect()
+    lives.filter_map(changed).collect()
 }
 
 /// The storage form of a Machine's life.
@@ -126,6 +131,8 @@ fn life_record(stored: Stored) -> LifeRecord {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use perch_core::lifecycle::MachineState;
 
     use super::*;
@@ -159,6 +166,34 @@ mod tests {
 
         keeper.pretend_full(false);
         assert!(lives.write_unsaved().await);
+        assert_eq!(run(&keeper), 3);
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_its_turn_undoes_no_later_life() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let keeper = keeper(dir.path());
+        let lives = Lives::new(keeper.clone());
+        let (begun, is_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let other = keeper.clone();
+        let commit = std::thread::spawn(move || {
+            other.write_blocking(|_| {
+                begun.send(()).expect("the test waits");
+                may_go_on.recv().expect("the test lets go");
+                Ok((Vec::new(), ()))
+            })
+        });
+        is_begun.recv().expect("the commit begins");
+
+        lives.save_behind("m", Stored { run: 1, ..stopped() });
+        let mut behind = std::pin::pin!(lives.write_unsaved());
+        let waits = std::future::poll_fn(|cx| Poll::Ready(behind.as_mut().poll(cx).is_pending()));
+        assert!(waits.await, "another commit is under way");
+        lives.save_behind("m", stopped());
+        go_on.send(()).expect("the commit waits");
+        commit.join().expect("no panic").expect("written");
+        assert!(behind.await);
         assert_eq!(run(&keeper), 3);
     }
 
