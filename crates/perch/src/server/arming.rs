@@ -11,7 +11,7 @@
 //! A server that ends, in whatever way, lets go of the lines to all of them, and they end by themselves.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -260,10 +260,7 @@ async fn arm(world: &Arc<World>, id: &str) -> anyhow::Result<Ready> {
     });
     let (mut spec, netns, secrets) = prepared.await.context("the server is ending")??;
     spec.inside = inside::place(world, id);
-    let run = {
-        use std::os::fd::AsFd;
-        perch_machine::arm(&spec, netns.as_fd(), &secrets).await?
-    };
+    let run = perch_machine::arm(&spec, netns.as_fd(), &secrets).await?;
     Ok(Ready { run, netns })
 }
 

@@ -231,29 +231,40 @@ fn say_busy(host: &Host, address: &str, id: &str, body: &str) -> Result<()> {
     })
 }
 
-/// The other app, whose Machine does not say that it is busy, wakes and goes to sleep meanwhile.
-fn others_sleep(host: &Host, other: &str) -> Result<()> {
-    check_answer(&host.get(other, 80, "/")?, "")?;
-    wait_asleep(host, "other")
+/// A Machine that has just said that it is busy for long, and an app that says nothing.
+struct Busy {
+    id: String,
+    address: String,
+    other: String,
 }
 
-#[test]
-fn a_machine_that_says_that_it_is_busy_is_kept_awake_until_then() {
+/// Runs a test on a host that puts Machines to sleep soon, while one of them is busy.
+fn while_busy(test: impl Fn(&mut Host, &Busy) -> Result<()>) {
     let quick = || Host::start_with(Network::Open, QUICK_SLEEP);
     on(quick, |host| {
         let id = curious_with(host, SNIPPET)?;
         let (address, other) = (host.flycast("web")?, private_app(host, "other", SNIPPET)?);
         say_busy(host, &address, &id, r#"{"ttl": 3000, "reason": "a long report"}"#)?;
-        let is_awake = || -> Result<()> {
-            others_sleep(host, &other)?;
-            let machine = &host.machines("web")?[0];
-            ensure!(machine.state == "started", "{machine:?}");
-            Ok(())
-        };
-        is_awake()?;
-        let said = host.fly(&["machine", "status", &id, "-a", "web"])?.ok()?;
+        test(host, &Busy { id, address, other })
+    });
+}
+
+/// The other app wakes and goes to sleep; the busy Machine is awake all the time.
+fn only_the_other_sleeps(host: &Host, busy: &Busy) -> Result<()> {
+    check_answer(&host.get(&busy.other, 80, "/")?, "")?;
+    wait_asleep(host, "other")?;
+    let machine = &host.machines("web")?[0];
+    ensure!(machine.state == "started", "{machine:?}");
+    Ok(())
+}
+
+#[test]
+fn a_machine_that_says_that_it_is_busy_is_kept_awake_until_then() {
+    while_busy(|host, busy| {
+        only_the_other_sleeps(host, busy)?;
+        let said = host.fly(&["machine", "status", &busy.id, "-a", "web"])?.ok()?;
         ensure!(said.contains("a long report"), "{said}");
-        let one = format!("/v1/apps/web/machines/{id}/busy");
+        let one = format!("/v1/apps/web/machines/{}/busy", busy.id);
         for wrong in [r#"{"ttl": 0}"#, r#"{"ttl": 3601}"#, r#"{"ttl": "soon"}"#] {
             let answer = ask(host, "PUT", &one, wrong)?;
             ensure!(answer.0 == "422" || answer.0 == "400", "{wrong}: {answer:?}");
@@ -263,26 +274,20 @@ fn a_machine_that_says_that_it_is_busy_is_kept_awake_until_then() {
         let machine = &host.machines("web")?[0];
         ensure!(machine.events("busy") == 1, "{machine:?}");
         // By itself, when its time is over.
-        say_busy(host, &address, &id, r#"{"ttl": 2}"#)?;
+        say_busy(host, &busy.address, &busy.id, r#"{"ttl": 2}"#)?;
         wait_asleep(host, "web")
     });
 }
 
 #[test]
 fn a_later_server_knows_who_is_busy_and_the_next_run_is_not() {
-    let quick = || Host::start_with(Network::Open, QUICK_SLEEP);
-    on(quick, |host| {
-        let id = curious_with(host, SNIPPET)?;
-        let (address, other) = (host.flycast("web")?, private_app(host, "other", SNIPPET)?);
-        say_busy(host, &address, &id, r#"{"ttl": 3000, "reason": "a long report"}"#)?;
+    while_busy(|host, busy| {
         host.kill_server()?;
         host.start_server()?;
-        others_sleep(host, &other)?;
-        let machine = &host.machines("web")?[0];
-        ensure!(machine.state == "started", "{machine:?}");
-        host.fly(&["machine", "stop", &id, "-a", "web"])?.ok()?;
+        only_the_other_sleeps(host, busy)?;
+        host.fly(&["machine", "stop", &busy.id, "-a", "web"])?.ok()?;
         wait_asleep(host, "web")?;
-        check_answer(&host.get(&address, 80, "/")?, "")?;
+        check_answer(&host.get(&busy.address, 80, "/")?, "")?;
         wait_asleep(host, "web")
     });
 }

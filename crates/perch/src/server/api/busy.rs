@@ -10,7 +10,7 @@ use perch_api::server::{MachineTarget, Peer};
 use perch_api::wire::{ApiError, Busy, BusyInput, MachineState};
 use tokio::sync::oneshot;
 
-use super::leases;
+use super::leases::{self, RETRY_INTERVAL, TTL_MAX, time_left};
 use crate::server::clock;
 use crate::server::history::Source;
 use crate::server::keeper::{Catalog, Change};
@@ -18,11 +18,7 @@ use crate::server::machine::Command;
 use crate::server::records::BusyRecord;
 use crate::server::world::World;
 
-/// The longest time, in seconds: who is at work for longer says so again.
-const TTL_MAX: u64 = 3_600;
 const REASON_BYTES_MAX: usize = 200;
-/// Pause before the end that could not be stored is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Keeps a started Machine awake for `ttl` seconds from now, whatever was said before.
 pub(crate) async fn set(
@@ -39,7 +35,9 @@ pub(crate) async fn set(
     if !is_followed {
         follow(&world, &target.app, &record);
     }
-    leases::announce(&world, &target.app, &target.id).await;
+    if is_news {
+        leases::announce(&world, &target.app, &target.id).await;
+    }
     if let Err(late) = still_started(&world, &target).await {
         end(world, target).await?;
         return Err(late);
@@ -111,7 +109,7 @@ fn decide(
         BusyRecord { machine: target.id.clone(), run: status.run, until, reason: input.reason };
     let is_followed = catalog.busy.contains_key(&target.id);
     // Who says something else each second would wash all other events away.
-    let is_news = live(catalog, &target.id).is_none();
+    let is_news = of(catalog, &target.id, status.run).is_none();
     Ok((vec![Change::PutBusy(record.clone())], Said { record, is_followed, is_news }))
 }
 
@@ -166,14 +164,8 @@ fn run_ended_in(catalog: &Catalog, machine: &str, run: u64) -> (Vec<Change>, Opt
 
 /// Sees to it that the Machine hears of the end, also of what was said to an earlier server.
 pub(crate) fn follow(world: &Arc<World>, app: &str, record: &BusyRecord) {
-    let left = time_left(record, clock::unix_secs());
+    let left = time_left(record.until, clock::unix_secs());
     world.tracker.spawn(expire(world.clone(), app.to_owned(), record.machine.clone(), left));
-}
-
-/// A wall clock that was set back makes no time longer than the longest.
-fn time_left(record: &BusyRecord, now: i64) -> Duration {
-    let left = u64::try_from(record.until.saturating_sub(now)).unwrap_or(0);
-    Duration::from_secs(left.min(TTL_MAX) + 1)
 }
 
 /// One for each record, however often that is renewed.
@@ -200,7 +192,7 @@ async fn expire(world: Arc<World>, app: String, machine: String, mut left: Durat
 /// Removes a record whose time is over, else says how long it has.
 fn removal(catalog: &Catalog, machine: &str) -> (Vec<Change>, Option<Duration>) {
     if let Some(record) = live(catalog, machine) {
-        return (Vec::new(), Some(time_left(record, clock::unix_secs())));
+        return (Vec::new(), Some(time_left(record.until, clock::unix_secs())));
     }
     let is_there = catalog.busy.contains_key(machine);
     (is_there.then(|| Change::DeleteBusy(machine.to_owned())).into_iter().collect(), None)
@@ -284,11 +276,5 @@ mod tests {
     fn a_clock_that_is_set_back_makes_no_time_longer() {
         assert!(lives(&record(4_600), 1_000) && !lives(&record(4_601), 1_000));
         assert!(!lives(&record(1_000), 1_000));
-    }
-
-    #[test]
-    fn nothing_is_followed_longer_than_the_longest_time() {
-        assert_eq!(time_left(&record(1_000_000), 1_000), Duration::from_secs(TTL_MAX + 1));
-        assert_eq!(time_left(&record(0), 1_000), Duration::from_secs(1));
     }
 }

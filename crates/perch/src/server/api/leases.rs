@@ -16,10 +16,10 @@ use crate::server::world::World;
 
 /// Seconds when the caller names none (MA-63).
 const TTL_DEFAULT: u64 = 120;
-/// The longest lease: longer ones are a mistake that blocks everybody else.
-const TTL_MAX: u64 = 3_600;
-/// Pause before the end of a lease that could not be stored is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// The longest lease: longer ones are a mistake that blocks everybody else. Who is busy for longer says so again.
+pub(super) const TTL_MAX: u64 = 3_600;
+/// Pause before an end that could not be stored is tried again.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Takes a lease, or extends it with its nonce; 409 at once when somebody else has it.
 pub(crate) async fn acquire(
@@ -66,13 +66,13 @@ fn held_by(lease: &LeaseRecord) -> ApiError {
 
 /// Sees to it that the Machine hears of the end of its lease, also of one that an earlier server gave.
 pub(crate) fn follow(world: &Arc<World>, app: &str, lease: &LeaseRecord) {
-    let left = time_left(lease, clock::unix_secs());
+    let left = time_left(lease.expires_at, clock::unix_secs());
     world.tracker.spawn(expire(world.clone(), app.to_owned(), lease.clone(), left));
 }
 
-/// A wall clock that was set back makes no lease longer than the longest.
-fn time_left(lease: &LeaseRecord, now: i64) -> Duration {
-    let left = u64::try_from(lease.expires_at.saturating_sub(now)).unwrap_or(0);
+/// A wall clock that was set back makes nothing longer than the longest.
+pub(super) fn time_left(until: i64, now: i64) -> Duration {
+    let left = u64::try_from(until.saturating_sub(now)).unwrap_or(0);
     Duration::from_secs(left.min(TTL_MAX) + 1)
 }
 
@@ -233,9 +233,10 @@ mod tests {
 
     #[test]
     fn no_lease_is_followed_longer_than_the_longest_also_after_the_clock_was_set_back() {
-        assert_eq!(time_left(&lease(1_013), 1_000), Duration::from_secs(14));
-        assert_eq!(time_left(&lease(1_000_013), 1_000), Duration::from_secs(TTL_MAX + 1));
-        assert_eq!(time_left(&lease(1_000), 1_000_000), Duration::from_secs(1));
+        assert_eq!(time_left(1_013, 1_000), Duration::from_secs(14));
+        assert_eq!(time_left(1_000_013, 1_000), Duration::from_secs(TTL_MAX + 1));
+        assert_eq!(time_left(1_000, 1_000_000), Duration::from_secs(1));
+        assert_eq!(time_left(0, 1_000), Duration::from_secs(1), "of who was busy and is not");
     }
 
     #[test]
