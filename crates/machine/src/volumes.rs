@@ -10,8 +10,9 @@
 //! holds a lock on the image through the very file that the loop device holds: so after a SIGKILL of anybody everything
 //! is gone at the moment when nothing can write any more, and not before (module `mount`).
 //!
-//! A directory appears whole, by rename: what ends in `.new` or `.gone` is nobody's, and [`clear`] removes it. This module
-//! knows neither names nor owners nor days of retention.
+//! A directory appears whole, by rename: what ends in `.new` or `.gone` is nobody's. Until [`keep`] a file in it says that
+//! no record may know of it yet. [`clear`] removes what is nobody's. This module knows neither names nor owners nor days of
+//! retention.
 
 mod freezer;
 pub(crate) mod mount;
@@ -42,6 +43,8 @@ const OWNER: &str = "owner";
 /// How the names of directories end that are being made, and that are being removed.
 const DRAFT: &str = "new";
 const GONE: &str = "gone";
+/// Beside what a volume consists of, until its maker has written down that there is one.
+const UNKEPT: &str = "unkept";
 const LOOP_CONTROL: &str = "/dev/loop-control";
 /// Major number of loop devices.
 const LOOP_MAJOR: u32 = 7;
@@ -312,15 +315,28 @@ pub fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a killed server left half-made or half-removed in `parent`.
-pub fn clear(parent: &Path) {
+/// Says that somebody has written down that there is this volume or snapshot: from here on only [`remove`] ends it.
+pub fn keep(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(UNKEPT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes what a killed server left half-made, half-removed or unkept in `parent`. What `is_known` by its name is kept.
+pub fn clear(parent: &Path, is_known: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if !path.extension().is_some_and(|it| it == DRAFT || it == GONE) {
-            continue;
-        }
-        let removed = if path.is_dir() { remove_tree(&path) } else { fs::remove_file(&path) };
-        if let Err(error) = removed {
+        let (path, name) = (entry.path(), entry.file_name());
+        let settled = if path.extension().is_some_and(|it| it == DRAFT || it == GONE) {
+            if path.is_dir() { remove_tree(&path) } else { fs::remove_file(&path) }
+        } else if !path.join(UNKEPT).exists() {
+            Ok(())
+        } else if name.to_str().is_some_and(&is_known) {
+            keep(&path)
+        } else {
+            remove(&path)
+        };
+        if let Err(error) = settled {
             tracing::warn!(path = %path.display(), %error, "half a volume remains");
         }
     }
@@ -437,7 +453,7 @@ fn run_copy(from: &Path, to: &Path) -> io::Result<()> {
     finish("cp", &mut command, 0)
 }
 
-/// Makes a directory by filling another one that then gets its name.
+/// Makes a directory by filling another one that then gets its name. It is unkept.
 fn appear<T>(dir: &Path, fill: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let draft = dir.with_extension(DRAFT);
     if let Some(parent) = dir.parent() {
@@ -445,6 +461,7 @@ fn appear<T>(dir: &Path, fill: impl FnOnce(&Path) -> io::Result<T>) -> io::Resul
     }
     let made = fs::DirBuilder::new().mode(0o700).create(&draft).and_then(|()| fill(&draft));
     let done = made.and_then(|made| {
+        new_file(&draft.join(UNKEPT))?;
         fs::rename(&draft, dir)?;
         if let Some(parent) = dir.parent() {
             File::open(parent)?.sync_all()?;
@@ -505,9 +522,27 @@ mod tests {
         for name in ["vol_1", "vol_2.new", "vol_3.gone"] {
             fs::create_dir_all(parent.join(name).join(DATA))?;
         }
-        clear(&parent);
+        clear(&parent, |_| false);
         let left: Vec<_> = fs::read_dir(&parent)?.flatten().map(|it| it.file_name()).collect();
         assert_eq!(left, ["vol_1"]);
+        fs::remove_dir_all(parent)
+    }
+
+    #[test]
+    fn what_is_whole_but_in_no_record_goes_unless_it_was_kept() -> io::Result<()> {
+        let parent = crate::scratch_dir("volumes-unkept")?;
+        let from = parent.join("vol_1");
+        fs::create_dir_all(from.join(DATA))?;
+        for name in ["vs_1", "vs_2", "vs_3"] {
+            copy(&from, &parent.join(name), None, "vol_1")?;
+        }
+        keep(&parent.join("vs_3"))?;
+        clear(&parent, |name| name == "vs_2");
+        // Whoever has it by now is not asked a second time.
+        clear(&parent, |_| false);
+        let mut left: Vec<_> = fs::read_dir(&parent)?.flatten().map(|it| it.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["vol_1", "vs_2", "vs_3"]);
         fs::remove_dir_all(parent)
     }
 

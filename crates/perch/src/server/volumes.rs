@@ -190,8 +190,10 @@ pub(crate) async fn recover(world: Arc<World>) {
     let records: Vec<VolumeRecord> = world.keeper.read().volumes.values().cloned().collect();
     let looked = world.clone();
     let cleared = tokio::task::spawn_blocking(move || {
-        files::clear(&looked.paths.volumes());
-        files::clear(&looked.paths.snapshots());
+        files::clear(&looked.paths.volumes(), |id| looked.keeper.read().volumes.contains_key(id));
+        files::clear(&looked.paths.snapshots(), |id| {
+            looked.keeper.read().snapshots.contains_key(id)
+        });
         for volume in &records {
             let Some(machine) = machine_dir(&looked, volume) else { continue };
             if let Err(error) = files::thaw(&machine, &volume.id) {
@@ -249,7 +251,16 @@ pub(crate) async fn snapshot(
     };
     let put = record.clone();
     let kept = world.keeper.write(move |_| Ok((vec![Change::PutSnapshot(put)], ()))).await;
-    or_discard(kept, &to).await.map(|()| record)
+    or_discard(kept, &to).await?;
+    settle(to).await;
+    Ok(record)
+}
+
+/// After the record of these files was written. A server that is killed before does it at its next start.
+pub(crate) async fn settle(dir: PathBuf) {
+    if let Err(error) = blocking(move || files::keep(&dir)).await {
+        tracing::warn!(%error, "the files of a volume still say that nobody may know of them");
+    }
 }
 
 /// Removes files that get no record, because of what failed.

@@ -11,7 +11,7 @@ use crate::server::clock;
 use crate::server::keeper::{Catalog, Change};
 use crate::server::records::{SnapshotRecord, VolumeRecord};
 use crate::server::volumes::{
-    blocking, dir, discard, machine_dir, remove, remove_old, snapshot, snapshot_dir,
+    blocking, dir, discard, machine_dir, remove, remove_old, settle, snapshot, snapshot_dir,
 };
 use crate::server::world::World;
 
@@ -121,6 +121,7 @@ pub(crate) async fn create(
         discard(to).await;
         return Err(error);
     }
+    settle(to).await;
     Ok(wire(&world, &record))
 }
 
