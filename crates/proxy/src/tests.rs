@@ -4,6 +4,7 @@
 mod control;
 mod crowd;
 mod dns;
+mod dying;
 mod end;
 mod http;
 mod leaving;

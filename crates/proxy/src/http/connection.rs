@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use perch_core::balancer::Endpoint;
+use perch_core::ids::MachineId;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -34,6 +36,13 @@ const SCRATCH_BYTES_MAX: usize = 2 * 1024;
 const RETRY_AFTER_SECONDS: u32 = 5;
 /// Tries of one request on Machines that vanish under it or close without an answer.
 const TRIES_MAX: u32 = 5;
+/// New connections that one run may close without an answer: a dying one can take two while it is killed, its sockets
+/// are closed one by one.
+const SILENT_MAX: u32 = 2;
+/// How long a run that has closed so many has to be known as ended: the longest pause between two tries (AS-69).
+const SILENT_PAUSE: Duration = Duration::from_millis(500);
+/// How often it is looked at meanwhile; rare, so that nobody has to be told of each end.
+const SILENT_LOOK: Duration = Duration::from_millis(5);
 
 /// Serves a connection until one side ends it.
 ///
@@ -304,7 +313,7 @@ impl Connection {
             scratch.request.splice(end..end, *b"Connection: close\r\n");
         }
         let deadline = Deadline { timeout: facts.start_timeout, since: None };
-        let mut tries = Tries { left: TRIES_MAX, fresh: false, deadline };
+        let mut tries = Tries { left: TRIES_MAX, fresh: false, silent: None, deadline };
         loop {
             let place = self.place(stream, scratch, app, &mut tries.deadline).await?;
             let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
@@ -329,9 +338,11 @@ impl Connection {
                     }
                     return Ok(done);
                 }
-                Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, used) => {}
+                Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, &place, used) => {
+                    Box::pin(tries.pause(&place, stream)).await?;
+                }
                 // The answer may be what an earlier request left behind; nothing of it was passed on.
-                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, true) => {}
+                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, &place, true) => {}
                 Err((broken, _)) => return Err(Failure::from(broken)),
             }
         }
@@ -483,6 +494,8 @@ struct Tries {
     left: u32,
     /// A used connection failed: the next one is new.
     fresh: bool,
+    /// The first run that closed new connections without an answer, and how many.
+    silent: Option<(MachineId, u64, u32)>,
     deadline: Deadline,
 }
 
@@ -514,15 +527,37 @@ impl Tries {
     }
 
     /// Whether the request may be sent again after a Machine gave no answer (PX-70).
-    fn may_repeat(&mut self, incoming: &Incoming, used: bool) -> bool {
+    fn may_repeat(&mut self, incoming: &Incoming, place: &Place, used: bool) -> bool {
         if self.left == 0 || !repeatable(incoming) {
             return false;
         }
         self.left -= 1;
-        // A new connection without an answer may have been a dying run's; twice is the program's doing.
-        let again = used || !self.fresh;
         self.fresh = true;
-        again
+        if used {
+            return true;
+        }
+        // It may have been a dying run's; if the next run does the same, or this one goes on, that is the program's
+        // doing.
+        let Endpoint { machine, run, .. } = *place.endpoint();
+        let (first, first_run, count) = self.silent.unwrap_or((machine, run, 0));
+        self.silent = Some((first, first_run, count + 1));
+        (first, first_run) == (machine, run) && count < SILENT_MAX
+    }
+
+    /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
+    async fn pause(&self, place: &Place, caller: &TcpStream) -> Result<(), Failure> {
+        if self.silent.is_none_or(|(.., count)| count < SILENT_MAX) {
+            return Ok(());
+        }
+        let ended = async {
+            while place.is_current() {
+                tokio::time::sleep(SILENT_LOOK).await;
+            }
+        };
+        let ended = tokio::time::timeout(SILENT_PAUSE, ended);
+        // Ignored: the request is tried again in both cases.
+        let _elapsed = tcp::unless_reset(caller, ended).await.ok_or(Failure::Ended)?.is_err();
+        Ok(())
     }
 }
 

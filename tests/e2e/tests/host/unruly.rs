@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, wait_until};
+use perch_testkit::{Host, Response, wait_until};
 
 use crate::limits::{in_state, last_exit, only, run_app};
 use crate::stage::{AWAKE, SOON, check_answer, fly_toml, on_host, private_app, shell_image};
@@ -80,7 +80,11 @@ fn callers_of_a_program_that_forks_away_are_told_so() {
     on_host(|host| {
         let neighbour = private_app(host, "quiet", AWAKE)?;
         let address = unruly(host, "busybox httpd -f -p 8081 & exit 0")?;
-        let answer = host.get(&address, 80, "/")?;
+        // Whom the program takes in the moment before its end, it lets go without a word.
+        let taken = |it: &Response| it.status == 502 && it.body.starts_with("PU02");
+        let answer = wait_until("an answer of no program", SOON, || {
+            Ok(Some(host.get(&address, 80, "/")?).filter(|answer| !taken(answer)))
+        })?;
         ensure!(answer.status == 503, "{answer:?}");
         in_state(host, "unruly", "stopped")?;
         for command in [vec!["status"], vec!["logs", "--no-tail"]] {
