@@ -266,7 +266,9 @@ async fn look(world: &Arc<World>, watch: &mut Watch, before: Disk) {
         let Verdict { machine, run, haste, reason } = verdict;
         tracing::warn!(machine, run, reason, "a Machine takes too much of the disk");
         if let Some(handle) = world.handle(&machine) {
-            handle.send(Command::Limit { run, haste, reason }).await;
+            // Beside: a Machine whose task is busy must not keep the next one from being stopped.
+            let command = Command::Limit { run, haste, reason };
+            world.tracker.spawn(async move { handle.send(command).await });
         }
     }
 }
