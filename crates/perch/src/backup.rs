@@ -11,7 +11,6 @@ pub(crate) mod archive;
 mod scratch;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
@@ -21,51 +20,43 @@ use std::process::ExitCode;
 use anyhow::{Context, bail, ensure};
 use perch_machine::{Digest, ImageError};
 
-use crate::arguments::Arguments;
+use crate::command::Place;
 use crate::paths::{self, Paths};
 use crate::server;
 use archive::{Head, Writer};
 use scratch::Scratch;
 
-pub(crate) const USAGE: &str =
-    "error: usage: perch backup FILE [--data-dir DIR] [--config FILE] [--logs] [--force]\n";
 /// The packaged unit's configuration.
 const CONFIG: &str = "/etc/perch/perch.toml";
 /// How often the store is copied anew because an image went meanwhile. Each time, one was removed within milliseconds.
 const ATTEMPTS_MAX: u32 = 5;
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    common: Arguments,
+/// What goes into a backup, and where it goes.
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    /// The file to write
+    file: PathBuf,
+    #[command(flatten)]
+    place: Place,
+    /// The server's configuration [default: /etc/perch/perch.toml]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// With what the Machines' programs printed.
+    /// With what the Machines printed
+    #[arg(long)]
     logs: bool,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 /// Entry point of `perch backup`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some(options) = Options::parse(args) else { return crate::usage(USAGE) };
-    match backup(&options) {
+pub(crate) fn main(options: &Options) -> ExitCode {
+    match backup(options) {
         Ok(said) => {
             println!("{said}");
             ExitCode::SUCCESS
         }
         Err(error) => crate::fail(&error),
-    }
-}
-
-impl Options {
-    fn parse(args: &[OsString]) -> Option<Self> {
-        let mut options = Self::default();
-        options.common = Arguments::parse(args, |name, value| {
-            match name {
-                "--config" => options.config = Some(value.path()?),
-                "--logs" => options.logs = value.none()?,
-                _ => return None,
-            }
-            Some(())
-        })?;
-        Some(options)
     }
 }
 
@@ -100,7 +91,7 @@ fn backup(options: &Options) -> anyhow::Result<String> {
         rustix::process::geteuid().is_root(),
         "perch backup must run as root: the data directory is root's"
     );
-    let paths = Paths::new(options.common.data_dir.as_deref())?;
+    let paths = Paths::new(options.place.data_dir.as_deref())?;
     ensure!(
         paths.store().exists(),
         "{} has no store.db, so it is no server's data directory; name it with --data-dir",
@@ -136,8 +127,8 @@ struct Target {
 
 impl Target {
     fn new(options: &Options, paths: &Paths) -> anyhow::Result<Self> {
-        let path = std::path::absolute(&options.common.file)
-            .context("could not read the current directory")?;
+        let path =
+            std::path::absolute(&options.file).context("could not read the current directory")?;
         let dir = path.parent().with_context(|| format!("{} is a directory", path.display()))?;
         let dir =
             dir.canonicalize().with_context(|| format!("could not find {}", dir.display()))?;
@@ -152,7 +143,7 @@ impl Target {
                 return Err(error).with_context(|| format!("could not look at {}", path.display()));
             }
             Ok(there) if !there.is_file() => bail!("{} is no regular file", path.display()),
-            Ok(_) if options.common.force => {}
+            Ok(_) if options.force => {}
             Ok(_) => bail!("{} is there already; --force replaces it", path.display()),
         }
         Ok(Self { path, dir })
@@ -178,7 +169,7 @@ fn write(options: &Options, paths: &Paths, target: &Target) -> anyhow::Result<St
     to.finish()?.flush().context("could not write the backup")?;
     draft.as_file().sync_all().context("could not write the backup to the disk")?;
     let bytes = draft.as_file().metadata()?.len();
-    let kept = match options.common.force {
+    let kept = match options.force {
         true => draft.persist(&target.path),
         false => draft.persist_noclobber(&target.path),
     };
@@ -309,22 +300,23 @@ fn config(options: &Options, paths: &Paths) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(args: &[&str]) -> Option<Options> {
-        Options::parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
-    }
+    use crate::command::Command;
+    use crate::command::tests::parse;
 
     #[test]
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
-        let options = parse(&["--force", "b.tar", "--data-dir", "/d", "--config=/c", "--logs"]);
-        let expected = Options {
-            common: Arguments { file: "b.tar".into(), data_dir: Some("/d".into()), force: true },
+        let wanted = Options {
+            file: "b.tar".into(),
+            place: Place { data_dir: Some("/d".into()) },
             config: Some("/c".into()),
             logs: true,
+            force: true,
         };
-        assert_eq!(options, Some(expected));
-        for wrong in [&[][..], &["a", "b"], &["a", "--data-dir"], &["a", "--quick"], &["--logs"]] {
-            assert_eq!(parse(wrong), None, "{wrong:?}");
+        let words = ["backup", "--force", "b.tar", "--data-dir", "/d", "--config=/c", "--logs"];
+        assert_eq!(parse(&words), Ok(Command::Backup(wanted)));
+        for wrong in [&[""][..], &["a", "b"], &["a", "--data-dir"], &["a", "--quick"], &["--logs"]]
+        {
+            assert!(parse(&[&["backup"], wrong].concat()).is_err(), "{wrong:?}");
         }
     }
 }

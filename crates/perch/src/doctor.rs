@@ -1,16 +1,12 @@
 //! `perch doctor`: what this machine offers, and how to mend what is missing.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 use perch_net::Check;
 
 /// Entry point of `perch doctor`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    if !args.is_empty() {
-        return crate::usage("error: perch doctor takes no arguments\n");
-    }
+pub(crate) fn main() -> ExitCode {
     let mut checks = perch_net::doctor();
     checks.push(files(Path::new(crate::paths::DATA_DIR)));
     checks.push(swap());

@@ -2,7 +2,6 @@
 //!
 //! It works whether a server lives or not, and may be repeated.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Pid, Signal};
 
+use crate::command::Place;
 use crate::paths::Paths;
 use crate::process;
 use crate::server::lock::DirLock;
@@ -22,12 +22,20 @@ const ENDINGS_MAX: usize = 256;
 /// How long cgroups may be busy after the last Machine ended.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What is ended, and how much of it.
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    place: Place,
+    /// Remove the data as well
+    #[arg(long)]
+    purge: bool,
+}
+
 /// Entry point of `perch down`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some((dir, purge)) = parse(args) else {
-        return crate::usage("error: usage: perch down [--data-dir DIR] [--purge]\n");
-    };
-    match down(dir.as_deref(), purge) {
+pub(crate) fn main(options: &Options) -> ExitCode {
+    let data = if options.purge { Data::Purge } else { Data::Keep };
+    match down(options.place.data_dir.as_deref(), data) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::fail(&error),
     }
@@ -38,20 +46,6 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 enum Data {
     Keep,
     Purge,
-}
-
-fn parse(args: &[OsString]) -> Option<(Option<PathBuf>, Data)> {
-    let mut dir = None;
-    let mut data = Data::Keep;
-    let mut rest = args.iter();
-    while let Some(arg) = rest.next() {
-        match arg.to_str()? {
-            "--purge" => data = Data::Purge,
-            "--data-dir" => dir = Some(PathBuf::from(rest.next()?)),
-            other => dir = Some(PathBuf::from(other.strip_prefix("--data-dir=")?)),
-        }
-    }
-    Some((dir, data))
 }
 
 fn down(dir: Option<&Path>, data: Data) -> anyhow::Result<()> {
@@ -313,19 +307,19 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
-
-    fn check(args: &[&str], expected: Option<(Option<&str>, Data)>) {
-        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        assert_eq!(parse(&args), expected.map(|(dir, data)| (dir.map(PathBuf::from), data)));
-    }
+    use crate::command::Command::Down;
+    use crate::command::tests::parse;
 
     #[test]
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
-        check(&[], Some((None, Data::Keep)));
-        check(&["--purge", "--data-dir", "/d"], Some((Some("/d"), Data::Purge)));
-        check(&["--data-dir=/d"], Some((Some("/d"), Data::Keep)));
-        check(&["--data-dir"], None);
-        check(&["--prune"], None);
+        let parsed = |words: &[&str]| match parse(&[&["down"], words].concat()) {
+            Ok(Down(Options { place, purge })) => Some((place.data_dir, purge)),
+            _ => None,
+        };
+        assert_eq!(parsed(&[]), Some((None, false)));
+        assert_eq!(parsed(&["--purge", "--data-dir", "/d"]), Some((Some("/d".into()), true)));
+        assert_eq!(parsed(&["--data-dir=/d"]), Some((Some("/d".into()), false)));
+        assert_eq!([parsed(&["--data-dir"]), parsed(&["--prune"])], [None, None]);
     }
 
     #[test]

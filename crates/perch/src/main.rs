@@ -5,8 +5,8 @@
 //! `enter`, `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
-mod arguments;
 mod backup;
+mod command;
 mod config;
 mod doctor;
 mod down;
@@ -29,23 +29,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// What `perch` without a role, or with a wrong one, prints.
-const USAGE: &str = "\
-Perch runs private apps on this machine and wakes them with their next request.
-
-Usage: perch COMMAND
-
-  server      Run the server            [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]
-  token       Make, list and revoke tokens for the API over TCP   create|list|revoke
-  backup      Write what the server keeps into one file, also while it runs   FILE [--data-dir DIR] [--logs]
-  restore     Make a data directory out of such a file                        FILE [--data-dir DIR]
-  quickstart  Watch a private app sleep and wake, in a place of its own   [--once] [--dir DIR]
-  doctor      Check what this machine offers, and how to mend it
-  swap        Make, remove and show swap for Machines that sleep   create SIZE [--zram]|remove|show
-  down        Stop all Machines and remove namespace, routes and tables   [--data-dir DIR] [--purge]
-  fly         The client: the same commands as Fly's (perch fly help)
-  version     Print the version
-";
+use command::{Command, Perch};
 
 /// Exit code for a wrong command line (house style: 0 done, 1 failed, 2 usage).
 const EXIT_USAGE: u8 = 2;
@@ -60,34 +44,34 @@ fn main() -> ExitCode {
     let role = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     let rest = args.get(2..).unwrap_or_default().to_vec();
     match role {
-        "server" => server::main(&rest),
-        "token" => token::main(&rest),
-        "backup" => backup::main(&rest),
-        "restore" => restore::main(&rest),
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
         "enter" => perch_machine::enter::main(),
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
         "freeze" => freeze(&rest),
-        "quickstart" => quickstart::main(&rest),
         "strike" => quickstart::guard::main(&rest),
-        "doctor" => doctor::main(&rest),
-        "swap" => swap::main(&rest),
-        "down" => down::main(&rest),
         "fly" => fly(args[1..].to_vec()),
-        "man" => manual::main(&rest),
         "faults" if cfg!(debug_assertions) => fault::main(),
-        "version" | "--version" | "-V" => {
+        _ => operate(Perch::of_process().command),
+    }
+}
+
+fn operate(command: Command) -> ExitCode {
+    match command {
+        Command::Server(options) => server::main(options),
+        Command::Token(command) => token::main(command),
+        Command::Backup(options) => backup::main(&options),
+        Command::Restore(options) => restore::main(&options),
+        Command::Quickstart(options) => quickstart::main(options),
+        Command::Doctor => doctor::main(),
+        Command::Swap(command) => swap::main(&command),
+        Command::Down(options) => down::main(&options),
+        Command::Man { dir } => manual::main(&dir),
+        Command::Version => {
             println!("perch {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        "help" | "--help" | "-h" => {
-            print!("{USAGE}");
-            ExitCode::SUCCESS
-        }
-        "" => usage(USAGE),
-        other => usage(&format!("error: perch has no command {other:?}\n\n{USAGE}")),
     }
 }
 

@@ -8,7 +8,6 @@ mod image;
 mod script;
 mod stage;
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,48 +17,33 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use stage::Stage;
 
-const USAGE: &str = "error: usage: perch quickstart [--once] [--dir DIR]\n";
-
-/// What to do after the last step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// Stay up until Ctrl-C.
-    Stay,
-    /// Leave at once.
-    Leave,
+/// How to play.
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    /// End when it was seen, without waiting for a key
+    #[arg(long)]
+    once: bool,
+    /// Where to keep its data
+    #[arg(long)]
+    dir: Option<PathBuf>,
 }
 
 /// Entry point of `perch quickstart`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some((ending, dir)) = parse(args) else { return crate::usage(USAGE) };
-    match play(ending, dir) {
+pub(crate) fn main(options: Options) -> ExitCode {
+    match play(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::fail(&error),
     }
 }
 
-fn parse(args: &[OsString]) -> Option<(Ending, Option<PathBuf>)> {
-    let mut ending = Ending::Stay;
-    let mut dir = None;
-    let mut rest = args.iter();
-    while let Some(arg) = rest.next() {
-        match arg.to_str()? {
-            "--once" => ending = Ending::Leave,
-            "--dir" => dir = Some(PathBuf::from(rest.next()?)),
-            other => dir = Some(PathBuf::from(other.strip_prefix("--dir=")?)),
-        }
-    }
-    Some((ending, dir))
-}
-
-fn play(ending: Ending, dir: Option<PathBuf>) -> anyhow::Result<()> {
+fn play(Options { once, dir }: Options) -> anyhow::Result<()> {
     require_root()?;
     crate::doctor::require()?;
     let interrupt = Interrupt::watch()?;
     let stage = Stage::set(dir)?;
     // Ctrl-C also reaches the `fly` that plays just now; it ends, and with it the play.
     let played = script::play(&stage);
-    if played.is_ok() && ending == Ending::Stay {
+    if played.is_ok() && !once {
         script::invitation(&stage);
         interrupt.wait();
     }
@@ -111,23 +95,4 @@ fn require_root() -> anyhow::Result<()> {
         exe.display(),
         args.join(" ")
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(args: &[&str], expected: Option<(Ending, Option<&str>)>) {
-        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        assert_eq!(parse(&args), expected.map(|(ending, dir)| (ending, dir.map(PathBuf::from))));
-    }
-
-    #[test]
-    fn arguments_are_read_and_strangers_are_refused() {
-        check(&[], Some((Ending::Stay, None)));
-        check(&["--once", "--dir", "/d"], Some((Ending::Leave, Some("/d"))));
-        check(&["--dir=/d"], Some((Ending::Stay, Some("/d"))));
-        check(&["--dir"], None);
-        check(&["--twice"], None);
-    }
 }

@@ -8,7 +8,6 @@
 //! What was there is kept in `before-restore-TIME/`. Nothing is started: the next server finds Machines as after a reboot
 //! (DESIGN 8). Images are unpacked here already, so that the first request does not wait for it.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -17,32 +16,38 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use perch_machine::{ImageLimits, ImageStore};
 
-use crate::arguments::Arguments;
 use crate::backup::archive;
+use crate::command::Place;
 use crate::paths::Paths;
 use crate::server::lock::DirLock;
 use crate::server::{self, Contents};
 
-pub(crate) const USAGE: &str = "error: usage: perch restore FILE [--data-dir DIR] [--force]\n";
 /// Where the server's configuration goes: whether it fits this host is for its operator to say.
 const CONFIG: &str = "perch.toml.from-backup";
 /// Magic number of the file system of namespaces.
 const NSFS: u64 = 0x6e73_6673;
 
+/// What is restored, and where.
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    /// A file that `perch backup` wrote
+    file: PathBuf,
+    #[command(flatten)]
+    place: Place,
+    /// Put the data aside that are there
+    #[arg(long)]
+    force: bool,
+}
+
 /// Entry point of `perch restore`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some(options) = parse(args) else { return crate::usage(USAGE) };
-    match restore(&options) {
+pub(crate) fn main(options: &Options) -> ExitCode {
+    match restore(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::fail(&error),
     }
 }
 
-fn parse(args: &[OsString]) -> Option<Arguments> {
-    Arguments::parse(args, |_, _| None)
-}
-
-fn restore(options: &Arguments) -> anyhow::Result<()> {
+fn restore(options: &Options) -> anyhow::Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "perch restore must run as root: the data directory is root's"
@@ -51,7 +56,7 @@ fn restore(options: &Arguments) -> anyhow::Result<()> {
     let file =
         std::path::absolute(&options.file).context("could not read the current directory")?;
     let head = archive::head(&file)?;
-    let paths = Paths::new(options.data_dir.as_deref())?;
+    let paths = Paths::new(options.place.data_dir.as_deref())?;
     let is_new = !paths.data.exists();
     let restored = restore_into(&paths, &file, options.force);
     if restored.is_err() && is_new {
@@ -254,18 +259,17 @@ fn sync(dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(args: &[&str]) -> Option<Arguments> {
-        parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
-    }
+    use crate::command::Command;
+    use crate::command::tests::parse;
 
     #[test]
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
-        let options = parsed(&["--data-dir=/d", "b.tar", "--force"]);
-        let data_dir = Some("/d".into());
-        assert_eq!(options, Some(Arguments { file: "b.tar".into(), data_dir, force: true }));
+        let place = Place { data_dir: Some("/d".into()) };
+        let wanted = Options { file: "b.tar".into(), place, force: true };
+        let words = ["restore", "--data-dir=/d", "b.tar", "--force"];
+        assert_eq!(parse(&words), Ok(Command::Restore(wanted)));
         for wrong in [&[][..], &["a", "b"], &["a", "--data-dir"], &["a", "--logs"]] {
-            assert_eq!(parsed(wrong), None, "{wrong:?}");
+            assert!(parse(&[&["restore"], wrong].concat()).is_err(), "{wrong:?}");
         }
     }
 

@@ -61,6 +61,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::command::Place;
 use crate::config::{Config, check_region};
 use crate::paths::Paths;
 use crate::service_manager;
@@ -74,7 +75,6 @@ use proxy_link::ProxyPort;
 use secrets::vault::Vault;
 use world::{Parts, World};
 
-const USAGE: &str = "error: usage: perch server [--data-dir DIR] [--config FILE] [--region CODE] [--listen-api ADDR:PORT]\n";
 /// Name of the host's end of the link between host and data plane.
 const OUTSIDE: &str = "perch0";
 /// The link's addresses come from the range for benchmarks between networks (RFC 2544), which no
@@ -92,8 +92,7 @@ const DESCRIPTORS_MAX: u64 = 65_536;
 const NICE: i32 = -10;
 
 /// Entry point of `perch server`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some(options) = Options::parse(args) else { return crate::usage(USAGE) };
+pub(crate) fn main(options: Options) -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(
@@ -109,34 +108,20 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Options {
-    data_dir: Option<PathBuf>,
+/// What a server may be told when it starts.
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    place: Place,
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Region of this host, three lower-case letters
+    #[arg(long, value_name = "CODE")]
     region: Option<String>,
+    /// Serve the API over TCP as well, to holders of tokens
+    #[arg(long, value_name = "ADDR:PORT")]
     listen_api: Option<SocketAddr>,
-}
-
-impl Options {
-    fn parse(args: &[OsString]) -> Option<Self> {
-        let mut options = Self::default();
-        let mut rest = args.iter();
-        while let Some(arg) = rest.next() {
-            let arg = arg.to_str()?;
-            let (name, value) = match arg.split_once('=') {
-                Some((name, value)) => (name, OsString::from(value)),
-                None => (arg, rest.next()?.clone()),
-            };
-            match name {
-                "--data-dir" => options.data_dir = Some(value.into()),
-                "--config" => options.config = Some(value.into()),
-                "--region" => options.region = Some(value.into_string().ok()?),
-                "--listen-api" => options.listen_api = Some(value.to_str()?.parse().ok()?),
-                _ => return None,
-            }
-        }
-        Some(options)
-    }
 }
 
 fn serve(options: Options) -> anyhow::Result<()> {
@@ -151,7 +136,7 @@ fn serve(options: Options) -> anyhow::Result<()> {
     require_root()?;
     // What is made below is made with these modes, whatever the caller's mask is.
     rustix::process::umask(Mode::from_raw_mode(UMASK));
-    let paths = Paths::new(options.data_dir.as_deref())?;
+    let paths = Paths::new(options.place.data_dir.as_deref())?;
     let kept = service_manager::kept().context("could not take what the service manager kept")?;
     make_dirs(&paths)?;
     let _lock = DirLock::take(&paths.lock())?;
@@ -499,19 +484,19 @@ async fn end(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(args: &[&str]) -> Option<Options> {
-        Options::parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
-    }
+    use crate::command::Command;
+    use crate::command::tests::parse;
 
     #[test]
-    fn options_are_read_in_both_forms_and_strangers_are_refused() {
-        let options = parse(&["--data-dir", "/d", "--region=fra"]).expect("valid");
-        assert_eq!((options.data_dir, options.region.as_deref()), (Some("/d".into()), Some("fra")));
-        assert_eq!(parse(&["--data-dir"]), None);
-        assert_eq!(parse(&["--data", "/d"]), None);
-        assert_eq!(parse(&["--listen-api", "localhost"]), None);
-        let address = parse(&["--listen-api", "[::1]:4280"]).expect("valid").listen_api;
+    fn options_are_read_in_both_forms() {
+        let parse = |words: &[&str]| match parse(words) {
+            Ok(Command::Server(options)) => options,
+            other => panic!("{other:?}"),
+        };
+        let options = parse(&["server", "--data-dir", "/d", "--region=fra"]);
+        let region = options.region.as_deref();
+        assert_eq!((options.place.data_dir, region), (Some("/d".into()), Some("fra")));
+        let address = parse(&["server", "--listen-api", "[::1]:4280"]).listen_api;
         assert_eq!(address, "[::1]:4280".parse().ok());
     }
 

@@ -7,33 +7,48 @@
 //!
 //! A server that starts switches it on again, as after a reboot; `perch down` switches it off, with `--purge` it goes.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use perch_machine::{Swap, swap};
 
+use crate::command::Place;
 use crate::paths::Paths;
 use crate::size::Size;
 
-pub(crate) const USAGE: &str = "\
-error: usage: perch swap create SIZE [--zram]
-              perch swap remove
-              perch swap show
-              each with [--data-dir DIR] of the server
-";
 /// What is smaller helps nobody; what is larger is a slip.
 const BYTES_MIN: Size = Size(1 << 20);
 const BYTES_MAX: Size = Size(1 << 40);
 
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Create { size: Option<String>, kind: Kind },
-    Remove,
-    Show,
+#[derive(Debug, PartialEq, Eq, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make swap in the data directory, and switch it on
+    #[command(
+        after_help = "Whoever runs on this machine can use it. A server that starts switches it on again"
+    )]
+    Create {
+        /// Such as 512MiB or 2GB
+        #[arg(value_parser = Size::parse)]
+        size: Size,
+        /// Compressed memory instead of a file
+        #[arg(long)]
+        zram: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Switch it off and remove it
+    Remove {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show the swap of this machine, whoever made it
+    Show {
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,51 +58,26 @@ enum Kind {
 }
 
 /// Entry point of `perch swap`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let Some((command, dir)) = parse(args) else { return crate::usage(USAGE) };
-    match run(&command, dir.as_deref()) {
+pub(crate) fn main(command: &Command) -> ExitCode {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => crate::fail(&error),
     }
 }
 
-fn parse(args: &[OsString]) -> Option<(Command, Option<PathBuf>)> {
-    let (verb, rest) = args.split_first()?;
-    let mut command = match verb.to_str()? {
-        "create" => Command::Create { size: None, kind: Kind::File },
-        "remove" => Command::Remove,
-        "show" => Command::Show,
-        _ => return None,
-    };
-    let mut dir = None;
-    let mut rest = rest.iter();
-    while let Some(arg) = rest.next() {
-        match (arg.to_str()?, &mut command) {
-            ("--data-dir", _) => dir = Some(PathBuf::from(rest.next()?)),
-            ("--zram", Command::Create { kind, .. }) => *kind = Kind::Zram,
-            (text, Command::Create { size: size @ None, .. }) if !text.starts_with('-') => {
-                *size = Some(text.to_owned());
-            }
-            (text, _) => dir = Some(PathBuf::from(text.strip_prefix("--data-dir=")?)),
-        }
-    }
-    let unsized_creation = matches!(command, Command::Create { size: None, .. });
-    (!unsized_creation).then_some((command, dir))
-}
-
-fn run(command: &Command, dir: Option<&Path>) -> anyhow::Result<()> {
+fn run(command: &Command) -> anyhow::Result<()> {
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
         "perch swap must run as root; run it with sudo"
     );
-    let paths = Paths::new(dir)?;
+    let (Command::Create { place, .. } | Command::Remove { place } | Command::Show { place }) =
+        command;
+    let paths = Paths::new(place.data_dir.as_deref())?;
     match command {
-        Command::Create { size, kind } => {
-            let size =
-                Size::parse(size.as_deref().unwrap_or_default()).map_err(anyhow::Error::msg)?;
-            create(&paths, size, *kind)
+        Command::Create { size, zram, .. } => {
+            create(&paths, *size, if *zram { Kind::Zram } else { Kind::File })
         }
-        Command::Remove => {
+        Command::Remove { .. } => {
             let had = remove(&paths)?;
             println!(
                 "{}",
@@ -95,7 +85,7 @@ fn run(command: &Command, dir: Option<&Path>) -> anyhow::Result<()> {
             );
             Ok(())
         }
-        Command::Show => {
+        Command::Show { .. } => {
             println!(
                 "{}",
                 in_words(Swap::of_this_host().context("could not read the host's swap")?)
@@ -266,21 +256,26 @@ pub(crate) fn remove(paths: &Paths) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(args: &[&str]) -> Option<(Command, Option<PathBuf>)> {
-        parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
-    }
+    use crate::command::Command::Swap;
+    use crate::command::tests::parse;
 
     #[test]
     fn arguments_are_read_in_any_order_and_strangers_are_refused() {
-        let create = |kind| Command::Create { size: Some("1G".to_owned()), kind };
-        assert_eq!(parsed(&["create", "1G"]), Some((create(Kind::File), None)));
-        let zram = Some((create(Kind::Zram), Some("/d".into())));
-        assert_eq!(parsed(&["create", "--zram", "--data-dir=/d", "1G"]), zram);
-        assert_eq!(parsed(&["remove"]), Some((Command::Remove, None)));
-        for bad in [&["create"][..], &["create", "1", "2"], &["remove", "--zram"], &[], &["on"]] {
-            assert_eq!(parsed(bad), None, "{bad:?}");
+        let parse = |words: &[&str]| parse(&[&["swap"], words].concat());
+        let create = |zram, dir: Option<&str>| {
+            let place = Place { data_dir: dir.map(Into::into) };
+            Ok(Swap(Command::Create { size: Size(1 << 30), zram, place }))
+        };
+        assert_eq!(parse(&["create", "1G"]), create(false, None));
+        let words = ["create", "--zram", "--data-dir=/d", "1G"];
+        assert_eq!(parse(&words), create(true, Some("/d")));
+        let place = Place::default();
+        assert_eq!(parse(&["remove"]), Ok(Swap(Command::Remove { place })));
+        for bad in [&["create"][..], &["create", "1", "2"], &["remove", "--zram"], &["on"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
         }
+        let said = parse(&["create", "much"]).expect_err("no size");
+        assert!(said.contains("write it like 512MiB"), "{said}");
     }
 
     #[test]
@@ -294,8 +289,9 @@ mod tests {
 
     #[test]
     fn without_swap_the_remedy_is_named() {
-        assert!(in_words(Swap::default()).contains("perch swap create"));
-        let swap = Swap { total_bytes: 2 << 30, used_bytes: 1 << 20, store_bytes: 1 << 10 };
+        assert!(in_words(perch_machine::Swap::default()).contains("perch swap create"));
+        let swap =
+            perch_machine::Swap { total_bytes: 2 << 30, used_bytes: 1 << 20, store_bytes: 1 << 10 };
         assert_eq!(in_words(swap), "2 GiB, 1 MiB in use, 1 KiB of it in memory (zram)");
     }
 }

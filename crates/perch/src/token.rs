@@ -1,37 +1,58 @@
 //! `perch token`: makes, lists and revokes the tokens with which others reach the API over TCP.
 
-use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use perch_api::client::{Client, ClientError};
 use perch_api::wire::{CreateToken, GoDuration, Token};
 
+use crate::command::Place;
 use crate::paths::Paths;
 
-pub(crate) const USAGE: &str = "\
-error: usage: perch token create [--name NAME] [--org SLUG] [--app APP] [--read-only] [--expires 720h]
-              perch token list [--json]
-              perch token revoke NAME|ID
-              each with [--data-dir DIR] of the server
-";
-
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Create(CreateToken),
-    List { json: bool },
-    Revoke(String),
+#[derive(Debug, PartialEq, Eq, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make a token and print it, once
+    Create {
+        /// What to call it
+        #[arg(long, default_value = "", hide_default_value = true)]
+        name: String,
+        /// Good for this organization only
+        #[arg(long, value_name = "SLUG")]
+        org: Option<String>,
+        /// Good for this app only
+        #[arg(long)]
+        app: Option<String>,
+        /// Good for reading only
+        #[arg(long)]
+        read_only: bool,
+        /// How long it is good, such as 720h
+        #[arg(long, value_name = "LENGTH", value_parser = seconds)]
+        expires: Option<u64>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List tokens
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Revoke a token
+    Revoke {
+        /// Its name or id
+        #[arg(value_name = "NAME|ID")]
+        token: String,
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 /// Entry point of `perch token`.
-pub(crate) fn main(args: &[OsString]) -> ExitCode {
-    let (command, data_dir) = match parse(args) {
-        Some(parsed) => parsed,
-        None => return crate::usage(USAGE),
-    };
-    match run(command, data_dir) {
+pub(crate) fn main(command: Command) -> ExitCode {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let hint = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
@@ -44,50 +65,16 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn parse(args: &[OsString]) -> Option<(Command, Option<PathBuf>)> {
-    let (verb, rest) = args.split_first()?;
-    let mut command = match verb.to_str()? {
-        "create" => Command::Create(CreateToken::default()),
-        "list" => Command::List { json: false },
-        "revoke" => Command::Revoke(String::new()),
-        _ => return None,
-    };
-    let mut data_dir = None;
-    let mut rest = rest.iter();
-    while let Some(arg) = rest.next() {
-        let arg = arg.to_str()?;
-        let (name, given) = match arg.split_once('=') {
-            Some((name, value)) if arg.starts_with("--") => (name, Some(value.to_owned())),
-            _ => (arg, None),
-        };
-        let mut value = || match &given {
-            Some(value) => Some(value.clone()),
-            None => rest.next()?.to_str().map(str::to_owned),
-        };
-        match (&mut command, name) {
-            (_, "--data-dir") => data_dir = Some(PathBuf::from(value()?)),
-            (Command::Create(input), "--name") => input.name = value()?,
-            (Command::Create(input), "--org") => input.org = Some(value()?),
-            (Command::Create(input), "--app") => input.app = Some(value()?),
-            (Command::Create(input), "--read-only") if given.is_none() => input.read_only = true,
-            (Command::Create(input), "--expires") => input.expires_in = Some(seconds(&value()?)?),
-            (Command::List { json }, "--json") if given.is_none() => *json = true,
-            (Command::Revoke(token), name) if token.is_empty() && !name.starts_with('-') => {
-                *token = name.to_owned();
-            }
-            _ => return None,
-        }
-    }
-    (command != Command::Revoke(String::new())).then_some((command, data_dir))
+fn seconds(text: &str) -> Result<u64, String> {
+    let length = text.parse::<GoDuration>();
+    length.map(|it| it.0.as_secs()).map_err(|_| "write a length like 720h or 90m".to_owned())
 }
 
-fn seconds(text: &str) -> Option<u64> {
-    text.parse::<GoDuration>().ok().map(|length| length.0.as_secs())
-}
-
-fn run(command: Command, data_dir: Option<PathBuf>) -> anyhow::Result<()> {
-    let socket = Paths::new(data_dir.as_deref())?.api_socket();
-    let client = Client::unix(socket);
+fn run(command: Command) -> anyhow::Result<()> {
+    let (Command::Create { place, .. }
+    | Command::List { place, .. }
+    | Command::Revoke { place, .. }) = &command;
+    let client = Client::unix(Paths::new(place.data_dir.as_deref())?.api_socket());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -97,15 +84,16 @@ fn run(command: Command, data_dir: Option<PathBuf>) -> anyhow::Result<()> {
 
 async fn ask(client: Client, command: Command) -> perch_api::client::Result<()> {
     match command {
-        Command::Create(input) => {
+        Command::Create { name, org, app, read_only, expires, .. } => {
+            let input = CreateToken { name, org, app, read_only, expires_in: expires };
             let made = client.create_token(&input).await?;
             println!("{}", made.secret);
             if std::io::stdout().is_terminal() {
                 eprintln!("This is token {}; it is shown only this once", made.token.name);
             }
         }
-        Command::List { json } => print(&client.list_tokens().await?, json),
-        Command::Revoke(token) => client.revoke_token(&token).await?,
+        Command::List { json, .. } => print(&client.list_tokens().await?, json),
+        Command::Revoke { token, .. } => client.revoke_token(&token).await?,
     }
     Ok(())
 }
@@ -143,16 +131,12 @@ fn good_for(token: &Token) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(args: &[&str]) -> Option<(Command, Option<PathBuf>)> {
-        parse(&args.iter().map(OsString::from).collect::<Vec<_>>())
-    }
+    use crate::command::tests::parse;
 
     #[test]
     fn what_is_no_command_is_refused() {
         for args in [
-            &[][..],
-            &["make"],
+            &["make"][..],
             &["create", "name"],
             &["create", "--expires", "soon"],
             &["create", "--app"],
@@ -162,22 +146,23 @@ mod tests {
             &["revoke", "a", "b"],
             &["revoke", "--all"],
         ] {
-            assert_eq!(parsed(args), None, "{args:?}");
+            assert!(parse(&[&["token"], args].concat()).is_err(), "{args:?}");
         }
     }
 
     #[test]
     fn flags_are_read_in_both_forms() {
         let args = ["create", "--app=web", "--read-only", "--expires", "1h30m", "--data-dir", "/d"];
-        let wanted = CreateToken {
+        let wanted = Command::Create {
+            name: String::new(),
+            org: None,
             app: Some("web".to_owned()),
             read_only: true,
-            expires_in: Some(5400),
-            ..CreateToken::default()
+            expires: Some(5400),
+            place: Place { data_dir: Some("/d".into()) },
         };
-        assert_eq!(parsed(&args), Some((Command::Create(wanted), Some("/d".into()))));
-        let revoke = Command::Revoke("ci".to_owned());
-        assert_eq!(parsed(&["revoke", "ci"]), Some((revoke, None)));
+        let parsed = parse(&[&["token"], &args[..]].concat());
+        assert_eq!(parsed, Ok(crate::command::Command::Token(wanted)));
     }
 
     #[test]

@@ -60,7 +60,8 @@ fn a_server_that_dies_while_it_pages_out_leaves_a_sleeper_for_the_next() {
 fn without_swap_or_when_told_so_nothing_is_paged_out() {
     on_host("auto_stop_after = \"1s\"\npage_out_after = \"off\"\n", |host| {
         let wrong = host.perch(&["swap", "create", "12 parsecs", "--data-dir", &data(host)])?;
-        ensure!(wrong.fails()?.contains("512MiB"), "no example of a size");
+        ensure!(wrong.status.code() == Some(2), "not a wrong usage: {wrong}");
+        ensure!(wrong.stderr.contains("512MiB"), "no example of a size: {wrong}");
         let none = host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
         ensure!(none.contains("no swap of this server"), "{none}");
         let swap = make_swap(host)?;
