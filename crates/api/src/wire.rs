@@ -22,6 +22,7 @@ pub(crate) mod object;
 mod platform;
 mod release;
 mod restart;
+mod schedule;
 pub(crate) mod schema;
 mod secret;
 mod signal;
@@ -57,6 +58,7 @@ pub use release::{
     CreateRelease, Release, ReleaseAnswer, ReleasePage, ReleaseStatus, UpdateRelease,
 };
 pub use restart::RestartQuery;
+pub use schedule::Schedule;
 pub use secret::{
     Secret, SecretAnswer, SecretPage, SecretValue, SecretsAnswer, SecretsVersion, SetSecret,
     UpdateSecrets,

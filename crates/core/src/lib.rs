@@ -9,6 +9,7 @@
 //! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
+//! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`deploy`] | the steps of a deploy |
 //! | [`address`] | which addresses networks, apps and Machines get |
@@ -28,5 +29,6 @@ pub mod memory;
 #[doc(hidden)]
 pub mod mutant;
 pub mod quiet;
+pub mod schedule;
 pub mod service;
 pub mod time;

@@ -36,6 +36,7 @@ mod proxy_link;
 mod pruning;
 mod publishing;
 mod records;
+mod schedule;
 mod secrets;
 mod verdict;
 mod views;
@@ -282,6 +283,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(arming::keep(world.clone()));
     world.tracker.spawn(api::mark_interrupted(world.clone()));
     world.tracker.spawn(api::finish_removals(world.clone()));
+    world.tracker.spawn(schedule::keep(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
     world.tracker.spawn(volumes::keep_snapshots(world.clone()));

@@ -14,7 +14,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{GoDuration, GuestFile, Signal, file, null_default, object, schema, unless_empty};
+use super::{
+    GoDuration, GuestFile, Schedule, Signal, file, null_default, object, schedule, schema,
+    unless_empty,
+};
 
 // DESIGN 10: below 100 ms the timer is noise; beyond 30 days nobody means it.
 const AUTO_STOP_AFTER: (Duration, Duration) =
@@ -79,6 +82,10 @@ pub struct ConfigView {
     pub restart: Option<Restart>,
     /// How to stop.
     pub stop_config: StopConfig,
+    /// How often it is started.
+    pub schedule: Option<Schedule>,
+    /// Ids of Machines: it is started when one of them fails.
+    pub standbys: Vec<String>,
     /// Remove the Machine after its program ends.
     pub auto_destroy: bool,
     /// Files that are written into it before its program starts.
@@ -111,6 +118,10 @@ struct ConfigShape {
     restart: Option<Restart>,
     /// How to stop.
     stop_config: Option<StopConfig>,
+    /// Start it once in each period, at a time of its own, if it does not run.
+    schedule: Option<Schedule>,
+    /// Ids of Machines of the app: it is started when one of them fails for good.
+    standbys: Option<Vec<String>>,
     /// Remove the Machine after its program ends.
     auto_destroy: Option<bool>,
     /// Files that are written into it before its program starts.
@@ -640,6 +651,8 @@ impl ConfigView {
             services: services(raw)?,
             restart: field(raw, "restart")?,
             stop_config: field(raw, "stop_config")?,
+            schedule: schedule::schedule(raw.get("schedule")),
+            standbys: schedule::standbys(raw.get("standbys")),
             auto_destroy: field(raw, "auto_destroy")?,
             files: files(raw).unwrap_or_default(),
             checks: field::<Map<String, Value>>(raw, "checks")?.keys().cloned().collect(),

@@ -66,7 +66,6 @@ fn wrong_flags_are_refused_before_anything_is_pushed() {
             &["--file-literal", "/a"],
             "failed to read file-literal: invalid file-literal argument /a\n",
         ),
-        (&["--schedule", "daily"], "`fly machine run --schedule` is not here: "),
         (&["--standby-for", "m0"], "`fly machine run --standby-for` is not here: "),
         (&["--volume", "data:/data"], "`fly machine run --volume` is not here: "),
         (&["--shell"], "`fly machine run --shell` is not here: "),
@@ -180,6 +179,28 @@ fn each_flag_of_run_has_its_place_in_the_config() {
         (&config["auto_destroy"], &config["restart"]["policy"]),
         (&json!(true), &json!("no"))
     );
+}
+
+/// MA-22.
+#[test]
+fn a_schedule_brings_a_restart_policy_unless_one_is_given() {
+    let fixture = with_app();
+    let check = |at: usize, flags: &[&str], schedule: &str, policy: Value| {
+        let run = fixture.fly(&[&["m", "run", "oci:img", "-a", "web"], flags].concat());
+        assert_eq!(run.code, 0, "{}", run.err);
+        let config = config(&fixture, at);
+        assert_eq!((&config["schedule"], &config["restart"]), (&json!(schedule), &policy));
+    };
+    let policy = |word: &str| json!({"policy": word});
+    check(0, &["--schedule", "daily"], "daily", policy("on-failure"));
+    check(1, &["--schedule", "hourly", "--restart", "no"], "hourly", policy("no"));
+    check(2, &["--schedule=weekly", "--rm"], "weekly", policy("no"));
+    check(3, &["--machine-config", r#"{"schedule":"monthly"}"#], "monthly", policy("on-failure"));
+    // An update changes nothing else.
+    let run = fixture.fly(&["m", "update", "m1", "-a", "web", "-y", "--schedule", "daily"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let now = config(&fixture, 1);
+    assert_eq!((&now["schedule"], &now["restart"]), (&json!("daily"), &policy("no")));
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub(crate) enum Source {
     User(Peer),
     /// The platform itself.
     Platform,
+    /// The platform, for a reason that its event tells.
+    Because(String),
     /// Autostop and autostart.
     Proxy,
 }
@@ -33,17 +35,18 @@ impl Source {
         match self {
             Self::User(Peer::Machine(_)) => "machine",
             Self::User(Peer::Local { .. } | Peer::Token(_)) => "user",
-            Self::Platform => "flyd",
+            Self::Platform | Self::Because(_) => "flyd",
             Self::Proxy => "proxy",
         }
     }
 
-    /// Which user it was, as a detail of the event.
+    /// Which user it was, or why, as a detail of the event.
     pub(crate) fn asker(&self) -> Option<(&'static str, Value)> {
         match self {
             Self::User(Peer::Local { uid, .. }) => Some(("uid", (*uid).into())),
             Self::User(Peer::Token(holder)) => Some(("token", holder.name.as_str().into())),
             Self::User(Peer::Machine(own)) => Some(("machine", own.id.as_str().into())),
+            Self::Because(cause) => Some(("cause", cause.as_str().into())),
             Self::Platform | Self::Proxy => None,
         }
     }

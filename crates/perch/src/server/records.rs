@@ -116,6 +116,14 @@ pub(crate) struct LifeRecord {
     pub(crate) wish: Wish,
 }
 
+/// What was last done for a Machine's schedule (`perch_core::schedule::Taken`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ScheduleRecord {
+    /// Seconds since 1970.
+    pub(crate) last: i64,
+    pub(crate) run: u64,
+}
+
 /// A Machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MachineRecord {
@@ -138,6 +146,9 @@ pub(crate) struct MachineRecord {
     #[serde(default)]
     pub(crate) secrets: u64,
     pub(crate) life: LifeRecord,
+    /// Absent without a schedule, and in records of servers that knew none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) schedule: Option<ScheduleRecord>,
     /// `2006-01-02T15:04:05Z`.
     pub(crate) created_at: String,
     pub(crate) updated_at: String,
@@ -388,6 +399,7 @@ pub(crate) mod tests {
             cordoned: false,
             secrets: 0,
             life: LifeRecord { state: "created".to_owned(), run: 0, wish: Wish::Down },
+            schedule: None,
             created_at: String::new(),
             updated_at: String::new(),
         }

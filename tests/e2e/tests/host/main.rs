@@ -45,6 +45,7 @@ mod real_postgres;
 mod real_redis;
 mod reboot;
 mod scale;
+mod schedule;
 mod secrets;
 mod signals;
 mod slow_reader;

@@ -43,6 +43,9 @@ pub(crate) struct Shared {
     /// Metadata NAME=VALUE
     #[arg(short, long)]
     pub(super) metadata: Vec<String>,
+    /// Start the Machine once in each period if it does not run: hourly, daily, weekly or monthly
+    #[arg(long)]
+    pub(super) schedule: Option<String>,
     /// Do not register the Machine's address in DNS
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         value_parser = parse_bool, hide_possible_values = true)]

@@ -111,6 +111,7 @@ fn config(context: &Context<'_>, words: &[String], args: &New) -> Outcome<Map<St
         _ => Program::Stays,
     };
     wanted::apply(context, &mut config, &args.shared, program)?;
+    wanted::restart_of_scheduled(&mut config, &args.shared);
     Ok(config)
 }
 

@@ -36,6 +36,9 @@ pub(super) fn apply(
     let size = guest::with_flags(config.get("guest"), &flags.vm)?;
     config.insert("guest".to_owned(), size);
     extend(config, "env", "env", &flags.env)?;
+    if let Some(word) = flags.schedule.as_deref().filter(|word| !word.is_empty()) {
+        config.insert("schedule".to_owned(), word.into());
+    }
     match program {
         Program::Stays => {}
         Program::Cleared => drop(object(config, "init").shift_remove("cmd")),
@@ -55,6 +58,15 @@ pub(super) fn apply(
     put_restart(context, config, flags.restart.as_deref())?;
     put_wakefulness(config, flags)?;
     files::apply(context, config, flags)
+}
+
+/// What a new Machine with a schedule gets unless somebody says otherwise (MA-22).
+pub(super) fn restart_of_scheduled(config: &mut Map<String, Value>, flags: &Shared) {
+    let is_scheduled = config.get("schedule").is_some_and(|word| *word != "" && !word.is_null());
+    let ends_for_ever = config.get("auto_destroy") == Some(&Value::Bool(true));
+    if is_scheduled && !ends_for_ever && flags.restart.is_none() {
+        config.insert("restart".to_owned(), json!({"policy": "on-failure"}));
+    }
 }
 
 /// Words of a command that is one argument.

@@ -88,7 +88,7 @@ async fn expire(world: Arc<World>, app: String, lease: LeaseRecord, mut left: Du
         if let Err(error) = &removed {
             tracing::warn!(machine = lease.machine, %error, "the record of an ended lease remains");
         }
-        if removed.is_ok() || !is_leased(&world, &lease.machine) {
+        if removed.is_ok() || !is_leased(&world.keeper.read(), &lease.machine) {
             return announce(&world, &app, &lease.machine).await;
         }
         left = RETRY_INTERVAL;
@@ -212,8 +212,8 @@ pub(crate) fn is_kept_awake(catalog: &Catalog, machine: &str, run: u64) -> bool 
 }
 
 /// Whether somebody holds a Machine's lease now.
-fn is_leased(world: &World, machine: &str) -> bool {
-    live(&world.keeper.read(), machine).is_some()
+pub(crate) fn is_leased(catalog: &Catalog, machine: &str) -> bool {
+    live(catalog, machine).is_some()
 }
 
 #[cfg(test)]

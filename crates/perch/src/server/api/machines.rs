@@ -25,6 +25,7 @@ use crate::server::limits;
 use crate::server::machine::{self, Command, Handle, Refused};
 use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
+use crate::server::schedule;
 use crate::server::secrets;
 use crate::server::volumes;
 use crate::server::world::World;
@@ -95,6 +96,7 @@ fn check_config(input: &LaunchInput) -> Result<(), ApiError> {
     let config = &input.config;
     let checked = config.check_objects().and_then(|()| config.check_files());
     let checked = checked.and_then(|()| config.check_metadata());
+    let checked = checked.and_then(|()| config.check_starts());
     checked.map_err(|error| ApiError::invalid(error.to_string()))
 }
 
@@ -143,6 +145,7 @@ fn plan(
         cordoned: input.skip_service_registration,
         secrets: secrets::pin(catalog, app, input)?,
         life: LifeRecord { state: MachineState::Created.to_string(), run: 0, wish: Wish::Down },
+        schedule: schedule::from_now_on(&input.config),
         created_at: now.clone(),
         updated_at: now,
     })
@@ -293,6 +296,7 @@ fn updated(
         )));
     }
     Ok(MachineRecord {
+        schedule: schedule::after_update(old, &input.config),
         config: input.config,
         config_version: old.config_version + 1,
         instance_id: clock::ulid(),
@@ -434,15 +438,27 @@ pub(crate) async fn start(
     let pinned = world.keeper.read().machine(&target.app, &target.id)?.secrets;
     secrets::check_opens(&world, &target.app, pinned).await?;
     let previous = handle.status().state;
-    if matches!(previous, MachineState::Created | MachineState::Stopped | MachineState::Failed) {
-        room_for(&world, &target.id, world.memory_most(&target.id)).await?;
-    }
+    room_to_start(&world, &target.id).await?;
     ask(&handle, Event::Start(StartBy::User), Source::User(peer)).await?;
     Ok(StartAnswer {
         message: String::new(),
         status: String::new(),
         previous_state: previous.to_string(),
     })
+}
+
+/// Waits until a start of a Machine fits into memory; one that has a run needs no more.
+///
+/// # Errors
+/// 503, as a caller of the app would get.
+pub(crate) async fn room_to_start(world: &Arc<World>, id: &str) -> Result<(), ApiError> {
+    let state = world.handle(id).map(|handle| handle.status().state);
+    match state {
+        Some(MachineState::Created | MachineState::Stopped | MachineState::Failed) => {
+            room_for(world, id, world.memory_most(id)).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Waits until a start fits into memory, as long as a caller of the app would.
@@ -640,7 +656,8 @@ fn handle(world: &World, target: &MachineTarget) -> Result<Handle, ApiError> {
     world.handle(&target.id).ok_or_else(|| not_found(target))
 }
 
-async fn ask(handle: &Handle, event: Event, source: Source) -> Result<(), ApiError> {
+/// Asks a Machine for something, and turns a refusal into an answer of the API.
+pub(crate) async fn ask(handle: &Handle, event: Event, source: Source) -> Result<(), ApiError> {
     match handle.ask(event, source).await {
         Some(Ok(())) => Ok(()),
         Some(Err(Refused::Invalid(InvalidTransition { state, verb }))) => {
