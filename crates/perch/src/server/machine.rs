@@ -1,6 +1,6 @@
 //! One task per Machine: it owns the Machine's life and does what `core`'s lifecycle decides.
 //!
-//! Everything that can happen to a Machine arrives in one mailbox or is the end of its run, so all
+//! Everything that can happen to a Machine arrives in its mailbox or is the end of its run, so all
 //! of it has one order. What the task needs from the rest of the server is in [`World`]. Slow work
 //! (launching, waiting, removing) runs beside it and comes back as a message.
 
@@ -28,7 +28,7 @@ use super::verdict::{Ended, LOST};
 use super::workers::Workers;
 use super::world::{World, lock};
 
-/// Requests that may wait for a Machine's task; one that finds it full waits itself.
+/// Requests that may wait for a Machine's task; one that finds it full waits itself, unless it is the proxy's.
 const MAILBOX: usize = 64;
 
 /// How long a start by the proxy waits for others to give way before the proxy hears of it.
@@ -114,6 +114,8 @@ pub(crate) struct Status {
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    /// Read first. The proxy has one wish for a Machine at a time, so it is never full.
+    urgent: mpsc::Sender<Command>,
     status: watch::Receiver<Status>,
 }
 
@@ -131,11 +133,41 @@ impl Handle {
         self.commands.send(command).await.is_ok()
     }
 
+    /// Sends a command of the proxy's, before all others and without waiting for a place: whoever asks much of one
+    /// Machine must not keep the proxy from waking the next. `false` when the Machine is gone, or the proxy has lost all measure.
+    pub(crate) fn tell(&self, command: Command) -> bool {
+        self.urgent.try_send(command).is_ok()
+    }
+
     /// Asks for something and waits until it is durable. `None` when the Machine is gone.
     pub(crate) async fn ask(&self, event: Event, source: Source) -> Option<Result<(), Refused>> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Ask { event, source, reply }).await.then_some(())?;
         answer.await.ok()
+    }
+}
+
+/// What waits for a Machine's task.
+struct Mailbox {
+    commands: mpsc::Receiver<Command>,
+    urgent: mpsc::Receiver<Command>,
+}
+
+impl Mailbox {
+    /// A mailbox, and the ways to it for everybody and for the proxy.
+    fn new() -> (Self, mpsc::Sender<Command>, mpsc::Sender<Command>) {
+        let (sender, commands) = mpsc::channel(MAILBOX);
+        let (urgent_sender, urgent) = mpsc::channel(MAILBOX);
+        (Self { commands, urgent }, sender, urgent_sender)
+    }
+
+    /// The next command; `None` when nobody can send any more. Cancelling it loses nothing.
+    async fn next(&mut self) -> Option<Command> {
+        tokio::select! {
+            biased;
+            Some(command) = self.urgent.recv() => Some(command),
+            command = self.commands.recv() => command,
+        }
     }
 }
 
@@ -147,7 +179,7 @@ pub(crate) fn spawn(
     history: History,
     running: Option<perch_machine::Machine>,
 ) -> Handle {
-    let (commands, mailbox) = mpsc::channel(MAILBOX);
+    let (mailbox, commands, urgent) = Mailbox::new();
     let running = running.map(Arc::new);
     let status = Status {
         running: running.clone(),
@@ -157,7 +189,7 @@ pub(crate) fn spawn(
         history: Arc::new(history),
     };
     let (status_sender, status_receiver) = watch::channel(status);
-    let handle = Handle { commands: commands.clone(), status: status_receiver };
+    let handle = Handle { commands: commands.clone(), urgent, status: status_receiver };
     let task = Task {
         world: world.clone(),
         id,
@@ -230,7 +262,7 @@ enum Woken {
 }
 
 impl Task {
-    async fn work(mut self, mut mailbox: mpsc::Receiver<Command>) {
+    async fn work(mut self, mut mailbox: Mailbox) {
         self.do_effects().await;
         self.publish();
         // An earlier server may have died between a program's end and what follows from it.
@@ -269,10 +301,10 @@ impl Task {
         }
     }
 
-    async fn woken(&self, mailbox: &mut mpsc::Receiver<Command>) -> Woken {
+    async fn woken(&self, mailbox: &mut Mailbox) -> Woken {
         let due = self.life.poll_timeout().map(|(deadline, _why)| deadline.since(clock::now()));
         tokio::select! {
-            command = mailbox.recv() => command.map_or(Woken::Shutdown, Woken::Command),
+            command = mailbox.next() => command.map_or(Woken::Shutdown, Woken::Command),
             (run, exit) = ended(self.running.clone()) => Woken::Exited(run, exit),
             () = sleep_or_never(due) => Woken::Timeout,
             () = self.world.shutdown.cancelled() => Woken::Shutdown,
@@ -979,4 +1011,21 @@ pub(crate) fn is_up(state: wire::MachineState) -> bool {
 /// Whether an update starts a sleeping Machine.
 pub(crate) fn asleep(skip_launch: bool) -> Asleep {
     if skip_launch { Asleep::Stays } else { Asleep::Launches }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_proxy_is_heard_first_and_never_waits_for_a_place() {
+        let note = |kind| Command::Note { kind, source: Source::Platform, cause: String::new() };
+        let (mut mailbox, commands, urgent) = Mailbox::new();
+        while commands.try_send(note("asked")).is_ok() {}
+        urgent.try_send(note("proxy")).expect("a place of its own");
+        let first = mailbox.next().await;
+        assert!(matches!(first, Some(Command::Note { kind: "proxy", .. })), "{first:?}");
+        let second = mailbox.next().await;
+        assert!(matches!(second, Some(Command::Note { kind: "asked", .. })), "{second:?}");
+    }
 }

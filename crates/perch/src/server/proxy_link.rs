@@ -349,7 +349,7 @@ async fn session(
     world.proxy.serving.send_replace(true);
     loop {
         tokio::select! {
-            message = receiver.recv() => hear(world, message?).await,
+            message = receiver.recv() => hear(world, message?),
             answer = answers.recv() => {
                 let Some(answer) = answer else { return Ok(()) };
                 // The view first: an answer may be about a state that only the view tells.
@@ -419,20 +419,20 @@ async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: &str) -> Res
     }
 }
 
-async fn hear(world: &Arc<World>, message: FromProxy) {
+fn hear(world: &Arc<World>, message: FromProxy) {
     match message {
         FromProxy::Hello { .. } => {}
         FromProxy::Start { machine, attempt, cause, thawed } => {
             let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
             let cause = views::wake_text(cause.as_ref(), thawed);
-            if !tell(world, &machine, event, cause).await {
+            if !tell(world, &machine, event, cause) {
                 let reason = "the Machine is gone".to_owned();
                 world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
             }
         }
         FromProxy::Stop { machine, run, attempt, reason } => {
             let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });
-            if !tell(world, &machine, event, reason).await {
+            if !tell(world, &machine, event, reason) {
                 world.proxy.stop_done(&machine, attempt, StopOutcome::Stopped);
             }
         }
@@ -447,14 +447,10 @@ async fn hear(world: &Arc<World>, message: FromProxy) {
     }
 }
 
-async fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause: String) -> bool {
-    match world.handle(machine) {
-        Some(handle) => {
-            let session = world.proxy.session();
-            handle.send(MachineCommand::FromProxy { event, cause, session }).await
-        }
-        None => false,
-    }
+fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause: String) -> bool {
+    let session = world.proxy.session();
+    let handle = world.handle(machine);
+    handle.is_some_and(|it| it.tell(MachineCommand::FromProxy { event, cause, session }))
 }
 
 /// The proxy that is or was connected.
