@@ -46,16 +46,18 @@ pub(crate) async fn create(
     check_region(&world, &input.region)?;
     check_config(&input)?;
     let uid_base = world.host_ids.base(world.keeper.read().staying_app(&app)?.uid_slot);
-    if !input.skip_launch {
-        room_for(&world, "", limits::memory_bytes(&input.config)).await?;
-    }
     let ready = world.images.prepare(&app, &input.config.view().image, uid_base).await?;
     check_secrets(&world, &app, &input).await?;
     let _until_recorded = ready.claim.clone();
     let random = (clock::random(), clock::random());
+    let id = MachineId::from_low_bits(random.0).to_string();
+    if !input.skip_launch {
+        // After the image, which may take longer than room is promised.
+        room_for(&world, &id, limits::memory_bytes(&input.config)).await?;
+    }
     let (name, wanted, region) = (app.clone(), input.clone(), world.config.region.clone());
     let birth = world.births.read().await;
-    let record = world
+    let recorded = world
         .keeper
         .write(move |catalog| {
             let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
@@ -66,7 +68,8 @@ pub(crate) async fn create(
             changes.push(Change::PutMachine(Box::new(record.clone())));
             Ok((changes, record))
         })
-        .await?;
+        .await;
+    let record = recorded.inspect_err(|_| world.pager.forget(&id))?;
     let living = brought_to_life(&world, peer.clone(), &record, input.lease_ttl).await;
     let (handle, lease) = match living {
         Ok(living) => living,
