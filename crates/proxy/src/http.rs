@@ -10,6 +10,7 @@
 //!      ▲            │ bad: 400        │ none: held            │ refused: again       │
 //!      │            ▼                 ▼ too long: 503         ▼ too long: 503        ▼
 //!      └── next ◄─────────────── response head ─► rewrite ─► write ─► rest of the bodies
+//!                                    └ 101: bytes both ways, no HTTP any more
 //! ```
 
 pub(crate) mod body;
@@ -18,4 +19,5 @@ mod exchange;
 pub(crate) mod head;
 mod reply;
 pub(crate) mod response;
+mod upgrade;
 mod watch;

@@ -12,4 +12,7 @@ mod panic;
 mod parser;
 mod pooling;
 mod raw;
+mod resting;
+mod sleeper;
+mod upgrade;
 mod world;

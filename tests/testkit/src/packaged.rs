@@ -170,12 +170,44 @@ pub fn node_image() -> Result<String> {
     recipe.layout()
 }
 
+/// HTTP; `/events`, a stream; WebSockets, to whom each message comes back, `slow` after two seconds;
+/// `/publish` tells all of them.
 const NODE_APP: &str = "\
+const crypto = require('crypto')
 const http = require('http')
 let count = 0
+const streams = new Set()
+const sockets = new Set()
+const say = (socket, text) => socket.write(Buffer.concat([Buffer.from([0x81, text.length]), Buffer.from(text)]))
 const server = http.createServer((request, response) => {
   count += 1
+  const [path, query] = request.url.split('?')
+  if (path === '/events') {
+    response.writeHead(200, { 'Content-Type': 'text/event-stream' })
+    response.write('data: hello\\n\\n')
+    streams.add(response)
+    response.on('close', () => streams.delete(response))
+    return
+  }
+  if (path === '/publish') {
+    streams.forEach(stream => stream.write(`data: ${query}\\n\\n`))
+    sockets.forEach(socket => say(socket, query))
+  }
   response.end(`node ${process.pid}, request ${count}\\n`)
+})
+server.on('upgrade', (request, socket) => {
+  const key = request.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11'
+  const accept = crypto.createHash('sha1').update(key).digest('base64')
+  socket.write('HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n' +
+    `Sec-WebSocket-Accept: ${accept}\\r\\n\\r\\n`)
+  sockets.add(socket)
+  socket.on('error', () => {})
+  socket.on('close', () => sockets.delete(socket))
+  socket.on('data', frame => {
+    if (frame[0] !== 0x81) return socket.end()
+    const text = frame.subarray(6, 6 + (frame[1] & 0x7f)).toString()
+    setTimeout(() => say(socket, `${process.pid} ${text}`), text === 'slow' ? 2000 : 0)
+  })
 })
 server.keepAliveTimeout = Number(process.env.KEEP_ALIVE_MS || 5000)
 server.listen(8080, '0.0.0.0')
@@ -225,7 +257,8 @@ fn compile(interpreter: &Path, root: &Path) -> Result<()> {
     run(Command::new(interpreter).args(mode).arg(root.join("usr/lib")).arg(root.join("app")))
 }
 
-/// `asgi`: HTTP, WebSocket (each message comes back) and `/events`, a stream. `wsgi`: HTTP alone.
+/// `asgi`: HTTP, WebSocket (each message comes back, `slow` after two seconds) and `/events`, a stream.
+/// `wsgi`: HTTP alone.
 pub const PYTHON_APP: &str = r#"
 import asyncio, os
 
@@ -245,6 +278,7 @@ async def asgi(scope, receive, send):
             message = await receive()
             if message["type"] == "websocket.disconnect":
                 return
+            await asyncio.sleep(2 if message["text"] == "slow" else 0)
             await send({"type": "websocket.send", "text": f"{os.getpid()} {message['text']}"})
     kind = b"text/event-stream" if scope["path"] == "/events" else b"text/plain"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})

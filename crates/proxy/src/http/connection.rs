@@ -17,13 +17,15 @@ use super::exchange::{Broken, Done, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
 use super::reply::Reply;
 use super::response::Signature;
+use super::upgrade;
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse, Wake, Woken};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
 use crate::directory::{Destination, Directory, Target};
+use crate::line::Line;
 use crate::moderation;
-use crate::tcp::{self, Stream};
+use crate::tcp::{self, Said, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
@@ -192,8 +194,9 @@ impl Connection {
         }
         let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
         match outcome {
-            Ok(done) => Ok(done.caller_after),
-            Err(Failure::Ended) => Err(Ended::Cut),
+            Ok(after) => Ok(after),
+            Err(Failure::Over) => Err(Ended::Quietly),
+            Err(Failure::Cut) => Err(Ended::Cut),
             Err(Failure::Reply(status, text)) => {
                 app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
                 let mut reply = Reply::new(status, &text);
@@ -307,8 +310,9 @@ impl Connection {
         incoming: &Incoming,
         app: &Rc<App>,
         facts: &PortFacts,
-    ) -> Result<Done, Failure> {
-        if facts.reuse == Reuse::OneRequest {
+    ) -> Result<After, Failure> {
+        // One that upgrades has its own word there, and serves no other request either.
+        if facts.reuse == Reuse::OneRequest && !incoming.request.upgrade {
             let end = incoming.head_len - b"\r\n".len();
             scratch.request.splice(end..end, *b"Connection: close\r\n");
         }
@@ -320,14 +324,15 @@ impl Connection {
                 continue;
             };
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
-            let exchange = self.exchange(stream, scratch, incoming, &place, &mut machine);
-            let outcome = Box::pin(exchange).await;
             scratch.answer.clear();
-            match outcome {
-                Ok(done) => {
+            let line = (&place, facts.start_timeout);
+            let exchange = self.exchange(stream, scratch, incoming, line, &mut machine);
+            match Box::pin(exchange).await {
+                Ok(Done::Answered { caller_after, machine_after }) => {
                     place.note_wake(|| describe(&scratch.request));
-                    match (facts.reuse, done.machine_after) {
-                        (Reuse::Pooled, After::Keep) => {
+                    match (facts.reuse, machine_after) {
+                        // A Machine that sleeps is left with no idle connection.
+                        (Reuse::Pooled, After::Keep) if !place.is_parked() => {
                             Upstreams::keep(app, &place, machine.stream);
                         }
                         (Reuse::Pooled, After::Close)
@@ -336,7 +341,13 @@ impl Connection {
                         // waiting for a minute; to one Machine there are 28,000 of them.
                         _ => tcp::reset(&machine.stream),
                     }
-                    return Ok(done);
+                    return Ok(caller_after);
+                }
+                Ok(Done::Switched) => {
+                    place.note_wake(|| describe(&scratch.request));
+                    let sides = (stream, machine.stream);
+                    let served = self.switch(sides, std::mem::take(scratch), &place, facts);
+                    return Err(served.await);
                 }
                 Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, &place, used) => {
                     Box::pin(tries.pause(&place, stream)).await?;
@@ -346,6 +357,23 @@ impl Connection {
                 Err((broken, _)) => return Err(Failure::from(broken)),
             }
         }
+    }
+
+    /// Serves another protocol, to the end of the connection.
+    fn switch<'a>(
+        &'a mut self,
+        sides: (&'a mut TcpStream, TcpStream),
+        scratch: Scratch,
+        place: &'a Place,
+        facts: &PortFacts,
+    ) -> Pin<Box<impl Future<Output = Failure> + use<'a>>> {
+        let by_caller = std::mem::take(&mut self.pending);
+        let said = Said { by_caller, by_machine: scratch.answer };
+        let line = (place, &self.to, facts.start_timeout);
+        Box::pin(async move {
+            let served = upgrade::serve(sides, line, said).await;
+            if served.is_ok() { Failure::Over } else { Failure::Cut }
+        })
     }
 
     async fn place(
@@ -374,9 +402,10 @@ impl Connection {
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &Incoming,
-        place: &Place,
+        (place, start_timeout): (&Place, Duration),
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
+        let line = Line::new(place, &self.to, start_timeout);
         let wake = place.woken.get().map(wake_header);
         let signature = Signature {
             fixed: self.directory.signature(),
@@ -387,7 +416,8 @@ impl Connection {
         let message = (scratch.request.as_slice(), incoming.body);
         let spaces = (&mut scratch.answer, &mut self.pending);
         let request = &incoming.request;
-        let done = exchange(stream, &mut machine.stream, request, message, spaces, signature);
+        let sides = (stream, &mut machine.stream);
+        let done = exchange(sides, request, message, spaces, signature, &line);
         done.await.map_err(|broken| (broken, machine.used))
     }
 
@@ -448,9 +478,11 @@ impl Connection {
     }
 }
 
-/// Why a request was not forwarded.
+/// Why a request was not forwarded, or no other can follow it.
 enum Failure {
-    Ended,
+    /// The connection was upgraded, and has ended well.
+    Over,
+    Cut,
     Reply(u16, String),
 }
 
@@ -471,7 +503,7 @@ impl From<Broken> for Failure {
         match broken {
             Broken::NoAnswer | Broken::Malformed => Self::Reply(502, broken.to_string()),
             Broken::BadBody => Self::Reply(400, broken.to_string()),
-            Broken::Cut => Self::Ended,
+            Broken::Cut => Self::Cut,
         }
     }
 }
@@ -516,7 +548,7 @@ impl Tries {
         // What is rare is boxed: its state would make every idle connection larger.
         let connecting = upstream::connect(place, self.deadline.at());
         let connected = Box::pin(tcp::unless_reset(caller, connecting)).await;
-        match connected.ok_or(Failure::Ended)? {
+        match connected.ok_or(Failure::Cut)? {
             Ok(stream) => Ok(Some(Upstream { stream, used: false })),
             Err(NoConnection::Gone) if 0 < self.left => {
                 self.left -= 1;
@@ -556,7 +588,7 @@ impl Tries {
         };
         let ended = tokio::time::timeout(SILENT_PAUSE, ended);
         // Ignored: the request is tried again in both cases.
-        let _elapsed = tcp::unless_reset(caller, ended).await.ok_or(Failure::Ended)?.is_err();
+        let _elapsed = tcp::unless_reset(caller, ended).await.ok_or(Failure::Cut)?.is_err();
         Ok(())
     }
 }
@@ -611,7 +643,7 @@ async fn unless_left<T>(caller: &TcpStream, work: impl Future<Output = T>) -> Re
         }
         if watching && caller.poll_read_ready(cx).is_ready() {
             if has_ended(caller, cx) {
-                return Poll::Ready(Err(Failure::Ended));
+                return Poll::Ready(Err(Failure::Cut));
             }
             // The next request is there already; the end of the stream cannot be seen behind it.
             watching = false;
@@ -639,7 +671,7 @@ fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
 }
 
 /// `METHOD path` of a rewritten head, without the query.
-fn describe(head: &[u8]) -> Option<String> {
+pub(super) fn describe(head: &[u8]) -> Option<String> {
     const LEN_MAX: usize = 256;
     let line = first_line(head)?;
     let (method, _) = line.split_once(' ')?;

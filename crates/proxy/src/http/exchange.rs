@@ -11,11 +11,14 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::body::Progress;
+use super::body::{Framing, Progress};
+use super::connection::describe;
 use super::head::{After, HEAD_BYTES_MAX, Request, Version};
 use super::response::{self, Response, Signature};
+use super::upgrade;
 use super::watch::Watch;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some, read_some_of};
+use crate::line::Line;
 use crate::moderation;
 
 /// Content up to this size is copied behind the head for one plain write; above, two slices cost less.
@@ -23,9 +26,30 @@ const JOIN_BYTES_MAX: usize = 16 * 1024;
 
 /// What became of an exchange.
 #[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) caller_after: After,
-    pub(crate) machine_after: After,
+pub(crate) enum Done {
+    Answered {
+        caller_after: After,
+        machine_after: After,
+    },
+    /// Both sides speak another protocol from here on.
+    Switched,
+}
+
+impl From<Response> for Done {
+    fn from(response: Response) -> Self {
+        let Response { caller_after, machine_after, .. } = response;
+        Self::Answered { caller_after, machine_after }
+    }
+}
+
+/// What is fixed for one exchange.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    request: &'a Request,
+    /// The request's head as we wrote it, and what came with it of the body.
+    message: &'a [u8],
+    signature: Signature<'a>,
+    line: &'a Line<'a>,
 }
 
 /// Why an exchange ended early.
@@ -47,84 +71,130 @@ pub(crate) enum Broken {
 
 /// Sends the request in `message` (head, and what is there of its body) and brings back the response.
 ///
-/// `answer` is scratch space; it is empty before and after. What the caller sends meanwhile is added to
+/// `answer` is scratch space, empty before; after a switch it has what the Machine has said since. What the caller sends meanwhile is added to
 /// `ahead`, also when the exchange fails.
 pub(crate) async fn exchange(
-    caller: &mut TcpStream,
-    machine: &mut TcpStream,
+    (caller, machine): (&mut TcpStream, &mut TcpStream),
     request: &Request,
     message: (&[u8], Progress),
     scratch: (&mut Vec<u8>, &mut Vec<u8>),
     signature: Signature<'_>,
+    line: &Line<'_>,
 ) -> Result<Done, Broken> {
-    let (bytes, body) = message;
-    if machine.write_all(bytes).await.is_err() {
+    let (message, body) = message;
+    if machine.write_all(message).await.is_err() {
         return Err(Broken::NoAnswer);
     }
+    line.set_uploads(!body.is_done());
     let (answer, ahead) = scratch;
     let (caller_read, caller_write) = caller.split();
     let (machine_read, machine_write) = machine.split();
     let (written, last) = (Cell::new(0), Cell::new(false));
-    let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last);
+    let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last, line);
     let caller = Noted { stream: caller_write, written: &written };
-    let download = pin!(download(caller, machine_read, request, answer, signature, &last));
+    let terms = Terms { request, message, signature, line };
+    let download = pin!(download(caller, machine_read, terms, answer, &last));
     if !body.is_done() {
         return Box::pin(both_ways(watch, download, machine_write, body, &written)).await;
     }
-    let response = watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))?;
-    Ok(Done { caller_after: response.caller_after, machine_after: response.machine_after })
+    watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
 }
 
 /// Waits for the answer and passes it on.
 async fn download(
     mut caller: impl AsyncWrite + Unpin,
     mut machine: impl AsyncRead + Unpin,
-    request: &Request,
+    terms: Terms<'_>,
     answer: &mut Vec<u8>,
-    signature: Signature<'_>,
     last: &Cell<bool>,
-) -> Result<Response, Broken> {
+) -> Result<Done, Broken> {
     let first = read_some(&mut machine, BUFFER_BYTES).await;
     let first = first.ok().filter(|buffer| !buffer.is_empty()).ok_or(Broken::NoAnswer)?;
     moderation::before_write().await;
-    let mut request = *request;
+    let mut request = *terms.request;
     if last.get() {
         request.after = After::Close;
     }
-    respond(&mut caller, &mut machine, &request, first, answer, signature).await
+    let terms = Terms { request: &request, ..terms };
+    respond(&mut caller, &mut machine, terms, first, answer).await
 }
 
 /// Brings the response, of which `input` is the beginning.
 async fn respond(
     caller: &mut (impl AsyncWrite + Unpin),
     machine: &mut (impl AsyncRead + Unpin),
-    request: &Request,
+    terms: Terms<'_>,
     mut input: Buffer,
     answer: &mut Vec<u8>,
-    signature: Signature<'_>,
-) -> Result<Response, Broken> {
+) -> Result<Done, Broken> {
     let mut response = loop {
-        match response::rewrite(input.filled(), request, signature, answer) {
+        match response::rewrite(input.filled(), terms.request, terms.signature, answer) {
             Err(_) => return Err(Broken::Malformed),
             Ok(None) => read_more(machine, &mut input).await?,
             Ok(Some(interim)) if interim.is_interim() => {
-                pass_interim(caller, request, answer).await?;
+                if interim.is_switch() && !may_switch(terms, answer) {
+                    return Err(Broken::Malformed);
+                }
+                pass_interim(caller, terms.request, answer).await?;
                 input.consume(interim.head_len);
+                if interim.is_switch() {
+                    answer.extend_from_slice(input.filled());
+                    return Ok(Done::Switched);
+                }
             }
             Ok(Some(response)) => break response,
         }
     };
     input.consume(response.head_len);
     let mut body = Progress::new(response.framing);
+    let ended = pass_piece(caller, &mut body, &mut response, &input, answer).await?;
+    drop(input);
+    if ended {
+        return Ok(response.into());
+    }
+    let line = terms.line;
+    note_wake(terms);
+    // A caller who was told a length is owed the rest; what has none may be silent for long.
+    let rests = line.naps() && !matches!(response.framing, Framing::Length(_));
+    let rest = pass_rest(caller, machine, body, response, answer, line);
+    if rests { Box::pin(line.along(rest)).await } else { rest.await }
+}
+
+/// Whether the Machine may change the protocol now: it was asked to, and has been told all.
+#[cold]
+fn may_switch(terms: Terms<'_>, answer: &[u8]) -> bool {
+    let head_len = terms.message.windows(4).position(|w| w == b"\r\n\r\n");
+    let head = &terms.message[..head_len.unwrap_or(0)];
+    !terms.line.uploads() && upgrade::is_offered(head, answer)
+}
+
+/// Records the wake that an answer waited for which goes on for long: its end is another matter.
+fn note_wake(terms: Terms<'_>) {
+    let place = terms.line.place();
+    if place.woken.get().is_some() {
+        place.note_wake(|| describe(terms.message));
+        place.woken.set(None);
+    }
+}
+
+/// Passes on what comes behind the first piece.
+async fn pass_rest(
+    caller: &mut (impl AsyncWrite + Unpin),
+    machine: &mut (impl AsyncRead + Unpin),
+    mut body: Progress,
+    mut response: Response,
+    answer: &mut Vec<u8>,
+    line: &Line<'_>,
+) -> Result<Done, Broken> {
     loop {
-        let ended = pass_piece(caller, &mut body, &mut response, &input, answer).await?;
-        drop(input);
-        if ended {
-            return Ok(response);
-        }
-        input = read_some(machine, BUFFER_BYTES).await.map_err(|_| Broken::Cut)?;
+        let input = read_some(machine, BUFFER_BYTES).await.map_err(|_| Broken::Cut)?;
         if input.is_empty() {
-            return if body == Progress::Close { Ok(response) } else { Err(Broken::Cut) };
+            return if body == Progress::Close { Ok(response.into()) } else { Err(Broken::Cut) };
+        }
+        line.note_answered();
+        let piece = pass_piece(caller, &mut body, &mut response, &input, answer);
+        if line.until_taken(piece).await? {
+            return Ok(response.into());
         }
     }
 }
@@ -223,7 +293,7 @@ enum Upload {
 
 async fn both_ways(
     mut watch: Watch<'_>,
-    mut download: Pin<&mut impl Future<Output = Result<Response, Broken>>>,
+    mut download: Pin<&mut impl Future<Output = Result<Done, Broken>>>,
     mut machine: impl AsyncWrite + Unpin,
     body: Progress,
     written: &Cell<u64>,
@@ -245,10 +315,9 @@ async fn both_ways(
     };
     let response = match uploaded {
         Ok(Upload::Whole(next)) => {
+            watch.note_uploaded();
             watch.add(&next);
-            let response = watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))?;
-            let Response { caller_after, machine_after, .. } = response;
-            return Ok(Done { caller_after, machine_after });
+            return watch.unless_left(download).await.unwrap_or(Err(Broken::Cut));
         }
         Ok(Upload::MachineGone) => {
             watch.stop_reading();
@@ -259,7 +328,7 @@ async fn both_ways(
         Err(response) => response,
     };
     // Answered before the end of the request: where the next one begins is not known.
-    response.map(|_| Done { caller_after: After::Close, machine_after: After::Close })
+    response.map(|_| Done::Answered { caller_after: After::Close, machine_after: After::Close })
 }
 
 async fn upload(

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::body::Framing;
+use super::upgrade;
 use crate::Endpoints;
 
 /// Longest head accepted; the same as Node's and HAProxy's default.
@@ -25,8 +26,6 @@ pub(crate) enum BadRequest {
     Coding,
     #[error("method not supported")]
     Method,
-    #[error("protocol upgrades are not supported yet")]
-    Upgrade,
 }
 
 impl BadRequest {
@@ -34,7 +33,7 @@ impl BadRequest {
         match self {
             Self::Malformed | Self::Host | Self::Framing => 400,
             Self::TooLarge => 431,
-            Self::Coding | Self::Method | Self::Upgrade => 501,
+            Self::Coding | Self::Method => 501,
         }
     }
 }
@@ -69,6 +68,8 @@ pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) framing: Framing,
     pub(crate) after: After,
+    /// It offers other protocols, and the Machine hears of them.
+    pub(crate) upgrade: bool,
     /// Bytes of the head as it came.
     pub(crate) head_len: usize,
 }
@@ -127,9 +128,9 @@ pub(crate) fn rewrite(
     let fields = Fields::collect(parsed.headers, version)?;
     let target = Target::parse(method, path)?;
     write_head(method, &target, parsed.headers, &fields, forwarded, out);
-    let after = fields.after(version);
-    let method = method_of(method);
-    Ok(Some(Request { version, method, framing: fields.framing, after, head_len }))
+    let (framing, after) = (fields.framing, fields.after(version));
+    let (method, upgrade) = (method_of(method), fields.upgrades());
+    Ok(Some(Request { version, method, framing, after, upgrade, head_len }))
 }
 
 /// Lines end in CR LF; `httparse` takes LF alone too, and others may not.
@@ -189,8 +190,8 @@ struct Fields<'a> {
     connection: Option<&'a [u8]>,
     connections: u32,
     /// A Connection field names an upgrade.
-    upgrades: bool,
-    /// An Upgrade field offers something else than h2c.
+    names_upgrade: bool,
+    /// An Upgrade field offers something that we pass on.
     offers: bool,
 }
 
@@ -205,7 +206,7 @@ impl<'a> Fields<'a> {
             forwarded_port: false,
             connection: None,
             connections: 0,
-            upgrades: false,
+            names_upgrade: false,
             offers: false,
         };
         let mut framing = RequestFraming::default();
@@ -213,6 +214,8 @@ impl<'a> Fields<'a> {
             fields.note(header, &mut framing)?;
         }
         fields.framing = framing.decide(version)?;
+        // A client of HTTP/1.0 offers in vain (RFC 9110, 7.8).
+        fields.offers &= version == Version::Http11;
         fields.check(version)?;
         Ok(fields)
     }
@@ -234,9 +237,9 @@ impl<'a> Fields<'a> {
                 self.connection = Some(header.value);
                 self.closes |= has_token(header.value, "close");
                 self.keeps |= has_token(header.value, "keep-alive");
-                self.upgrades |= has_token(header.value, "upgrade");
+                self.names_upgrade |= has_token(header.value, "upgrade");
             }
-            Field::Upgrade => self.offers |= !has_token(header.value, "h2c"),
+            Field::Upgrade => self.offers |= upgrade::protocols(header.value).next().is_some(),
             Field::ForwardedPort => self.forwarded_port = true,
             Field::ForwardedFor | Field::HopByHop | Field::Ours | Field::Other => {}
         }
@@ -248,11 +251,12 @@ impl<'a> Fields<'a> {
         if !host_count_ok || !self.host.is_none_or(is_host) {
             return Err(BadRequest::Host);
         }
-        // A client may offer h2c on any request; not taking the offer is a valid answer.
-        if self.offers && self.upgrades {
-            return Err(BadRequest::Upgrade);
-        }
         Ok(())
+    }
+
+    /// Not taking an offer is a valid answer; a Machine hears of it only as the RFC wants it.
+    fn upgrades(&self) -> bool {
+        self.names_upgrade && self.offers
     }
 
     fn after(&self, version: Version) -> After {
@@ -460,6 +464,10 @@ fn write_head(
     }
     if fields.framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if fields.upgrades() {
+        let offers = headers.iter().filter(|h| Field::of(h.name) == Field::Upgrade);
+        upgrade::write_protocols(offers.map(|h| h.value), out);
     }
     write_forwarded(headers, fields, forwarded, out);
     out.extend_from_slice(b"\r\n");

@@ -7,7 +7,11 @@ use super::head::{
     After, HEAD_BYTES_MAX, HEADERS_MAX, Method, Request, Version, has_token, parse_length,
     write_field,
 };
+use super::upgrade;
 use crate::ending::Ending;
+
+/// Switching Protocols.
+const SWITCHING: u16 = 101;
 
 /// The Machine's answer is no HTTP, or its framing is ambiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,9 +47,14 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// 1xx: the response proper is still to come.
+    /// 1xx: the response proper is still to come, unless it is [`Self::is_switch`].
     pub(crate) fn is_interim(&self) -> bool {
         (100..200).contains(&self.status)
+    }
+
+    /// What follows is no HTTP.
+    pub(crate) fn is_switch(&self) -> bool {
+        self.status == SWITCHING
     }
 }
 
@@ -77,6 +86,9 @@ pub(crate) fn rewrite(
     write_status(out, status, parsed.reason.unwrap_or(""));
     write_fields(parsed.headers, &fields, &response, out);
     if response.is_interim() {
+        if response.is_switch() {
+            write_switch(parsed.headers, signature, out);
+        }
         out.extend_from_slice(b"\r\n");
     } else {
         write_signature(signature, out);
@@ -130,8 +142,8 @@ impl Fields {
         request: &Request,
         head_len: usize,
     ) -> Result<Response, BadResponse> {
-        // We never ask for an upgrade, so nobody may switch protocols.
-        if status < 100 || status == 101 || (self.chunked && self.length.is_some()) {
+        let unasked = status == SWITCHING && (!request.upgrade || minor == 0);
+        if status < 100 || unasked || (self.chunked && self.length.is_some()) {
             return Err(BadResponse);
         }
         let framing = self.framing(status, request.method);
@@ -242,6 +254,14 @@ pub(super) fn write_signature(signature: Signature<'_>, out: &mut Vec<u8>) {
     }
 }
 
+/// An answer after all, with the protocol that was taken.
+#[cold]
+fn write_switch(headers: &[httparse::Header<'_>], signature: Signature<'_>, out: &mut Vec<u8>) {
+    let taken = headers.iter().filter(|h| h.name.eq_ignore_ascii_case("upgrade"));
+    upgrade::write_protocols(taken.map(|h| h.value), out);
+    write_signature(signature, out);
+}
+
 fn write_connection(request: &Request, response: &Response, out: &mut Vec<u8>) {
     let line: &[u8] = match (response.caller_after, request.version) {
         (After::Close, _) => b"Connection: close\r\n\r\n",
@@ -270,6 +290,7 @@ mod tests {
             method: Method::Idempotent,
             framing: Framing::None,
             after: After::Keep,
+            upgrade: false,
             head_len: 0,
         }
     }

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 use super::head::HEAD_BYTES_MAX;
 use crate::buffer::Buffer;
+use crate::line::Line;
 
 /// A caller that has ended its side waits so long for the Machine's next byte. Most of these have gone,
 /// and their requests take the places of others; tools that only ended their side are few.
@@ -38,6 +39,8 @@ pub(super) struct Watch<'a> {
     ended: bool,
     /// Set when the caller has ended its side and sent no other request before.
     last: &'a Cell<bool>,
+    /// Hears of what is ahead.
+    line: &'a Line<'a>,
     /// Waits for a caller to go of whom nothing more is read, since so many bytes were written.
     going: Option<(u64, Going<'a>)>,
 }
@@ -48,17 +51,29 @@ impl<'a> Watch<'a> {
         ahead: &'a mut Vec<u8>,
         written: &'a Cell<u64>,
         last: &'a Cell<bool>,
+        line: &'a Line<'a>,
     ) -> Self {
         let ahead_max = HEAD_BYTES_MAX;
-        Self { caller, ahead, ahead_max, written, ended: false, last, going: None }
+        if !ahead.is_empty() {
+            line.note_ahead();
+        }
+        Self { caller, ahead, ahead_max, written, ended: false, last, line, going: None }
     }
 
     pub(super) fn caller(&self) -> &'a TcpStream {
         self.caller
     }
 
+    /// The request has been passed on whole.
+    pub(super) fn note_uploaded(&self) {
+        self.line.set_uploads(false);
+    }
+
     /// Takes in the beginning of a next request that was read elsewhere.
     pub(super) fn add(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.line.note_ahead();
+        }
         self.ahead.extend_from_slice(bytes);
     }
 
@@ -113,6 +128,7 @@ impl<'a> Watch<'a> {
                 break;
             }
             self.ahead.extend_from_slice(buffer.filled());
+            self.line.note_ahead();
         }
         Poll::Ready(Ok(()))
     }

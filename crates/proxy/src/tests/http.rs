@@ -164,17 +164,6 @@ fn counting_connections_means_one_request_on_each() {
 }
 
 #[test]
-fn an_upgrade_is_refused_politely() {
-    run(|mut world| async move {
-        world.publish(app("started", 1)).await;
-        let answer = world
-            .ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-            .await;
-        assert!(answer.starts_with("HTTP/1.1 501 Not Implemented\r\n"), "{answer}");
-    });
-}
-
-#[test]
 fn a_machine_that_no_deploy_manages_gets_requests_too() {
     run(|mut world| async move {
         for group in ["", "not a label"] {

@@ -43,6 +43,7 @@ mod quickstart;
 mod real_http;
 mod real_postgres;
 mod real_redis;
+mod real_streams;
 mod reboot;
 mod scale;
 mod schedule;

@@ -142,7 +142,7 @@ fn slept_past_keep_alive(host: &Host, app: &str, address: SocketAddr) -> Result<
     Ok(())
 }
 
-fn web(host: &Host, app: &str, image: &str, sections: &str) -> Result<SocketAddr> {
+pub(crate) fn web(host: &Host, app: &str, image: &str, sections: &str) -> Result<SocketAddr> {
     let service = "[http_service]\n  internal_port = 8080\n  force_https = false\n  \
                    auto_stop_machines = 'suspend'\n  auto_start_machines = true\n  \
                    min_machines_running = 0\n  processes = ['app']\n";
@@ -164,17 +164,17 @@ fn deployed(host: &Host, app: &str, image: &str, sections: &str) -> Result<Socke
 }
 
 /// A caller with one connection that nothing reopens.
-struct Caller(BufReader<TcpStream>);
+pub(crate) struct Caller(BufReader<TcpStream>);
 
 impl Caller {
-    fn connect(address: SocketAddr) -> Result<Self> {
+    pub(crate) fn connect(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&address, SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         Ok(Self(BufReader::new(stream)))
     }
 
     /// Makes this connection a WebSocket.
-    fn upgrade(&mut self) -> Result<()> {
+    pub(crate) fn upgrade(&mut self) -> Result<()> {
         self.0.get_mut().write_all(
             b"GET /ws HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
               Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
@@ -183,23 +183,28 @@ impl Caller {
     }
 
     /// Sends a short text and returns the text that comes back.
-    fn echo(&mut self, text: &str) -> Result<String> {
+    pub(crate) fn echo(&mut self, text: &str) -> Result<String> {
         let length = u8::try_from(text.len())?;
         // A whole text; masked, as clients must, with zeros.
         let head = [0x81, 0x80 | length, 0, 0, 0, 0];
         self.0.get_mut().write_all(&[&head, text.as_bytes()].concat()).context("sending")?;
+        self.text()
+    }
+
+    /// The next short text of a WebSocket.
+    pub(crate) fn text(&mut self) -> Result<String> {
         let mut head = [0; 2];
         self.0.read_exact(&mut head).context("waiting for what comes back")?;
         ensure!(head[0] == 0x81 && head[1] < 126, "no short text comes back: {head:?}");
         self.exact(usize::from(head[1]))
     }
 
-    fn get(&mut self, path: &str) -> Result<String> {
+    pub(crate) fn get(&mut self, path: &str) -> Result<String> {
         self.ask(path)?;
         self.answer()
     }
 
-    fn ask(&mut self, path: &str) -> Result<()> {
+    pub(crate) fn ask(&mut self, path: &str) -> Result<()> {
         write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").context("asking")
     }
 
@@ -210,7 +215,7 @@ impl Caller {
     }
 
     /// The head of an answer, which must be a good one: how long its body is, unless it comes in chunks.
-    fn head(&mut self, status: &str) -> Result<Option<usize>> {
+    pub(crate) fn head(&mut self, status: &str) -> Result<Option<usize>> {
         let first = self.line()?;
         ensure!(first.starts_with(&format!("HTTP/1.1 {status}")), "answered with {first}");
         let mut length = None;
@@ -240,7 +245,7 @@ impl Caller {
         }
     }
 
-    fn chunk(&mut self) -> Result<String> {
+    pub(crate) fn chunk(&mut self) -> Result<String> {
         let size = usize::from_str_radix(&self.line()?, 16).context("no size of a chunk")?;
         let chunk = self.exact(size)?;
         ensure!(self.line()?.is_empty(), "a chunk is longer than it says");

@@ -61,15 +61,6 @@ fn heads_that_are_no_request_are_refused() {
     check_refused("GET a HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Malformed);
     check_refused("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Malformed);
     check_refused("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BadRequest::Malformed);
-    let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    check_refused(upgrade, BadRequest::Upgrade);
-    for fields in [
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nConnection: keep-alive",
-        "Upgrade: websocket\r\nUpgrade: h2c\r\nConnection: upgrade",
-    ] {
-        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
-        check_refused(&head, BadRequest::Upgrade);
-    }
     check_refused(&format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(16384)), BadRequest::TooLarge);
     let many = "X: a\r\n".repeat(HEADERS_MAX + 1);
     check_refused(&format!("GET / HTTP/1.1\r\n{many}\r\n"), BadRequest::TooLarge);
@@ -169,6 +160,22 @@ fn old_clients_are_served_and_close_by_default() {
     assert!(head.contains("HTTP/1.1\r\nHost: \r\n"), "{head}");
     let (request, _) = rewritten("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
     assert_eq!(request.after, After::Keep);
+}
+
+#[test]
+fn an_upgrade_is_offered_anew_however_it_was_written() {
+    for fields in [
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nConnection: keep-alive, X-Hop\r\nX-Hop: a",
+        "Upgrade: websocket\r\nUpgrade: h2c\r\nConnection: upgrade, Upgrade, Host",
+    ] {
+        let (request, head) = rewritten(&format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
+        assert!(request.upgrade && request.after == After::Keep);
+        assert!(
+            head.contains("\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nFly-"),
+            "{head}"
+        );
+        assert!(!head.contains("X-Hop"), "{head}");
+    }
 }
 
 #[test]

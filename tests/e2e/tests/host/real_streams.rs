@@ -1,0 +1,84 @@
+//! WebSockets and streams of events behind the `http` handler, over sleeps.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use perch_testkit::{Host, holds_for, node_image, python_image};
+
+use crate::real_http::{Caller, web};
+use crate::stage::{SOON, on_host};
+
+const EACH: usize = 20;
+/// The first message to a frozen Machine; a thaw takes a millisecond, on a host that is busy with builds more.
+const WAKE_MAX: Duration = Duration::from_secs(2);
+
+#[test]
+fn websockets_and_streams_of_events_sleep_with_their_machine_and_go_on() {
+    on_host(|host| {
+        let address = web(host, "live", &node_image()?, "")?;
+        let mut sockets = many(host, || socket(address))?;
+        let mut streams = many(host, || stream(address))?;
+        let before = echoes(&mut sockets, "one")?;
+        host.wait_all("live", "suspended", SOON)?;
+
+        // Who leaves wakes nobody.
+        drop((sockets.pop(), streams.pop()));
+        holds_for("asleep", Duration::from_secs(1), || Ok(host.states("live")? == ["suspended"]))?;
+        let since = Instant::now();
+        sockets[0].echo("first")?;
+        ensure!(since.elapsed() < WAKE_MAX, "it took {:?}", since.elapsed());
+        let after = echoes(&mut sockets, "one")?;
+        ensure!(after == before[..EACH - 1], "another process, or another message");
+        let machine = host.machines("live")?.pop().context("no Machine")?;
+        ensure!(machine.events("resume") == 1, "woken more than once: {machine:?}");
+
+        // What the program says of its own accord comes when another request has woken it.
+        host.wait_all("live", "suspended", SOON)?;
+        host.inside(|| Caller::connect(address)?.get("/publish?news"))?;
+        for stream in &mut streams {
+            ensure!(stream.chunk()?.contains("data: news"), "another event");
+        }
+        for socket in &mut sockets {
+            ensure!(socket.text()? == "news", "another message");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_message_that_waits_for_its_answer_keeps_the_machine_awake() {
+    on_host(|host| {
+        let run = "[processes]\n  app = 'python3 -m uvicorn --host 0.0.0.0 --port 8080 app:asgi'\n";
+        let address = web(host, "asked", &python_image()?, run)?;
+        let mut socket = host.inside(|| socket(address))?;
+        // Frozen, it would never come.
+        let slow = socket.echo("slow")?;
+        host.wait_all("asked", "suspended", SOON)?;
+        let (pid, _) = slow.split_once(' ').context("no process")?;
+        ensure!(socket.echo("two")? == format!("{pid} two"), "another process");
+        Ok(())
+    });
+}
+
+fn many(host: &Host, connect: impl Fn() -> Result<Caller> + Sync) -> Result<Vec<Caller>> {
+    host.inside(|| (0..EACH).map(|_| connect()).collect())
+}
+
+fn socket(address: SocketAddr) -> Result<Caller> {
+    let mut caller = Caller::connect(address)?;
+    caller.upgrade()?;
+    Ok(caller)
+}
+
+fn stream(address: SocketAddr) -> Result<Caller> {
+    let mut caller = Caller::connect(address)?;
+    caller.ask("/events")?;
+    ensure!(caller.head("200")?.is_none(), "a stream with a length");
+    ensure!(caller.chunk()?.contains("hello"), "no first event");
+    Ok(caller)
+}
+
+fn echoes(sockets: &mut [Caller], text: &str) -> Result<Vec<String>> {
+    sockets.iter_mut().map(|socket| socket.echo(text)).collect()
+}
