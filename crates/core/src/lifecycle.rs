@@ -1192,8 +1192,11 @@ impl Lifecycle {
             return Err(InvalidTransition { state: self.state(), verb: "update" });
         }
         let stop = self.how_to_stop(None, None);
-        self.config_version = config_version;
-        self.policy = policy;
+        // Of two at once, the newer may be heard of first.
+        if self.config_version <= config_version {
+            self.config_version = config_version;
+            self.policy = policy;
+        }
         self.restarts = Restarts::default();
         let happened = Happened::Updated { config_version };
         match &mut self.phase {

@@ -137,6 +137,18 @@ fn an_update_of_a_running_machine_drains_stops_and_launches_the_new_config() {
 }
 
 #[test]
+fn an_update_that_a_newer_one_overtakes_brings_nothing_old_back() {
+    let mut world = World::up();
+    let policy = Policy { restart: RestartPolicy::No, ..POLICY };
+    world.event(Event::Update { config_version: 3, policy, asleep: Asleep::Launches });
+    world.event(update(2, Asleep::Launches));
+    assert_eq!((world.life.config_version(), world.life.policy), (3, policy));
+    world.event(Event::Drained { token: 1 });
+    let effects = world.event(Event::Exited { run: 1, exit: CLEAN });
+    assert_eq!(effects, ["replacing", "starting", "launch 2 config 3"]);
+}
+
+#[test]
 fn a_wake_that_an_update_overtakes_gets_the_new_config() {
     let mut world = World::new();
     world.event(wake(1));
