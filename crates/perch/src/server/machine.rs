@@ -46,8 +46,8 @@ pub(crate) enum Command {
     FromProxy { event: Event, cause: String, session: u64 },
     /// A drain has ended, by the lifecycle's own token.
     Drained { token: u64 },
-    /// A lease came or went.
-    Lease(Lease),
+    /// Whether it is kept awake may have changed: who is told looks, so that nobody tells what was true before.
+    LookWhetherKept,
     /// Something that is only recorded.
     Note { kind: &'static str, source: Source, cause: String },
     /// The run takes what it may not have.
@@ -328,7 +328,7 @@ impl Task {
             Command::GiveWay { run, reason } => self.on_give_way(run, reason).await,
             // Whoever asked for the stop is still its cause.
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
-            Command::Lease(lease) => self.feed(Event::Lease(lease)).await,
+            Command::LookWhetherKept => self.look_whether_kept().await,
             Command::Note { kind, source, cause } => {
                 self.because(source, cause);
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
@@ -642,6 +642,12 @@ impl Task {
                 mailbox.send(Command::ThawFailed { run, reason }).await.ok();
             });
         }
+    }
+
+    async fn look_whether_kept(&mut self) {
+        let run = self.life.run();
+        let is_kept = super::api::is_kept_awake(&self.world.keeper.read(), &self.id, run);
+        self.feed(Event::Lease(if is_kept { Lease::Held } else { Lease::Free })).await;
     }
 
     /// Whoever was let in by a proxy that died with what it had to say needs the Machine awake.

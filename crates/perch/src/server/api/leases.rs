@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use perch_api::server::{MachineTarget, Peer};
 use perch_api::wire::{ApiError, Lease, LeaseData, LeaseInput};
-use perch_core::lifecycle;
 
 use crate::server::clock;
 use crate::server::history::Source;
@@ -101,12 +100,10 @@ fn ending(catalog: &Catalog, lease: &LeaseRecord) -> Vec<Change> {
     is_same.then(|| Change::DeleteLease(lease.machine.clone())).into_iter().collect()
 }
 
-/// Tells what is true now, so that the order of the tellers does not matter.
+/// Lets the Machine's task look for itself, so that the order of those who tell it does not matter.
 pub(super) async fn announce(world: &Arc<World>, app: &str, machine: &str) {
     if let Some(handle) = world.handle(machine) {
-        let held = is_kept_awake(&world.keeper.read(), machine, handle.status().run);
-        let lease = if held { lifecycle::Lease::Held } else { lifecycle::Lease::Free };
-        handle.send(Command::Lease(lease)).await;
+        handle.send(Command::LookWhetherKept).await;
     }
     world.proxy.app_changed(app.to_owned());
 }
