@@ -254,9 +254,9 @@ async fn arm(world: &Arc<World>, id: &str) -> anyhow::Result<Ready> {
     fault::pass(Point::ServerArmBegun);
     let (shared, name) = (world.clone(), id.to_owned());
     let prepared = tokio::task::spawn_blocking(move || {
-        let (record, app) = shared.peek(&name)?;
-        anyhow::ensure!(is_candidate(&record), "it is not one to be armed");
-        shared.prepare(&record, &app, status.run + 1)
+        let records = shared.peek(&name)?;
+        anyhow::ensure!(is_candidate(&records.machine), "it is not one to be armed");
+        shared.prepare(&records, status.run + 1)
     });
     let (mut spec, netns, secrets) = prepared.await.context("the server is ending")??;
     spec.inside = inside::place(world, id);

@@ -14,7 +14,7 @@ use perch_machine::Secrets;
 use super::keeper::{Catalog, Change};
 use super::records::{MachineRecord, SecretRecord};
 use super::world::World;
-use vault::{Place, VaultError};
+use vault::{Place, Vault, VaultError};
 
 /// The version with which a Machine that is made or updated now starts; 0 is none.
 ///
@@ -100,22 +100,23 @@ pub(crate) fn used(
     others.chain(changed).map(|record| record.secrets).collect()
 }
 
-/// Opens what a Machine with this version starts with. Reads the key, if there is anything to open.
+/// What a Machine starts with, sealed. To be taken together with its record: a later one may have let it be forgotten.
+pub(crate) fn of_machine(catalog: &Catalog, machine: &MachineRecord) -> Vec<SecretRecord> {
+    at(catalog, &machine.app, machine.secrets).cloned().collect()
+}
+
+/// Opens values. Reads the key, if there is anything to open.
 ///
 /// # Errors
 /// When the key is missing or wrong, or a value damaged; the text says what to do.
-pub(crate) fn open(world: &World, app: &str, version: u64) -> Result<Secrets, VaultError> {
-    let records: Vec<SecretRecord> = {
-        let catalog = world.keeper.read();
-        at(&catalog, app, version).cloned().collect()
-    };
+pub(crate) fn open(vault: &Vault, records: &[SecretRecord]) -> Result<Secrets, VaultError> {
     if records.is_empty() {
         return Ok(Secrets::default());
     }
-    let key = world.vault.key()?;
+    let key = vault.key()?;
     let opened = records.iter().filter_map(|it| {
         let place = Place { app: &it.app, name: &it.name, version: it.version };
-        let value = world.vault.open(&key, place, it.value.as_ref()?);
+        let value = vault.open(&key, place, it.value.as_ref()?);
         Some(value.map(|value| (it.name.clone(), value)))
     });
     Ok(Secrets::new(opened.collect::<Result<_, _>>()?))
@@ -130,8 +131,9 @@ pub(crate) async fn check_opens(
     app: &str,
     version: u64,
 ) -> Result<(), ApiError> {
-    let (world, app) = (world.clone(), app.to_owned());
-    let opened = tokio::task::spawn_blocking(move || open(&world, &app, version).map(drop)).await;
+    let records: Vec<_> = at(&world.keeper.read(), app, version).cloned().collect();
+    let world = world.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&world.vault, &records).map(drop)).await;
     let opened = opened.map_err(|error| ApiError::internal(error.to_string()))?;
     opened.map_err(|error| refused(&error))
 }

@@ -28,7 +28,7 @@ use super::paging::Pager;
 use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
 use super::publishing::Published;
-use super::records::{AppRecord, MachineRecord};
+use super::records::{AppRecord, MachineRecord, SecretRecord};
 use super::secrets;
 use super::secrets::vault::Vault;
 use super::volumes;
@@ -204,12 +204,12 @@ impl World {
         let ready = self.armory.take(id).await;
         let (world, id) = (self.clone(), id.to_owned());
         let prepared = tokio::task::spawn_blocking(move || {
-            let (record, app) = world.records(&id)?;
+            let records = world.records(&id)?;
             anyhow::ensure!(
-                record.config_version >= config_version,
+                records.machine.config_version >= config_version,
                 "config {config_version} of Machine {id} is not stored"
             );
-            world.prepare(&record, &app, run)
+            world.prepare(&records, run)
         });
         let (mut spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
         spec.inside = inside::listen(self, &spec.app, &spec.machine);
@@ -276,11 +276,11 @@ impl World {
     /// All that a run with this record needs, but for its own socket.
     pub(crate) fn prepare(
         &self,
-        record: &MachineRecord,
-        app: &AppRecord,
+        records: &Records,
         run: u64,
     ) -> anyhow::Result<(perch_machine::LaunchSpec, Arc<OwnedFd>, Secrets)> {
-        let secrets = secrets::open(self, &record.app, record.secrets)?;
+        let Records { machine: record, app, sealed } = records;
+        let secrets = secrets::open(&self.vault, sealed)?;
         let files =
             guest_files::secret(record, &secrets).map_err(launching::unlaunchable(&record.id))?;
         let secrets = secrets.with_files(files);
@@ -321,16 +321,16 @@ impl World {
     }
 
     /// What a run is made of. Its image is noted before anybody can change the record.
-    fn records(&self, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
+    fn records(&self, id: &str) -> anyhow::Result<Records> {
         let catalog = self.keeper.read();
-        let found = records_in(&catalog, id)?;
-        self.note_image(id, found.0.image.clone());
+        let found = Records::of(&catalog, id)?;
+        self.note_image(id, found.machine.image.clone());
         Ok(found)
     }
 
     /// The same for a run that may never begin: while its Machine is stopped, the record keeps the image.
-    pub(crate) fn peek(&self, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
-        records_in(&self.keeper.read(), id)
+    pub(crate) fn peek(&self, id: &str) -> anyhow::Result<Records> {
+        Records::of(&self.keeper.read(), id)
     }
 
     /// Notes with which image a Machine runs.
@@ -406,10 +406,21 @@ impl World {
     }
 }
 
-fn records_in(catalog: &Catalog, id: &str) -> anyhow::Result<(MachineRecord, AppRecord)> {
-    let record = catalog.machines.get(id).cloned().context("the Machine is gone")?;
-    let app = catalog.apps.get(&record.app).cloned().context("the app is gone")?;
-    Ok((record, app))
+/// What a run is made of, as of one moment.
+#[derive(Debug)]
+pub(crate) struct Records {
+    pub(crate) machine: MachineRecord,
+    app: AppRecord,
+    sealed: Vec<SecretRecord>,
+}
+
+impl Records {
+    fn of(catalog: &Catalog, id: &str) -> anyhow::Result<Self> {
+        let machine = catalog.machines.get(id).cloned().context("the Machine is gone")?;
+        let app = catalog.apps.get(&machine.app).cloned().context("the app is gone")?;
+        let sealed = secrets::of_machine(catalog, &machine);
+        Ok(Self { machine, app, sealed })
+    }
 }
 
 /// A Machine's records, and the secrets that only it started with.

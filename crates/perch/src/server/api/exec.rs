@@ -76,7 +76,10 @@ async fn started(
     world: &Arc<World>,
     target: &MachineTarget,
 ) -> Result<(Arc<Machine>, Secrets), ApiError> {
-    let version = world.keeper.read().machine(&target.app, &target.id)?.secrets;
+    let sealed = {
+        let catalog = world.keeper.read();
+        secrets::of_machine(&catalog, catalog.machine(&target.app, &target.id)?)
+    };
     let gone = || ApiError::not_found(format!("machine not found: {}", target.id));
     let handle = world.handle(&target.id).ok_or_else(gone)?;
     let state = handle.status().state;
@@ -87,8 +90,8 @@ async fn started(
     handle.send(Command::Run { reply }).await;
     let machine = answer.await.ok().flatten();
     let machine = machine.ok_or_else(|| not_started(target, "ending"))?;
-    let (opener, app) = (world.clone(), target.app.clone());
-    let opened = tokio::task::spawn_blocking(move || secrets::open(&opener, &app, version)).await;
+    let opener = world.clone();
+    let opened = tokio::task::spawn_blocking(move || secrets::open(&opener.vault, &sealed)).await;
     let opened = opened.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok((machine, opened.map_err(|error| secrets::refused(&error))?))
 }
