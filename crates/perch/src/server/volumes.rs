@@ -25,7 +25,8 @@ use super::world::{World, lock};
 const SNAPSHOT_LOOK_INTERVAL: Duration = Duration::from_secs(600);
 const DAY_SECS: i64 = 24 * 3600;
 
-/// Turns at volumes: of starts, copies, growth and removal. An entry stays with the volume's id, some bytes each.
+/// Turns at volumes: of starts, copies, growth and removal. An entry stays with the volume's id, some bytes each. Also at
+/// other things with a name.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>);
 

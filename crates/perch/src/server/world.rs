@@ -62,6 +62,8 @@ pub(crate) struct World {
     pub(crate) vault: Vault,
     pub(crate) platform_log: PlatformLog,
     pub(crate) volume_turns: volumes::Turns,
+    /// Turns at apps that are being removed, by name: who comes second must not go on with a later app of that name.
+    pub(crate) removals: volumes::Turns,
     /// Whether copies of volumes take neither time nor space.
     pub(crate) clones_cheaply: bool,
     events: history::Writer,
@@ -110,6 +112,7 @@ impl World {
         let clones_cheaply = perch_machine::volumes::clones(&parts.paths.data);
         Arc::new(Self {
             volume_turns: volumes::Turns::default(),
+            removals: volumes::Turns::default(),
             clones_cheaply,
             paths: parts.paths,
             config: parts.config,

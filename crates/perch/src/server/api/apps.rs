@@ -172,7 +172,9 @@ pub(crate) async fn delete(
     volumes: Vec<String>,
 ) -> Result<(), ApiError> {
     let wanted = name.clone();
-    let app = world.keeper.write(move |catalog| begin_removal(catalog, &wanted, volumes)).await?;
+    world.keeper.write(move |catalog| begin_removal(catalog, &wanted, volumes)).await?;
+    let _turn = world.removals.take(&name).await;
+    let app = still_going(&world.keeper.read(), &name)?.clone();
     world.settle(app.addresses()).await;
     destroy_machines(&world, source, &name).await?;
     destroy_volumes(&world, &name).await?;
@@ -191,7 +193,7 @@ fn begin_removal(
     catalog: &Catalog,
     name: &str,
     volumes: Vec<String>,
-) -> Result<(Vec<Change>, AppRecord), ApiError> {
+) -> Result<(Vec<Change>, ()), ApiError> {
     let mut going = AppRecord { going: true, ..catalog.app(name)?.clone() };
     for id in volumes {
         // Of a removal that was cut short: its record may be gone already.
@@ -203,7 +205,12 @@ fn begin_removal(
         }
         going.going_volumes.push(id);
     }
-    Ok((vec![Change::PutApp(going.clone())], going))
+    Ok((vec![Change::PutApp(going)], ()))
+}
+
+/// Another call may have removed the app since this one began to; the name may be a new app's by now.
+fn still_going<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a AppRecord, ApiError> {
+    catalog.apps.get(name).filter(|app| app.going).ok_or_else(|| ApiError::no_app(name))
 }
 
 async fn destroy_machines(world: &Arc<World>, source: Source, app: &str) -> Result<(), ApiError> {
@@ -263,7 +270,7 @@ pub(crate) async fn finish_removals(world: Arc<World>) {
 }
 
 fn removal(catalog: &Catalog, name: &str) -> Result<Vec<Change>, ApiError> {
-    let app = catalog.app(name)?;
+    let app = still_going(catalog, name)?;
     let mut changes = vec![Change::DeleteApp(name.to_owned())];
     changes.extend(catalog.releases_of(name).iter().map(|it| Change::DeleteRelease(it.id.clone())));
     // A later app of this name is another one.
@@ -362,6 +369,16 @@ mod tests {
         assert_eq!(going(&catalog), Vec::<String>::new());
         begin(&mut catalog, &["vol_1", "vol_1"]).expect("it begins again");
         assert_eq!(going(&catalog), ["vol_1"]);
+    }
+
+    #[test]
+    fn a_removal_that_another_one_overtook_leaves_a_new_app_of_the_name_alone() {
+        let mut catalog = with_volumes();
+        begin(&mut catalog, &[]).expect("it begins");
+        let gone = removal(&catalog, "web").expect("it is on its way");
+        gone.into_iter().for_each(|change| catalog.apply(change));
+        catalog.apply(Change::PutApp(records::app("web")));
+        assert_eq!(removal(&catalog, "web").expect_err("another app").code, 404);
     }
 
     #[test]
