@@ -1,10 +1,12 @@
 //! `fly proxy` to apps of every network, and to none from another.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Network, Output};
+use perch_testkit::{Host, Network, Output, wait_until};
+use tempfile::NamedTempFile;
 
 use crate::stage::{
     AWAKE, SNIPPET, SOON, check_answer, fly_toml, on, private_app_of, shell_image, wait_asleep,
@@ -34,32 +36,36 @@ fn stranger(host: &Host, sections: &str) -> Result<String> {
 struct Proxy {
     child: Child,
     port: u16,
+    /// What it complains about.
+    said: NamedTempFile,
 }
 
 impl Proxy {
     fn start(host: &Host, args: &[&str]) -> Result<Self> {
         let mut command = host.fly_command(host.dir(), &[&["proxy"], args].concat());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let said = NamedTempFile::new_in(host.dir())?;
+        let mut child = command.stdout(Stdio::piped()).stderr(said.reopen()?).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let port = line.strip_prefix("Proxying localhost:").and_then(|rest| rest.split(' ').next());
         let port = port.and_then(|port| port.parse().ok());
-        Ok(Self { child, port: port.with_context(|| format!("no port in {line:?}"))? })
+        Ok(Self { child, port: port.with_context(|| format!("no port in {line:?}"))?, said })
     }
 
     fn get(&self, host: &Host) -> Result<perch_testkit::Response> {
         host.get("127.0.0.1", self.port, "/")
     }
 
-    /// Ends it and returns what it complained about.
-    fn complaints(mut self, host: &Host) -> Result<String> {
-        self.stop(host);
-        let mut text = String::new();
-        self.child.stderr.take().context("piped")?.read_to_string(&mut text)?;
-        Ok(text)
+    /// Waits until it complains so: the caller may be let go a moment before.
+    fn await_complaint(&self, part: &str) -> Result<()> {
+        wait_until("the complaint", SOON, || {
+            let said = fs::read_to_string(&self.said)?;
+            ensure!(said.contains(part), "{said:?}");
+            Ok(Some(()))
+        })
     }
 
-    fn stop(&mut self, host: &Host) {
+    fn end(mut self, host: &Host) {
         // What was started is a program that entered the host; the proxy itself is inside.
         for process in host.perch_processes("fly") {
             if process.args.iter().any(|arg| arg == "proxy") {
@@ -84,7 +90,8 @@ fn an_app_of_another_organization_is_woken_and_reached() {
             let path = format!("/v1/apps/stranger/machines/{id}");
             let events = host.api(&path)?["events"].to_string();
             ensure!(events.contains("by `fly proxy`"), "its events say nothing of it: {events}");
-            proxy.complaints(host).map(drop)
+            proxy.end(host);
+            Ok(())
         },
     );
 }
@@ -101,7 +108,8 @@ fn an_open_local_port_outlives_the_server() {
             ensure!(proxy.get(host).is_err(), "answered without a server");
             host.start_server()?;
             check_answer(&proxy.get(host)?, "stranger")?;
-            proxy.complaints(host).map(drop)
+            proxy.end(host);
+            Ok(())
         },
     );
 }
@@ -117,7 +125,7 @@ fn machines_are_reached_over_6pn_from_their_own_network_only() {
             let six = host.machines("stranger")?[0].private_ip.clone();
             let own = Proxy::start(host, &["0:8081", &six, "-a", "stranger"])?;
             check_answer(&own.get(host)?, "stranger")?;
-            own.complaints(host)?;
+            own.end(host);
             for (ports, target) in [("0:80", &address), ("0:8081", &six)] {
                 let foreign = Proxy::start(host, &[ports, target, "-a", "mine"])?;
                 let answer = foreign.get(host);
@@ -125,8 +133,8 @@ fn machines_are_reached_over_6pn_from_their_own_network_only() {
                     !answer.is_ok_and(|answer| answer.body.contains("stranger")),
                     "{target} answers another organization"
                 );
-                let said = foreign.complaints(host)?;
-                ensure!(said.contains("cannot be called from the network of app mine"), "{said}");
+                foreign.await_complaint("cannot be called from the network of app mine")?;
+                foreign.end(host);
             }
             Ok(())
         },
