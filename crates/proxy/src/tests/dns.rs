@@ -108,9 +108,14 @@ fn an_app_has_its_flycast_address_always_and_its_machines_while_they_run() {
 /// A resolver that answers every question by UDP with one address, after a forged answer, and by TCP
 /// with more addresses than fit a datagram.
 async fn resolver() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-    let address = socket.local_addr().expect("it is bound");
-    let listener = TcpListener::bind(address).await.expect("the same port");
+    let (socket, address, listener) = loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let address = socket.local_addr().expect("it is bound");
+        // For TCP the port may be somebody else's.
+        if let Ok(listener) = TcpListener::bind(address).await {
+            break (socket, address, listener);
+        }
+    };
     spawn_local(accept(listener, answer_by_tcp));
     spawn_local(async move {
         let mut bytes = vec![0; 4096];
