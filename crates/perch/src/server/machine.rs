@@ -48,8 +48,8 @@ pub(crate) enum Command {
     Drained { token: u64 },
     /// Whether it is kept awake may have changed: who is told looks, so that nobody tells what was true before.
     LookWhetherKept,
-    /// Something that is only recorded.
-    Note { kind: &'static str, source: Source, cause: String },
+    /// Something that is only recorded; answered when it can be read.
+    Note { kind: &'static str, source: Source, cause: String, reply: oneshot::Sender<()> },
     /// The run takes what it may not have.
     Limit { run: u64, haste: Haste, reason: String },
     /// Send a signal to the program.
@@ -137,6 +137,14 @@ impl Handle {
     /// Machine must not keep the proxy from waking the next. `false` when the Machine is gone, or the proxy has lost all measure.
     pub(crate) fn tell(&self, command: Command) -> bool {
         self.urgent.try_send(command).is_ok()
+    }
+
+    /// Adds to a Machine's events, and returns when they show it. Of one that is gone there are none.
+    pub(crate) async fn note(&self, kind: &'static str, source: Source, cause: String) {
+        let (reply, noted) = oneshot::channel();
+        if self.send(Command::Note { kind, source, cause, reply }).await {
+            noted.await.ok();
+        }
     }
 
     /// Asks for something and waits until it is durable. `None` when the Machine is gone.
@@ -329,9 +337,11 @@ impl Task {
             // Whoever asked for the stop is still its cause.
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::LookWhetherKept => self.look_whether_kept().await,
-            Command::Note { kind, source, cause } => {
+            Command::Note { kind, source, cause, reply } => {
                 self.because(source, cause);
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
+                // The asker may have gone.
+                reply.send(()).ok();
             }
             Command::Limit { run, haste, reason } => self.on_limit(run, haste, &reason).await,
             Command::Signal { number, reply } => {
@@ -1021,11 +1031,16 @@ pub(crate) fn asleep(skip_launch: bool) -> Asleep {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
 
     #[tokio::test]
     async fn the_proxy_is_heard_first_and_never_waits_for_a_place() {
-        let note = |kind| Command::Note { kind, source: Source::Platform, cause: String::new() };
+        let note = |kind| {
+            let (source, reply) = (Source::Platform, oneshot::channel().0);
+            Command::Note { kind, source, cause: String::new(), reply }
+        };
         let (mut mailbox, commands, urgent) = Mailbox::new();
         while commands.try_send(note("asked")).is_ok() {}
         urgent.try_send(note("proxy")).expect("a place of its own");
@@ -1033,5 +1048,24 @@ mod tests {
         assert!(matches!(first, Some(Command::Note { kind: "proxy", .. })), "{first:?}");
         let second = mailbox.next().await;
         assert!(matches!(second, Some(Command::Note { kind: "asked", .. })), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn who_notes_something_can_then_read_it() {
+        let (mut mailbox, commands, urgent) = Mailbox::new();
+        let status = Status {
+            state: wire::MachineState::Started,
+            run: 1,
+            settled: true,
+            history: Arc::default(),
+            running: None,
+        };
+        let handle = Handle { commands, urgent, status: watch::channel(status).1 };
+        let mut noting = std::pin::pin!(handle.note("cordon", Source::Platform, String::new()));
+        let early = std::future::poll_fn(|cx| Poll::Ready(noting.as_mut().poll(cx).is_ready()));
+        assert!(!early.await, "nothing is recorded yet");
+        let Some(Command::Note { reply, .. }) = mailbox.next().await else { panic!("no note") };
+        reply.send(()).expect("it waits");
+        noting.await;
     }
 }

@@ -16,7 +16,6 @@ use super::api;
 use super::clock;
 use super::history::Source;
 use super::keeper::{Catalog, Change};
-use super::machine::Command;
 use super::records::{MachineRecord, ScheduleRecord};
 use super::world::World;
 
@@ -156,7 +155,7 @@ async fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<(), ApiErro
         let told = handle.status().history.newest().is_some_and(|event| event.kind == "no_room");
         if !told {
             let source = Source::Because(refused.to_string());
-            handle.send(Command::Note { kind: "no_room", source, cause: String::new() }).await;
+            handle.note("no_room", source, String::new()).await;
         }
         return Err(refused);
     }

@@ -43,8 +43,7 @@ pub(crate) async fn set(
         return Err(late);
     }
     if let (true, Some(handle)) = (is_news, world.handle(&target.id)) {
-        let (kind, source, cause) = ("busy", Source::User(peer), record.reason.clone());
-        handle.send(Command::Note { kind, source, cause }).await;
+        handle.note("busy", Source::User(peer), record.reason.clone()).await;
     }
     Ok(shown(&record))
 }

@@ -164,8 +164,7 @@ pub(crate) async fn clear(
         .await?;
     announce(&world, &target.app, &target.id).await;
     if let Some(handle) = world.handle(&target.id) {
-        let (kind, source, cause) = ("lease cleared", Source::User(peer), String::new());
-        handle.send(Command::Note { kind, source, cause }).await;
+        handle.note("lease cleared", Source::User(peer), String::new()).await;
     }
     Ok(())
 }

@@ -586,7 +586,7 @@ pub(crate) async fn cordon(
     let wanted = target.clone();
     world.keeper.write(move |catalog| decide_cordon(catalog, &wanted, cordoned)).await?;
     let kind = if cordoned { "cordon" } else { "uncordon" };
-    handle.send(Command::Note { kind, source: Source::User(peer), cause: String::new() }).await;
+    handle.note(kind, Source::User(peer), String::new()).await;
     world.proxy.app_changed(target.app);
     Ok(())
 }
