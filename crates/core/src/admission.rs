@@ -89,6 +89,8 @@ pub enum Origin {
     Caller,
     /// A Machine of the same pool, or a check: load while it lasts, but no use (AS-23, AS-27).
     SamePool,
+    /// A heartbeat on a connection that is known for them: load until it is answered, but no use.
+    Heartbeat,
 }
 
 /// How one step changed the numbers of a word.
@@ -102,6 +104,8 @@ pub struct Change {
     pub load_from: u32,
     /// Of them load, not parked, after.
     pub load_to: u32,
+    /// A request that counts has entered since the word was last without load.
+    pub used: bool,
 }
 
 impl Change {
@@ -111,6 +115,7 @@ impl Change {
             to: in_flight(after),
             load_from: load(before),
             load_to: load(after),
+            used: after & USED != 0,
         }
     }
 
@@ -214,6 +219,11 @@ impl AdmissionWord {
     /// The same, closed or not; `None` if the word has moved on to another run.
     pub fn unpark_anyway(&self, run: u64, origin: Origin) -> Option<Change> {
         self.step(run, |word| (0 < parked(word)).then(|| unparked(word, origin)))
+    }
+
+    /// One of those inside was counted as no use, and is some after all.
+    pub fn note_use(&self, run: u64) {
+        self.step(run, |word| Some(word | USED));
     }
 
     /// Whether the word belongs to this run.
@@ -337,14 +347,14 @@ fn claimed(word: u64, run: u64, limits: Limits, origin: Origin) -> Result<u64, R
     }
     match origin {
         Origin::Caller => Ok((word + 1) | USED),
-        Origin::SamePool => Ok(word + 1),
+        Origin::SamePool | Origin::Heartbeat => Ok(word + 1),
     }
 }
 
 fn unparked(word: u64, origin: Origin) -> u64 {
     match origin {
         Origin::Caller => (word - PARKED_ONE) | USED,
-        Origin::SamePool => word - PARKED_ONE,
+        Origin::SamePool | Origin::Heartbeat => word - PARKED_ONE,
     }
 }
 
@@ -480,8 +490,24 @@ mod tests {
         assert_eq!((word.release_parked(1), word.load(2)), (None, 0));
     }
 
+    #[test]
+    fn a_heartbeat_is_load_but_no_use_unless_it_turns_out_to_be_more() {
+        let word = open_word(1);
+        word.claim(1, limits(), Origin::Caller).expect("open");
+        assert!(word.park(1).is_some_and(|c| c.used) && word.take_used());
+        let heartbeat = || word.unpark(1, Origin::Heartbeat);
+        assert!(heartbeat().is_ok_and(|c| (c.load_to, c.used) == (1, false)));
+        assert!(word.park(1).is_some_and(|c| !c.used) && !word.take_used());
+        assert!(heartbeat().is_ok());
+        word.note_use(2);
+        assert!(word.park(1).is_some_and(|c| !c.used), "that was another run");
+        assert!(heartbeat().is_ok());
+        word.note_use(1);
+        assert!(word.park(1).is_some_and(|c| c.used) && word.take_used());
+    }
+
     fn change(from: u32, to: u32) -> Change {
-        Change { from, to, load_from: from, load_to: to }
+        Change { from, to, load_from: from, load_to: to, used: true }
     }
 
     #[test]

@@ -225,6 +225,8 @@ pub enum Event {
         machine: MachineId,
         /// The run.
         run: u64,
+        /// What it has to say: a heartbeat wakes, but keeps nobody awake.
+        origin: Origin,
     },
     /// The shell holds what thaws this run of the Machine ([`Effect::Thaw`]).
     Freezer {
@@ -489,7 +491,7 @@ impl Balancer {
                 self.on_drain(machine, run, token, now + timeout);
             }
             Event::Undrain { machine, run } => self.on_undrain(machine, run),
-            Event::Recall { machine, run } => self.on_recall(machine, run),
+            Event::Recall { machine, run, origin } => self.on_recall(machine, run, origin),
             Event::Freezer { machine, run } => self.on_freezer(machine, run),
             Event::Thawed { machine, attempt, outcome } => {
                 self.on_thawed(machine, attempt, outcome, now);

@@ -23,6 +23,7 @@ pub mod deploy;
 pub mod dns;
 #[doc(hidden)]
 pub mod fault;
+pub mod heartbeat;
 pub mod ids;
 pub mod lifecycle;
 pub mod memory;

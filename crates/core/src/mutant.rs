@@ -59,11 +59,15 @@ pub enum Mutant {
     RecallIgnored,
     /// Where resting connections have all places, who waits counts on room.
     RestingTakesNoPlace,
+    /// A heartbeat restarts the idle clock.
+    HeartbeatIsUse,
+    /// On a connection with heartbeats all that is small is one, whenever it comes.
+    RhythmIgnored,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -90,5 +94,7 @@ impl Mutant {
         Self::OwedIsIdle,
         Self::RecallIgnored,
         Self::RestingTakesNoPlace,
+        Self::HeartbeatIsUse,
+        Self::RhythmIgnored,
     ];
 }

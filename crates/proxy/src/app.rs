@@ -379,7 +379,7 @@ impl App {
             Event::PoolChanged(machines) => self.machines.borrow_mut().clone_from(machines),
             // Only where somebody rests: the last of others pays nothing for it.
             Event::Edge(edge) if edge.change.load_to == 0 && edge.change.to != 0 => {
-                self.note_work(edge.machine);
+                self.note_end_of_load(edge.machine, edge.change.used);
             }
             _ => {}
         }

@@ -54,6 +54,10 @@ impl Proxy {
         self.apps[app].as_mut().and_then(|app| app.queues.get_mut(&port))
     }
 
+    pub(crate) fn is_server_ready(&self) -> bool {
+        self.server_ready
+    }
+
     fn waiting(&self, app: usize, port: u16) -> usize {
         let queue = self.apps[app].as_ref().and_then(|app| app.queues.get(&port));
         queue.map_or(0, VecDeque::len)
@@ -75,9 +79,32 @@ pub(crate) struct Book {
     pub(crate) thawed: Option<(u64, u64)>,
     /// When a request that counts last ended, or the run came up.
     pub(crate) used_at: Timestamp,
+    /// When it last came up, for whatever.
+    pub(crate) woke_at: Timestamp,
+    /// When the load last ended that had some use in it.
+    pub(crate) idle_from: Timestamp,
+    /// Somebody has used it since there was no load.
+    pub(crate) in_use: bool,
+    /// Heartbeats have woken it, or are about to: that is no use.
+    pub(crate) beats: bool,
     failures: u32,
     /// When something last gave a reason to wait before its next start.
     failed_at: Option<Timestamp>,
+}
+
+impl Book {
+    /// It is up, or goes on.
+    fn note_up(&mut self, now: Timestamp) {
+        self.woke_at = now;
+        if !self.beats {
+            self.used_at = now;
+        }
+    }
+
+    /// Whether a start or stop is under way.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.start.is_some() || self.stop.is_some()
+    }
 }
 
 /// Somebody with a request.
@@ -111,6 +138,10 @@ impl World {
             stop: None,
             thawed: None,
             used_at: Timestamp::ZERO,
+            woke_at: Timestamp::ZERO,
+            idle_from: Timestamp::ZERO,
+            in_use: false,
+            beats: false,
             failures: 0,
             failed_at: None,
         };
@@ -276,7 +307,8 @@ impl World {
             }
             let moved = (book.view.state, book.view.run) != (view.state, view.run);
             if moved && view.state == MachineState::Started {
-                book.used_at = now;
+                book.note_up(now);
+                book.beats = false;
             }
             if moved && book.view.state == MachineState::Started {
                 book.failures += 1;
@@ -319,7 +351,7 @@ impl World {
         if book.start == Some(attempt) {
             book.start = None;
             match outcome {
-                StartOutcome::Started { .. } => {}
+                StartOutcome::Started { .. } => book.woke_at = now,
                 StartOutcome::Refused { .. } => book.failed_at = Some(now),
                 StartOutcome::Failed { .. } => {
                     (book.failures, book.failed_at) = (book.failures + 1, Some(now));
@@ -334,7 +366,7 @@ impl World {
         let book = &mut proxy.books[index];
         if book.stop.is_some_and(|(_, a)| a == attempt) {
             book.stop = None;
-            book.used_at = now;
+            book.note_up(now);
         }
     }
 
@@ -469,10 +501,12 @@ impl World {
         let now = self.now;
         let Some(proxy) = &mut self.proxy else { return };
         let Some(claim) = proxy.serving.remove(&name) else { return };
-        let counts = self.callers.get(&name).is_none_or(|c| c.origin == Origin::Caller);
+        // What those say who stay is noted when they say it.
+        let counts = self.callers.get(&name).is_none_or(|c| c.origin == Origin::Caller)
+            && !proxy.talks.contains_key(&name);
         let book = &mut proxy.books[index(claim.endpoint().machine)];
         if counts && book.view.run == claim.endpoint().run {
-            book.used_at = now;
+            (book.used_at, book.in_use) = (now, true);
         }
         let edge = claim.release();
         self.edge(edge);
@@ -495,7 +529,19 @@ impl World {
 
     pub(crate) fn edge(&mut self, edge: Option<Edge>) {
         if let Some(edge) = edge {
+            self.note_edge(&edge);
             self.balancer_event(self.plan.owner(index(edge.machine)), Event::Edge(edge));
+        }
+    }
+
+    fn note_edge(&mut self, edge: &Edge) {
+        // As long as there is load on another of its services, use goes on.
+        let (machine, now) = (index(edge.machine), self.now);
+        let empty = self.inside(machine, edge.run, None) == 0;
+        let Some(proxy) = &mut self.proxy else { return };
+        let book = &mut proxy.books[machine];
+        if edge.change.load_to == 0 && book.in_use {
+            (book.idle_from, book.in_use) = (now, !empty);
         }
     }
 
@@ -588,7 +634,8 @@ impl World {
             false => ThawOutcome::Failed,
         };
         if alive {
-            (book.thawed, book.used_at) = (Some((run, attempt)), now);
+            book.thawed = Some((run, attempt));
+            book.note_up(now);
             book.view.state = MachineState::Started;
             self.send_to_server(ToServer::Start { index: machine, attempt });
         }
@@ -829,7 +876,7 @@ impl World {
         }
     }
 
-    fn wrong_in_region(&self, machine: usize) -> Option<&'static str> {
+    pub(crate) fn wrong_in_region(&self, machine: usize) -> Option<&'static str> {
         let (app, region) = (self.plan.owner(machine), self.plan.region(machine));
         let (others, over) = self.census(app, region, Some(machine));
         let running = others + 1;

@@ -4,9 +4,11 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::recall::Recalled;
 use super::route::{Endpoint, Nearby};
 use super::{Belief, MachineView};
-use crate::admission::{AdmissionWord, Busy, Limits};
+use crate::admission::{AdmissionWord, Busy, Limits, Origin};
+use crate::heartbeat::GRACE;
 use crate::ids::Region;
 use crate::lifecycle::MachineState;
 use crate::service::{Autostart, Autostop, ServiceSpec};
@@ -94,7 +96,9 @@ pub(super) struct Machine {
     /// The attempt by which the shell thawed this run, until the server has answered it.
     pub(super) thawed: Option<u64>,
     /// The run for which connections wait that have a place in it.
-    pub(super) recalled: Option<u64>,
+    pub(super) recalled: Option<Recalled>,
+    /// A heartbeat has woken it: it is awake at least until then.
+    stay_until: Timestamp,
     pub(super) last_failure: String,
     pub(super) slept_at: Timestamp,
     up_since: Timestamp,
@@ -120,6 +124,7 @@ impl Machine {
             freezer: None,
             thawed: None,
             recalled: None,
+            stay_until: Timestamp::ZERO,
             last_failure: String::new(),
             slept_at: Timestamp::ZERO,
             up_since: now,
@@ -415,7 +420,8 @@ impl Machine {
     }
 
     fn on_up(&mut self, now: Timestamp) {
-        (self.up_since, self.quiet_since) = (now, now);
+        self.up_since = now;
+        self.begin_quiet(now);
         // In limbo it stays: the new server may say `started` before it says what it will do.
         (self.drain, self.retry_at) = (None, None);
     }
@@ -467,8 +473,23 @@ impl Machine {
     /// It goes on: its idle clock starts anew, so that we do not ask again at once.
     pub(super) fn on_stop_refused(&mut self, now: Timestamp) {
         self.stop = None;
-        self.quiet_since = now;
+        self.begin_quiet(now);
         self.sync();
+    }
+
+    /// Its idle clock starts anew, unless it is awake for nothing but heartbeats.
+    fn begin_quiet(&mut self, now: Timestamp) {
+        match self.recalled {
+            Some(Recalled { run, by: Origin::Heartbeat }) if run == self.view.run => {
+                self.stay_until = now + GRACE.min(self.auto_stop_after());
+            }
+            Some(_) | None => self.quiet_since = now,
+        }
+    }
+
+    /// When it may be put to sleep, if nobody uses it before.
+    pub(super) fn idle_at(&self) -> Timestamp {
+        (self.quiet_since + self.auto_stop_after()).max(self.stay_until)
     }
 
     pub(super) fn on_server_lost(&mut self) {
@@ -566,7 +587,7 @@ impl Machine {
         let start = self.start.map(|s| (s.deadline, "start not answered"));
         let retry = self.retry_at.map(|at| (at, "start back-off ends"));
         let resting = self.is_stoppable() && self.in_flight() == 0;
-        let idle = resting.then(|| (self.quiet_since + self.auto_stop_after(), "idle long enough"));
+        let idle = resting.then(|| (self.idle_at(), "idle long enough"));
         let all = [drain, start, retry, idle];
         all.into_iter().flatten().filter(|(at, _)| now < *at).min()
     }

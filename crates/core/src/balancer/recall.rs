@@ -4,13 +4,22 @@
 
 use std::time::Duration;
 
-use super::machine::Machine;
+use super::machine::{Drain, Machine};
 use super::{Balancer, Claim, Effect, Server};
+use crate::admission::Origin;
 use crate::ids::MachineId;
 use crate::lifecycle::MachineState;
 use crate::mutant::Mutant;
 use crate::service::{Autostart, Autostop, ServiceSpec};
 use crate::time::Timestamp;
+
+/// Connections wait for this run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Recalled {
+    pub(super) run: u64,
+    /// [`Origin::Heartbeat`] only if all of them have nothing else to say.
+    pub(super) by: Origin,
+}
 
 /// What becomes of the connections that wait.
 enum Recall {
@@ -42,8 +51,9 @@ impl Machine {
                 false => Recall::Wait,
             };
         }
-        // It may be frozen, and only the next server knows.
-        if self.in_limbo && suspends { Recall::Wait } else { Recall::GoOn }
+        // It may be frozen: only the next server knows, or the server is about to say so.
+        let unknown = self.in_limbo || self.drain == Some(Drain::Answered);
+        if unknown && suspends { Recall::Wait } else { Recall::GoOn }
     }
 }
 
@@ -57,16 +67,19 @@ impl Balancer {
         !claim.is_parked() && endpoint.word.is_of(endpoint.run) && machine.is_none_or(awake)
     }
 
-    pub(super) fn on_recall(&mut self, id: MachineId, run: u64) {
+    pub(super) fn on_recall(&mut self, id: MachineId, run: u64, by: Origin) {
         match self.machines.get_mut(&id) {
-            Some(machine) => machine.recalled = Some(run),
+            Some(machine) => {
+                let before = machine.recalled.filter(|r| r.run == run && r.by != Origin::Heartbeat);
+                machine.recalled = before.or(Some(Recalled { run, by }));
+            }
             None => self.effects.push_back(Effect::Recalled { machine: id }),
         }
     }
 
     /// Wakes what is recalled, and lets go on what is awake.
     pub(super) fn recall(&mut self, now: Timestamp) {
-        let recalled = self.machines.values().filter_map(|m| Some((m.view.id, m.recalled?)));
+        let recalled = self.machines.values().filter_map(|m| Some((m.view.id, m.recalled?.run)));
         for (id, run) in recalled.collect::<Vec<_>>() {
             let Some(machine) = self.machines.get_mut(&id) else { continue };
             match machine.recall(run, now) {

@@ -175,7 +175,14 @@ impl Claim {
         Ok(self.endpoint.edge(change, Pressure::None))
     }
 
-    /// The same after [`super::Effect::Recalled`], when the word's closed bit does not matter.
+    /// What was no use when it came has turned out to be some ([`crate::heartbeat::Said::UseAgain`]).
+    pub fn note_use(&self) {
+        if !self.parked.get() {
+            self.endpoint.word.note_use(self.endpoint.run);
+        }
+    }
+
+    /// The same as [`Self::unpark`] after [`super::Effect::Recalled`], when the word's closed bit does not matter.
     ///
     /// # Errors
     /// When the run has ended.

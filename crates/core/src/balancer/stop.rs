@@ -62,10 +62,9 @@ impl Balancer {
     /// The Machine that has been quiet longest, if its time is over and the pool can spare it.
     fn idle_victim(&self, key: PoolKey, now: Timestamp) -> Option<(MachineId, StopReason)> {
         let census = self.census(key);
-        let due = self.members(key).filter(|m| {
-            let quiet = m.quiet_since + m.auto_stop_after() <= now;
-            m.is_stoppable() && m.in_flight() == 0 && quiet
-        });
+        let due = self
+            .members(key)
+            .filter(|m| m.is_stoppable() && m.in_flight() == 0 && m.idle_at() <= now);
         let victim = due.min_by_key(|m| (m.quiet_since, m.view.id))?;
         if !census.is_above_floor(victim.view.primary) {
             return None;

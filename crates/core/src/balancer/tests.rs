@@ -1,4 +1,5 @@
 use super::*;
+use crate::heartbeat::GRACE;
 use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
 
 const PORT: u16 = 80;
@@ -474,7 +475,7 @@ fn a_resting_connection_is_no_load_and_going_on_wakes_its_own_machine() {
     assert_eq!(world.run_until(Duration::from_secs(3600)), ["stop 1 run 1"]);
     assert!(claim.unpark(Origin::Caller).is_err());
     world.change(vec![napping(MachineState::Suspended)]);
-    let recall = Event::Recall { machine: id(1), run: 1 };
+    let recall = recall(1, Origin::Caller);
     assert_eq!(world.event(recall), ["thaw 1 run 1"]);
     assert_eq!(world.event(thawed(1, 2, ThawOutcome::Done)), ["recalled 1"]);
     let edge = claim.go_on(Origin::Caller).expect("the same run");
@@ -482,14 +483,106 @@ fn a_resting_connection_is_no_load_and_going_on_wakes_its_own_machine() {
     assert_eq!(world.belief(1).in_flight, 1);
 }
 
+/// A suspended Machine, woken for what its only connection has to say.
+fn woken_for(origin: Origin) -> (World, Claim) {
+    let napping = |state| up(1).autostop(Autostop::Suspend).state(state);
+    let mut world = World::new(vec![napping(MachineState::Started)]);
+    world.event(Event::ServerReady);
+    world.event(Event::Freezer { machine: id(1), run: 1 });
+    let claim = world.enter();
+    let edge = claim.park();
+    world.edge(edge);
+    assert_eq!(world.run_until(Duration::from_secs(3600)), ["stop 1 run 1"]);
+    world.change(vec![napping(MachineState::Suspended)]);
+    assert_eq!(world.event(recall(1, origin)), ["thaw 1 run 1"]);
+    assert_eq!(world.event(thawed(1, 2, ThawOutcome::Done)), ["recalled 1"]);
+    let edge = claim.go_on(origin).expect("the same run");
+    world.edge(edge);
+    let done = started(1, 2, 1);
+    assert_eq!(world.event(done), Vec::<String>::new());
+    (world, claim)
+}
+
+#[test]
+fn a_machine_that_was_woken_by_a_heartbeat_sleeps_again_when_that_is_over() {
+    let (mut world, claim) = woken_for(Origin::Heartbeat);
+    let quiet_since = world.belief(1).quiet_since;
+    assert_eq!(world.run_until(GRACE), Vec::<String>::new(), "its answer is owed");
+    let edge = claim.park();
+    world.edge(edge);
+    assert_eq!(world.log(), ["stop 1 run 1"]);
+    assert_eq!(world.belief(1).quiet_since, quiet_since);
+}
+
+#[test]
+fn it_is_awake_for_a_moment_also_before_the_heartbeat_is_passed_on() {
+    let (mut world, claim) = woken_for(Origin::Heartbeat);
+    let edge = claim.park();
+    world.edge(edge);
+    let almost = GRACE - Duration::from_micros(1);
+    assert_eq!(world.run_until(almost), Vec::<String>::new());
+    assert_eq!(world.run_until(Duration::from_micros(1)), ["stop 1 run 1"]);
+}
+
+#[test]
+fn what_is_no_heartbeat_keeps_a_machine_awake_as_ever() {
+    let (mut world, claim) = woken_for(Origin::Caller);
+    world.run_until(GRACE);
+    let edge = claim.park();
+    world.edge(edge);
+    assert_eq!(world.run_until(AFTER - Duration::from_micros(1)), Vec::<String>::new());
+    assert_eq!(world.run_until(Duration::from_micros(1)), ["stop 1 run 1"]);
+}
+
+#[test]
+fn a_heartbeat_that_turns_out_to_be_more_keeps_it_awake_too() {
+    let (mut world, claim) = woken_for(Origin::Heartbeat);
+    claim.note_use();
+    world.run_until(GRACE);
+    let edge = claim.park();
+    world.edge(edge);
+    assert_eq!(world.run_until(AFTER - Duration::from_micros(1)), Vec::<String>::new());
+    assert_eq!(world.run_until(Duration::from_micros(1)), ["stop 1 run 1"]);
+}
+
+#[test]
+fn a_request_that_waits_beside_a_heartbeat_is_not_forgotten() {
+    for origins in [[Origin::Caller, Origin::Heartbeat], [Origin::Heartbeat, Origin::Caller]] {
+        let napping = |state| up(1).autostop(Autostop::Suspend).state(state);
+        let mut world = World::new(vec![napping(MachineState::Started)]);
+        world.event(Event::ServerReady);
+        world.event(Event::Freezer { machine: id(1), run: 1 });
+        world.run_until(Duration::from_secs(3600));
+        world.event(Event::ServerLost);
+        world.change(vec![napping(MachineState::Suspending)]);
+        for origin in origins {
+            assert_eq!(world.event(recall(1, origin)), Vec::<String>::new());
+        }
+        world.change(vec![napping(MachineState::Suspended)]);
+        world.event(thawed(1, 2, ThawOutcome::Done));
+        assert_eq!(world.belief(1).quiet_since, world.now, "{origins:?}");
+    }
+}
+
 #[test]
 fn who_is_recalled_from_a_run_that_ended_is_told() {
     let mut world = World::new(vec![up(1).autostop(Autostop::Suspend)]);
     let claim = world.enter();
     world.change(vec![asleep(1).autostop(Autostop::Suspend).run(2)]);
-    assert_eq!(world.event(Event::Recall { machine: id(1), run: 1 }), ["recalled 1"]);
-    assert_eq!(world.event(Event::Recall { machine: id(7), run: 1 }), ["recalled 7"]);
+    assert_eq!(world.event(recall(1, Origin::Caller)), ["recalled 1"]);
+    assert_eq!(world.event(recall(7, Origin::Caller)), ["recalled 7"]);
     assert!(claim.release().is_some());
+}
+
+#[test]
+fn who_rests_in_a_machine_that_was_drained_waits_for_what_the_server_does_with_it() {
+    let mut world = World::new(vec![up(1).autostop(Autostop::Suspend)]);
+    world.event(Event::ServerReady);
+    let edge = world.enter().park();
+    world.edge(edge);
+    assert_eq!(world.event(drain(1, 1, 7)), ["drained 1 token 7 with 0"]);
+    assert_eq!(world.event(recall(1, Origin::Caller)), Vec::<String>::new(), "it may be frozen");
+    assert_eq!(world.event(Event::Undrain { machine: id(1), run: 1 }), ["recalled 1"]);
 }
 
 #[test]
@@ -501,7 +594,7 @@ fn who_waits_for_a_machine_that_vanishes_is_told() {
     world.edge(edge);
     world.change(vec![napping(MachineState::Suspended)]);
     world.event(Event::ServerLost);
-    let recall = Event::Recall { machine: id(1), run: 1 };
+    let recall = recall(1, Origin::Caller);
     assert_eq!(world.event(recall), Vec::<String>::new(), "nobody can wake it");
     assert_eq!(world.change(Vec::new()), ["recalled 1"]);
     assert!(claim.go_on(Origin::Caller).is_ok(), "its end comes from the Machine's side");
@@ -652,6 +745,10 @@ fn started(n: u64, attempt: u64, run: u64) -> Event {
 fn failed(n: u64, attempt: u64) -> Event {
     let outcome = StartOutcome::Failed { reason: "no such program".to_owned() };
     Event::StartDone { machine: id(n), attempt, outcome }
+}
+
+fn recall(n: u64, origin: Origin) -> Event {
+    Event::Recall { machine: id(n), run: 1, origin }
 }
 
 fn drain(n: u64, run: u64, token: u64) -> Event {

@@ -37,7 +37,8 @@ impl Naps {
         let waiting = self.waiting.borrow();
         waiting
             .keys()
-            .map(|(machine, run)| Event::Recall { machine: *machine, run: *run })
+            .map(|(machine, run)| (*machine, *run))
+            .map(|(machine, run)| Event::Recall { machine, run, origin: Origin::Caller })
             .collect()
     }
 
@@ -53,8 +54,16 @@ impl Naps {
 }
 
 impl App {
-    /// Load has ended, and connections rest: what the program does from here on is its own work.
-    pub(super) fn note_work(&self, machine: MachineId) {
+    /// Load has ended, and connections rest: what the program does from here on is its own work. If it
+    /// was no use, its work began when the last use ended.
+    pub(super) fn note_end_of_load(&self, machine: MachineId, used: bool) {
+        if used || !self.naps.work.borrow().contains_key(&machine) {
+            self.note_work(machine);
+        }
+    }
+
+    /// Its own work begins here.
+    fn note_work(&self, machine: MachineId) {
         let used = self.freezers.borrow().get(&machine).and_then(|freezer| freezer.cpu_micros());
         let mut work = self.naps.work.borrow_mut();
         match used {
@@ -121,13 +130,17 @@ impl Place {
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         let (sender, receiver) = oneshot::channel();
         self.app.naps.waiting.borrow_mut().entry((machine, run)).or_default().push(sender);
-        self.app.handle(Event::Recall { machine, run });
+        self.app.handle(Event::Recall { machine, run, origin });
         match tokio::time::timeout_at(deadline, receiver).await {
             Ok(_) => {}
             Err(_elapsed) => return Err(NoPlace::NotStarted),
         }
         let edge = self.claim().go_on(origin).map_err(|_| NoPlace::Refused)?;
         self.feed(edge);
+        if origin == Origin::Heartbeat {
+            // It is not load that ends the next time, so what it uses is measured from here.
+            self.app.note_work(machine);
+        }
         self.woken.set(Some(Woken { since, by: Wake::Thaw }));
         self.note_wake(|| Some("the next byte of a connection".to_owned()));
         Ok(())
