@@ -157,7 +157,8 @@ async fn respond(
     // A caller who was told a length is owed the rest; what has none may be silent for long.
     let rests = line.naps() && !matches!(response.framing, Framing::Length(_));
     let rest = pass_rest(caller, machine, body, response, answer, line);
-    if rests { Box::pin(line.along(rest)).await } else { rest.await }
+    // Most answers are one piece, and do not pay for the state of more.
+    if rests { Box::pin(line.along(rest)).await } else { Box::pin(rest).await }
 }
 
 /// Whether the Machine may change the protocol now: it was asked to, and has been told all.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use super::body::is_token_byte;
 use super::head::write_field;
 use crate::app::Place;
 use crate::directory::Destination;
@@ -30,10 +31,6 @@ fn is_protocol(item: &[u8]) -> bool {
     let is_token = |part: &[u8]| !part.is_empty() && part.iter().all(|b| is_token_byte(*b));
     let name_and_version = [parts.next(), parts.next()];
     parts.next().is_none() && name_and_version.into_iter().flatten().all(is_token)
-}
-
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn is_http(protocol: &[u8]) -> bool {
