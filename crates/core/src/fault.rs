@@ -1,4 +1,4 @@
-//! Places where a test may end a process: the steps of starting, stopping, suspending, resuming and updating.
+//! Places where a test may end a process: the steps of starting, stopping, suspending, paging out, resuming and updating.
 //!
 //! Code names the place it passes; whoever runs it may have armed a hook. Only builds with debug assertions have any of
 //! this: in what users run [`pass`] is nothing. A test of hosts asks the binary for the list and walks all of it, so
@@ -21,6 +21,10 @@ pub enum During {
     Arm,
     /// An armed Machine is woken.
     StartArmed,
+    /// A frozen Machine's memory goes to swap.
+    PageOut,
+    /// A Machine is woken whose memory is in swap.
+    ReadBack,
 }
 
 impl During {
@@ -34,6 +38,8 @@ impl During {
             Self::Update => "update",
             Self::Arm => "arm",
             Self::StartArmed => "start-armed",
+            Self::PageOut => "page-out",
+            Self::ReadBack => "read-back",
         }
     }
 }
@@ -146,6 +152,28 @@ points! {
     ShimGateOpened = "shim.gate-opened" during StartArmed,
     /// The same.
     InitGateOpened = "init.gate-opened" during StartArmed,
+    /// What a sleeper had is on disk, nothing about it is changed.
+    ServerYieldSaved = "server.yield-saved" during PageOut,
+    /// It is among the first that the kernel kills; its own limit of swap holds.
+    ServerYieldRanked = "server.yield-ranked" during PageOut,
+    /// That limit is lifted.
+    ServerYielded = "server.yielded" during PageOut,
+    /// A part of its memory is in swap.
+    ServerChunkOut = "server.chunk-out" during PageOut,
+    /// PID 1, then.
+    InitChunkOut = "init.chunk-out" during PageOut,
+    /// All of it is in swap, and nobody is told.
+    ServerPagedOut = "server.paged-out" during PageOut,
+    /// It runs, with a sleeper's rank and limit.
+    ServerKeepBegun = "server.keep-begun" during ReadBack,
+    /// It runs and has its rank back; the limit is still lifted.
+    ServerKeepRanked = "server.keep-ranked" during ReadBack,
+    /// It is as it was, and the disk says otherwise.
+    ServerKeepLimited = "server.keep-limited" during ReadBack,
+    /// A part of its memory is read back.
+    ServerChunkBack = "server.chunk-back" during ReadBack,
+    /// PID 1, then.
+    InitChunkBack = "init.chunk-back" during ReadBack,
 }
 
 /// What a hook is told: the place, and the process that is to end if it is not this one.

@@ -403,6 +403,12 @@ impl Cgroups {
         }
     }
 
+    /// Of a test: a directory in place of one of v2.
+    #[cfg(test)]
+    pub(crate) fn of_test(dir: &Path) -> Self {
+        Self { v1: Vec::new(), v2: Some(dir.to_owned()), v2_root: dir.to_owned() }
+    }
+
     /// The Machine's own limit of swap, if it has one. Only v2 has a limit that keeps memory from going to swap: v1
     /// limits memory and swap together, and moving from one to the other changes nothing of that sum.
     pub(crate) fn swap_limit(&self) -> Option<String> {

@@ -1131,6 +1131,13 @@ pub(crate) fn test_spec() -> LaunchSpec {
     }
 }
 
+/// A run of a test, without processes, whose cgroup is this directory.
+#[cfg(test)]
+pub(crate) fn test_machine(dir: &Path, run: u64) -> Machine {
+    let spec = LaunchSpec { dir: dir.to_owned(), run, ..test_spec() };
+    Machine { spec, pid: 0, cgroups: Cgroups::of_test(dir), alive: None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use perch_core::fault::{self, Point};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -120,12 +121,17 @@ impl Machine {
         if !asleep.scores.is_empty() || asleep.swap_limit.is_some() {
             files::write(&self.spec().dir, ASLEEP_FILE, &asleep)?;
         }
+        fault::pass(Point::ServerYieldSaved);
         pids.iter().try_for_each(|pid| set_score(*pid, SLEEPER))?;
-        cgroups.lift_swap_limit()
+        fault::pass(Point::ServerYieldRanked);
+        let lifted = cgroups.lift_swap_limit();
+        fault::pass(Point::ServerYielded);
+        lifted
     }
 
     /// Takes back what [`Machine::yield_memory`] did, also what an earlier server did. Idempotent.
     pub fn keep_memory(&self) -> io::Result<()> {
+        fault::pass(Point::ServerKeepBegun);
         let former = self.asleep().unwrap_or_default();
         let own = |pid: i32| former.scores.iter().find(|(known, _)| *known == pid);
         for _ in 0..PASSES_MAX {
@@ -140,9 +146,11 @@ impl Machine {
                 set_score(pid, own(pid).map_or(0, |(_, score)| *score))?;
             }
         }
+        fault::pass(Point::ServerKeepRanked);
         if let Some(limit) = &former.swap_limit {
             self.cgroups().set_swap_limit(limit)?;
         }
+        fault::pass(Point::ServerKeepLimited);
         match fs::remove_file(self.spec().dir.join(ASLEEP_FILE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
@@ -164,6 +172,7 @@ impl Machine {
         let before = self.memory()?;
         let frozen = || go_on() && self.is_frozen();
         let end = self.advise(Advice::PageOut, &frozen, u64::MAX)?;
+        fault::pass(Point::ServerPagedOut);
         let memory = self.memory()?;
         let bytes = memory.swapped_bytes.saturating_sub(before.swapped_bytes);
         Ok(PagedOut { bytes, memory, end })
@@ -199,9 +208,19 @@ impl Machine {
                     Err(Errno::INVAL | Errno::NOMEM | Errno::AGAIN | Errno::INTR) | Ok(()) => {}
                     Err(errno) => return Err(errno.into()),
                 }
+                self.pass_chunk(advice);
             }
         }
         Ok(End::Done)
+    }
+
+    fn pass_chunk(&self, advice: Advice) {
+        let (server, init) = match advice {
+            Advice::PageOut => (Point::ServerChunkOut, Point::InitChunkOut),
+            Advice::WillNeed => (Point::ServerChunkBack, Point::InitChunkBack),
+        };
+        fault::pass(server);
+        fault::pass_by(init, self.pid());
     }
 }
 
@@ -404,6 +423,34 @@ Anonymous:             4 kB
         assert!(cut.eq(borders.iter().copied().zip(borders[1..].iter().copied())));
         assert_eq!(chunks(u64::MAX - 5..u64::MAX).count(), 1);
         assert_eq!(chunks(4096..4096).count(), 0);
+    }
+
+    #[test]
+    fn a_swap_limit_is_put_back_by_whichever_server_sees_the_wake() -> io::Result<()> {
+        let dir = crate::scratch_dir("swap-limit")?;
+        let limit = dir.join("memory.swap.max");
+        fs::write(dir.join("cgroup.procs"), "")?;
+        fs::write(&limit, "512")?;
+        // A file is not cut as the kernel does it: all values are equally long.
+        let now = || fs::read_to_string(&limit);
+        // Each is the view of another server: one is killed after the lift, one finds the sleeper and lifts again.
+        let server = || crate::launch::test_machine(&dir, 7);
+        server().yield_memory()?;
+        assert_eq!(now()?, "max");
+        server().yield_memory()?;
+        server().keep_memory()?;
+        assert_eq!(now()?, "512");
+        // One that is killed when the limit is back and the disk says otherwise changes nothing.
+        server().yield_memory()?;
+        fs::write(&limit, "512")?;
+        server().keep_memory()?;
+        assert_eq!((now()?.as_str(), dir.join(ASLEEP_FILE).exists()), ("512", false));
+        // Another run has a limit of its own.
+        server().yield_memory()?;
+        fs::write(&limit, "256")?;
+        crate::launch::test_machine(&dir, 8).keep_memory()?;
+        assert_eq!(now()?, "256");
+        fs::remove_dir_all(dir)
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The steps are named in the code (`perch_core::fault`), and the binary lists them: one that is added there is tried
 //! here, and one that nothing passes any more fails.
 
+mod paging;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -33,7 +35,7 @@ fn whoever_ends_at_whatever_step_no_machine_is_lost_or_doubled() {
     let Ok(faults) = tempfile::Builder::new().prefix("perch-faults-").tempdir() else {
         panic!("no directory");
     };
-    on(|| armed(&faults, QUICK), |host| walk(host, faults.path(), |step| !step.is_of_arming()));
+    on(|| armed(&faults, QUICK), |host| walk(host, faults.path(), Step::is_of_a_life));
 }
 
 #[test]
@@ -47,6 +49,14 @@ fn whoever_ends_at_whatever_step_of_arming_no_machine_is_lost_or_doubled() {
 impl Step {
     fn is_of_arming(&self) -> bool {
         ["arm", "start-armed"].contains(&self.during.as_str())
+    }
+
+    fn is_of_paging(&self) -> bool {
+        ["page-out", "read-back"].contains(&self.during.as_str())
+    }
+
+    fn is_of_a_life(&self) -> bool {
+        !self.is_of_arming() && !self.is_of_paging()
     }
 }
 
@@ -87,7 +97,12 @@ fn walk(host: &mut Host, faults: &Path, chosen: impl Fn(&Step) -> bool) -> Resul
         for step in &steps {
             // An app of its own: after some failures in a row the balancer gives a Machine a rest.
             let app = step.name.replace('.', "-");
-            try_step(host, faults, step, &app).with_context(|| format!("at {}", step.name))?;
+            let tried = if step.is_of_paging() {
+                paging::try_step(host, faults, step, &app)
+            } else {
+                try_step(host, faults, step, &app)
+            };
+            tried.with_context(|| format!("at {}", step.name))?;
             host.fly(&["apps", "destroy", &app, "--yes"])?.ok()?;
         }
     }

@@ -24,14 +24,14 @@ fn a_sleeper_goes_to_swap_and_the_next_request_finds_all_of_it() {
     on_host(QUICK, |host| {
         let swap = make_swap(host)?;
         let (address, sum) = holder(host)?;
-        let paged = wait_paged_out(host)?;
+        let paged = wait_paged_out(host, "quotes")?;
         check_paged_out(host, &paged)?;
         check_rank(host, &paged.id, 999)?;
         let answer = host.get(&address, 80, "/held")?;
         check_answer(&answer, &sum)?;
         ensure!(answer.header("perch-wake").is_some(), "not woken by this: {answer:?}");
         check_awake_rank(host, &address, &paged.id)?;
-        wait_paged_out(host)?;
+        wait_paged_out(host, "quotes")?;
         host.perch(&["swap", "remove", "--data-dir", &data(host)])?.ok()?;
         ensure!(!is_on(&swap)? && !data_file(host).exists(), "the swap is left");
         check_answer(&host.get(&address, 80, "/held")?, &sum)
@@ -47,7 +47,7 @@ fn a_server_that_dies_while_it_pages_out_leaves_a_sleeper_for_the_next() {
         // Somewhere in the time before, in, or after the page-out.
         host.kill_server()?;
         host.start_server()?;
-        let paged = wait_paged_out(host)?;
+        let paged = wait_paged_out(host, "quotes")?;
         check_rank(host, &paged.id, 999)?;
         host.kill_server()?;
         host.start_server()?;
@@ -191,7 +191,7 @@ fn data_file(host: &Host) -> std::path::PathBuf {
 }
 
 /// Makes swap that goes with the host; answers what the kernel calls it.
-fn make_swap(host: &Host) -> Result<String> {
+pub(crate) fn make_swap(host: &Host) -> Result<String> {
     host.perch(&["swap", "create", "128MiB", "--data-dir", &data(host)])?.ok()?;
     let file = data_file(host);
     ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
@@ -209,7 +209,7 @@ fn holder(host: &Host) -> Result<(String, String)> {
 }
 
 /// Deploys an app that holds memory; returns its address and what it says of that memory.
-fn holder_of(host: &Host, app: &str, megabytes: u64) -> Result<(String, String)> {
+pub(crate) fn holder_of(host: &Host, app: &str, megabytes: u64) -> Result<(String, String)> {
     let sections = format!(
         "[env]\n  HOLD_MB = '{megabytes}'\n\n[http_service]\n  internal_port = 8081\n  force_https = false\n  \
          auto_stop_machines = \"suspend\"\n  auto_start_machines = true\n  min_machines_running = 0\n"
@@ -223,9 +223,9 @@ fn holder_of(host: &Host, app: &str, megabytes: u64) -> Result<(String, String)>
     Ok((address, answer.body))
 }
 
-fn wait_paged_out(host: &Host) -> Result<Machine> {
+pub(crate) fn wait_paged_out(host: &Host, app: &str) -> Result<Machine> {
     wait_until("the sleeper to be in swap", SOON, || {
-        let machine = host.machines("quotes")?.into_iter().next().context("no Machine")?;
+        let machine = host.machines(app)?.into_iter().next().context("no Machine")?;
         let depth = machine.value["perch_depth"].clone();
         if depth == "suspended_paged_out" { Ok(Some(machine)) } else { bail!("it is {depth}") }
     })
@@ -247,16 +247,16 @@ fn check_paged_out(host: &Host, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all processes of a Machine have this rank among the kernel's choices.
 /// What a Machine has that is kept awake meanwhile.
-fn check_awake_rank(host: &Host, address: &str, id: &str) -> Result<()> {
+pub(crate) fn check_awake_rank(host: &Host, address: &str, id: &str) -> Result<()> {
     wait_until("the rank of all others", SOON, || {
         host.get(address, 80, "/held")?;
         rank_is(host, id, 0)
     })
 }
 
-fn check_rank(host: &Host, id: &str, rank: i32) -> Result<()> {
+/// Waits until all processes of a Machine have this rank among the kernel's choices.
+pub(crate) fn check_rank(host: &Host, id: &str, rank: i32) -> Result<()> {
     wait_until(&format!("rank {rank}"), SOON, || rank_is(host, id, rank))
 }
 
