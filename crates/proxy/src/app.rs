@@ -88,6 +88,8 @@ pub(crate) enum NoPlace {
     QueueFull,
     #[error("PM03 no Machine started in time")]
     NotStarted,
+    #[error("PM03 no Machine started in time: {0}")]
+    StartsRefused(String),
     #[error("PR04 every Machine stayed at its hard_limit")]
     StayedFull,
     #[error("PM01 no Machine could be started: {0}")]
@@ -211,6 +213,8 @@ pub(crate) struct App {
     /// What thaws them.
     freezers: RefCell<BTreeMap<MachineId, Freezer>>,
     naps: nap::Naps,
+    /// When and why the server last let none start.
+    refused: RefCell<Option<(Instant, String)>>,
     /// As of the last change, for a balancer that must begin anew.
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
@@ -247,6 +251,7 @@ impl App {
             wakes: RefCell::default(),
             freezers: RefCell::default(),
             naps: nap::Naps::default(),
+            refused: RefCell::default(),
             machines: RefCell::default(),
             events: RefCell::default(),
             busy: Cell::new(false),
@@ -336,10 +341,18 @@ impl App {
             Ok(Ok(Err(refused))) => Err(refused),
             Ok(Err(_)) => Err(NoPlace::Refused),
             Err(_) => self.choose(port, origin).map_err(|reason| match reason {
-                Some(HoldReason::Wake) => NoPlace::NotStarted,
+                Some(HoldReason::Wake) => self.not_started(since),
                 Some(HoldReason::Full) => NoPlace::StayedFull,
                 None => NoPlace::Refused,
             }),
+        }
+    }
+
+    /// What a caller is told who waits since then.
+    fn not_started(&self, since: Instant) -> NoPlace {
+        match &*self.refused.borrow() {
+            Some((at, reason)) if since <= *at => NoPlace::StartsRefused(reason.clone()),
+            Some(_) | None => NoPlace::NotStarted,
         }
     }
 
@@ -569,6 +582,9 @@ impl App {
         outcome: StartOutcome,
     ) {
         fault::pass(Point::ProxyStartHeard);
+        if let StartOutcome::Refused { reason } = &outcome {
+            *self.refused.borrow_mut() = Some((Instant::now(), reason.clone()));
+        }
         self.handle(Event::StartDone { machine, attempt, outcome });
     }
 

@@ -428,13 +428,15 @@ impl Task {
             return Some((event, cause));
         }
         let most = self.world.memory_most(&self.id);
+        // Callers must hear of it while they wait.
+        let timeout = ROOM_TIMEOUT.min(self.world.start_timeout(&self.id) / 2);
         if !self.world.pager.is_slow() && self.world.pager.admit(&self.id, most).is_ok() {
             return Some((event, cause));
         }
         let (world, id, mailbox) =
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
-            let found = world.room_for(&id, most, ROOM_TIMEOUT).await;
+            let found = world.room_for(&id, most, timeout).await;
             mailbox.send(Command::Room { event, cause, session, found }).await.ok();
         });
         None
@@ -450,6 +452,7 @@ impl Task {
         request.details.insert("reason".to_owned(), reason.as_str().into());
         self.record(wire::Event { kind: "no_room".to_owned(), ..self.event(request) });
         if let Event::Start(StartBy::Proxy { attempt }) = event {
+            let reason = format!("insufficient_capacity: {reason}");
             let outcome = perch_core::balancer::StartOutcome::Refused { reason };
             self.world.proxy.start_done(&self.id, *attempt, outcome);
         }

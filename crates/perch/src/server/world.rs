@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use perch_api::wire;
 use perch_core::fault::{self, Point};
+use perch_core::service::START_TIMEOUT_DEFAULT;
 use perch_machine::{Machine, Secrets};
 use perch_net::{Attach, Plane};
 use tokio::sync::{RwLock, Semaphore};
@@ -231,6 +232,18 @@ impl World {
     pub(crate) fn memory_most(&self, id: &str) -> u64 {
         let catalog = self.keeper.read();
         catalog.machines.get(id).map_or(0, |record| super::limits::of(record).memory_bytes)
+    }
+
+    /// How long callers wait for its start.
+    pub(crate) fn start_timeout(&self, id: &str) -> std::time::Duration {
+        let catalog = self.keeper.read();
+        let services =
+            catalog.machines.get(id).map(|record| record.config.view().services.as_slice());
+        let each = services
+            .unwrap_or_default()
+            .iter()
+            .map(|service| service.start_timeout.map_or(START_TIMEOUT_DEFAULT, |length| length.0));
+        each.max().unwrap_or(START_TIMEOUT_DEFAULT)
     }
 
     /// Waits until there is memory for a Machine that takes so much at most; those who sleep give way for it.

@@ -45,6 +45,7 @@ mod real_postgres;
 mod real_redis;
 mod real_streams;
 mod reboot;
+mod room;
 mod scale;
 mod schedule;
 mod secrets;

@@ -464,9 +464,10 @@ pub(crate) async fn room_to_start(world: &Arc<World>, id: &str) -> Result<(), Ap
     }
 }
 
-/// Waits until a start fits into memory, as long as a caller of the app would.
+/// Waits until a start fits into memory, as long as a caller of the app would; at most as long as most would.
 async fn room_for(world: &Arc<World>, id: &str, most: u64) -> Result<(), ApiError> {
-    let found = world.room_for(id, most, perch_core::service::START_TIMEOUT_DEFAULT).await;
+    let timeout = world.start_timeout(id).min(perch_core::service::START_TIMEOUT_DEFAULT);
+    let found = world.room_for(id, most, timeout).await;
     found.map_err(|reason| ApiError::new(503, reason).with_word("insufficient_capacity"))
 }
 
