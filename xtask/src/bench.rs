@@ -6,6 +6,7 @@
 
 mod cycles;
 mod figures;
+mod fleet;
 mod neighbour;
 mod paged;
 mod postgres;
@@ -30,6 +31,9 @@ pub(crate) const UPSTREAM: &str = "upstream";
 
 /// Runs one benchmark; whether our promise holds.
 pub(crate) fn run(args: &[String]) -> Result<bool> {
+    if let Some(("fleet", rest)) = args.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        return run_fleet(args, fleet::Options::parse(rest)?);
+    }
     let (which, rounds) = parse(args)?;
     if !shell::is_root() {
         bail!("benchmarks make whole hosts: run `sudo -E cargo x bench {which}`");
@@ -49,11 +53,23 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     }
 }
 
+/// It has more than one number that can be said.
+fn run_fleet(args: &[String], options: fleet::Options) -> Result<bool> {
+    if !shell::is_root() {
+        bail!("benchmarks make whole hosts: run `sudo -E cargo x bench fleet`");
+    }
+    if std::env::var_os("PERCH_BIN").is_none() {
+        return build_and_run(args);
+    }
+    figures::print_machine();
+    fleet::run(options)
+}
+
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (name, rest) = args
-        .split_first()
-        .context("name a benchmark: cycles, neighbour, postgres, sleep, status, wake or warm")?;
+    let (name, rest) = args.split_first().context(
+        "name a benchmark: cycles, fleet, neighbour, postgres, sleep, status, wake or warm",
+    )?;
     let which = match *name {
         "cycles" => "cycles",
         "postgres" => "postgres",
@@ -64,8 +80,8 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
         "warm" => "warm",
         other => {
             bail!(
-                "unknown benchmark `{other}`; there are cycles, neighbour, postgres, sleep, status, \
-                 wake and warm"
+                "unknown benchmark `{other}`; there are cycles, fleet, neighbour, postgres, sleep, \
+                 status, wake and warm"
             )
         }
     };

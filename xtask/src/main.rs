@@ -39,6 +39,8 @@ usage: cargo x COMMAND
                         [--rounds N]
   bench neighbour       what a quiet Machine feels of one that abuses its limits (root) [--rounds N]
   bench cycles          sleeps and wakes under callers who come at the worst moments (root) [--cycles N]
+  bench fleet           what thousands of Machines cost that do nothing, and how soon all are seen to (root)
+                        [--apps N] [--suspended N] [--idle N] [--adopt N] [--seconds N]
   bench postgres        the first query to a database asleep under 100 connections (root) [--rounds N]
   install, uninstall    on this host (root) [--prefix DIR, default /usr/local]
   fixture               this release's data directory for the tests of later ones (root)

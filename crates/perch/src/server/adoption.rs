@@ -41,6 +41,7 @@ pub(crate) async fn adopt_all(
     world: &Arc<World>,
     thawed: &BTreeMap<String, u64>,
 ) -> anyhow::Result<()> {
+    let began = clock::now();
     let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
     let kept_up = kept_up(&records);
     let mut findings = Vec::new();
@@ -49,9 +50,12 @@ pub(crate) async fn adopt_all(
     }
     remove_strangers(world, &records).await?;
     disconnect_dead(world, &findings).await;
+    let running = findings.iter().filter(|it| it.running.is_some()).count();
     for finding in findings {
         begin(world, finding);
     }
+    let took = clock::now().since(began);
+    tracing::info!(machines = records.len(), running, took_ms = took.as_millis(), "took over");
     let mut ips = world.plane.published();
     ips.extend(world.keeper.read().apps.values().flat_map(AppRecord::addresses));
     world.settle(ips).await;
