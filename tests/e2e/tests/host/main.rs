@@ -58,6 +58,7 @@ mod table;
 mod tcp;
 mod thaw;
 mod token;
+mod uninterruptible;
 mod unruly;
 mod upgrade;
 mod volumes;
