@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::shell;
 
-/// Tests at once. Two halve the time, and nothing that they share is in the way; but where many more processes than
-/// processors run, tests that ask a Machine while it ends can meet a 502 in place of what they wait for.
+/// Tests at once. Two take two thirds of the time of one; but `memory` then sees programs wait for memory that belong to
+/// the other test, and would have to run alone.
 const AT_ONCE: usize = 1;
 
 /// The package of the tests, from the root of the workspace.
