@@ -43,10 +43,10 @@ pub(crate) async fn adopt_all(
 ) -> anyhow::Result<()> {
     let began = clock::now();
     let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
-    let kept_up = kept_up(&records);
+    let kept_up: BTreeSet<&str> = kept_up(&records).into_iter().collect();
     let mut findings = Vec::new();
     for record in &records {
-        findings.push(find(world, record, kept_up.contains(&record.id.as_str()), thawed).await?);
+        findings.push(find(world, record, kept_up.contains(record.id.as_str()), thawed).await?);
     }
     remove_strangers(world, &records).await?;
     disconnect_dead(world, &findings).await;

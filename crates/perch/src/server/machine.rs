@@ -15,6 +15,7 @@ use perch_core::lifecycle::{
     MachineState, NOT_STARTED, StartBy, StopBy,
 };
 use perch_core::time::Timestamp;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::arming::{self, Beginning};
@@ -110,12 +111,29 @@ pub(crate) struct Status {
     pub(crate) running: Option<Arc<perch_machine::Machine>>,
 }
 
+/// A way into a Machine's mailbox. What waits there is a pointer: each mailbox keeps room for 32 from its first day on,
+/// and most Machines sleep.
+#[derive(Debug, Clone)]
+pub(crate) struct Post(mpsc::Sender<Box<Command>>);
+
+impl Post {
+    /// Waits for a place; an error when the Machine is gone.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), SendError<Box<Command>>> {
+        self.0.send(Box::new(command)).await
+    }
+
+    /// An error also when the mailbox is full.
+    pub(crate) fn try_send(&self, command: Command) -> Result<(), TrySendError<Box<Command>>> {
+        self.0.try_send(Box::new(command))
+    }
+}
+
 /// The way to a Machine's task.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: Post,
     /// Read first. The proxy has one wish for a Machine at a time, so it is never full.
-    urgent: mpsc::Sender<Command>,
+    urgent: Post,
     status: watch::Receiver<Status>,
 }
 
@@ -157,25 +175,26 @@ impl Handle {
 
 /// What waits for a Machine's task.
 struct Mailbox {
-    commands: mpsc::Receiver<Command>,
-    urgent: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Box<Command>>,
+    urgent: mpsc::Receiver<Box<Command>>,
 }
 
 impl Mailbox {
     /// A mailbox, and the ways to it for everybody and for the proxy.
-    fn new() -> (Self, mpsc::Sender<Command>, mpsc::Sender<Command>) {
+    fn new() -> (Self, Post, Post) {
         let (sender, commands) = mpsc::channel(MAILBOX);
         let (urgent_sender, urgent) = mpsc::channel(MAILBOX);
-        (Self { commands, urgent }, sender, urgent_sender)
+        (Self { commands, urgent }, Post(sender), Post(urgent_sender))
     }
 
     /// The next command; `None` when nobody can send any more. Cancelling it loses nothing.
     async fn next(&mut self) -> Option<Command> {
-        tokio::select! {
+        let command = tokio::select! {
             biased;
             Some(command) = self.urgent.recv() => Some(command),
             command = self.commands.recv() => command,
-        }
+        };
+        command.map(|command| *command)
     }
 }
 
@@ -187,7 +206,7 @@ pub(crate) fn spawn(
     history: History,
     running: Option<perch_machine::Machine>,
 ) -> Handle {
-    let (mailbox, commands, urgent) = Mailbox::new();
+    let (mut mailbox, commands, urgent) = Mailbox::new();
     let running = running.map(Arc::new);
     let status = Status {
         running: running.clone(),
@@ -198,7 +217,7 @@ pub(crate) fn spawn(
     };
     let (status_sender, status_receiver) = watch::channel(status);
     let handle = Handle { commands: commands.clone(), urgent, status: status_receiver };
-    let task = Task {
+    let mut task = Task {
         world: world.clone(),
         id,
         life,
@@ -214,7 +233,8 @@ pub(crate) fn spawn(
         workers: Workers::default(),
         condemned: None,
     };
-    world.tracker.spawn(task.work(mailbox));
+    // By reference: a future keeps room for what it was given and for what it makes of it.
+    world.tracker.spawn(async move { task.work(&mut mailbox).await });
     handle
 }
 
@@ -225,7 +245,7 @@ struct Task {
     /// The run that lives.
     running: Option<Arc<perch_machine::Machine>>,
     status: watch::Sender<Status>,
-    mailbox_sender: mpsc::Sender<Command>,
+    mailbox_sender: Post,
     /// Who caused what is being done now, for the Machine's events.
     source: Source,
     /// More about it, when the proxy asked.
@@ -270,7 +290,7 @@ enum Woken {
 }
 
 impl Task {
-    async fn work(mut self, mut mailbox: Mailbox) {
+    async fn work(&mut self, mailbox: &mut Mailbox) {
         self.do_effects().await;
         self.publish();
         // An earlier server may have died between a program's end and what follows from it.
@@ -278,7 +298,7 @@ impl Task {
             self.leave_if_done().await;
         }
         loop {
-            match self.woken(&mut mailbox).await {
+            match self.woken(mailbox).await {
                 Woken::Command(command) => {
                     if self.on_command(command).await == Next::End {
                         return;

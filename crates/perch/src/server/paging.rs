@@ -19,12 +19,11 @@ use perch_core::memory::{self, Admission, Facts, Need, Pressure, Relief};
 use perch_core::time::Timestamp;
 use perch_machine::memory::End;
 use perch_machine::{Machine, Memory, PagedOut, Swap};
-use tokio::sync::mpsc;
 
 use super::capacity::{self, Capacity};
 use super::clock;
 use super::images::chain;
-use super::machine::Command;
+use super::machine::{Command, Post};
 use super::world::lock;
 
 /// Reading back begins so long after a thaw: a request that touches little is then answered, and nothing competes with
@@ -94,7 +93,7 @@ enum Chore {
 #[derive(Debug)]
 struct Sleeper {
     machine: Arc<Machine>,
-    mailbox: mpsc::Sender<Command>,
+    mailbox: Post,
     since: Timestamp,
     /// As measured when it fell asleep, or after its page-out.
     memory: Option<Memory>,
@@ -140,12 +139,7 @@ impl Pager {
     }
 
     /// A Machine is frozen. `mailbox` hears of its page-out.
-    pub(crate) fn fell_asleep(
-        &self,
-        machine: Arc<Machine>,
-        past: Past,
-        mailbox: mpsc::Sender<Command>,
-    ) {
+    pub(crate) fn fell_asleep(&self, machine: Arc<Machine>, past: Past, mailbox: Post) {
         let since = clock::now();
         let due = self.page_out_after.map(|after| since + after);
         let id = machine.spec().machine.clone();

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use super::clock;
 use super::freezers::{self, Handed};
-use super::machine::Command as MachineCommand;
+use super::machine::{Command as MachineCommand, Post};
 use super::platform_log::Line;
 use super::views;
 use super::world::{World, lock};
@@ -54,7 +54,7 @@ pub(crate) struct ProxyPort {
     settings_changed: AtomicBool,
     wake: Notify,
     /// Whom to tell about the end of a drain: the Machine's task and the lifecycle's own token.
-    drains: Mutex<BTreeMap<u64, (mpsc::Sender<MachineCommand>, u64)>>,
+    drains: Mutex<BTreeMap<u64, (Post, u64)>>,
     next_token: AtomicU64,
     /// Whether a proxy may carry traffic that the server has to wait for.
     connected: watch::Sender<bool>,
@@ -112,7 +112,7 @@ impl ProxyPort {
         run: u64,
         token: u64,
         timeout: Duration,
-        mailbox: mpsc::Sender<MachineCommand>,
+        mailbox: Post,
     ) {
         let own = self.next_token.fetch_add(1, Ordering::Relaxed);
         lock(&self.drains).insert(own, (mailbox, token));

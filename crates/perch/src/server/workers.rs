@@ -10,9 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use perch_machine::{Machine, Worker};
-use tokio::sync::mpsc;
 
-use super::machine::Command;
+use super::machine::{Command, Post};
 use super::world::World;
 
 /// Who ends later has other reasons.
@@ -31,7 +30,7 @@ impl Workers {
     }
 
     /// Looks for them after a while, once.
-    pub(crate) fn thawed(&mut self, world: &World, run: u64, mailbox: &mpsc::Sender<Command>) {
+    pub(crate) fn thawed(&mut self, world: &World, run: u64, mailbox: &Post) {
         let (list, mailbox) = (std::mem::take(&mut self.0), mailbox.clone());
         if list.get().is_none_or(Vec::is_empty) {
             return;
