@@ -272,7 +272,8 @@ pub(crate) fn is_candidate(record: &MachineRecord) -> bool {
         .services
         .iter()
         .all(|service| service.autostop == Autostop::Stop && service.autostart.unwrap_or(true));
-    sleeps && !view.services.is_empty() && view.mounts.is_empty() && !view.auto_destroy
+    let is_simple = view.mounts.is_empty() && view.standbys.is_empty() && !view.auto_destroy;
+    sleeps && !view.services.is_empty() && is_simple
 }
 
 #[cfg(test)]

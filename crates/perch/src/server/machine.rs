@@ -22,9 +22,11 @@ use super::arming::{self, Beginning};
 use super::clock;
 use super::history::{History, Source};
 use super::launching::{self, Failure};
+use super::leaving;
 use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
+use super::standby;
 use super::verdict::{Ended, LOST};
 use super::workers::Workers;
 use super::world::{World, lock};
@@ -524,7 +526,8 @@ impl Task {
     /// A Machine with `auto_destroy` goes with its program, unless that is started again.
     async fn leave_if_done(&mut self) {
         let is_down = wire_state(&self.life) == wire::MachineState::Stopped;
-        if !is_down || !self.world.goes_with_its_program(&self.id) {
+        let is_over = || leaving::is_over(&self.status.borrow().history.newest_first());
+        if !is_down || !self.world.goes_with_its_program(&self.id) || !is_over() {
             return;
         }
         self.because(Source::Platform, "auto_destroy".to_owned());
@@ -824,6 +827,9 @@ impl Task {
             self.record(event);
         }
         self.publish();
+        if standby::concerns(&happened) {
+            self.world.failed.notify_one();
+        }
     }
 
     /// Makes the state visible: to watchers of the API at once, to the proxy with the next view.

@@ -85,8 +85,13 @@ fn look(world: &World, now: i64) -> Looked {
 }
 
 fn hold(catalog: &Catalog, record: &MachineRecord) -> Hold {
+    if is_held(catalog, record) { Hold::Held } else { Hold::Free }
+}
+
+/// Whether the platform leaves a Machine to somebody: who holds its lease, or removes its app.
+pub(super) fn is_held(catalog: &Catalog, record: &MachineRecord) -> bool {
     let goes = catalog.apps.get(&record.app).is_none_or(|app| app.going);
-    if goes || api::is_leased(catalog, &record.id) { Hold::Held } else { Hold::Free }
+    goes || api::is_leased(catalog, &record.id)
 }
 
 fn step_of(record: &MachineRecord, schedule: Schedule, seen: Seen, now: i64) -> Step {
@@ -122,17 +127,9 @@ async fn take(world: &Arc<World>, record: MachineRecord, step: Step) -> Option<J
             return None;
         }
     }
-    let tracker = world.tracker.clone();
-    let world = world.clone();
-    Some(tracker.spawn(async move {
-        let begun = tokio::select! {
-            begun = begin(&world, &record) => begun,
-            () = world.shutdown.cancelled() => return,
-        };
-        if let Err(error) = begun {
-            tracing::warn!(machine = record.id, %error, "its schedule could not start it");
-        }
-    }))
+    let word = record.config.get("schedule").unwrap_or_default();
+    let cause = format!("schedule {}", word.as_str().unwrap_or_default());
+    Some(begin_beside(world, &record.id, cause)())
 }
 
 /// Nothing, if somebody has changed the Machine's schedule, or has taken its lease, since it was looked at.
@@ -147,9 +144,29 @@ fn noting(catalog: &Catalog, seen: &MachineRecord, taken: Taken) -> (Vec<Change>
     (vec![Change::PutMachine(Box::new(record))], true)
 }
 
+/// Begins a start beside, when it is called; the launch's event has the cause.
+pub(super) fn begin_beside(
+    world: &Arc<World>,
+    id: &str,
+    cause: String,
+) -> impl FnOnce() -> JoinHandle<()> + use<> {
+    let (world, id) = (world.clone(), id.to_owned());
+    move || {
+        let tracker = world.tracker.clone();
+        tracker.spawn(async move {
+            let begun = tokio::select! {
+                begun = begin(&world, &id, cause) => begun,
+                () = world.shutdown.cancelled() => return,
+            };
+            if let Err(error) = begun {
+                tracing::warn!(machine = id, %error, "the platform could not start it");
+            }
+        })
+    }
+}
+
 /// What cannot begin now is still due at the next look.
-async fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<(), ApiError> {
-    let id = &record.id;
+async fn begin(world: &Arc<World>, id: &str, cause: String) -> Result<(), ApiError> {
     let Some(handle) = world.handle(id) else { return Ok(()) };
     if let Err(refused) = api::room_to_start(world, id).await {
         let told = handle.status().history.newest().is_some_and(|event| event.kind == "no_room");
@@ -159,8 +176,6 @@ async fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<(), ApiErro
         }
         return Err(refused);
     }
-    let word = record.config.get("schedule").unwrap_or_default();
-    let cause = format!("schedule {}", word.as_str().unwrap_or_default());
     api::ask(&handle, Event::Start(StartBy::User), Source::Because(cause)).await
 }
 

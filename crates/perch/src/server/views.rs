@@ -14,6 +14,7 @@ use super::clock;
 use super::keeper::Catalog;
 use super::launching;
 use super::records::{AppRecord, IpRecord, MachineRecord};
+use super::standby;
 use super::world::World;
 use crate::config::HostAccess;
 
@@ -110,7 +111,7 @@ fn machine(
         primary: is_primary(world, app, record),
         skip_dns: skips_dns(record),
         metadata: record.config.view().metadata.clone(),
-        services: services(world, record),
+        services: services(world, record, status.state),
     })
 }
 
@@ -124,9 +125,20 @@ fn skips_dns(record: &MachineRecord) -> bool {
     record.config.get("dns").is_some_and(|dns| dns["skip_registration"] == true)
 }
 
-fn services(world: &World, record: &MachineRecord) -> Vec<ServiceView> {
-    let services = record.config.view().services.iter();
-    services.filter(|service| service.protocol == "tcp").map(|it| service_view(world, it)).collect()
+/// Of a standby none while it waits; the proxy neither starts nor stops one (AS-42).
+fn services(world: &World, record: &MachineRecord, state: wire::MachineState) -> Vec<ServiceView> {
+    let view = record.config.view();
+    if standby::is_waiting(record, state) {
+        return Vec::new();
+    }
+    let services = view.services.iter().filter(|service| service.protocol == "tcp");
+    let mut services: Vec<_> = services.map(|it| service_view(world, it)).collect();
+    if !view.standbys.is_empty() {
+        for service in &mut services {
+            (service.autostop, service.autostart) = (Autostop::Off, false);
+        }
+    }
+    services
 }
 
 fn service_view(world: &World, service: &wire::Service) -> ServiceView {

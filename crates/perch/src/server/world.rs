@@ -11,7 +11,7 @@ use perch_core::fault::{self, Point};
 use perch_core::service::START_TIMEOUT_DEFAULT;
 use perch_machine::{Machine, Secrets};
 use perch_net::{Attach, Plane};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -86,6 +86,8 @@ pub(crate) struct World {
     running_images: Mutex<BTreeMap<String, String>>,
     published: Published,
     pub(crate) inside: Inside,
+    /// Told when a Machine may have failed for good.
+    pub(crate) failed: Notify,
 }
 
 /// The parts of a [`World`] that are made before it.
@@ -139,6 +141,7 @@ impl World {
             running_images: Mutex::default(),
             published: Published::default(),
             inside: Inside::default(),
+            failed: Notify::new(),
         })
     }
 

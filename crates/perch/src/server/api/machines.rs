@@ -27,6 +27,7 @@ use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
 use crate::server::schedule;
 use crate::server::secrets;
+use crate::server::standby;
 use crate::server::volumes;
 use crate::server::world::World;
 
@@ -62,6 +63,7 @@ pub(crate) async fn create(
         .write(move |catalog| {
             let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
             runnable(&record, &ready)?;
+            standby::check(catalog, &name, &record.id, &record.config)?;
             let (config, mut changes) =
                 volumes::attach(catalog, &name, &record.id, &record.config)?;
             let record = MachineRecord { config, ..record };
@@ -278,6 +280,7 @@ fn decide_update(
     leases::check_in(catalog, target)?;
     let pinned = secrets::pin(catalog, &target.app, &input)?;
     let old = catalog.machine(&target.app, &target.id)?;
+    standby::check(catalog, &target.app, &target.id, &input.config)?;
     let config = volumes::keep(catalog, old, &input.config)?;
     let record = updated(old, LaunchInput { config, ..input }, ready)?;
     let record = MachineRecord { secrets: pinned, ..record };
