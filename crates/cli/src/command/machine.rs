@@ -13,6 +13,7 @@ mod flags;
 mod image;
 mod kill;
 pub(crate) mod leases;
+mod mounts;
 mod ports;
 pub(crate) mod restart;
 pub(crate) mod run;

@@ -2,7 +2,7 @@
 //! with the reason.
 
 use crate::fixture::Fixture;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn a_first_deploy_says_its_steps_in_flyctls_order() {
@@ -166,6 +166,32 @@ fn what_a_machine_that_is_left_alone_has_mounted_is_not_looked_at() {
         }
         let run = fixture.fly(&["deploy", "--only-machines", "m1"]);
         assert_eq!(run.code, 1, "it is looked at when it is meant: {}", run.out);
+    }
+}
+
+#[test]
+fn a_standby_stays_one_unless_it_gets_services() {
+    for serves in [true, false] {
+        let fixture = Fixture::deployed();
+        fixture.server().edit_machine("m1", |machine| {
+            machine["state"] = "stopped".into();
+            machine["config"]["standbys"] = json!(["m0"]);
+            machine["config"]["env"] = json!({"FLY_STANDBY_FOR": "m0"});
+        });
+        if !serves {
+            std::fs::write(fixture.path("fly.toml"), "app = 'web'\n[build]\n  image = 'oci:img'\n")
+                .expect("it can be written");
+        }
+        let run = fixture.fly(&["deploy"]);
+        assert_eq!(run.code, 0, "{}", run.err);
+        let now = fixture.server().machines("web").remove(1);
+        let (standbys, variable) =
+            (&now["config"]["standbys"], &now["config"]["env"]["FLY_STANDBY_FOR"]);
+        match serves {
+            true => assert_eq!((standbys, variable), (&Value::Null, &Value::Null), "DE-55"),
+            false => assert_eq!((standbys, variable), (&json!(["m0"]), &json!("m0"))),
+        }
+        assert_eq!(now["state"], "stopped", "a deploy starts no standby");
     }
 }
 

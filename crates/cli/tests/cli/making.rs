@@ -66,8 +66,8 @@ fn wrong_flags_are_refused_before_anything_is_pushed() {
             &["--file-literal", "/a"],
             "failed to read file-literal: invalid file-literal argument /a\n",
         ),
-        (&["--standby-for", "m0"], "`fly machine run --standby-for` is not here: "),
-        (&["--volume", "data:/data"], "`fly machine run --volume` is not here: "),
+        (&["--volume", "data"], "Can't infer volume and mount path from 'data'\n"),
+        (&["--volume", "data:/data"], "No unattached volumes in region 'lcl'\n"),
         (&["--shell"], "`fly machine run --shell` is not here: "),
     ] {
         let run = fixture.fly(&[&["machine", "run", "oci:img", "-a", "web"], flags].concat());
@@ -362,7 +362,7 @@ fn clone_makes_another_machine_with_the_same_config_but_for_its_flags() {
 }
 
 #[test]
-fn clone_refuses_volumes_and_says_what_goes_with_its_program() {
+fn clone_says_what_goes_with_its_program() {
     let fixture = Fixture::deployed();
     fixture.server().edit_machine("m0", |machine| machine["config"]["auto_destroy"] = true.into());
     let run = fixture.fly(&["machine", "clone", "m0"]);
@@ -370,11 +370,112 @@ fn clone_refuses_volumes_and_says_what_goes_with_its_program() {
     let run = fixture.fly(&["machine", "clone", "m0", "--clear-auto-destroy"]);
     assert!(!run.out.contains("Auto destroy"), "{}", run.out);
     assert_eq!(config(&fixture, 3)["auto_destroy"], Value::Null);
-    fixture.server().edit_machine("m0", |machine| {
-        machine["config"]["mounts"] = json!([{"volume": "vol_1", "path": "/data"}]);
-    });
-    check_error(&fixture.fly(&["machine", "clone", "m0"]), "machine m0 has a volume");
     check_error(&fixture.fly(&["machine", "clone", "m9"]), "machine m9 was not found in app 'web'");
-    let run = fixture.fly(&["machine", "clone", "m0", "--attach-volume", "vol_2"]);
-    check_error(&run, "`fly machine clone --attach-volume` is not here: ");
+}
+
+#[test]
+fn a_standby_is_made_and_updated_without_a_start_and_named_to_its_program() {
+    let fixture = Fixture::deployed();
+    let run = ["m", "run", "oci:img", "-a", "web", "-e", "A=1", "--standby-for", "m0,m1"];
+    let run = fixture.fly(&run);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(run.out.contains("has been successfully launched in app web\n Machine ID: m2\n"));
+    assert!(run.out.ends_with("\n State: created\n"), "{}", run.out);
+    let made = config(&fixture, 2);
+    assert_eq!(made["standbys"], json!(["m0", "m1"]));
+    assert_eq!(made["env"], json!({"A": "1", "FLY_STANDBY_FOR": "m0,m1"}));
+    let run = fixture.fly(&["m", "clone", "m0", "--standby-for", "source,m1"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert!(
+        run.out
+            .ends_with("  Machine m3 has been created...\nMachine has been successfully cloned!\n"),
+        "{}",
+        run.out
+    );
+    assert_eq!(config(&fixture, 3)["standbys"], json!(["m0", "m1"]));
+    let run = fixture.fly(&["m", "update", "m2", "-a", "web", "-y", "-e", "A=2"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let state = |at: usize| fixture.server().machines("web")[at]["state"].clone();
+    assert_eq!((state(2), state(3)), (json!("created"), json!("created")));
+    let run = fixture.fly(&["m", "update", "m2", "-a", "web", "-y", "--standby-for="]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let now = config(&fixture, 2);
+    assert_eq!((&now["standbys"], &now["env"]), (&Value::Null, &json!({"A": "2"})));
+}
+
+#[test]
+fn run_mounts_volumes_by_their_ids_and_free_ones_by_their_names() {
+    let fixture = with_app();
+    fixture.server().add_volume("web", "vol_1", "data");
+    fixture.server().add_volume("web", "vol_2", "data");
+    fixture.server().attach_volume("vol_1", "m7");
+    let run = |volume: &str| {
+        fixture.fly(&["m", "run", "oci:img", "-a", "web", "--detach", "--volume", volume])
+    };
+    check_error(&run("logs:/logs"), "not enough unattached volumes for 'logs'\n");
+    check_error(&run("data:/a,data:/b"), "not enough unattached volumes for 'data'\n");
+    assert_eq!(run("data:/data").code, 0);
+    assert_eq!(config(&fixture, 0)["mounts"], json!([{"volume": "vol_2", "path": "/data"}]));
+    assert_eq!(run("vol_9:/data:rw").code, 0);
+    assert_eq!(config(&fixture, 1)["mounts"], json!([{"volume": "vol_9", "path": "/data"}]));
+    let given = r#"{"mounts":[{"name":"old","path":"/data"}]}"#;
+    let both = ["m", "run", "oci:img", "-a", "web", "--machine-config", given, "-v", "data:/data"];
+    assert_eq!(fixture.fly(&both).code, 0);
+    let mounts = json!([{"name": "old", "path": "/data", "volume": "vol_2"}]);
+    assert_eq!(config(&fixture, 2)["mounts"], mounts);
+}
+
+#[test]
+fn a_clone_of_a_machine_with_a_volume_gets_one_of_its_own() {
+    let fixture = Fixture::deployed();
+    fixture.server().add_volume("web", "vol_1", "data");
+    fixture.server().attach_volume("vol_1", "m0");
+    let mounts = json!([{"volume": "vol_1", "name": "data", "path": "/data"}]);
+    fixture.server().edit_machine("m0", |machine| machine["config"]["mounts"] = mounts);
+    let mut at = 1;
+    let mut check = |flags: &[&str], snapshot: Value, line: &str, mounted: &str| {
+        at += 1;
+        let run = fixture.fly(&[&["m", "clone", "m0"], flags].concat());
+        assert_eq!(run.code, 0, "{}", run.err);
+        assert!(run.out.contains(line), "{}", run.out);
+        let id = config(&fixture, at)["mounts"][0]["volume"].clone();
+        assert_eq!(
+            (&id, &config(&fixture, at)["mounts"][0]["path"]),
+            (&json!(mounted), &json!("/data"))
+        );
+        let made = fixture.server().volume(mounted);
+        assert_eq!((&made["name"], &made["snapshot_id"]), (&json!("data"), &snapshot));
+    };
+    check(&[], Value::Null, "\nVolume 'data' will start empty\n", "vol_2");
+    let from = "\nCreating new volume from snapshot vs_new of vol_1\n";
+    check(&["--from-snapshot", "last"], json!("vs_new"), from, "vol_3");
+    let from = "\nCreating new volume from snapshot: vs_old\n";
+    check(&["--from-snapshot", "vs_old"], json!("vs_old"), from, "vol_4");
+    fixture.server().add_volume("web", "vol_5", "data");
+    let attach = ["--attach-volume", "vol_5"];
+    check(&attach, Value::Null, "\nAttaching existing volume vol_5\n", "vol_5");
+    assert_eq!(fixture.server().volumes().len(), 5);
+    let refused = |id: &str, flags: &[&str], error: &str| {
+        check_error(&fixture.fly(&[&["m", "clone", id], flags].concat()), error);
+    };
+    refused("m0", &["--attach-volume", "vol_1"], "volume vol_1 is already attached to a machine\n");
+    refused("m0", &["--attach-volume", "vol_8"], "could not get existing volume: ");
+    refused(
+        "m1",
+        &attach,
+        "Please specify a mount path on 'vol_5' using <volume_id>:/path/inside/machine\n",
+    );
+    refused(
+        "m0",
+        &["--attach-volume", "vol_5", "-r", "xyz"],
+        "specified region xyz but volume is in region lcl",
+    );
+    refused(
+        "m1",
+        &["--from-snapshot", "last"],
+        "machine m1 has no volume to restore a snapshot of\n",
+    );
+    let run = fixture.fly(&["m", "clone", "m1", "--attach-volume", "vol_5:/else"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(config(&fixture, 6)["mounts"], json!([{"volume": "vol_5", "path": "/else"}]));
 }

@@ -206,6 +206,19 @@ impl Server {
         state.apps.get_mut(app).expect("it exists")["volume_count"] = count.into();
     }
 
+    /// What is known of a volume.
+    pub(crate) fn volume(&self, id: &str) -> Value {
+        let state = self.state();
+        state.volumes.iter().find(|it| it["id"] == id).cloned().unwrap_or_default()
+    }
+
+    /// Gives a volume to a Machine.
+    pub(crate) fn attach_volume(&self, id: &str, machine: &str) {
+        for volume in self.state().volumes.iter_mut().filter(|it| it["id"] == id) {
+            volume["attached_machine_id"] = machine.into();
+        }
+    }
+
     /// The ids of all volumes.
     pub(crate) fn volumes(&self) -> Vec<String> {
         let state = self.state();
@@ -416,7 +429,7 @@ impl State {
             (_, ["v1", "apps", app, "volumes", ..]) if !self.apps.contains_key(*app) => {
                 error(404, &format!("Could not find App \"{app}\""))
             }
-            ("GET", ["v1", "apps", _, "volumes"]) => ok(self.volumes.clone().into()),
+            (_, ["v1", "apps", _, "volumes", rest @ ..]) => self.answer_volumes(request, rest),
             (_, ["v1", "apps", app, "ip_assignments", rest @ ..]) => {
                 self.answer_addresses(request, app, rest)
             }
@@ -427,6 +440,31 @@ impl State {
             (_, ["v1", "apps", _, "secrets"]) => self.answer_secrets(request),
             (_, ["api", "v1", ..]) => self.answer_releases(request, &path[2..]),
             (_, ["v2", _, rest @ ..]) => self.answer_registry(request, rest),
+            _ => error(404, "no such route"),
+        }
+    }
+
+    fn answer_volumes(&mut self, request: &Request, rest: &[&str]) -> Answer {
+        match (request.method.as_str(), rest) {
+            ("GET", []) => ok(self.volumes.clone().into()),
+            ("POST", []) => {
+                let mut made = self.volumes[0].clone();
+                made["id"] = format!("vol_{}", self.volumes.len() + 1).into();
+                for (key, value) in request.body.as_object().into_iter().flatten() {
+                    made[key] = value.clone();
+                }
+                self.volumes.push(made.clone());
+                ok(made)
+            }
+            ("GET", [id]) => match self.volumes.iter().find(|it| it["id"] == *id) {
+                Some(volume) => ok(volume.clone()),
+                None => error(404, &format!("volume not found: {id}")),
+            },
+            ("GET", ["vol_1", "snapshots"]) => ok(json!([
+                {"id": "vs_new", "created_at": "2026-02-01T00:00:00Z", "status": "created"},
+                {"id": "vs_old", "created_at": "2026-01-01T00:00:00Z", "status": "created"},
+            ])),
+            ("GET", [_, "snapshots"]) => ok(json!([])),
             _ => error(404, "no such route"),
         }
     }

@@ -52,6 +52,7 @@ mod secrets;
 mod signals;
 mod slow_reader;
 mod stage;
+mod standby;
 mod state;
 mod suspend;
 mod table;

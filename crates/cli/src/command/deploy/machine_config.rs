@@ -28,7 +28,16 @@ pub(super) fn of_existing(
     config.insert("metadata".to_owned(), metadata);
     // Without a size in the file, a size that was set by hand survives (DE-08).
     let size: &[&str] = if config.contains_key("guest") { &[] } else { &["guest"] };
-    let kept = [KEPT.as_slice(), size].concat();
+    // A Machine with services stands by for none (DE-55).
+    let serves = config.get("services").and_then(Value::as_array).is_some_and(|it| !it.is_empty());
+    let standbys: &[&str] = if serves { &[] } else { &["standbys"] };
+    if let (false, Some(ids)) = (serves, old.view().env.get("FLY_STANDBY_FOR")) {
+        let env = config.entry("env").or_insert_with(|| Value::Object(Map::new()));
+        if let Some(env) = env.as_object_mut() {
+            env.insert("FLY_STANDBY_FOR".to_owned(), ids.as_str().into());
+        }
+    }
+    let kept = [KEPT.as_slice(), size, standbys].concat();
     Ok(MachineConfig::new(config)?.keeping(old, &kept)?)
 }
 

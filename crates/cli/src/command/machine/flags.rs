@@ -60,6 +60,9 @@ pub(crate) struct Shared {
     /// When to start again what ended: no, always or on-failure
     #[arg(long)]
     pub(super) restart: Option<String>,
+    /// IDs of Machines: this one is not started until one of them has failed for good
+    #[arg(long, value_delimiter = ',')]
+    pub(super) standby_for: Option<Vec<String>>,
     /// File /path/inside=PATH with the content of a file here
     #[arg(long)]
     pub(super) file_local: Vec<String>,

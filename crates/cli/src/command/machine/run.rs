@@ -4,7 +4,7 @@ use super::super::Context;
 use super::super::apps::create as create_app;
 use super::flags::Shared;
 use super::wanted::{self, Program};
-use super::{checks, image, started};
+use super::{checks, image, mounts, started};
 use crate::args::Org;
 use crate::console::Style;
 use crate::env;
@@ -51,6 +51,9 @@ struct New {
     /// Destroy the Machine when its program ends
     #[arg(long)]
     rm: bool,
+    /// Volume VOLUME:/path that is mounted there, by its ID or the name of one that no Machine has
+    #[arg(short, long, value_delimiter = ',')]
+    volume: Vec<String>,
     /// Only build the image
     #[arg(long, hide = true)]
     build_only: bool,
@@ -77,6 +80,8 @@ async fn make(context: &Context<'_>, words: &[String], args: &New, launch: Launc
         return Err(Failure::new("to update an existing machine, use 'flyctl machine update'"));
     }
     let mut config = config(context, words, args)?;
+    let region = args.region.clone().or_else(|| context.env.get(env::REGION).map(str::to_owned));
+    mounts::apply(context, &app, &mut config, &args.volume, region.as_deref()).await?;
     let reference = match (words.first(), &args.shared.dockerfile) {
         (_, Some(_)) => ".",
         (Some(image), None) if !image.is_empty() => image,
@@ -90,14 +95,14 @@ async fn make(context: &Context<'_>, words: &[String], args: &New, launch: Launc
         return Ok(());
     }
     config.insert("image".to_owned(), image.into());
-    let region = args.region.clone().or_else(|| context.env.get(env::REGION).map(str::to_owned));
+    let config = wanted::of_map(config, None)?;
     let input = LaunchInput {
         name: args.name.clone().unwrap_or_default(),
         region: region.unwrap_or_default(),
-        skip_launch: launch == Launch::Later,
-        ..LaunchInput::new(wanted::of_map(config, None)?)
+        skip_launch: launch == Launch::Later || !config.view().standbys.is_empty(),
+        ..LaunchInput::new(config)
     };
-    launch_one(context, &app, &input, args.shared.detach).await
+    launch_one(context, &app, &input, launch, args.shared.detach).await
 }
 
 fn config(context: &Context<'_>, words: &[String], args: &New) -> Outcome<Map<String, Value>> {
@@ -119,12 +124,13 @@ async fn launch_one(
     context: &Context<'_>,
     app: &str,
     input: &LaunchInput,
+    launch: Launch,
     detach: bool,
 ) -> Outcome {
     let console = context.console;
     let made = context.client.create_machine(app, input).await;
     let machine = made.map_err(|error| Failure::from(error).context("could not launch machine"))?;
-    let verb = if input.skip_launch { "created" } else { "launched" };
+    let verb = if launch == Launch::Later { "created" } else { "launched" };
     console.line(format!("Success! A Machine has been successfully {verb} in app {app}"));
     console.line(format!(" Machine ID: {}", machine.id));
     console.line(format!(" Instance ID: {}", machine.instance_id));

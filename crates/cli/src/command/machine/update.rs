@@ -111,7 +111,9 @@ async fn apply(
     }
     let name = context.console.paint(Style::Bold, id);
     context.console.line(format!("Updating machine {name}"));
-    let input = LaunchInput { skip_launch: args.skip_start, ..LaunchInput::new(config) };
+    // A standby is started when the other one fails.
+    let skip_launch = args.skip_start || !config.view().standbys.is_empty();
+    let input = LaunchInput { skip_launch, ..LaunchInput::new(config) };
     let updated = context.client.update_machine(app, id, &input, nonce).await;
     updated
         .map_err(|error| Failure::from(error).context(format!("could not update machine {id}")))?;

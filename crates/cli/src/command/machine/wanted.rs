@@ -10,6 +10,8 @@ use crate::flytoml::split_words;
 use perch_api::wire::MachineConfig;
 use serde_json::{Map, Value, json};
 
+/// Tells the program of a standby for whom it stands by.
+const STANDBY_FOR: &str = "FLY_STANDBY_FOR";
 /// A config of this many bytes is none.
 const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -57,7 +59,24 @@ pub(super) fn apply(
     }
     put_restart(context, config, flags.restart.as_deref())?;
     put_wakefulness(config, flags)?;
+    if let Some(ids) = &flags.standby_for {
+        put_standbys(config, ids);
+    }
     files::apply(context, config, flags)
+}
+
+/// The Machines that it stands by for; none takes it back.
+pub(super) fn put_standbys(config: &mut Map<String, Value>, ids: &[String]) {
+    let ids: Vec<&str> = ids.iter().map(String::as_str).filter(|id| !id.is_empty()).collect();
+    if ids.is_empty() {
+        config.shift_remove("standbys");
+        if config.contains_key("env") {
+            object(config, "env").shift_remove(STANDBY_FOR);
+        }
+        return;
+    }
+    object(config, "env").insert(STANDBY_FOR.to_owned(), ids.join(",").into());
+    config.insert("standbys".to_owned(), ids.into());
 }
 
 /// What a new Machine with a schedule gets unless somebody says otherwise (MA-22).
