@@ -5,6 +5,7 @@
 //! back, a waiter gone) queue up behind, so that the balancer is never entered twice. One small task
 //! per app sleeps until the balancer's next timeout.
 
+mod heartbeat;
 mod nap;
 mod thaw;
 

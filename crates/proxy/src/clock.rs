@@ -19,7 +19,22 @@ use tokio::io::unix::AsyncFd;
 pub(crate) fn now() -> Timestamp {
     let now = clock_gettime(ClockId::Boottime);
     let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
-    Timestamp::from_micros(u64::try_from(micros).unwrap_or(0))
+    let now = Timestamp::from_micros(u64::try_from(micros).unwrap_or(0));
+    #[cfg(test)]
+    return now + AHEAD.get();
+    #[cfg(not(test))]
+    now
+}
+
+#[cfg(test)]
+thread_local! {
+    static AHEAD: Cell<std::time::Duration> = const { Cell::new(std::time::Duration::ZERO) };
+}
+
+/// From now on it is so much later on this thread.
+#[cfg(test)]
+pub(crate) fn advance(length: std::time::Duration) {
+    AHEAD.set(AHEAD.get() + length);
 }
 
 /// Waits shorter than the runtime's timer can (it counts whole milliseconds).

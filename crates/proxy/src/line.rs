@@ -1,7 +1,8 @@
 //! A connection and its place: may what the caller says go to the Machine, and is it load?
 //!
 //! The same for raw TCP, for upgraded connections and for answers that go on for long. Two bits say what
-//! moves and what is owed (`perch_core::quiet`); one timer looks at them. When nothing moves the place is
+//! moves and what is owed (`perch_core::quiet`); one timer looks at them. Heartbeats move nothing
+//! (`perch_core::heartbeat`). When nothing moves the place is
 //! given back as load, and the Machine may sleep:
 //!
 //! ```text
@@ -16,6 +17,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use perch_core::admission::Origin;
+use perch_core::heartbeat::{self, Said, Side};
 use perch_core::quiet::{Quiet, Verdict};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -26,6 +28,7 @@ use crate::app::{NoPlace, Place};
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some_of};
 use crate::clock::Ticker;
 use crate::directory::Destination;
+use crate::moderation;
 use crate::tcp::unless_reset;
 
 /// See the module's head.
@@ -52,7 +55,7 @@ impl<'a> Line<'a> {
             to,
             naps: place.naps(),
             start_timeout,
-            quiet: Cell::new(Quiet::new()),
+            quiet: Cell::new(Quiet::begun(moderation::turn())),
             stuck: Cell::new(false),
             uploads: Cell::new(false),
             ahead: Cell::new(false),
@@ -98,7 +101,35 @@ impl<'a> Line<'a> {
     pub(crate) fn note_answered(&self) {
         self.note(Quiet::note_answered);
         if self.place.is_parked() {
-            self.unpark();
+            self.unpark(self.origin());
+        }
+    }
+
+    /// The same where the Machine may answer a heartbeat, or have some of its own.
+    pub(crate) fn hear_answer(&self, bytes: usize) {
+        let origin = self.origin_of(Side::Machine, bytes);
+        self.hear(Side::Machine, bytes);
+        if self.place.is_parked() {
+            self.unpark(origin);
+        }
+    }
+
+    fn hear(&self, side: Side, bytes: usize) {
+        let mut quiet = self.quiet.get();
+        let said = quiet.hear(side, bytes, moderation::turn());
+        self.quiet.set(quiet);
+        match said {
+            Said::Use => {}
+            Said::Heartbeat => self.place.name_heartbeat(quiet.heartbeat(), self.to),
+            Said::UseAgain => self.place.note_use(self.origin()),
+        }
+    }
+
+    /// As what the next so many bytes of this side count.
+    fn origin_of(&self, side: Side, bytes: usize) -> Origin {
+        match self.quiet.get().expects(side, bytes, moderation::turn()) {
+            true => Origin::Heartbeat,
+            false => self.origin(),
         }
     }
 
@@ -122,8 +153,8 @@ impl<'a> Line<'a> {
     /// Gives the place back as load whenever nothing moves. One timer, however much is said.
     pub(crate) async fn rest(&self) -> Infallible {
         let Some(after) = self.naps else { return std::future::pending().await };
-        let pause = Quiet::pause(after);
         loop {
+            let pause = self.quiet.get().next_look(after);
             tokio::time::sleep(pause).await;
             if self.look(pause) == Verdict::Load {
                 continue;
@@ -133,7 +164,7 @@ impl<'a> Line<'a> {
                 self.changed.notified().await;
             }
             if self.place.is_parked()
-                && let Err(error) = self.recall().await
+                && let Err(error) = self.recall(self.origin()).await
             {
                 self.log(&error);
             }
@@ -165,7 +196,7 @@ impl<'a> Line<'a> {
                 Poll::Ready(io::Result::Ok(Some(buffer)))
             });
             if let Some(buffer) = read.await? {
-                self.note_asked();
+                self.hear(Side::Caller, buffer.filled().len());
                 return Ok(buffer);
             }
             if Box::pin(self.rouse(caller)).await? == Roused::LeftAlone {
@@ -175,18 +206,19 @@ impl<'a> Line<'a> {
     }
 
     async fn rouse(&self, caller: &TcpStream) -> io::Result<Roused> {
-        let mut bytes = [0; FAREWELL_BYTES_MAX + 1];
+        let mut bytes = [0; heartbeat::BYTES_MAX + 1];
         let count = caller.peek(&mut bytes).await?;
         if count == 0 {
             return Ok(Roused::LeftAlone);
         }
-        if self.unpark() {
+        let origin = self.origin_of(Side::Caller, count);
+        if self.unpark(origin) {
             return Ok(Roused::Awake);
         }
         if count <= FAREWELL_BYTES_MAX && is_leaving(caller).await? {
             return Ok(Roused::LeftAlone);
         }
-        match unless_reset(caller, self.recall()).await {
+        match unless_reset(caller, self.recall(origin)).await {
             Some(Ok(())) => Ok(Roused::Awake),
             Some(Err(error)) => {
                 self.log(&error);
@@ -196,8 +228,8 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn unpark(&self) -> bool {
-        let unparked = self.place.unpark(self.origin()).is_ok();
+    fn unpark(&self, origin: Origin) -> bool {
+        let unparked = self.place.unpark(origin).is_ok();
         if unparked {
             self.changed.notify_one();
         }
@@ -205,9 +237,9 @@ impl<'a> Line<'a> {
     }
 
     /// Wakes the Machine; load again.
-    async fn recall(&self) -> Result<(), NoPlace> {
+    async fn recall(&self, origin: Origin) -> Result<(), NoPlace> {
         let deadline = Instant::now() + self.start_timeout;
-        self.place.recall(self.origin(), deadline).await?;
+        self.place.recall(origin, deadline).await?;
         self.changed.notify_one();
         Ok(())
     }

@@ -69,6 +69,12 @@ pub(crate) fn unpark() {
     HERE.with_borrow_mut(|it| it.busy_since = clock::now());
 }
 
+/// When this thread last began to handle events: the time of what is read now, as far as it matters to
+/// who counts in seconds, without a look at the clock.
+pub(crate) fn turn() -> Timestamp {
+    if cfg!(test) { clock::now() } else { HERE.with_borrow(|it| it.busy_since) }
+}
+
 /// As under heavy load, for the rest of this thread's life.
 #[cfg(test)]
 pub(crate) fn begin() {

@@ -168,12 +168,40 @@ impl ServerSide {
 
     /// A line for the app's own log. Under a flood lines are left out, so that starts get through.
     pub(crate) fn log(&self, level: &str, app: &str, machine: Option<MachineId>, text: String) {
-        if self.outbox.borrow().as_ref().is_none_or(|outbox| outbox.capacity() < OUTBOX_LEN / 2) {
-            return;
+        if self.has_room() {
+            self.tell(log(level, app, machine, text, None));
         }
-        let (app, machine) = (app.to_owned(), machine.map(|id| id.to_string()));
-        self.tell(FromProxy::Log { app, machine, level: level.to_owned(), text });
     }
+
+    /// The same as an event of the Machine too; whether it was told.
+    pub(crate) fn log_event(
+        &self,
+        app: &str,
+        machine: MachineId,
+        kind: &str,
+        text: String,
+    ) -> bool {
+        let told = self.has_room();
+        if told {
+            self.tell(log("info", app, Some(machine), text, Some(kind.to_owned())));
+        }
+        told
+    }
+
+    fn has_room(&self) -> bool {
+        self.outbox.borrow().as_ref().is_some_and(|outbox| OUTBOX_LEN / 2 <= outbox.capacity())
+    }
+}
+
+fn log(
+    level: &str,
+    app: &str,
+    machine: Option<MachineId>,
+    text: String,
+    event: Option<String>,
+) -> FromProxy {
+    let (app, machine) = (app.to_owned(), machine.map(|id| id.to_string()));
+    FromProxy::Log { app, machine, level: level.to_owned(), text, event }
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ async fn answer(
     drop(said);
     loop {
         let bytes = read_some_of(machine, BUFFER_BYTES).await?;
-        line.note_answered();
+        line.hear_answer(bytes.filled().len());
         if bytes.is_empty() {
             return caller.shutdown().await;
         }

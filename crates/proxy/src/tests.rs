@@ -3,6 +3,7 @@
 
 mod control;
 mod crowd;
+mod damp;
 mod dns;
 mod dying;
 mod end;

@@ -360,8 +360,11 @@ impl Task {
             Command::Drained { token } => self.feed(Event::Drained { token }).await,
             Command::LookWhetherKept => self.look_whether_kept().await,
             Command::Note { kind, source, cause, reply } => {
+                // Whoever asked for what is under way is still its cause.
+                let before = (self.source.clone(), self.cause.clone());
                 self.because(source, cause);
                 self.record(wire::Event { kind: kind.to_owned(), ..self.event(self.request()) });
+                self.because(before.0, before.1);
                 // The asker may have gone.
                 reply.send(()).ok();
             }

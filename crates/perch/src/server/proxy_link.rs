@@ -22,14 +22,17 @@ use anyhow::Context;
 use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_proxy::Handover;
-use perch_proxy::control::{self, FromProxy, Link, LinkError, LinkSender, Listeners, ToProxy};
+use perch_proxy::control::{
+    self, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, ToProxy,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::clock;
 use super::freezers::{self, Handed};
+use super::history::Source;
 use super::machine::{Command as MachineCommand, Post};
 use super::platform_log::Line;
 use super::views;
@@ -437,7 +440,14 @@ fn hear(world: &Arc<World>, message: FromProxy) {
             }
         }
         FromProxy::Drained { token, .. } => world.proxy.drained(token),
-        FromProxy::Log { app, machine, level, text } => {
+        FromProxy::Log { app, machine, level, text, event } => {
+            if event.as_deref() == Some(HEARTBEAT)
+                && let Some(handle) = machine.as_deref().and_then(|machine| world.handle(machine))
+            {
+                let (source, cause, reply) = (Source::Proxy, text.clone(), oneshot::channel().0);
+                // Of one that cannot hear it now it is said again in an hour.
+                handle.tell(MachineCommand::Note { kind: HEARTBEAT, source, cause, reply });
+            }
             let timestamp = clock::stamp_micros(clock::unix().as_micros() as u64);
             let machine = machine.unwrap_or_default();
             world

@@ -12,6 +12,7 @@ use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::heartbeat::Named;
 use super::{App, NoPlace, Place, Wake, Woken};
 use crate::clock;
 
@@ -27,6 +28,7 @@ type Waiting = Vec<oneshot::Sender<()>>;
 #[derive(Debug, Default)]
 pub(super) struct Naps {
     waiting: RefCell<BTreeMap<(MachineId, u64), Waiting>>,
+    pub(super) named: Named,
     /// What each Machine with resting connections had used when its load ended, and when that was.
     work: RefCell<BTreeMap<MachineId, (Timestamp, u64)>>,
 }

@@ -137,8 +137,14 @@ pub enum FromProxy {
         level: String,
         /// The line.
         text: String,
+        /// The kind of the event of the Machine that says the same, if there is one ([`HEARTBEAT`]).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        event: Option<String>,
     },
 }
+
+/// The event that names a connection whose heartbeats wake a Machine, or would.
+pub const HEARTBEAT: &str = "heartbeat";
 
 /// A run that the proxy has thawed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

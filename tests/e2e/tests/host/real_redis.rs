@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use perch_testkit::{Host, redis_image, wait_until};
+use perch_testkit::{Host, Network, holds_for, redis_image, wait_until};
 
-use crate::stage::{SOON, fly_toml, on_host};
+use crate::stage::{SOON, fly_toml, on, on_host};
 
 const CACHE: &str = "\
 [[services]]
@@ -49,6 +50,24 @@ fn persistent_clients_sleep_and_a_dump_begun_before_is_finished_after() {
             ensure!(client.ask("PING")? == "+PONG", "a client is lost");
         }
         ensure!(first.ask("DBSIZE")? == ":30000", "keys are lost");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_client_that_pings_each_second_is_answered_and_keeps_nobody_awake() {
+    let patient = || Host::start_with(Network::Open, "auto_stop_after = \"2s\"\n");
+    on(patient, |host| {
+        let address = cache(host)?;
+        let mut client = host.inside(|| Redis::connect(address))?;
+        // Known by the fifth; two seconds later it is put to sleep between any two.
+        for _ in 0..10 {
+            holds_for("the client is silent", Duration::from_secs(1), || Ok(true))?;
+            ensure!(client.ask("PING")? == "+PONG", "not answered");
+        }
+        let machine = host.machines("cache")?.pop().context("no Machine")?;
+        let (slept, named) = (machine.events("suspend"), machine.events("heartbeat"));
+        ensure!(2 <= slept && named == 1, "slept {slept} times, named {named} times: {machine:?}");
         Ok(())
     });
 }
