@@ -107,9 +107,9 @@ impl<'a> Line<'a> {
 
     /// The same where the Machine may answer a heartbeat, or have some of its own.
     pub(crate) fn hear_answer(&self, bytes: usize) {
-        let origin = self.origin_of(Side::Machine, bytes);
+        let rested = self.place.is_parked().then(|| self.origin_of(Side::Machine, bytes));
         self.hear(Side::Machine, bytes);
-        if self.place.is_parked() {
+        if let Some(origin) = rested {
             self.unpark(origin);
         }
     }
