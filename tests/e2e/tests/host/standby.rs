@@ -96,10 +96,12 @@ fn a_machine_of_run_rm_goes_when_it_crashes_and_a_volume_of_it_stays() {
         // Machines are started one after the other: each finds the volume free again.
         for word in ["one", "two"] {
             run(host, word, &["--rm"])?;
-            wait_until("it to go", SOON, || Ok(host.machines("web")?.is_empty().then_some(())))?;
+            wait_until("it to go and its volume to be free", SOON, || {
+                let volumes = host.fly(&["volumes", "list", "-a", "web", "--json"])?.json()?;
+                let is_free = volumes[0]["attached_machine_id"].is_null();
+                Ok((is_free && host.machines("web")?.is_empty()).then_some(()))
+            })?;
         }
-        let volumes = host.fly(&["volumes", "list", "-a", "web", "--json"])?.json()?;
-        ensure!(volumes[0]["attached_machine_id"].is_null(), "{volumes}");
         run(host, "three", &["-e", "EXIT_WITH=0", "--restart", "no"])?;
         let kept = host.machines("web")?;
         ensure!(kept.len() == 1, "without --rm it stays");
