@@ -25,6 +25,10 @@ pub enum During {
     PageOut,
     /// A Machine is woken whose memory is in swap.
     ReadBack,
+    /// A shim is made ahead.
+    Blank,
+    /// A stopped Machine is woken by a shim that was made ahead.
+    StartBlank,
 }
 
 impl During {
@@ -40,6 +44,8 @@ impl During {
             Self::StartArmed => "start-armed",
             Self::PageOut => "page-out",
             Self::ReadBack => "read-back",
+            Self::Blank => "blank",
+            Self::StartBlank => "start-blank",
         }
     }
 }
@@ -174,6 +180,20 @@ points! {
     ServerChunkBack = "server.chunk-back" during ReadBack,
     /// PID 1, then.
     InitChunkBack = "init.chunk-back" during ReadBack,
+    /// The shim that is to wait for a Machine is a process.
+    ServerBlankSpawned = "server.blank-spawned" during Blank,
+    /// It waits, and the server is told.
+    ShimBlank = "shim.blank" during Blank,
+    /// It is told which Machine.
+    ServerBlankTaken = "server.blank-taken" during StartBlank,
+    /// It knows, and holds no lock.
+    ShimBlankOrdered = "shim.blank-ordered" during StartBlank,
+    /// The cgroups have the Machine's name.
+    ShimBlankNamed = "shim.blank-named" during StartBlank,
+    /// The same; who ends is in them.
+    ParkedNamed = "parked.named" during StartBlank,
+    /// PID 1 is there, without its limits.
+    ShimBlankBorn = "shim.blank-born" during StartBlank,
 }
 
 /// What a hook is told: the place, and the process that is to end if it is not this one.
@@ -222,7 +242,10 @@ mod tests {
         assert_eq!(names.len(), Point::ALL.len());
         for name in names {
             let process = name.split_once('.').map(|(process, _)| process);
-            assert!(matches!(process, Some("server" | "proxy" | "shim" | "init")), "{name}");
+            assert!(
+                matches!(process, Some("server" | "proxy" | "shim" | "parked" | "init")),
+                "{name}"
+            );
         }
     }
 }

@@ -4,6 +4,8 @@
 //! those v1 controllers are entered that a limit needs, before the program starts, all in one such wait. On a host
 //! without v2 libcontainer does all of it, by the bundle's `cgroupsPath` and `resources`.
 
+pub(crate) mod blank;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -155,6 +157,11 @@ pub struct Freezer {
 pub(crate) struct Entrances(Vec<File>);
 
 impl Entrances {
+    /// For a process that is in its cgroups by birth.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Moves the calling process into one of them, so that the wait for all processors is over, or on its way, when
     /// [`Self::enter`] comes. For a child that has nothing else to do.
     pub(crate) fn warm_up(&self) {

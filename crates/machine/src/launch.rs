@@ -14,6 +14,7 @@
 //! ```
 
 mod armed;
+mod blank;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -43,7 +44,10 @@ use crate::sys;
 use crate::tree::remove_tree;
 use crate::volumes::{self, Volume};
 
+pub(crate) use blank::Order;
+
 pub use armed::{Armed, arm};
+pub use blank::{Stock, launch_from};
 
 /// The one variable that a shim keeps of its server's environment, in builds for tests.
 pub const FAULTS_VARIABLE: &str = "PERCH_FAULTS";
@@ -302,13 +306,13 @@ pub(crate) struct ShimState {
 
 /// A process id that cannot be taken for another's: with its start time in clock ticks since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct ProcessId {
+pub(crate) struct ProcessId {
     pid: i32,
     started: u64,
 }
 
 impl ProcessId {
-    fn of(pid: Pid) -> io::Result<Self> {
+    pub(crate) fn of(pid: Pid) -> io::Result<Self> {
         let pid = pid.as_raw_nonzero().get();
         Ok(Self { pid, started: process::start_time(pid)? })
     }
@@ -324,6 +328,15 @@ impl ProcessId {
         // Looked at after opening: a descriptor of another process that took the number would be noticed.
         let same = process::start_time(self.pid).is_ok_and(|started| started == self.started);
         Ok(same.then_some(pidfd))
+    }
+
+    /// Kills the process, if it is still the same.
+    fn kill(self) -> io::Result<()> {
+        let Some(pidfd) = self.open()? else { return Ok(()) };
+        match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -345,6 +358,10 @@ pub(crate) enum Answer {
     Armed,
     /// What was ready has ended; the program has not been executed.
     Disarmed,
+    /// It is this process, and waits for a Machine.
+    Blank(ProcessId),
+    /// The Machine is made, and its program about to be executed.
+    Taken,
     /// There is no running program, for this reason.
     Failed {
         /// In words.
@@ -762,23 +779,40 @@ pub async fn launch_with(
     netns: BorrowedFd<'_>,
     secrets: &Secrets,
 ) -> Result<Machine, LaunchError> {
+    begin(spec, secrets).await?;
+    go_on(spec, netns, secrets).await
+}
+
+/// Makes the directory tell of the run that is to be.
+async fn begin(spec: &LaunchSpec, secrets: &Secrets) -> Result<(), LaunchError> {
     check(spec, secrets)?;
     clear_former_run(spec).await?;
     write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
     fault::pass(Point::ServerSpecWritten);
+    Ok(())
+}
+
+/// Starts what [`begin`] wrote down.
+async fn go_on(
+    spec: &LaunchSpec,
+    netns: BorrowedFd<'_>,
+    secrets: &Secrets,
+) -> Result<Machine, LaunchError> {
     let spawned = spawn_shim(spec, netns, Way::AtOnce);
     let spawned = spawned.map_err(io_error("start the shim of", &spec.dir))?;
     fault::pass(Point::ServerShimSpawned);
     let answer = async { hear(&mut greet(spawned, secrets).await?).await };
     let reason = match within(START_TIMEOUT, answer).await {
-        Ok(Answer::Started(state)) => {
-            discard_former_files(spec);
-            return Machine::new(spec.clone(), state);
-        }
+        Ok(Answer::Started(state)) => return begun(spec, state),
         other => reason_of(spec, other),
     };
     end(&Place::of(spec)).await?;
     Err(failed(spec, reason))
+}
+
+fn begun(spec: &LaunchSpec, state: ShimState) -> Result<Machine, LaunchError> {
+    discard_former_files(spec);
+    Machine::new(spec.clone(), state)
 }
 
 /// What a shim is started for.
@@ -788,6 +822,8 @@ pub(crate) enum Way {
     AtOnce,
     /// All is to be ready for it.
     Armed,
+    /// The program is to run, and the launcher to hear when it is about to (module `blank`).
+    Blank,
 }
 
 impl Way {
@@ -847,7 +883,8 @@ fn check(spec: &LaunchSpec, secrets: &Secrets) -> Result<(), LaunchError> {
         return bad(reason);
     }
     let id = spec.machine.as_str();
-    if id.is_empty() || id.contains('/') || id.starts_with('.') || id == cgroup::SHIMS {
+    let is_ours = id == cgroup::SHIMS || id.starts_with(cgroup::blank::PREFIX);
+    if id.is_empty() || id.contains('/') || id.starts_with('.') || is_ours {
         return bad("the machine id is not a file name, or not free");
     }
     Ok(())
@@ -901,26 +938,29 @@ fn spawn_shim(
     way: Way,
 ) -> io::Result<(Child, StdStream)> {
     let (near, far) = StdStream::pair()?;
-    let words = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(spec.dir.join(SHIM_LOG))?;
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = shim_command("shim");
     command
-        .arg("shim")
         .arg(&spec.dir)
         .args((way == Way::Armed).then_some(Way::ARMED))
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .current_dir("/")
         .stdin(netns.try_clone_to_owned()?)
         .stdout(OwnedFd::from(far))
-        .stderr(words);
+        .stderr(shim_log(spec)?);
+    Ok((command.spawn()?, near))
+}
+
+/// This program in another role, without the server's environment.
+fn shim_command(role: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(role).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
     #[cfg(debug_assertions)]
     command.envs(std::env::var_os(FAULTS_VARIABLE).map(|dir| (FAULTS_VARIABLE, dir)));
-    Ok((command.spawn()?, near))
+    command
+}
+
+/// An empty file for what a shim has to say.
+fn shim_log(spec: &LaunchSpec) -> io::Result<File> {
+    let path = spec.dir.join(SHIM_LOG);
+    OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
 /// The way to a shim that lives.
@@ -1161,6 +1201,7 @@ mod tests {
         refused(|spec| spec.dir = "relative".into(), "absolute");
         refused(|spec| spec.machine = "../x".into(), "file name");
         refused(|spec| spec.machine = "shims".into(), "not free");
+        refused(|spec| spec.machine = "blank-1".into(), "not free");
         assert!(check(&test_spec(), &Secrets::default()).is_ok());
     }
 

@@ -51,7 +51,8 @@ pub use images::{
 };
 pub use launch::{
     Armed, ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, LaunchError, LaunchSpec, Machine,
-    RootFile, SignalError, adopt, arm, install_init, launch, launch_with, lives, remove, uid_base,
+    RootFile, SignalError, Stock, adopt, arm, install_init, launch, launch_from, launch_with,
+    lives, remove, uid_base,
 };
 pub use memory::{Memory, PagedOut, Swap};
 pub use process::{ListenSocket, Process, Worker};

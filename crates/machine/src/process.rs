@@ -64,6 +64,24 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
     Stat::parse(&stat).map(|stat| stat.start_ticks).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Where the parts of this process's memory are, without the end of its heap.
+pub(crate) fn memory_map() -> io::Result<crate::sys::MemoryMap> {
+    let text = fs::read_to_string("/proc/self/stat")?;
+    // The third field of proc(5) and those after it: the second may have spaces in it.
+    let fields = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let fields: Vec<u64> =
+        fields.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    Ok(crate::sys::MemoryMap {
+        code: [field(26), field(27)],
+        stack_start: field(28),
+        data: [field(45), field(46)],
+        heap: [field(47), 0],
+        environment: [field(50), field(51)],
+        ..Default::default()
+    })
+}
+
 /// A process that was forked by one of the same name, as servers fork their workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {

@@ -4,12 +4,14 @@
 //!  lock ─► namespaces, overlay ─► libcontainer create, start ─► answer ─► copy output … ─► reap ─► exit record
 //! ```
 //!
-//! With `--armed` it waits after the start of the container, whose init waits too (module `gate`).
+//! With `--armed` it waits after the start of the container, whose init waits too (module `gate`). A shim may have been
+//! spawned before there was a Machine for it (module `blank`).
 //!
 //! It is single-threaded, because it forks without exec, and it is the parent of the Machine's PID 1: the kernel kills
 //! that process when the shim dies. It lives in a session of its own and holds a lock on the Machine's directory, by
 //! which others see that the run is alive. It decides nothing: who wants the Machine to end signals PID 1.
 
+pub mod blank;
 mod gate;
 
 use std::ffi::OsStr;
@@ -30,6 +32,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
+use self::blank::Parked;
 use crate::cgroup::{Cgroups, Entrances, Leaf};
 use crate::files;
 use crate::launch::{
@@ -119,20 +122,39 @@ pub fn main(dir: &Path, word: Option<&OsStr>) -> ExitCode {
     let Ok(answer) = Outlet::take() else { return ExitCode::FAILURE };
     usual_umask();
     usual_priority();
-    let group = require_spec(dir, way).and_then(|spec| Cgroups::of_shims(&spec.cgroup_parent));
-    match group {
-        Ok(Some(group)) => run_in(group, dir, way, answer),
-        Ok(None) => run(dir, way, answer),
+    let parent = require_spec(dir, way).map(|spec| spec.cgroup_parent);
+    born_among_shims(parent.as_deref(), answer, |answer| {
+        begin_session();
+        run(dir, way, answer, None)
+    })
+}
+
+/// Goes on in the cgroup of the shims below this parent, where there is one.
+fn born_among_shims(
+    parent: Result<&str, &io::Error>,
+    answer: Outlet,
+    run: impl FnOnce(Outlet) -> ExitCode,
+) -> ExitCode {
+    let group = parent.map_err(ToString::to_string);
+    match group.and_then(|parent| Cgroups::of_shims(parent).map_err(|error| error.to_string())) {
+        Ok(Some(group)) => run_in(group, answer, run),
+        Ok(None) => run(answer),
         Err(error) => {
             eprintln!("stays in the server's cgroup: {error}");
-            run(dir, way, answer)
+            run(answer)
         }
+    }
+}
+
+fn begin_session() {
+    if let Err(error) = rustix::process::setsid() {
+        eprintln!("could not begin a session: {error}");
     }
 }
 
 fn require_spec(dir: &Path, way: Way) -> io::Result<LaunchSpec> {
     let name = match way {
-        Way::AtOnce => launch::SPEC_FILE,
+        Way::AtOnce | Way::Blank => launch::SPEC_FILE,
         Way::Armed => launch::ARMED_FILE,
     };
     launch::require_spec_in(dir, name)
@@ -141,27 +163,27 @@ fn require_spec(dir: &Path, way: Way) -> io::Result<LaunchSpec> {
 /// Goes on as a child that is born in the shims' cgroup: who kills all of the server's kills no shim, and with it its
 /// Machine. This process is small and has done nothing yet, so a second birth costs less than a move (see `cgroup`). Whoever
 /// started it reaps it at once; the child is reaped as an orphan, as every shim is whose server has been replaced.
-fn run_in(group: OwnedFd, dir: &Path, way: Way, answer: Outlet) -> ExitCode {
+fn run_in(group: OwnedFd, answer: Outlet, run: impl FnOnce(Outlet) -> ExitCode) -> ExitCode {
     // Out of the way of the descriptors that init will know; the child has it too.
     let moved = rustix::io::fcntl_dupfd_cloexec(&group, SECRETS_FD + 1);
     drop(group);
-    let Ok(group) = moved else { return run(dir, way, answer) };
-    let mut answer = Some(answer);
-    let act =
-        || answer.take().map_or(1, |answer| i32::from(run(dir, way, answer) != ExitCode::SUCCESS));
+    let Ok(group) = moved else { return run(answer) };
+    let mut work = Some((run, answer));
+    let act = || work.take().map_or(1, |(run, answer)| i32::from(run(answer) != ExitCode::SUCCESS));
     match crate::sys::fork_into(group.as_fd(), act) {
         Ok(_child) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stays in the server's cgroup: {error}");
-            answer.map_or(ExitCode::FAILURE, |answer| run(dir, way, answer))
+            work.map_or(ExitCode::FAILURE, |(run, answer)| run(answer))
         }
     }
 }
 
-fn run(dir: &Path, way: Way, mut answer: Outlet) -> ExitCode {
-    let started = start(dir, way, &mut answer);
+/// `parked` is the child that a blank may have.
+fn run(dir: &Path, way: Way, mut answer: Outlet, parked: Option<Parked>) -> ExitCode {
+    let started = start(dir, way, &mut answer, parked);
     let started = started.and_then(|keeper| match way {
-        Way::AtOnce => Ok(Some(keeper)),
+        Way::AtOnce | Way::Blank => Ok(Some(keeper)),
         Way::Armed => keeper.wait_for_go(&mut answer),
     });
     match started {
@@ -279,7 +301,12 @@ enum Report {
     Exit { code: i32, signal: i32 },
 }
 
-fn start(dir: &Path, way: Way, answer: &mut Outlet) -> Result<Keeper, ShimError> {
+fn start(
+    dir: &Path,
+    way: Way,
+    answer: &mut Outlet,
+    parked: Option<Parked>,
+) -> Result<Keeper, ShimError> {
     let (report, init_report) = report_socket().map_err(doing("make the report socket"))?;
     if way == Way::AtOnce {
         gate::open(&report)?;
@@ -288,7 +315,7 @@ fn start(dir: &Path, way: Way, answer: &mut Outlet) -> Result<Keeper, ShimError>
     let netns = rustix::io::fcntl_dupfd_cloexec(io::stdin(), SECRETS_FD + 1);
     let netns = netns.map_err(doing("take the network namespace"))?;
     let (lock, point) = match way {
-        Way::AtOnce => (launch::lock(dir), Point::ShimLocked),
+        Way::AtOnce | Way::Blank => (launch::lock(dir), Point::ShimLocked),
         Way::Armed => (launch::lock_armed(dir), Point::ShimArming),
     };
     let lock = lock.map_err(doing("lock the machine's directory"))?;
@@ -298,28 +325,43 @@ fn start(dir: &Path, way: Way, answer: &mut Outlet) -> Result<Keeper, ShimError>
         return Err(ShimError::Program("the launcher is gone".to_owned()));
     }
     let spec = require_spec(dir, way).map_err(doing("read the specification"))?;
-    if let Err(error) = rustix::process::setsid() {
-        eprintln!("could not begin a session: {error}");
-    }
     if let Err(error) = crate::complaints::to_stderr() {
         eprintln!("could not watch the container runtime: {error}");
     }
-    create(spec, netns, report, (init_report, secrets), files, lock)
+    let given = Given { netns, for_init: (init_report, secrets), files, parked };
+    let keeper = create(spec, given, report, lock)?;
+    if way == Way::Blank {
+        // Until here the launcher may begin anew, as nothing of the program has been executed.
+        answer.tell(&Answer::Taken);
+        gate::open(&keeper.report)?;
+    }
+    Ok(keeper)
+}
+
+/// What a start has beside its specification.
+struct Given {
+    netns: OwnedFd,
+    /// Init's end of the report socket, and the secrets, under the numbers that it knows.
+    for_init: (OwnedFd, OwnedFd),
+    files: Vec<RootFile>,
+    parked: Option<Parked>,
 }
 
 fn create(
     spec: LaunchSpec,
-    netns: OwnedFd,
+    given: Given,
     report: OwnedFd,
-    for_init: (OwnedFd, OwnedFd),
-    secret_files: Vec<RootFile>,
     lock: File,
 ) -> Result<Keeper, ShimError> {
+    let Given { netns, for_init, files: secret_files, mut parked } = given;
     let log = LogWriter::open(&spec.dir).map_err(doing("open the log"))?;
     let cgroups = Cgroups::find(&launch::cgroup_path(&spec)).map_err(doing("find cgroups"))?;
     let allowance = launch::allowance(&spec);
     let leaf = cgroups.prepare(allowance).map_err(doing("make the cgroup"))?;
-    let entrances = cgroups.prepare_v1(allowance).map_err(doing("set the limits"))?;
+    let entrances = match &mut parked {
+        Some(parked) => parked.take_name(&cgroups).map(|()| Entrances::none())?,
+        None => cgroups.prepare_v1(allowance).map_err(doing("set the limits"))?,
+    };
     let user_namespace = stage::user_namespace(&spec, || entrances.warm_up())?;
     stage::enter_network(netns.as_fd())?;
     stage::enter()?;
@@ -334,9 +376,15 @@ fn create(
     let owner = (spec.uid_base + user.uid, spec.uid_base + user.gid);
     let (stdout, stdout_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
     let (stderr, stderr_end) = output_pipe(owner).map_err(doing("make the output pipe"))?;
-    let pid = match &leaf {
-        Some(leaf) => run_born_in(leaf, stdout_end, stderr_end, entrances)?,
-        None => run_container(stdout_end, stderr_end, Parent::Caller, |_| Ok(()))?,
+    let pid = match (&leaf, parked) {
+        (Some(leaf), Some(parked)) => {
+            let pid = parked.run(leaf, netns.as_fd(), stdout_end, stderr_end)?;
+            // Now that init alone is inside, and waits at its gate.
+            cgroups.prepare_v1(allowance).map_err(doing("set the limits"))?;
+            pid
+        }
+        (Some(leaf), None) => run_born_in(leaf, stdout_end, stderr_end, entrances)?,
+        (None, _) => run_container(stdout_end, stderr_end, Parent::Caller, |_| Ok(()))?,
     };
     fault::pass(Point::ShimCreated);
     fault::pass_by(Point::InitCreated, pid.as_raw_nonzero().get());
@@ -415,13 +463,8 @@ fn run_born_in(
     let (answer, answer_end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(doing("make a pipe"))?;
     let work = move || {
-        let outcome =
-            run_container(stdout, stderr, Parent::CallersParent, |pid| entrances.enter(pid));
-        let text = match outcome {
-            Ok(pid) => format!("pid {}", pid.as_raw_nonzero()),
-            Err(error) => chain(&error),
-        };
-        i32::from(File::from(answer_end).write_all(text.as_bytes()).is_err())
+        let made = run_container(stdout, stderr, Parent::CallersParent, |pid| entrances.enter(pid));
+        tell_pid(answer_end, made)
     };
     let forked = leaf.shown_alone(Path::new("cgroup.procs"), || {
         let child =
@@ -430,6 +473,20 @@ fn run_born_in(
         waited.map_err(doing("wait for the container runtime"))
     });
     let ended = forked.map_err(doing("show the container runtime its cgroup"))??;
+    container_pid(answer, ended)
+}
+
+/// Says what became of the container; the caller's exit code.
+fn tell_pid(answer: OwnedFd, made: Result<Pid, ShimError>) -> i32 {
+    let text = match made {
+        Ok(pid) => format!("pid {}", pid.as_raw_nonzero()),
+        Err(error) => chain(&error),
+    };
+    i32::from(File::from(answer).write_all(text.as_bytes()).is_err())
+}
+
+/// What [`tell_pid`] said, in a process that has ended like this.
+fn container_pid(answer: OwnedFd, ended: impl std::fmt::Debug) -> Result<Pid, ShimError> {
     let mut text = String::new();
     // The container may still hold the other end: no end of file, but all that was written is there.
     match File::from(answer).read_to_string(&mut text) {

@@ -1,13 +1,13 @@
 //! System calls that have no safe wrapper, behind safe functions.
 #![expect(
     unsafe_code,
-    reason = "clone, mount_setattr, setfsuid, process_madvise, swapon and ioctls of loop devices and ext4 have no safe wrapper"
+    reason = "clone, mount_setattr, setfsuid, process_madvise, swapon, prctl and ioctls of loop devices and ext4 have no safe wrapper"
 )]
 
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -21,6 +21,10 @@ const SWAP_FLAG_PREFER: i32 = 0x8000;
 const SWAP_FLAG_PRIO_MASK: i32 = 0x7fff;
 /// The C library's constant is too narrow for its value.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// The same as elsewhere, in the width that the newer call takes.
+const CLONE_PARENT: u64 = libc::CLONE_PARENT.unsigned_abs() as u64;
+const CLONE_FILES: u64 = libc::CLONE_FILES.unsigned_abs() as u64;
+const CHILD_ENDED: u64 = libc::SIGCHLD.unsigned_abs() as u64;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -106,18 +110,89 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, act: impl FnOnce() -> i32) -> io
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = CLONE_INTO_CGROUP;
     arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    arguments.exit_signal = CHILD_ENDED;
     fork_with(arguments, act)
+}
+
+/// As [`fork_into`], but the child becomes one of this process's own parent, and tells that one of its end.
+pub(crate) fn fork_beside(cgroup: BorrowedFd<'_>, act: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: as in `fork_into`.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal is that of this process; the kernel wants none here.
+    arguments.flags = CLONE_INTO_CGROUP | CLONE_PARENT;
+    arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    fork_with(arguments, act)
+}
+
+/// Forks a child that has the same descriptors as this process, now and later, until it calls [`unshare_files`]. `act`
+/// must own none, as it would close it for both.
+pub(crate) fn fork_sharing_files(act: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: as in `fork_into`.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_FILES;
+    arguments.exit_signal = CHILD_ENDED;
+    fork_with(arguments, act)
+}
+
+/// Gives this process descriptors of its own: copies of all that it shares.
+pub(crate) fn unshare_files() -> io::Result<()> {
+    // SAFETY: no number loses its meaning in this process; the other one keeps its own.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.map_err(Into::into)
+}
+
+/// Takes a copied descriptor that nothing in this process owns.
+pub(crate) fn take_copy(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks whether the number is one of an open descriptor, and changes nothing.
+    check(unsafe { libc::c_long::from(libc::fcntl(number, libc::F_GETFD)) })?;
+    // SAFETY: it is open. Its owner is in another process, in the memory that was not copied: it was opened after the fork.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Where the parts of this process's memory are; `struct prctl_mm_map` of `linux/prctl.h`.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct MemoryMap {
+    /// Begin and end.
+    pub(crate) code: [u64; 2],
+    pub(crate) data: [u64; 2],
+    /// The end is not in `/proc`, and set here.
+    pub(crate) heap: [u64; 2],
+    pub(crate) stack_start: u64,
+    pub(crate) arguments: [u64; 2],
+    pub(crate) environment: [u64; 2],
+    pub(crate) auxiliary: u64,
+    pub(crate) auxiliary_size: u32,
+    pub(crate) program: u32,
+}
+
+/// Shows these words, each ended by a NUL, as the arguments of this process. Others see them; the process itself does not.
+pub(crate) fn show_arguments(words: Vec<u8>, mut map: MemoryMap) -> io::Result<()> {
+    let words: &'static [u8] = words.leak();
+    let end_of = |pointer: *const u8| u64::try_from(pointer.addr()).map_err(io::Error::other);
+    map.arguments = [end_of(words.as_ptr_range().start)?, end_of(words.as_ptr_range().end)?];
+    // SAFETY: asks where the heap ends, and changes nothing.
+    map.heap[1] = end_of(unsafe { libc::sbrk(0) }.cast())?;
+    // No program file.
+    map.program = u32::MAX;
+    let size = size_of::<MemoryMap>();
+    let (map, command) = (&raw const map, libc::PR_SET_MM_MAP.unsigned_abs());
+    // SAFETY: the kernel reads one structure, which is valid, and only remembers what it says, for others to see. All of it
+    // is as before but for the arguments, which stay where they are.
+    let done =
+        unsafe { libc::prctl(libc::PR_SET_MM, libc::c_ulong::from(command), map, size, 0_usize) };
+    check(done.into()).map(drop)
 }
 
 /// Forks a child in this process's own cgroup; else as [`fork_into`].
 pub(crate) fn fork(act: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: as in `fork_into`.
-    fork_with(unsafe { std::mem::zeroed() }, act)
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.exit_signal = CHILD_ENDED;
+    fork_with(arguments, act)
 }
 
-/// `arguments` name no stack and share nothing.
-fn fork_with(mut arguments: libc::clone_args, act: impl FnOnce() -> i32) -> io::Result<Pid> {
-    arguments.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+/// `arguments` name no stack and share no memory.
+fn fork_with(arguments: libc::clone_args, act: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: a plain fork (no shared memory, no new stack) of a single-threaded process, so the child finds no lock
     // held by a thread that it does not have. The structure lives through the call.
     let pid = check(unsafe {

@@ -3,11 +3,13 @@
 //! One binary without the usual harness, because a launch executes this very program again as `shim DIR` and an
 //! unpacking as `unpack DIR`, a probe as
 //! `probe DIR`. All run a second time as on a kernel that cannot map ids: with copies of the layers ("by copies" follows
-//! their names). Tests run one after the other; each gets a directory, a network namespace and cgroups of
+//! their names), and those of runs a third time, by shims that were spawned ahead ("by blanks"). Tests run one after the other; each gets a directory, a network namespace and cgroups of
 //! its own, which are removed also after a failure. An argument selects tests whose name contains it.
 
 #[path = "root/armed.rs"]
 mod armed;
+#[path = "root/blanks.rs"]
+mod blanks;
 #[path = "root/confinement.rs"]
 mod confinement;
 #[path = "root/fixture.rs"]
@@ -24,7 +26,7 @@ mod machine;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
-use fixture::{Fixture, Tested};
+use fixture::{Fixture, Tested, Way};
 use perch_machine::Ids;
 
 type Test = (&'static str, fn(&Fixture) -> Tested);
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
         (Some("shim"), Some(dir)) => {
             perch_machine::shim::main(dir.as_ref(), args.get(3).map(|word| word.as_os_str()))
         }
+        (Some("blank"), Some(parent)) => {
+            perch_machine::shim::blank::main(&parent.to_string_lossy())
+        }
         (Some("unpack"), Some(dir)) => perch_machine::unpack::main(dir.as_ref()),
         (Some("probe"), Some(dir)) => perch_machine::ids::main(dir.as_ref()),
         (Some("enter"), None) => perch_machine::enter::main(),
@@ -44,18 +49,20 @@ fn main() -> ExitCode {
 }
 
 fn run(filter: &str) -> ExitCode {
-    let tests: Vec<Test> = [
-        machine::TESTS,
-        armed::TESTS,
-        joining::TESTS,
-        confinement::TESTS,
-        image::TESTS,
-        ids::TESTS,
-    ]
-    .concat();
-    let both = [(Ids::Mapped, ""), (Ids::Shifted, " by copies")];
-    let all = both.iter().flat_map(|(ids, words)| {
-        tests.iter().map(move |(name, test)| (format!("{name}{words}"), *ids, *test))
+    // What differs by who made the run.
+    let runs: Vec<Test> = [machine::TESTS, joining::TESTS, confinement::TESTS].concat();
+    let others: Vec<Test> = [armed::TESTS, image::TESTS, ids::TESTS].concat();
+    let ways = [
+        (&runs, Ids::Mapped, Way::Usual, ""),
+        (&others, Ids::Mapped, Way::Usual, ""),
+        (&runs, Ids::Shifted, Way::Usual, " by copies"),
+        (&others, Ids::Shifted, Way::Usual, " by copies"),
+        (&runs, Ids::Mapped, Way::Blanks, " by blanks"),
+        // Those have their own shims.
+        (&blanks::TESTS.to_vec(), Ids::Mapped, Way::Usual, ""),
+    ];
+    let all = ways.iter().flat_map(|(tests, ids, way, words)| {
+        tests.iter().map(move |(name, test)| (format!("{name}{words}"), (*ids, *way), *test))
     });
     let chosen: Vec<_> = all.filter(|(name, ..)| name.contains(filter)).collect();
     if let Some(reason) = fixture::missing() {
@@ -71,8 +78,8 @@ fn run(filter: &str) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_one(name: &str, ids: Ids, test: fn(&Fixture) -> Tested) -> bool {
-    let fixture = match Fixture::new(ids) {
+fn run_one(name: &str, (ids, way): (Ids, Way), test: fn(&Fixture) -> Tested) -> bool {
+    let fixture = match Fixture::new(ids, way) {
         Ok(fixture) => fixture,
         Err(error) => {
             println!("test {name} ... FAILED\n  no fixture: {error}");

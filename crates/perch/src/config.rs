@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) starts_max: u32,
     /// Stopped Machines whose next start is made ready ahead, at most; 0 for none. Each takes up to 1 MB.
     pub(crate) armed_max: u32,
+    /// Shims that are spawned before there is a Machine for them, at most; 0 for none. Each takes up to 1 MB.
+    pub(crate) blank_max: u32,
     /// Who on this host may call the default organization's default network (DESIGN 6).
     pub(crate) host_access: HostAccess,
     /// How long an image that nothing refers to is kept after it was pushed.
@@ -90,6 +92,7 @@ impl Default for Config {
             memory_reserve: Reserve::Part(10),
             starts_max: 8,
             armed_max: 16,
+            blank_max: 2,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
             root_disk_mb: 8 << 10,
@@ -260,6 +263,7 @@ impl Config {
         );
         anyhow::ensure!((1..=64).contains(&self.starts_max), "starts_max must be between 1 and 64");
         anyhow::ensure!(self.armed_max <= 1000, "armed_max must be between 0 and 1000");
+        anyhow::ensure!(self.blank_max <= 64, "blank_max must be between 0 and 64");
         Ok(())
     }
 

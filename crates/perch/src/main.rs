@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     match role {
         "proxy" => proxy::main(),
         "shim" => shim(&rest),
+        "blank" => blank(&rest),
         "enter" => perch_machine::enter::main(),
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
@@ -84,6 +85,13 @@ fn shim(args: &[OsString]) -> ExitCode {
         [dir] => perch_machine::shim::main(Path::new(dir), None),
         [dir, word] => perch_machine::shim::main(Path::new(dir), Some(word)),
         _ => usage("error: perch shim is started by the server only\n"),
+    }
+}
+
+fn blank(args: &[OsString]) -> ExitCode {
+    match args {
+        [parent] => perch_machine::shim::blank::main(&parent.to_string_lossy()),
+        _ => usage("error: perch blank is started by the server only\n"),
     }
 }
 

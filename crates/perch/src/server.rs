@@ -11,6 +11,7 @@ mod adoption;
 mod api;
 mod arming;
 mod ballast;
+mod blanks;
 mod capacity;
 mod certificate;
 mod clock;
@@ -272,6 +273,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     volumes::recover(world.clone()).await;
     let thawed = standing.as_ref().map(proxy_link::thawed).unwrap_or_default();
     adoption::adopt_all(&world, &thawed).await?;
+    world.restock();
     let api = bind_api(&world.paths)?;
     let tcp = bind_tcp(&world.config).await?;
     world.tracker.spawn({

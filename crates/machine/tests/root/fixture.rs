@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use perch_machine::{
     ExitRecord, Ids, ImageConfig, ImageError, ImageLimits, ImageStore, LaunchError, LaunchSpec,
-    Machine, Secrets, Unpacked,
+    Machine, Secrets, Stock, Unpacked,
 };
 
 pub(crate) type Tested = Result<(), Box<dyn Error>>;
@@ -73,6 +73,14 @@ fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("perch-machine-root-{}-{name}", std::process::id()))
 }
 
+/// How Machines are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Usual,
+    /// Each by a shim that was spawned ahead.
+    Blanks,
+}
+
 pub(crate) struct Fixture {
     pub(crate) dir: PathBuf,
     name: String,
@@ -80,10 +88,11 @@ pub(crate) struct Fixture {
     init_layer: PathBuf,
     ids: Ids,
     launches: Cell<u32>,
+    way: Way,
 }
 
 impl Fixture {
-    pub(crate) fn new(ids: Ids) -> io::Result<Self> {
+    pub(crate) fn new(ids: Ids, way: Way) -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("machine-{}-{number}", std::process::id());
@@ -93,7 +102,7 @@ impl Fixture {
         let init_layer = perch_machine::install_init(&dir.join("init"), &program("init")?)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let launches = Cell::new(0);
-        let fixture = Self { dir, name, runtime, init_layer, ids, launches };
+        let fixture = Self { dir, name, runtime, init_layer, ids, launches, way };
         fixture.ip(&["netns", "add", &fixture.name])?;
         fixture.ip(&["-n", &fixture.name, "link", "set", "lo", "up"])?;
         fixture.make_layer("base")?;
@@ -174,7 +183,47 @@ impl Fixture {
         let netns =
             File::open(&path).map_err(|source| LaunchError::Io { doing: "open", path, source })?;
         let spec = LaunchSpec { layers: self.own_layers(spec), ..spec.clone() };
-        self.runtime.block_on(perch_machine::launch_with(&spec, netns.as_fd(), secrets))
+        if self.way == Way::Usual {
+            return self.block_on(perch_machine::launch_with(&spec, netns.as_fd(), secrets));
+        }
+        let stock = self.stock(1)?;
+        let blanks = self.blanks();
+        let machine = self.launch_from(&spec, secrets, &stock)?;
+        let taken = blanks.iter().any(|shim| Some(*shim) == parent(machine.pid()));
+        // One that has ended already has no parent.
+        assert!(taken || parent(machine.pid()).is_none(), "the blank was passed over");
+        Ok(machine)
+    }
+
+    /// So many shims that wait for a Machine.
+    pub(crate) fn stock(&self, len: usize) -> Result<Stock, LaunchError> {
+        let stock = Stock::new("perch-test".to_owned(), len);
+        while self.block_on(stock.add())? {}
+        assert_eq!(stock.len(), len);
+        Ok(stock)
+    }
+
+    /// As the server does.
+    pub(crate) fn launch_from(
+        &self,
+        spec: &LaunchSpec,
+        secrets: &Secrets,
+        stock: &Stock,
+    ) -> Result<Machine, LaunchError> {
+        let path = self.netns();
+        let netns =
+            File::open(&path).map_err(|source| LaunchError::Io { doing: "open", path, source })?;
+        let spec = LaunchSpec { layers: self.own_layers(spec), ..spec.clone() };
+        self.block_on(perch_machine::launch_from(&spec, netns.as_fd(), secrets, stock))
+    }
+
+    /// Process ids of the shims that wait for a Machine: each began a session, unlike who spawned it and whom it parked.
+    pub(crate) fn blanks(&self) -> Vec<i32> {
+        let leads = |pid: &i32| {
+            let own = rustix::process::Pid::from_raw(*pid);
+            own.is_some() && rustix::process::getsid(own).ok() == own
+        };
+        blank_processes().into_iter().filter(leads).collect()
     }
 
     /// The network namespace that Machines join.
@@ -267,6 +316,26 @@ impl Fixture {
         let read = |name: &str| fs::read_to_string(self.machine_dir().join(name));
         format!("  log: {:?}\n  shim.log: {:?}", read("log").ok(), read("shim.log").ok())
     }
+}
+
+/// Shims that wait for a Machine, and their children.
+pub(crate) fn blank_processes() -> Vec<i32> {
+    let own = std::env::current_exe().ok();
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_blank = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = words.split(|byte| *byte == 0).skip(1).take(2).collect();
+        words == [b"blank".as_slice(), b"perch-test"]
+            && fs::read_link(format!("/proc/{pid}/exe")).ok() == own
+    };
+    numbers.filter(is_blank).collect()
+}
+
+/// The parent of a process, if it lives.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok())
 }
 
 impl Drop for Fixture {

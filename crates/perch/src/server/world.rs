@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::arming::{Armory, Beginning};
+use super::blanks::Blanks;
 use super::guest_files;
 use super::history;
 use super::host_ids::HostIds;
@@ -79,6 +80,7 @@ pub(crate) struct World {
     pub(crate) births: RwLock<()>,
     /// Launches under way at once; more wait their turn.
     launches: Semaphore,
+    pub(super) blanks: Blanks,
     /// Namespaces of Machines, kept while they sleep: the next start needs no new link. A namespace
     /// and its link cost about 0.4 MB, hence [`NAMESPACES_MAX`].
     namespaces: Mutex<BTreeMap<String, Arc<OwnedFd>>>,
@@ -112,6 +114,7 @@ impl World {
         let lives = Lives::new(parts.keeper.clone());
         let launches = Semaphore::new(parts.config.starts_max as usize);
         let armory = Armory::new(parts.config.armed_max);
+        let blanks = Blanks::new(&parts.cgroup_parent, parts.config.blank_max);
         let clones_cheaply = perch_machine::volumes::clones(&parts.paths.data);
         Arc::new(Self {
             volume_turns: volumes::Turns::default(),
@@ -137,6 +140,7 @@ impl World {
             lives,
             births: RwLock::new(()),
             launches,
+            blanks,
             namespaces: Mutex::default(),
             running_images: Mutex::default(),
             published: Published::default(),
@@ -225,10 +229,18 @@ impl World {
         {
             return Ok((machine, Beginning::Armed));
         }
-        let launched = perch_machine::launch_with(&spec, netns.as_fd(), &secrets).await?;
+        let stock = self.blanks.stock();
+        let launched = perch_machine::launch_from(&spec, netns.as_fd(), &secrets, stock).await;
+        self.restock();
+        let launched = launched?;
         let plane = self.plane.clone();
         self.tracker.spawn_blocking(move || plane.stock_up());
         Ok((launched, Beginning::Cold))
+    }
+
+    /// Launches that have a place, or wait for nothing else any more.
+    pub(crate) fn starts_under_way(&self) -> usize {
+        (self.config.starts_max as usize).saturating_sub(self.launches.available_permits())
     }
 
     /// The most memory that a Machine may have.

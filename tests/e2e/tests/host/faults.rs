@@ -20,9 +20,11 @@ use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes,
 /// Asked for at length, each step is tried so often.
 const ROUNDS_LONG: usize = 5;
 
-const QUICK: &str = "auto_stop_after = \"200ms\"\narmed_max = 0\n";
+const QUICK: &str = "auto_stop_after = \"200ms\"\narmed_max = 0\nblank_max = 0\n";
 /// The same with Machines that are armed.
-const ARMING: &str = "auto_stop_after = \"200ms\"\narmed_max = 8\n";
+const ARMING: &str = "auto_stop_after = \"200ms\"\narmed_max = 8\nblank_max = 0\n";
+/// The same with shims that are spawned before there is a Machine for them.
+const AHEAD: &str = "auto_stop_after = \"200ms\"\narmed_max = 0\nblank_max = 1\n";
 
 /// A step and when it is passed, as `perch faults` prints them.
 struct Step {
@@ -46,7 +48,26 @@ fn whoever_ends_at_whatever_step_of_arming_no_machine_is_lost_or_doubled() {
     on(|| armed(&faults, ARMING), |host| walk(host, faults.path(), Step::is_of_arming));
 }
 
+#[test]
+fn whoever_ends_at_whatever_step_of_a_start_by_a_blank_no_machine_is_lost_or_doubled() {
+    let Ok(faults) = tempfile::Builder::new().prefix("perch-faults-").tempdir() else {
+        panic!("no directory");
+    };
+    on(|| armed(&faults, AHEAD), |host| walk(host, faults.path(), Step::is_by_blank));
+}
+
 impl Step {
+    fn is_ahead(&self) -> bool {
+        ["blank", "start-blank"].contains(&self.during.as_str())
+    }
+
+    /// Its own steps, and those of a usual start that follow them.
+    fn is_by_blank(&self) -> bool {
+        let follows = ["shim.locked", "shim.created", "shim.answered", "init.created"];
+        let applies = parks() || !self.name.starts_with("parked.");
+        applies && (self.is_ahead() || follows.contains(&self.name.as_str()))
+    }
+
     fn is_of_arming(&self) -> bool {
         ["arm", "start-armed"].contains(&self.during.as_str())
     }
@@ -56,7 +77,7 @@ impl Step {
     }
 
     fn is_of_a_life(&self) -> bool {
-        !self.is_of_arming() && !self.is_of_paging()
+        !self.is_of_arming() && !self.is_of_paging() && !self.is_ahead()
     }
 }
 
@@ -125,7 +146,9 @@ fn deploy(host: &Host, app: &str, auto_stop: &str) -> Result<()> {
 
 fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()> {
     let (auto_stop, before) = match step.during.as_str() {
-        "start" => ("stop", Some("stopped")),
+        "start" | "start-blank" => ("stop", Some("stopped")),
+        // It is passed by itself, a moment after a start.
+        "blank" => ("stop", Some("stopped")),
         // It is passed by itself, a moment after the stop.
         "arm" => ("stop", None),
         "start-armed" => ("stop", Some("stopped")),
@@ -143,6 +166,9 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
     if step.during == "start-armed" {
         crate::armed::await_armed(host, app)?;
     }
+    if step.is_ahead() {
+        await_blank(host)?;
+    }
     let (file, address) = (faults.join(&step.name), host.flycast(app)?);
     let mut call = match step.during.as_str() {
         "update" => update(host, app)?,
@@ -159,6 +185,23 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
     call.wait()?;
     check_answer(&host.get(&address, 80, "/")?, "Hello").context("the next request")?;
     check_true(host, app, step.is_of_arming())
+}
+
+/// Waits until a shim waits for a Machine: its parked child is where it should be, which is what it waits for itself.
+fn await_blank(host: &Host) -> Result<()> {
+    wait_until("a blank shim", SOON, || {
+        let is_parked = |it: &Process| {
+            let groups = fs::read_to_string(format!("/proc/{}/cgroup", it.pid));
+            groups.is_ok_and(|groups| !parks() || groups.contains("/blank-"))
+        };
+        Ok(host.perch_processes("blank").iter().any(is_parked).then_some(()))
+    })
+}
+
+/// Whether this host has cgroups that are entered ahead.
+fn parks() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    [" - cgroup ", " - cgroup2 "].iter().all(|kind| mounts.contains(kind))
 }
 
 /// A call that gives a Machine a config that differs in nothing but a word.

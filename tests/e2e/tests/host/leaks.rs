@@ -12,6 +12,9 @@ use crate::stage::{
 /// A pooled connection or two come and go with requests; a leak of each crash is more.
 const DESCRIPTORS_MORE_MAX: usize = 3;
 
+/// Two shims that wait for a Machine, and the child of each.
+const BLANKS_MAX: usize = 4;
+
 /// Counts at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Resources {
@@ -21,6 +24,8 @@ pub(crate) struct Resources {
     /// Network namespaces that a process is in or holds.
     namespaces: usize,
     shims: usize,
+    /// Processes of shims that wait for a Machine.
+    blanks: usize,
     /// Open descriptors by role.
     descriptors: BTreeMap<&'static str, usize>,
 }
@@ -31,14 +36,15 @@ impl Resources {
         let around = host.surroundings(&host.data_dir())?;
         let lines = plane.lines().map(|line| format!("plane {line}"));
         // Counters and the order of a hash say nothing.
-        let listed =
-            lines.chain(around.lines().map(str::to_owned)).map(|line| without_numbers(&line));
+        let lines = lines.chain(around.lines().map(str::to_owned));
+        let listed = lines.filter(|line| !is_of_blank(line)).map(|line| without_numbers(&line));
         let server = host.server_process()?;
         let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?;
         Ok(Self {
             listed: listed.collect(),
             namespaces: network_namespaces(&host.processes()),
             shims: host.perch_processes("shim").len(),
+            blanks: host.perch_processes("blank").len(),
             descriptors: [("server", &server), ("proxy", &proxy)]
                 .into_iter()
                 .map(|(role, process)| (role, process.descriptors().len()))
@@ -59,6 +65,7 @@ impl Resources {
             let namespaces = (before.namespaces, now.namespaces);
             ensure!(now.namespaces <= before.namespaces, "namespaces: {namespaces:?}");
             ensure!(now.shims == before.shims, "{} shims became {}", before.shims, now.shims);
+            ensure!(now.blanks <= BLANKS_MAX, "{} processes of blanks", now.blanks);
             for (role, count) in &now.descriptors {
                 let limit = before.descriptors[role] + DESCRIPTORS_MORE_MAX;
                 ensure!(
@@ -70,6 +77,12 @@ impl Resources {
             Ok(Some(()))
         })
     }
+}
+
+/// Cgroups of shims that wait for a Machine; one with nobody inside is none of them.
+fn is_of_blank(line: &str) -> bool {
+    let procs = || std::fs::read_to_string(format!("{line}/cgroup.procs"));
+    line.contains("/blank-") && procs().is_ok_and(|pids| !pids.is_empty())
 }
 
 /// Handles of rules and numbers of links change when they are made again.
