@@ -1009,15 +1009,24 @@ fn last_words(spec: &LaunchSpec) -> String {
 
 /// Removes the files of former runs, away from the start's path.
 fn discard_former_files(spec: &LaunchSpec) {
-    let (dir, kept) = (spec.dir.join("fs"), spec.run.to_string());
+    let (dir, run) = (spec.dir.join("fs"), spec.run);
     tokio::task::spawn_blocking(move || {
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| entry.file_name() != kept.as_str()) {
-            if let Err(error) = remove_tree(&entry.path()) {
-                tracing::warn!(%error, path = %entry.path().display(), "could not remove the files of a former run");
+        for path in former_files(&dir, run) {
+            if let Err(error) = remove_tree(&path) {
+                tracing::warn!(%error, path = %path.display(), "could not remove the files of a former run");
             }
         }
     });
+}
+
+/// The files of runs before this one. It may be over already, and the next one there.
+fn former_files(dir: &Path, run: u64) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_former = |entry: &fs::DirEntry| {
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+        number.is_none_or(|number| number < run)
+    };
+    entries.filter(is_former).map(|entry| entry.path()).collect()
 }
 
 /// Finds the run that the Machine directory `dir` tells of: a living one, or one that has ended and whose exit record
@@ -1190,6 +1199,18 @@ mod tests {
             .map(|error| error.to_string())
             .unwrap_or_default();
         assert!(error.contains(words), "{error:?} does not say {words:?}");
+    }
+
+    #[test]
+    fn files_of_a_later_run_are_not_former_ones() -> io::Result<()> {
+        let dir = crate::scratch_dir("former-files")?;
+        for name in ["2", "9", "10", "11", "draft"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        let mut former = former_files(&dir, 10);
+        former.sort();
+        assert_eq!(former, ["2", "9", "draft"].map(|name| dir.join(name)));
+        fs::remove_dir_all(dir)
     }
 
     #[test]
