@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use perch_testkit::{Host, network_namespaces, wait_until};
+use perch_testkit::{BLANKS_MAX, Host, is_of_blank, network_namespaces, wait_until};
 
 /// What is under way when a sequence ends is over within this time.
 const SOON: Duration = Duration::from_secs(20);
@@ -19,24 +19,31 @@ pub(crate) struct Resources {
     /// Links, routes, rules, sets and tables of host and plane, mounts, cgroups, files, processes; each line once.
     listed: BTreeSet<String>,
     namespaces: usize,
+    /// But for those of shims without a Machine.
     descriptors: usize,
+    /// Processes of shims without a Machine.
+    blanks: usize,
 }
 
 impl Resources {
     pub(crate) fn of(host: &Host) -> Result<Self> {
         let around = host.surroundings(&host.data_dir())?;
-        let mut listed: BTreeSet<String> = around.lines().map(nameless).collect();
+        let lines = around.lines().filter(|line| !is_of_blank(line));
+        let mut listed: BTreeSet<String> = lines.map(nameless).collect();
         for command in ["ip -o link", "ip -6 route show table all", "nft list ruleset"] {
             let words: Vec<&str> = command.split(' ').collect();
             let text = host.run_in_plane(words[0], &words[1..])?.ok()?;
             listed.extend(text.lines().map(|line| format!("plane {}", nameless(line))));
         }
-        let processes = host.processes();
+        let mut processes = host.processes();
+        let all = processes.len();
+        processes.retain(|process| !process.is_blank());
+        let blanks = all - processes.len();
         listed.extend(processes.iter().map(|it| format!("process {}", it.args.join(" "))));
         let data = host.data_dir();
         files(&data, &data, &mut listed);
         let descriptors = processes.iter().map(|process| process.descriptors().len()).sum();
-        Ok(Self { listed, namespaces: network_namespaces(&processes), descriptors })
+        Ok(Self { listed, namespaces: network_namespaces(&processes), descriptors, blanks })
     }
 
     /// Fails unless, soon, there is no more than there was.
@@ -49,6 +56,7 @@ impl Resources {
             ensure!(has <= had, "{had} network namespaces became {has}");
             let (had, has) = (before.descriptors, now.descriptors);
             ensure!(has <= had + DESCRIPTORS_MORE_MAX, "{had} descriptors became {has}");
+            ensure!(now.blanks <= BLANKS_MAX, "{} processes of blanks", now.blanks);
             Ok(Some(()))
         })
     }

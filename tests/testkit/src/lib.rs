@@ -6,6 +6,7 @@
 //! binary, reads its output and looks at `/proc`.
 
 mod archive;
+mod blanks;
 mod host;
 mod http;
 mod image;
@@ -17,6 +18,7 @@ mod process;
 mod wait;
 
 pub use archive::{Archive, Entry};
+pub use blanks::{BLANKS_MAX, is_of_blank};
 pub use host::{Entrance, Host, Network, Shared};
 pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};

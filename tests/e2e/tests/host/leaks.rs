@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, Network, network_namespaces, wait_until};
+use perch_testkit::{BLANKS_MAX, Host, Network, is_of_blank, network_namespaces, wait_until};
 
 use crate::stage::{
     AWAKE, SNIPPET, SOON, check_answer, machine_processes, on, private_app, wait_asleep,
@@ -11,9 +11,6 @@ use crate::stage::{
 
 /// A pooled connection or two come and go with requests; a leak of each crash is more.
 const DESCRIPTORS_MORE_MAX: usize = 3;
-
-/// Two shims that wait for a Machine, and the child of each.
-const BLANKS_MAX: usize = 4;
 
 /// Counts at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +41,7 @@ impl Resources {
             listed: listed.collect(),
             namespaces: network_namespaces(&host.processes()),
             shims: host.perch_processes("shim").len(),
-            blanks: host.perch_processes("blank").len(),
+            blanks: host.processes().iter().filter(|it| it.is_blank()).count(),
             descriptors: [("server", &server), ("proxy", &proxy)]
                 .into_iter()
                 .map(|(role, process)| (role, process.descriptors().len()))
@@ -77,12 +74,6 @@ impl Resources {
             Ok(Some(()))
         })
     }
-}
-
-/// Cgroups of shims that wait for a Machine; one with nobody inside is none of them.
-fn is_of_blank(line: &str) -> bool {
-    let procs = || std::fs::read_to_string(format!("{line}/cgroup.procs"));
-    line.contains("/blank-") && procs().is_ok_and(|pids| !pids.is_empty())
 }
 
 /// Handles of rules and numbers of links change when they are made again.
