@@ -36,20 +36,40 @@ are() { [ "$(states "$1")" = "$2 " ]; }
 server() { systemctl show -P MainPID perch; }
 programs() { pidof hello | tr ' ' '\n' | sort -n; }
 
-app() { # NAME, auto_stop_machines
+# group APP: the cgroup of its Machine, whose cgroup is its own.
+group() { echo "/sys/fs/cgroup/perch"*"/$(fly machine list -a "$1" --json | sed -n 's/^ *"id": *"\([0-9a-f]*\)".*/\1/p' | head -1)"; }
+reads() { [ "$(cat "$1")" = "$2" ]; }
+counts() { grep -qE "^$2 [1-9]" "$1"; }
+
+id_of() { basename "$(group "$1")"; }
+
+# late SECONDS: how long systemd waits before it starts the next server.
+late() {
+    mkdir -p /run/systemd/system/perch.service.d
+    printf '[Service]\nRestartSec=%s\n' "$1" > /run/systemd/system/perch.service.d/late.conf
+    systemctl daemon-reload
+}
+in_time() { rm -r /run/systemd/system/perch.service.d; systemctl daemon-reload; }
+
+config() { # NAME, auto_stop_machines, image, sections
     mkdir -p "$apps/$1"
     cat > "$apps/$1/fly.toml" <<TOML
 app = '$1'
 primary_region = 'lcl'
 [build]
-  image = 'oci:$PWD/image'
+  image = 'oci:$PWD/${3:-image}'
 [http_service]
   internal_port = 8081
   auto_stop_machines = '$2'
   auto_start_machines = true
   min_machines_running = 0
   auto_stop_after = '1s'
+${4:-}
 TOML
+}
+
+app() { # The same
+    config "$@"
     (cd "$apps/$1" && fly launch --flycast --copy-config --name "$1" --ha=false --yes)
 }
 
@@ -107,6 +127,137 @@ machines_are_in_cgroups_of_their_own() {
         [ "$(cat "$group/pids.max")" -gt 0 ]
         grep -E '^[0-9]+ [0-9]+$' "$group/cpu.max"
     done
+}
+
+limits_are_those_of_the_configuration() {
+    local group
+    group=$(group web)
+    reads "$group/memory.max" 268435456
+    reads "$group/memory.swap.max" 0
+    reads "$group/pids.max" 4096
+    # In the kernel's idle class, where it is while it pays for its start, it has none.
+    soon reads "$group/cpu.weight" 7
+    app strong off image "[[vm]]
+  memory = '512mb'
+  cpus = 2
+  cpu_kind = 'performance'"
+    group=$(group strong)
+    reads "$group/memory.max" 536870912
+    reads "$group/pids.max" 8192
+    reads "$group/cpu.weight" 200
+    reads "$group/cpu.max" '200000 100000'
+    fly apps destroy strong --yes
+}
+
+lack_of_memory_is_reported_as_such() {
+    app hungry off image "[env]
+  HOLD_MB = '300'
+[[restart]]
+  policy = 'never'" || true
+    soon are hungry stopped
+    fly status -a hungry | grep 'more than its 256 MB of memory'
+    fly machine list -a hungry --json | grep '"oom_killed": *true'
+    fly apps destroy hungry --yes
+}
+
+a_fork_bomb_is_held_and_neighbours_answer() {
+    app bomb off shell "[env]
+  SCRIPT = 'while :; do busybox sleep 1000 & done 2>/dev/null'" || true
+    local group
+    group=$(group bomb)
+    # A shell that may not fork ends with 2, and takes its Machine's cgroup and what that counted with it.
+    ended() { fly machine list -a bomb --json | grep -E '"oom_killed": *true|"exit_code": *2[,[:space:]]*$'; }
+    refused() {
+        counts "$group/pids.events" max || counts "$group/memory.events" oom_kill || ended
+    }
+    soon refused
+    answers web | grep Hello
+    fly apps destroy bomb --yes
+    answers web | grep Hello
+}
+
+# Of the app `sleeper`: each call keeps it awake for a second more.
+held() { curl -sS -m 100 -D /tmp/head "http://$SLEEPER/held"; }
+is_whole() { held | cmp - /tmp/held; }
+is_limited() { is_whole && reads "$GROUP/memory.swap.max" 0; }
+# Its own limit of swap, which is none at all, is lifted meanwhile.
+is_out() {
+    reads "$GROUP/memory.swap.max" max
+    fly machine list -a sleeper --json | grep '"perch_depth": *"suspended_paged_out"'
+}
+resumes() { fly machine status "$(basename "$GROUP")" -a sleeper | grep -c resume; }
+sleeper() { SLEEPER="[$(address sleeper)]" GROUP=$(group sleeper); }
+
+a_sleeper_goes_to_swap_and_comes_back() {
+    echo "page_out_after = '1s'" >> /etc/perch/perch.toml
+    systemctl restart perch
+    perch swap create 256MiB
+    app sleeper suspend image "[env]
+  HOLD_MB = '64'"
+    sleeper
+    held > /tmp/held
+    grep '64 MB' /tmp/held
+    soon is_limited
+    soon is_out
+    reads "$GROUP/cgroup.freeze" 1
+    grep -x 'frozen 1' "$GROUP/cgroup.events"
+    [ "$(cat "$GROUP/memory.swap.current")" -ge $((64 << 20)) ]
+    fly status -a sleeper | grep 'suspended, paged out'
+    is_whole
+    grep -i '^perch-wake: thaw' /tmp/head
+    soon is_limited
+}
+
+a_sleeper_is_woken_without_a_server_and_sleeps_again_with_the_next() {
+    local before
+    sleeper
+    soon is_out
+    before=$(resumes)
+    late 10s
+    kill -9 "$(server)"
+    is_whole
+    grep -i '^perch-wake: thaw' /tmp/head
+    fails systemctl is-active perch
+    soon systemctl is-active perch
+    in_time
+    [ "$(resumes)" = $((before + 1)) ]
+    soon is_limited
+    soon is_out
+    [ "$(pgrep -fc '^/proc/self/exe proxy$')" = 1 ]
+    is_whole
+    fly apps destroy sleeper --yes
+    perch swap remove
+    sed -i '/^page_out_after/d' /etc/perch/perch.toml
+    systemctl restart perch
+}
+
+what_is_synced_to_a_volume_outlives_everything() {
+    local id volume
+    config kept off shell "[env]
+  SCRIPT = 'echo run | busybox dd of=/data/runs oflag=append conv=notrunc,fsync; exec busybox httpd -f -p 8081 -h /data'
+[mounts]
+  source = 'data'
+  destination = '/data'"
+    fly apps create kept
+    fly ips allocate-v6 --private -a kept
+    fly volumes create data -a kept -s 1 -y
+    (cd "$apps/kept" && fly deploy --ha=false)
+    volume=$(fly volumes list -a kept | grep -o 'vol_[a-z0-9]*' | head -1)
+    id=$(id_of kept)
+    runs() { [ "$(curl -sS -m 100 "http://[$(address kept)]/runs" | grep -c run)" = "$1" ]; }
+    soon runs 1
+    grep -h "/$volume/image" /sys/block/loop*/loop/backing_file
+    late 2s
+    # The server and its proxy, then what holds the Machine, then all of it with its PID 1.
+    systemctl kill --signal=KILL perch
+    kill -9 $(pgrep -f " shim /var/lib/perch/machines/$id")
+    [ ! -e "/sys/fs/cgroup/perch/$id" ] || echo 1 > "/sys/fs/cgroup/perch/$id/cgroup.kill"
+    soon systemctl is-active perch
+    in_time
+    soon runs 2
+    fly apps destroy kept --yes
+    fly volumes destroy "$volume" -a kept --yes
+    fails grep -h "/$volume/image" /sys/block/loop*/loop/backing_file
 }
 
 shims_are_apart_from_the_server() {
@@ -242,6 +393,12 @@ if [ ! -e /root/booted ]; then
     check doctor_finds_nothing
     check a_sleeping_app_is_woken
     check machines_are_in_cgroups_of_their_own
+    check limits_are_those_of_the_configuration
+    check lack_of_memory_is_reported_as_such
+    check a_fork_bomb_is_held_and_neighbours_answer
+    check a_sleeper_goes_to_swap_and_comes_back
+    check a_sleeper_is_woken_without_a_server_and_sleeps_again_with_the_next
+    check what_is_synced_to_a_volume_outlives_everything
     check shims_are_apart_from_the_server
     check machines_do_not_inherit_the_servers_privileges
     check a_restart_leaves_machines_alone

@@ -4,6 +4,7 @@
 //! do not. So each round measures every contender once, medians are compared, and the limit is a
 //! ratio.
 
+mod activate;
 mod cycles;
 mod figures;
 mod fleet;
@@ -31,38 +32,46 @@ pub(crate) const UPSTREAM: &str = "upstream";
 
 /// Runs one benchmark; whether our promise holds.
 pub(crate) fn run(args: &[String]) -> Result<bool> {
-    if let Some(("fleet", rest)) = args.split_first().map(|(name, rest)| (name.as_str(), rest)) {
-        return run_fleet(args, fleet::Options::parse(rest)?);
+    match args.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        Some(("fleet", rest)) => {
+            let options = fleet::Options::parse(rest)?;
+            on_a_host(args, || fleet::run(options))
+        }
+        Some(("sleep", rest)) => {
+            let options = sleep::Options::parse(rest)?;
+            on_a_host(args, || sleep::run(options))
+        }
+        Some(("neighbour", rest)) => {
+            let options = neighbour::Options::parse(rest)?;
+            on_a_host(args, || neighbour::run(options))
+        }
+        _ => {
+            let (which, rounds) = parse(args)?;
+            on_a_host(args, || run_rounds(which, rounds))
+        }
     }
-    let (which, rounds) = parse(args)?;
-    if !shell::is_root() {
-        bail!("benchmarks make whole hosts: run `sudo -E cargo x bench {which}`");
-    }
-    if std::env::var_os("PERCH_BIN").is_none() {
-        return build_and_run(args);
-    }
-    figures::print_machine();
+}
+
+fn run_rounds(which: &str, rounds: Option<usize>) -> Result<bool> {
     match which {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
-        "neighbour" => neighbour::run(rounds.unwrap_or(neighbour::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
-        "sleep" => sleep::run(rounds.unwrap_or(sleep::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
         "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
 
-/// It has more than one number that can be said.
-fn run_fleet(args: &[String], options: fleet::Options) -> Result<bool> {
+/// Where it may make one and our programs are built; else sees to that.
+fn on_a_host(args: &[String], run: impl FnOnce() -> Result<bool>) -> Result<bool> {
     if !shell::is_root() {
-        bail!("benchmarks make whole hosts: run `sudo -E cargo x bench fleet`");
+        bail!("benchmarks make whole hosts: run `sudo -E cargo x bench {}`", args.join(" "));
     }
     if std::env::var_os("PERCH_BIN").is_none() {
         return build_and_run(args);
     }
     figures::print_machine();
-    fleet::run(options)
+    run()
 }
 
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
@@ -73,8 +82,6 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let which = match *name {
         "cycles" => "cycles",
         "postgres" => "postgres",
-        "neighbour" => "neighbour",
-        "sleep" => "sleep",
         "status" => "status",
         "wake" => "wake",
         "warm" => "warm",

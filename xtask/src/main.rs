@@ -36,8 +36,9 @@ usage: cargo x COMMAND
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
   bench sleep           a frozen Machine to its first byte, beside itself awake; then with 500 MB of it in swap (root)
-                        [--rounds N]
+                        [--rounds N] [--freezer v2|v1|stop]
   bench neighbour       what a quiet Machine feels of one that abuses its limits (root) [--rounds N]
+                        [--only spins|forks|eats-memory|fills-disk|fills-log]
   bench cycles          sleeps and wakes under callers who come at the worst moments (root) [--cycles N]
   bench fleet           what thousands of Machines cost that do nothing, and how soon all are seen to (root)
                         [--apps N] [--suspended N] [--idle N] [--adopt N] [--seconds N]

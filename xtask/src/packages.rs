@@ -38,6 +38,7 @@ pub(crate) const BENCHES: &[Need] = &[
     ("runc", "runc"),
     ("haproxy", "haproxy"),
     ("wrk", "wrk"),
+    ("systemd-socket-activate", "systemd"),
     ("ip", "iproute2"),
     ("python3", "python3"),
 ];

@@ -360,7 +360,7 @@ impl Client {
         self.lease(app, id, input, None).await
     }
 
-    /// Extends a lease; the nonce stays the same.
+    /// Extends a lease; the nonce stays the same. [`ClientError::status`] is 404 when it has ended.
     pub async fn refresh_lease(
         &self,
         app: &str,

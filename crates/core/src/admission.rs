@@ -120,12 +120,14 @@ impl Change {
     }
 
     /// Whether the balancer must hear of it: the first load, the last, or a border of a band
-    /// crossed (reaching `soft` or `hard`, and the way back).
+    /// crossed (reaching `soft` or `hard`, and the way back), `soft` also by load alone: whether
+    /// another Machine is one too many depends on it.
     pub fn is_edge(self, limits: Limits) -> bool {
         let high = self.from.max(self.to);
         let band = self.from != self.to && (high == limits.soft || high == limits.hard);
-        let idle = self.load_from != self.load_to && self.load_from.min(self.load_to) == 0;
-        idle || band
+        let [low, high] = [self.load_from.min(self.load_to), self.load_from.max(self.load_to)];
+        let load = low != high && (low == 0 || high == limits.soft);
+        load || band
     }
 }
 
@@ -473,8 +475,9 @@ mod tests {
         for _ in 0..3 {
             word.claim(1, limits(), Origin::Caller).expect("there is room for three");
         }
-        let steps: Vec<_> = (0..3).filter_map(|_| word.park(1)).map(|c| c.load_to).collect();
-        assert_eq!(steps, [2, 1, 0]);
+        let parked: Vec<_> = (0..3).filter_map(|_| word.park(1)).collect();
+        let steps: Vec<_> = parked.iter().map(|c| (c.load_to, c.is_edge(limits()))).collect();
+        assert_eq!(steps, [(2, false), (1, true), (0, true)], "below soft, and none");
         assert_eq!(word.park(1), None, "nobody is left");
         assert_eq!(word.claim(1, limits(), Origin::Caller), Err(Refusal::Full));
         assert!(word.take_used());

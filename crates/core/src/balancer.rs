@@ -87,7 +87,7 @@
 //!   Failed ones back off 1 s doubling to 60 s; when all have failed [`START_TRIES_MAX`] times in a
 //!   row, who waits is told so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +99,7 @@ use crate::mutant::Mutant;
 use crate::service::ServiceSpec;
 use crate::time::Timestamp;
 
+mod few;
 mod machine;
 mod pools;
 mod recall;
@@ -110,6 +111,7 @@ mod stop;
 mod tests;
 mod thaw;
 
+use few::Few;
 use machine::{Drain, Machine};
 use pools::{PoolClock, PoolKey, Segment};
 
@@ -156,7 +158,7 @@ pub struct MachineView {
     /// Whether its region is the primary one of the app (AS-64).
     pub primary: bool,
     /// What it publishes.
-    pub services: Vec<ServiceSpec>,
+    pub services: Arc<[ServiceSpec]>,
 }
 
 /// What a balancer hears.
@@ -428,9 +430,9 @@ pub struct Belief {
 pub struct Balancer {
     settings: Settings,
     server: Server,
-    machines: BTreeMap<MachineId, Machine>,
-    segments: BTreeMap<u16, Segment>,
-    clocks: BTreeMap<PoolKey, PoolClock>,
+    machines: Few<MachineId, Machine>,
+    segments: Few<u16, Segment>,
+    clocks: Few<PoolKey, PoolClock>,
     waiting: BTreeMap<u16, usize>,
     own_calls: BTreeMap<u16, usize>,
     last_attempt: u64,
@@ -454,9 +456,9 @@ impl Balancer {
         Self {
             settings,
             server: Server::Ready,
-            machines: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            clocks: BTreeMap::new(),
+            machines: Few::new(),
+            segments: Few::new(),
+            clocks: Few::new(),
             waiting: BTreeMap::new(),
             own_calls: BTreeMap::new(),
             last_attempt: settings.first_attempt,
@@ -524,7 +526,7 @@ impl Balancer {
     /// The Machines behind a published port; `None`: nobody publishes it. Good for one request,
     /// wrong to keep for longer.
     pub fn route(&self, port: u16) -> Option<&Arc<Route>> {
-        let (_, segment) = self.segments.range(..=port).next_back()?;
+        let (_, segment) = self.segments.last_up_to(&port)?;
         (port <= segment.end).then_some(&segment.route)
     }
 
@@ -571,16 +573,21 @@ impl Balancer {
     }
 
     fn on_pool_changed(&mut self, views: Vec<MachineView>, now: Timestamp) {
-        let mut machines = BTreeMap::new();
+        let named: BTreeSet<MachineId> = views.iter().map(|view| view.id).collect();
+        let mut new = Vec::new();
         for view in views {
-            let mut machine = match self.machines.remove(&view.id) {
-                Some(known) => known,
-                None => Machine::new(view.clone(), now),
-            };
-            machine.update(view, now);
-            machines.insert(machine.view.id, machine);
+            if let Some(known) = self.machines.get_mut(&view.id) {
+                known.update(view, now);
+            } else {
+                let mut machine = Machine::new(view.clone(), now);
+                machine.update(view, now);
+                new.push((machine.view.id, machine));
+            }
         }
-        for (_, gone) in std::mem::replace(&mut self.machines, machines) {
+        let former = self.machines.take().into_iter();
+        let (kept, gone): (Vec<_>, Vec<_>) = former.partition(|(id, _)| named.contains(id));
+        self.machines = kept.into_iter().chain(new).collect();
+        for (_, gone) in gone {
             gone.shut();
             self.answer_drain_of(&gone);
             if gone.recalled.is_some() {

@@ -16,11 +16,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Machines in a group that publishes services: one may stop without a gap (DE-50).
-const MACHINES_WITH_SERVICES: u32 = 2;
-/// Machines in a group without services, or without high availability.
-const MACHINES_ALONE: u32 = 1;
-
 /// A process group as the configuration wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedGroup {
@@ -82,7 +77,7 @@ pub enum MaxUnavailable {
 /// Whether groups get a second Machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Availability {
-    /// Two Machines for a group with services.
+    /// Two Machines for a group; one whose group has no services stands by.
     High,
     /// One Machine for each group.
     Single,
@@ -132,13 +127,24 @@ pub struct Step {
     pub machine: String,
 }
 
-/// Machines to make for a group that has none.
+/// Machines to make for a group that has none: one, and what it gets beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMachines {
     /// Group.
     pub group: String,
-    /// How many.
-    pub count: u32,
+    /// Beside the first.
+    pub spare: Spare,
+}
+
+/// What a group's first Machine gets beside it (DE-50).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spare {
+    /// Nothing: a volume has one user, or none was wanted.
+    None,
+    /// Another that serves: one of them may stop without a gap.
+    Second,
+    /// One that is not started before the first has failed: what takes no requests may not bear to run twice.
+    Standby,
 }
 
 /// Machines that are updated at the same time. All are of one group and alike in activity.
@@ -218,9 +224,13 @@ fn step(machine: &ObservedMachine) -> Step {
 }
 
 fn new_machines(group: &WantedGroup, availability: Availability) -> NewMachines {
-    let two = availability == Availability::High && group.has_services && !group.has_mounts;
-    let count = if two { MACHINES_WITH_SERVICES } else { MACHINES_ALONE };
-    NewMachines { group: group.name.clone(), count }
+    let spare = match availability {
+        Availability::Single => Spare::None,
+        Availability::High if group.has_mounts => Spare::None,
+        Availability::High if group.has_services => Spare::Second,
+        Availability::High => Spare::Standby,
+    };
+    NewMachines { group: group.name.clone(), spare }
 }
 
 /// Awake Machines first: a config that does not come up stops the deploy before it reaches those that
@@ -296,18 +306,23 @@ mod tests {
     }
 
     #[test]
-    fn a_first_deploy_makes_two_machines_for_services_and_one_otherwise() {
+    fn a_first_deploy_makes_two_machines_for_services_and_a_standby_without_them() {
         let worker = WantedGroup { has_services: false, ..group("worker") };
         let data = WantedGroup { has_mounts: true, ..group("data") };
-        let wanted = [group("app"), worker, data];
-        let counts = |settings| -> Vec<(String, u32)> {
+        let files = WantedGroup { has_services: false, has_mounts: true, ..group("files") };
+        let wanted = [group("app"), worker, data, files];
+        let spares = |settings| -> Vec<(String, Spare)> {
             let plan = plan(&wanted, &[], settings);
-            plan.create.into_iter().map(|new| (new.group, new.count)).collect()
+            plan.create.into_iter().map(|new| (new.group, new.spare)).collect()
         };
-        let named = |names: [(&str, u32); 3]| names.map(|(n, c)| (n.to_owned(), c)).to_vec();
-        assert_eq!(counts(SETTINGS), named([("app", 2), ("data", 1), ("worker", 1)]));
+        let named = |spares: [Spare; 4]| {
+            let names = ["app", "data", "files", "worker"].map(str::to_owned);
+            names.into_iter().zip(spares).collect::<Vec<_>>()
+        };
+        let (none, high) = (Spare::None, [Spare::Second, Spare::None, Spare::None, Spare::Standby]);
+        assert_eq!(spares(SETTINGS), named(high));
         let single = Settings { availability: Availability::Single, ..SETTINGS };
-        assert_eq!(counts(single), named([("app", 1), ("data", 1), ("worker", 1)]));
+        assert_eq!(spares(single), named([none; 4]));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use crate::address;
 use crate::ids::{AppName, MachineId, NetworkId, ProcessGroup, Region};
@@ -31,7 +32,7 @@ pub struct Directory {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Zone {
     /// Apps whose Machines are in this network.
-    pub apps: BTreeMap<AppName, Vec<Member>>,
+    pub apps: BTreeMap<AppName, Arc<[Member]>>,
     /// Flycast addresses that this network may call; the app may be in another one (FC-13).
     pub flycast: BTreeMap<AppName, BTreeSet<Ipv6Addr>>,
 }
@@ -44,13 +45,13 @@ pub struct Member {
     /// Where it is.
     pub region: Region,
     /// Its process group; `None` for a Machine that no deploy manages (MA-38).
-    pub group: Option<ProcessGroup>,
+    pub group: Option<Arc<ProcessGroup>>,
     /// Its 6PN address.
     pub private_ip: Ipv6Addr,
     /// Whether it runs: only those are listed (PN-40).
     pub presence: Presence,
-    /// For `_metadata` names (PN-26).
-    pub metadata: BTreeMap<String, String>,
+    /// Keys and values for `_metadata` names (PN-26).
+    pub metadata: Arc<[(String, String)]>,
 }
 
 /// Whether a Machine is listed.
@@ -209,7 +210,7 @@ fn app_name(before: &[&str], near: Region, members: &[Member]) -> Option<Content
         }
         [group, "process"] => {
             let is_it = |own: &ProcessGroup| own.as_str().eq_ignore_ascii_case(group);
-            let has = |m: &Member| m.group.as_ref().is_some_and(is_it);
+            let has = |m: &Member| m.group.as_deref().is_some_and(is_it);
             members.iter().any(has).then(|| started(&has)).flatten()
         }
         [value, key, "kv", "_metadata"] => {

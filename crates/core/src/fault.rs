@@ -168,6 +168,10 @@ points! {
     ServerChunkOut = "server.chunk-out" during PageOut,
     /// PID 1, then.
     InitChunkOut = "init.chunk-out" during PageOut,
+    /// On v1: its limit of memory is what it uses, so that a part of that is in swap alone.
+    ReclaimLowered = "reclaim.lowered" during PageOut,
+    /// The same where no limit is needed for it, or it is as it was.
+    ServerRoomMade = "server.room-made" during PageOut,
     /// All of it is in swap, and nobody is told.
     ServerPagedOut = "server.paged-out" during PageOut,
     /// It runs, with a sleeper's rank and limit.
@@ -243,7 +247,10 @@ mod tests {
         for name in names {
             let process = name.split_once('.').map(|(process, _)| process);
             assert!(
-                matches!(process, Some("server" | "proxy" | "shim" | "parked" | "init")),
+                matches!(
+                    process,
+                    Some("server" | "proxy" | "shim" | "parked" | "init" | "reclaim")
+                ),
                 "{name}"
             );
         }

@@ -6,7 +6,7 @@
 //!  leader ───────► ≤ 128 bytes ───────► ≤ 128 bytes ─────────────────────────────► ...
 //! ```
 //!
-//! An exchange is a word of its leader and the answer of the other. After [`KNOWN_AFTER`] of them at
+//! An exchange is a word of its leader and the answer of the other. After `KNOWN_AFTER` of them at
 //! steady intervals, with nothing in between, those that follow are heartbeats. Whatever has another
 //! size or comes at another time ends that at once, and it must be seen again from the start.
 //!
@@ -123,7 +123,8 @@ impl Pulse {
             Piece::GoesOn(_) | Piece::Answers(_) => self.is_known(),
             Piece::More | Piece::Begins(_) | Piece::Large => false,
         };
-        known && self.mutant != Mutant::HeartbeatIsUse
+        let pings = self.mutant == Mutant::PingIsUse && self.leader == Some(Side::Machine);
+        known && self.mutant != Mutant::HeartbeatIsUse && !pings
     }
 
     /// This side has said so many bytes; none: it has ended.

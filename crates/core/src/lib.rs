@@ -11,6 +11,7 @@
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
 //! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
+//! | [`cpu`] | which Machines yield the CPUs to others |
 //! | [`deploy`] | the steps of a deploy |
 //! | [`address`] | which addresses networks, apps and Machines get |
 //! | [`dns`] | what a DNS question is answered with |
@@ -19,6 +20,7 @@ pub mod address;
 pub mod admission;
 pub mod arming;
 pub mod balancer;
+pub mod cpu;
 pub mod deploy;
 pub mod dns;
 #[doc(hidden)]

@@ -56,9 +56,11 @@ use crate::balancer::{StartOutcome, StopOutcome};
 use crate::mutant::Mutant;
 use crate::time::Timestamp;
 
+mod rest;
 mod restart;
 mod state;
 
+pub use rest::Resting;
 pub use restart::{Exit, RETRIES_DEFAULT, RestartPolicy};
 pub use state::{BadState, MachineState};
 

@@ -8,7 +8,13 @@
 //! No running Machine is chosen here: what runs is in use. A start that does not fit waits until sleepers have made
 //! room; where none is left, and it does not fit by what is known of it, it has to be refused.
 
+mod ceiling;
+mod stalls;
+
 use std::time::Duration;
+
+pub use self::ceiling::{Ceiling, Room};
+pub use self::stalls::Stalls;
 
 use crate::ids::MachineId;
 use crate::time::Timestamp;
@@ -70,6 +76,17 @@ pub struct Sleeper {
     pub store: u64,
     /// What is being done about it.
     pub relief: Option<Relief>,
+    /// What a page-out did for it.
+    pub remainder: Remainder,
+}
+
+/// What can still be moved of a sleeper's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remainder {
+    /// All of it, as far as anybody knows.
+    Movable,
+    /// Nothing more: a page-out has moved what could go.
+    Stays,
 }
 
 /// What is done about a sleeper's memory.
@@ -96,6 +113,15 @@ impl Need {
         match self {
             Self::Known(bytes) => bytes,
             Self::AtMost(bytes) => bytes.min(UNKNOWN_NEED),
+        }
+    }
+
+    /// What is left of it when so much has been taken.
+    #[must_use]
+    pub fn less(self, taken: u64) -> Self {
+        match self {
+            Self::Known(bytes) => Self::Known(bytes.saturating_sub(taken)),
+            Self::AtMost(_) => Self::AtMost(self.wanted().saturating_sub(taken)),
         }
     }
 
@@ -138,6 +164,7 @@ pub fn choose(facts: &Facts, sleepers: &[Sleeper], wanted: u64) -> Vec<(MachineI
     let mut left = Vec::new();
     for sleeper in oldest {
         let pages_out = sleeper.relief.is_none()
+            && sleeper.remainder == Remainder::Movable
             && WORTHWHILE <= sleeper.resident
             && sleeper.resident <= swap_left;
         if 0 < missing && pages_out {
@@ -205,6 +232,7 @@ mod tests {
             resident: megabytes * MB,
             store: 0,
             relief: None,
+            remainder: Remainder::Movable,
         }
     }
 
@@ -247,6 +275,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_been_taken_of_a_need_is_wanted_no_more() {
+        assert_eq!(Need::Known(30).less(10), Need::Known(20));
+        assert_eq!(Need::Known(30).less(40), Need::Known(0));
+        assert_eq!(Need::AtMost(u64::MAX).less(MB).wanted(), UNKNOWN_NEED - MB);
+        assert_eq!(Need::AtMost(MB).less(2 * MB).wanted(), 0);
+    }
+
+    #[test]
     fn promises_and_pressure_count() {
         let promised = Facts { promised: 30 * MB, ..facts(100, 0) };
         check(&promised, &[sleeper(1, 30)], 0, &[(1, Stop)]);
@@ -271,6 +307,15 @@ mod tests {
         let compressed = Sleeper { store: 30 * MB, ..sleeper(1, 0) };
         check(&facts(60, 100), &[compressed, sleeper(2, 50)], 0, &[(2, PageOut)]);
         check(&facts(0, 100), &[compressed, sleeper(2, 50)], 0, &[(2, PageOut), (1, Stop)]);
+    }
+
+    #[test]
+    fn one_that_a_page_out_could_not_help_is_stopped_in_its_turn() {
+        let locked = Sleeper { remainder: Remainder::Stays, ..sleeper(1, 60) };
+        let all = [locked, sleeper(2, 30), sleeper(3, 30)];
+        check(&facts(90, 100), &all, 0, &[(2, PageOut)]);
+        check(&facts(0, 100), &all, 0, &[(2, PageOut), (3, PageOut), (1, Stop)]);
+        check(&facts(90, 0), &all, 0, &[(1, Stop)]);
     }
 
     #[test]

@@ -63,11 +63,15 @@ pub enum Mutant {
     HeartbeatIsUse,
     /// On a connection with heartbeats all that is small is one, whenever it comes.
     RhythmIgnored,
+    /// A heartbeat that the Machine leads restarts the idle clock.
+    PingIsUse,
+    /// Who answers a Machine's heartbeat waits for an answer.
+    PongIsOwed,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -96,5 +100,7 @@ impl Mutant {
         Self::RestingTakesNoPlace,
         Self::HeartbeatIsUse,
         Self::RhythmIgnored,
+        Self::PingIsUse,
+        Self::PongIsOwed,
     ];
 }

@@ -78,7 +78,10 @@ impl Quiet {
         self.moved = true;
         self.owed = match side {
             // Who answers a Machine's ping waits for nothing.
-            Side::Caller => self.heartbeat().is_none_or(|it| it.leader == Side::Caller),
+            Side::Caller => {
+                let pings = self.heartbeat().is_some_and(|it| it.leader == Side::Machine);
+                !pings || self.mutant == Mutant::PongIsOwed
+            }
             Side::Machine => false,
         };
         said

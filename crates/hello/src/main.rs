@@ -6,12 +6,14 @@
 //!
 //! With `$HOLD_MB` it holds so much memory from its start on; `GET /held` reads all of it.
 //!
-//! It listens on `0.0.0.0:$PORT` (default 8080). SIGINT and SIGTERM end it at once, as the kernel does by itself.
+//! It listens on `0.0.0.0:$PORT` (default 8080), or with `$LISTEN_STDIN` on the socket that is its standard input, as
+//! inetd hands it over. SIGINT and SIGTERM end it at once, as the kernel does by itself.
 
 mod http;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -50,8 +52,13 @@ fn main() -> ExitCode {
 }
 
 fn serve(address: &str) -> io::Result<()> {
-    let listener = TcpListener::bind(address)?;
-    println!("hello from {}, listening on {}", machine(), listener.local_addr()?);
+    let listener = match std::env::var_os("LISTEN_STDIN") {
+        Some(_) => io::stdin().as_fd().try_clone_to_owned()?.into(),
+        None => TcpListener::bind(address)?,
+    };
+    let local = listener.local_addr()?;
+    // Whoever hands over a socket may have made standard output the same.
+    drop(writeln!(io::stdout(), "hello from {}, listening on {local}", machine()));
     let app = Arc::new(App { held: hold(), ..App::default() });
     for stream in listener.incoming() {
         match stream {

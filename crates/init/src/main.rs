@@ -40,6 +40,8 @@ fn main() -> ExitCode {
     if let Err(error) = confine() {
         return fail(NOT_EXECUTABLE, &format!("could not confine the machine: {error}"));
     }
+    // A Machine that was armed counts as started when its gate opens.
+    sys::note_signals();
     if let Err(error) = wait_at_gate() {
         return fail(NOT_EXECUTABLE, &format!("could not wait for the shim's word: {error}"));
     }
@@ -132,13 +134,13 @@ fn fail(code: u8, reason: &str) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Signals are blocked only now, because the program inherits the mask. Until "started" is reported nobody sends any,
-/// and the kernel drops those that PID 1 does not handle.
+/// Signals are blocked only now, because the program inherits the mask.
 fn supervise(child: i32) -> ExitCode {
     if let Err(error) = sys::block_signals() {
         return fail(NOT_EXECUTABLE, &format!("could not block signals: {error}"));
     }
     report("started");
+    sys::take_noted().for_each(|signal| sys::send_signal(child, signal));
     // The program may have ended before its signal could be kept.
     let mut signal = sys::SIGCHLD;
     loop {

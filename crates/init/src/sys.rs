@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::FromRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::filter::Instruction;
 
@@ -17,6 +18,8 @@ pub(crate) const SIGCHLD: c_int = 17;
 const SIGKILL: c_ulong = 9;
 const SIGPIPE: c_int = 13;
 const SIGNAL_MAX: c_int = 64;
+/// SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSYS: of this process's own making, and for ever if they were handled.
+const FAULTS: [c_int; 6] = [4, 5, 7, 8, 11, 31];
 const SIG_DFL: usize = 0;
 
 const PR_SET_PDEATHSIG: c_int = 1;
@@ -172,6 +175,30 @@ pub(crate) fn default_signals() {
         // own) are refused without effect.
         unsafe { signal(number, SIG_DFL) };
     }
+}
+
+/// Those that came before `block_signals`: bit N is signal N + 1.
+static EARLY: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn note(number: c_int) {
+    EARLY.fetch_or(1 << (number - 1), Ordering::Relaxed);
+}
+
+/// Notes every signal from here on that somebody may send on purpose: the kernel drops those that PID 1 does not handle.
+/// What is started has the default effects again, as always with a handler.
+pub(crate) fn note_signals() {
+    let is_fault = |number: &c_int| FAULTS.contains(number);
+    let others = (1..=SIGNAL_MAX).filter(|number| !is_fault(number));
+    for number in others.filter(|number| ![SIGPIPE, SIGCHLD].contains(number)) {
+        // SAFETY: the handler is one atomic operation. Those that cannot be handled are refused without effect.
+        unsafe { signal(number, note as *const () as usize) };
+    }
+}
+
+/// The numbers that were noted, each once.
+pub(crate) fn take_noted() -> impl Iterator<Item = c_int> {
+    let noted = EARLY.swap(0, Ordering::Relaxed);
+    (1..=SIGNAL_MAX).filter(move |number| noted & (1 << (number - 1)) != 0)
 }
 
 /// Blocks all signals, so that `next_signal` gets them.

@@ -4,6 +4,12 @@
 //! those v1 controllers are entered that a limit needs, before the program starts, all in one such wait. On a host
 //! without v2 libcontainer does all of it, by the bundle's `cgroupsPath` and `resources`.
 
+pub(crate) mod ceiling;
+pub(crate) mod charge;
+pub(crate) mod idle;
+pub(crate) mod reclaim;
+pub(crate) mod room;
+
 pub(crate) mod blank;
 
 use std::fs::{self, File, OpenOptions};
@@ -39,7 +45,14 @@ pub(crate) struct Cgroups {
     v2_root: PathBuf,
 }
 
-/// A Machine's directory in a v1 hierarchy, with the controllers that are mounted there.
+/// Where this host's hierarchies are mounted: one look serves many Machines.
+#[derive(Debug, Clone)]
+pub struct Hierarchies {
+    v1: Vec<V1>,
+    v2: Option<PathBuf>,
+}
+
+/// A directory in a v1 hierarchy, with the controllers that are mounted there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct V1 {
     dir: PathBuf,
@@ -207,10 +220,47 @@ impl Leaf {
     }
 }
 
+impl Hierarchies {
+    /// Looks at what is mounted now.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn find() -> io::Result<Self> {
+        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    fn parse(mountinfo: &str) -> Self {
+        let mut found = Self { v1: Vec::new(), v2: None };
+        for line in mountinfo.lines() {
+            let Some((mount, kind)) = line.split_once(" - ") else { continue };
+            let Some(root) = mount.split(' ').nth(4) else { continue };
+            let (dir, kind) = (PathBuf::from(root), kind.split(' ').collect::<Vec<_>>());
+            match kind[..] {
+                ["cgroup", _, options] if found.v1.iter().all(|known| known.dir != dir) => {
+                    found.v1.push(V1 { dir, options: options.to_owned() });
+                }
+                ["cgroup2", ..] if found.v2.is_none() => found.v2 = Some(dir),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// The cgroups of this path, relative to the roots.
+    pub(crate) fn at(&self, path: &Path) -> Cgroups {
+        let below = |v1: &V1| V1 { dir: v1.dir.join(path), options: v1.options.clone() };
+        Cgroups {
+            v1: self.v1.iter().map(below).collect(),
+            v2: self.v2.as_ref().map(|root| root.join(path)),
+            v2_root: self.v2.clone().unwrap_or_default(),
+        }
+    }
+}
+
 impl Cgroups {
     /// Finds this host's hierarchies. `path` is relative to their roots.
     pub(crate) fn find(path: &Path) -> io::Result<Self> {
-        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, path))
+        Ok(Hierarchies::find()?.at(path))
     }
 
     /// The v2 cgroup of the shims below this parent, made if it is not there. `None` on a host without v2.
@@ -219,25 +269,6 @@ impl Cgroups {
         fs::create_dir_all(&dir).map_err(named("make", &dir))?;
         let opened = File::open(&dir).map_err(named("open", &dir))?;
         Ok(Some(opened.into()))
-    }
-
-    fn parse(mountinfo: &str, path: &Path) -> Self {
-        let mut found = Self { v1: Vec::new(), v2: None, v2_root: PathBuf::new() };
-        for line in mountinfo.lines() {
-            let Some((mount, kind)) = line.split_once(" - ") else { continue };
-            let Some(root) = mount.split(' ').nth(4) else { continue };
-            let (dir, kind) = (Path::new(root).join(path), kind.split(' ').collect::<Vec<_>>());
-            match kind[..] {
-                ["cgroup", _, options] if found.v1.iter().all(|known| known.dir != dir) => {
-                    found.v1.push(V1 { dir, options: options.to_owned() });
-                }
-                ["cgroup2", ..] if found.v2.is_none() => {
-                    (found.v2, found.v2_root) = (Some(dir), root.into());
-                }
-                _ => {}
-            }
-        }
-        found
     }
 
     /// Makes the v2 leaf and sets the limits that v2 can set. `None` on a host without v2.
@@ -372,11 +403,20 @@ impl Cgroups {
 
     /// Calls off a [`Self::freeze`] that is still under way; says whether it had ended before.
     pub(crate) fn settle_freeze(&self) -> io::Result<bool> {
+        if self.is_left_alone() {
+            return Ok(false);
+        }
         let frozen = self.is_frozen()?;
         if !frozen {
             self.thaw()?;
         }
         Ok(frozen)
+    }
+
+    /// Whether v2 has a freezer, and nobody asked it to freeze: then there is nothing to call off.
+    fn is_left_alone(&self) -> bool {
+        let asked = self.v2.as_ref().map(|leaf| fs::read_to_string(leaf.join("cgroup.freeze")));
+        asked.is_some_and(|asked| asked.is_ok_and(|asked| asked.trim_end() == "0"))
     }
 
     /// Opens what [`Self::freeze`] writes to. Of no use for a later run, whose cgroups are new ones.
@@ -506,7 +546,7 @@ broken line";
 
     #[test]
     fn a_hybrid_host_has_both_kinds() {
-        let found = Cgroups::parse(HYBRID, Path::new("perch/m1"));
+        let found = Hierarchies::parse(HYBRID).at(Path::new("perch/m1"));
         let pids = V1 { dir: "/sys/fs/cgroup/pids/perch/m1".into(), options: "rw,pids".into() };
         assert_eq!(found.v1, [pids]);
         assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/perch/m1")));
@@ -514,7 +554,7 @@ broken line";
 
     #[test]
     fn a_limit_is_set_by_the_version_that_has_its_controller() {
-        let found = Cgroups::parse(HYBRID, Path::new("perch/m1"));
+        let found = Hierarchies::parse(HYBRID).at(Path::new("perch/m1"));
         let allowance = Allowance { memory_bytes: Some(1), pids: Some(2), ..Allowance::default() };
         let by_v1: Vec<_> =
             allowance.limits().map(|limit| found.v1_for(&limit).is_some()).collect();
@@ -613,6 +653,15 @@ broken line";
             assert_eq!(cgroups.settle_freeze()?, ended);
             assert_eq!(fs::read_to_string(&ask)?, asked);
         }
+        fs::remove_dir_all(dir)
+    }
+
+    #[test]
+    fn where_nobody_asked_for_a_freeze_there_is_nothing_to_call_off() -> io::Result<()> {
+        let dir = crate::scratch_dir("left-alone")?;
+        // Whatever else is looked at would be missed.
+        fs::write(dir.join("cgroup.freeze"), "0\n")?;
+        assert!(!Cgroups::of_test(&dir).settle_freeze()?);
         fs::remove_dir_all(dir)
     }
 

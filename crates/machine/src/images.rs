@@ -15,6 +15,7 @@ mod parts;
 mod prune;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -894,13 +895,19 @@ impl ImageStore {
         remove_tree(&range)
     }
 
+    /// Whether there are copies for any range.
+    pub fn has_shifted(&self) -> Result<bool, ImageError> {
+        Ok(!entries(&self.dir.join("shifted"))?.is_empty())
+    }
+
     /// Removes copies that nobody can use any more: those for ranges that are not among `uid_bases`, and those whose
     /// layer is gone. No Machine of such an app, or on such a layer, may live.
     pub fn retain_shifted(&self, uid_bases: &[u32]) -> Result<(), ImageError> {
         let _alone = self.filling.write().unwrap_or_else(PoisonError::into_inner);
+        let kept: BTreeSet<OsString> =
+            uid_bases.iter().map(|base| base.to_string().into()).collect();
         for range in entries(&self.dir.join("shifted"))? {
-            let kept = uid_bases.iter().any(|base| range.ends_with(base.to_string()));
-            if !kept {
+            if !range.file_name().is_some_and(|name| kept.contains(name)) {
                 remove_tree(&range)?;
                 continue;
             }

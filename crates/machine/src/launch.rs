@@ -35,7 +35,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::cgroup::{self, Allowance, Cgroups, Freezer};
+use crate::cgroup::{self, Allowance, Cgroups, Freezer, Hierarchies};
 use crate::files::{self, Content};
 use crate::ids::Ids;
 use crate::process::{self, Process, Worker};
@@ -46,7 +46,7 @@ use crate::volumes::{self, Volume};
 
 pub(crate) use blank::Order;
 
-pub use armed::{Armed, arm};
+pub use armed::{Armed, Going, arm};
 pub use blank::{Stock, launch_from};
 
 /// The one variable that a shim keeps of its server's environment, in builds for tests.
@@ -58,6 +58,8 @@ pub(crate) const SHIM_FILE: &str = "shim.json";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 const LOCK_FILE: &str = "lock";
 const ARMED_LOCK_FILE: &str = "armed.lock";
+/// Becomes [`SHIM_FILE`].
+pub(crate) const ARMED_SHIM_FILE: &str = "armed-shim.json";
 /// What the shim itself has to say, for people.
 const SHIM_LOG: &str = "shim.log";
 
@@ -65,6 +67,8 @@ const SHIM_LOG: &str = "shim.log";
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// How long a start may take before it is given up. A start takes 10 to 30 ms, on a host in great need a second.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long after a start the files of former runs are left alone.
+const DISCARD_DELAY: Duration = Duration::from_millis(50);
 /// How long the remains of a dead Machine may take to go, and how often that is looked at.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(10);
 const CLEAN_INTERVAL: Duration = Duration::from_millis(2);
@@ -346,6 +350,14 @@ impl ShimState {
         let shim = ProcessId::of(rustix::process::getpid())?;
         Ok(Self { run, shim, init: ProcessId::of(init)? })
     }
+
+    fn lives(&self) -> Result<bool, LaunchError> {
+        let dir = || PathBuf::from(format!("/proc/{}", self.shim.pid));
+        self.shim
+            .open()
+            .map(|shim| shim.is_some())
+            .map_err(|error| io_error("look at", &dir())(error))
+    }
 }
 
 /// What a shim tells its launcher.
@@ -400,13 +412,12 @@ impl Alive {
 impl Machine {
     fn new(spec: LaunchSpec, state: ShimState) -> Result<Self, LaunchError> {
         let cgroups = Place::of(&spec).cgroups()?;
-        let alive = Alive::open(state).map_err(io_error("watch", &spec.dir))?;
-        Ok(Self { spec, pid: state.init.pid, cgroups, alive })
+        Self::alive(spec, state, cgroups)
     }
 
-    fn ended(spec: LaunchSpec) -> Result<Self, LaunchError> {
-        let cgroups = Place::of(&spec).cgroups()?;
-        Ok(Self { spec, pid: 0, cgroups, alive: None })
+    fn alive(spec: LaunchSpec, state: ShimState, cgroups: Cgroups) -> Result<Self, LaunchError> {
+        let alive = Alive::open(state).map_err(io_error("watch", &spec.dir))?;
+        Ok(Self { spec, pid: state.init.pid, cgroups, alive })
     }
 
     /// What this run was started with.
@@ -439,7 +450,7 @@ impl Machine {
     pub async fn wait(&self) -> Result<ExitRecord, LaunchError> {
         if let Some(alive) = &self.alive {
             readable(&alive.shim).await.map_err(io_error("wait for", &self.spec.dir))?;
-            reap_orphan(alive.shim.get_ref());
+            reap_ended(alive.shim.get_ref());
         }
         match read_record(&self.spec)? {
             Some(record) => Ok(record),
@@ -566,12 +577,13 @@ impl Machine {
     }
 }
 
-/// Reaps a shim that has ended if it has become this process's child: as process 1 of a container it inherits orphans.
-fn reap_orphan(shim: &OwnedFd) {
+/// Reaps a shim that has ended if it is this process's child: from birth on a host without v2, and as process 1 of a
+/// container, which inherits orphans. Whoever else waits for it may have been first.
+fn reap_ended(shim: &OwnedFd) {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     if let Err(errno) = waitid(WaitId::PidFd(shim.as_fd()), options) {
-        tracing::trace!(%errno, "the shim is reaped by another process");
+        tracing::trace!(%errno, "the shim is reaped already, or by another process");
     }
 }
 
@@ -643,12 +655,19 @@ pub(crate) fn lock_armed(dir: &Path) -> io::Result<File> {
 
 /// Removes what tells that a run was made ready. Who holds the lock goes on holding it.
 pub(crate) fn forget_armed(dir: &Path) -> io::Result<()> {
-    [ARMED_FILE, ARMED_LOCK_FILE].iter().try_for_each(|name| {
-        match fs::remove_file(dir.join(name)) {
+    [ARMED_FILE, ARMED_LOCK_FILE, ARMED_SHIM_FILE].iter().try_for_each(
+        |name| match fs::remove_file(dir.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
-        }
-    })
+        },
+    )
+}
+
+/// What tells of a run that was made ready tells of the run from here on. Needs no space on the disk. What else tells of
+/// the former run stays: everybody looks by the run's number.
+pub(crate) fn become_run(dir: &Path) -> io::Result<()> {
+    fs::rename(dir.join(ARMED_FILE), dir.join(SPEC_FILE))?;
+    fs::rename(dir.join(ARMED_SHIM_FILE), dir.join(SHIM_FILE))
 }
 
 fn lock_file(dir: &Path, name: &str) -> io::Result<File> {
@@ -938,7 +957,7 @@ fn spawn_shim(
     way: Way,
 ) -> io::Result<(Child, StdStream)> {
     let (near, far) = StdStream::pair()?;
-    let mut command = shim_command("shim");
+    let mut command = role_command("shim");
     command
         .arg(&spec.dir)
         .args((way == Way::Armed).then_some(Way::ARMED))
@@ -949,7 +968,7 @@ fn spawn_shim(
 }
 
 /// This program in another role, without the server's environment.
-fn shim_command(role: &str) -> Command {
+pub(crate) fn role_command(role: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg(role).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
     #[cfg(debug_assertions)]
@@ -987,15 +1006,16 @@ async fn hear(shim: &mut Line) -> io::Result<Answer> {
 }
 
 /// Reaps the shim, or another child, when it ends, as long as this runtime lives.
-pub(crate) fn reap(mut shim: Child) -> io::Result<()> {
+pub(crate) fn reap(shim: Child) -> io::Result<()> {
     let pid = i32::try_from(shim.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("the shim has no process id"))?;
     let pidfd = sys::watch(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)?;
     tokio::spawn(async move {
-        let waited = readable(&pidfd).await.and_then(|()| shim.wait());
-        if let Err(error) = waited {
-            tracing::warn!(%error, "could not reap a shim");
+        match readable(&pidfd).await {
+            Ok(()) => reap_ended(pidfd.get_ref()),
+            Err(error) => tracing::warn!(%error, "could not watch a shim"),
         }
+        drop(shim);
     });
     Ok(())
 }
@@ -1007,15 +1027,21 @@ fn last_words(spec: &LaunchSpec) -> String {
     last.into_iter().rev().map(|line| format!("; {line}")).collect()
 }
 
-/// Removes the files of former runs, away from the start's path.
+/// Removes the files of former runs, away from the start's path: whoever waits for the start needs the processor and the
+/// disk first.
 fn discard_former_files(spec: &LaunchSpec) {
     let (dir, run) = (spec.dir.join("fs"), spec.run);
-    tokio::task::spawn_blocking(move || {
+    let discard = move || {
         for path in former_files(&dir, run) {
             if let Err(error) = remove_tree(&path) {
                 tracing::warn!(%error, path = %path.display(), "could not remove the files of a former run");
             }
         }
+    };
+    tokio::spawn(async {
+        tokio::time::sleep(DISCARD_DELAY).await;
+        // If it is cut off by the end of the process, the next start does it.
+        tokio::task::spawn_blocking(discard).await.ok();
     });
 }
 
@@ -1035,6 +1061,19 @@ fn former_files(dir: &Path, run: u64) -> Vec<PathBuf> {
 /// What cannot be known, because a file is damaged or of a later version, is killed: no run lives that nobody can name.
 /// `cgroup_parent` is where to look for a run whose own specification is lost (see [`LaunchSpec::cgroup_parent`]).
 pub async fn adopt(dir: &Path, cgroup_parent: &str) -> Result<Option<Machine>, LaunchError> {
+    let hierarchies = Hierarchies::find().map_err(io_error("find the cgroups of", dir))?;
+    adopt_among(&hierarchies, dir, cgroup_parent).await
+}
+
+/// The same for one of many Machines.
+///
+/// # Errors
+/// As of [`adopt`].
+pub async fn adopt_among(
+    hierarchies: &Hierarchies,
+    dir: &Path,
+    cgroup_parent: &str,
+) -> Result<Option<Machine>, LaunchError> {
     armed::end(&Place::by_name(dir, cgroup_parent)).await?;
     let spec = match read_spec(dir)? {
         Content::Absent => return Ok(None),
@@ -1045,13 +1084,17 @@ pub async fn adopt(dir: &Path, cgroup_parent: &str) -> Result<Option<Machine>, L
         }
     };
     match tokio::time::timeout(SETTLE_TIMEOUT, settled(&spec)).await {
-        Ok(Ok(Content::Known(state))) => return Machine::new(spec, state).map(Some),
+        Ok(Ok(Content::Known(state))) => {
+            let cgroups = hierarchies.at(&cgroup_path(&spec));
+            return Machine::alive(spec, state, cgroups).map(Some);
+        }
         Ok(Ok(Content::Absent)) => {}
         Ok(Ok(Content::Unreadable(why))) => end_unknown(&Place::of(&spec), &why).await?,
         Ok(Err(error)) => return Err(error),
         Err(_) => end_unknown(&Place::of(&spec), "its shim neither starts it nor ends").await?,
     }
-    Machine::ended(spec).map(Some)
+    let cgroups = hierarchies.at(&cgroup_path(&spec));
+    Ok(Some(Machine { spec, pid: 0, cgroups, alive: None }))
 }
 
 /// What the living shim of a run says of itself, once it does; absent when none lives.
@@ -1059,7 +1102,10 @@ async fn settled(spec: &LaunchSpec) -> Result<Content<ShimState>, LaunchError> {
     // A shim that is still starting shows itself soon; there is nothing to be notified by.
     while Place::of(spec).is_locked()? {
         match read_state(&spec.dir)? {
-            Content::Known(state) if state.run == spec.run => return Ok(Content::Known(state)),
+            // One that has died may have left this to another, which becomes the run just now.
+            Content::Known(state) if state.run == spec.run && state.lives()? => {
+                return Ok(Content::Known(state));
+            }
             Content::Unreadable(why) => return Ok(Content::Unreadable(why)),
             Content::Known(_) | Content::Absent => tokio::time::sleep(CLEAN_INTERVAL).await,
         }
@@ -1093,8 +1139,10 @@ fn kill_shim(place: &Place) -> io::Result<()> {
     let state = read_state(&place.dir).map_err(io::Error::other)?;
     let shim = match state {
         Content::Known(state) => state.shim.open()?,
-        Content::Absent | Content::Unreadable(_) => open_holder(&place.dir, LOCK_FILE)?,
+        Content::Absent | Content::Unreadable(_) => None,
     };
+    // What is written may be of the run before.
+    let shim = shim.map_or_else(|| open_holder(&place.dir, LOCK_FILE), |shim| Ok(Some(shim)))?;
     let Some(shim) = shim else { return Ok(()) };
     rustix::process::pidfd_send_signal(&shim, Signal::KILL).map_err(Into::into)
 }

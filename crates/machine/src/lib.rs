@@ -42,7 +42,10 @@ mod sys;
 mod tree;
 mod user;
 
-pub use cgroup::Freezer;
+pub use cgroup::ceiling::{Ceiling, Ceilings};
+pub use cgroup::idle::Cpu;
+pub use cgroup::reclaim::main as reclaim_main;
+pub use cgroup::{Freezer, Hierarchies};
 pub use disk::{DiskUse, INODE_BYTES};
 pub use exec::{ExecError, ExecRequest, Running, Streams, Terminal, TerminalSize};
 pub use ids::{Ids, Probed, probe};
@@ -50,12 +53,12 @@ pub use images::{
     Digest, ImageConfig, ImageError, ImageStore, Limits as ImageLimits, Pruned, Unpacked,
 };
 pub use launch::{
-    Armed, ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, LaunchError, LaunchSpec, Machine,
-    RootFile, SignalError, Stock, adopt, arm, install_init, launch, launch_from, launch_with,
-    lives, remove, uid_base,
+    Armed, ExitCause, ExitRecord, FAULTS_VARIABLE, Fault, Going, LaunchError, LaunchSpec, Machine,
+    RootFile, SignalError, Stock, adopt, adopt_among, arm, install_init, launch, launch_from,
+    launch_with, lives, remove, uid_base,
 };
 pub use memory::{Memory, PagedOut, Swap};
-pub use process::{ListenSocket, Process, Worker};
+pub use process::{ListenSocket, Process, Worker, WorkerEnd};
 pub use secrets::Secrets;
 pub use tree::{Freed, freed};
 pub use volumes::Volume;

@@ -6,20 +6,25 @@
 //! ```
 //!
 //! Only anonymous memory moves: file pages are the kernel's to drop at any time, and evicting them costs 10 ms at the
-//! next wake. Pages that a fork shares stay where they are. What was changed about a sleeper lies in its directory when
+//! next wake. Shared memory, and what lies in `/dev/shm`, goes with what the kernel takes itself when room is asked for in
+//! the Machine's memory cgroup; without one it stays, as do pages that a fork shares. What was changed about a sleeper lies in its directory when
 //! it cannot be told from the Machine itself, so that a later server puts it back too.
+
+mod copies;
 
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use perch_core::fault::{self, Point};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::charge::Charge;
 use crate::files;
 use crate::launch::Machine;
 use crate::sys::{self, Advice};
@@ -33,12 +38,18 @@ const ASLEEP_FILE: &str = "asleep.json";
 /// Passes over the processes of a Machine that may be forking.
 const PASSES_MAX: usize = 4;
 
+/// Less shared memory is not worth the files that may go with it.
+const SHARED_MIN: u64 = 1 << 20;
+/// How often in a row the kernel may free less than it was asked for; it takes as many turns itself.
+const REFUSALS_MAX: u32 = 16;
+
 /// Where a Machine's memory is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
     /// In RAM, what several processes share counted once in all.
     pub resident_bytes: u64,
-    /// As much of that as no file has: it leaves RAM only for swap.
+    /// As much of that as no file of a disk has: it leaves RAM only for swap. Shared memory is part of it, and what lies
+    /// in `/dev/shm`, where a memory cgroup counts it.
     pub anonymous_bytes: u64,
     /// In swap.
     pub swapped_bytes: u64,
@@ -76,6 +87,9 @@ struct Asleep {
     swap_limit: Option<String>,
 }
 
+/// Has the kernel free so many bytes of a Machine's, as `RoomMaker::make` does.
+type MakeRoom<'a> = dyn FnMut(u64) -> io::Result<()> + 'a;
+
 /// Anonymous memory of one process.
 struct Part {
     pidfd: OwnedFd,
@@ -83,25 +97,35 @@ struct Part {
 }
 
 impl Machine {
-    /// Measures where its memory is, frozen or not. Reads `/proc`: 0.1 ms a process, 3 ms a GB.
+    /// Measures where its memory is, frozen or not. Reads `/proc`: 0.1 ms a process, 3 ms a GB; and what its memory
+    /// cgroup counts, which knows better where there is one.
     pub fn memory(&self) -> io::Result<Memory> {
-        let mut sum = Memory::default();
+        let (mut sum, mut files) = (Memory::default(), 0);
         if self.is_over() {
             return Ok(sum);
         }
         for pid in self.cgroups().pids() {
             match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
-                Ok(text) => sum.add(&text),
+                Ok(text) => {
+                    sum.add(&text);
+                    files += kilobytes(&text, "Pss_File:");
+                }
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(sum)
+        Ok(self.cgroups().charge().map_or(sum, |charge| sum.corrected(charge, files)))
+    }
+
+    /// As much of [`Machine::memory`] as its memory cgroup counts, in 0.05 ms: nothing of files. `None` without one.
+    pub fn charged(&self) -> Option<Memory> {
+        Some(Memory::default().corrected(self.cgroups().charge()?, 0))
     }
 
     /// Makes its processes the first that the kernel kills for want of memory, and lets all of it go to swap. For a
     /// frozen Machine; [`Machine::keep_memory`] puts it back. Idempotent.
     pub fn yield_memory(&self) -> io::Result<()> {
+        self.cgroups().keep_memory_limit(self.spec().memory_bytes)?;
         let cgroups = self.cgroups();
         let pids = cgroups.pids();
         let scored = |pid: &i32| {
@@ -132,6 +156,7 @@ impl Machine {
     /// Takes back what [`Machine::yield_memory`] did, also what an earlier server did. Idempotent.
     pub fn keep_memory(&self) -> io::Result<()> {
         fault::pass(Point::ServerKeepBegun);
+        self.cgroups().keep_memory_limit(self.spec().memory_bytes)?;
         let former = self.asleep().unwrap_or_default();
         let own = |pid: i32| former.scores.iter().find(|(known, _)| *known == pid);
         for _ in 0..PASSES_MAX {
@@ -163,15 +188,30 @@ impl Machine {
         found.known(&path).filter(|asleep| asleep.run == self.run())
     }
 
-    /// Moves its anonymous memory to swap, as long as it is frozen, `go_on` says so and swap is left. Blocks for about
-    /// 2 ms a chunk; ends at most one chunk after a thaw.
+    /// Moves its anonymous memory to swap and out of RAM, as long as it is frozen, `go_on` says so and swap is left. Blocks for about
+    /// 2 ms a chunk; ends at most one chunk after a thaw. `waited` hears how long the kernel took for each chunk.
     ///
     /// # Errors
     /// When this process may not do that, or the kernel cannot.
-    pub fn page_out(&self, go_on: &dyn Fn() -> bool) -> io::Result<PagedOut> {
+    pub fn page_out(
+        &self,
+        go_on: &dyn Fn() -> bool,
+        waited: &dyn Fn(Duration),
+    ) -> io::Result<PagedOut> {
         let before = self.memory()?;
         let frozen = || go_on() && self.is_frozen();
-        let end = self.advise(Advice::PageOut, &frozen, u64::MAX)?;
+        let mut room = self.cgroups().room_maker(self.spec().memory_bytes);
+        let mut make = |bytes| timed(waited, || room.make(bytes));
+        let mut end = self.advise(Advice::PageOut, &frozen, waited, u64::MAX)?;
+        if end == End::Done {
+            end = self.move_shared(&frozen, &mut make)?;
+        }
+        if end != End::CalledOff
+            && let Err(error) = self.drop_copies(&frozen, &mut make)
+        {
+            // It is in swap all the same, and what is left is the first to go.
+            tracing::warn!(machine = self.spec().machine, %error, "copies stay in RAM");
+        }
         fault::pass(Point::ServerPagedOut);
         let memory = self.memory()?;
         let bytes = memory.swapped_bytes.saturating_sub(before.swapped_bytes);
@@ -183,10 +223,16 @@ impl Machine {
     /// # Errors
     /// When this process may not do that, or the kernel cannot.
     pub fn prefetch(&self, go_on: &dyn Fn() -> bool, bytes_max: u64) -> io::Result<End> {
-        self.advise(Advice::WillNeed, go_on, bytes_max)
+        self.advise(Advice::WillNeed, go_on, &|_| {}, bytes_max)
     }
 
-    fn advise(&self, advice: Advice, go_on: &dyn Fn() -> bool, most: u64) -> io::Result<End> {
+    fn advise(
+        &self,
+        advice: Advice,
+        go_on: &dyn Fn() -> bool,
+        waited: &dyn Fn(Duration),
+        most: u64,
+    ) -> io::Result<End> {
         let mut left = most;
         for pid in self.cgroups().pids() {
             if !go_on() {
@@ -202,7 +248,7 @@ impl Machine {
                     return Ok(End::SwapFull);
                 }
                 left -= bytes;
-                match sys::advise(&part.pidfd, &chunk, advice) {
+                match timed(waited, || sys::advise(&part.pidfd, &chunk, advice)) {
                     Err(Errno::SRCH) => break,
                     // Locked memory, or a range that is no longer there.
                     Err(Errno::INVAL | Errno::NOMEM | Errno::AGAIN | Errno::INTR) | Ok(()) => {}
@@ -210,6 +256,35 @@ impl Machine {
                 }
                 self.pass_chunk(advice);
             }
+        }
+        Ok(End::Done)
+    }
+
+    /// Moves what no advice reaches: shared memory, and what lies in `/dev/shm`. What it has of files may go with it.
+    fn move_shared(&self, go_on: &dyn Fn() -> bool, make: &mut MakeRoom<'_>) -> io::Result<End> {
+        let cgroups = self.cgroups();
+        let (mut refusals, mut before) = (0, u64::MAX);
+        while REFUSALS_MAX != refusals {
+            let shared = cgroups.charge().map_or(0, |charge| charge.shared);
+            if shared < SHARED_MIN {
+                break;
+            }
+            // Also where the kernel gave up files instead, as for what is locked.
+            refusals = if shared < before { 0 } else { refusals + 1 };
+            before = shared;
+            if !go_on() {
+                return Ok(End::CalledOff);
+            }
+            if swap_left() < CHUNK {
+                return Ok(End::SwapFull);
+            }
+            match make(CHUNK.min(shared)) {
+                Ok(()) => {}
+                Err(error) if is_not_at_once(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+            self.pass_chunk(Advice::PageOut);
         }
         Ok(End::Done)
     }
@@ -231,6 +306,16 @@ impl Memory {
         self.swapped_bytes += kilobytes(smaps_rollup, "SwapPss:");
     }
 
+    /// With what the kernel counts itself, in place of what the processes tell.
+    fn corrected(self, charge: Charge, file_bytes: u64) -> Self {
+        let anonymous_bytes = charge.anonymous();
+        Self {
+            resident_bytes: anonymous_bytes.saturating_add(file_bytes),
+            anonymous_bytes,
+            swapped_bytes: charge.swapped.unwrap_or(self.swapped_bytes),
+        }
+    }
+
     /// Whether most of what has no file is in swap.
     pub fn is_paged_out(&self) -> bool {
         self.anonymous_bytes < self.swapped_bytes
@@ -245,6 +330,33 @@ impl Memory {
 pub fn yield_rank() -> io::Result<()> {
     let dropped = caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
     dropped.map_err(io::Error::other)
+}
+
+/// Heaps of a process with many threads. Each keeps what was freed in it: with the C library's eight for each core, a
+/// server of 1,000 apps kept as much as it needed.
+const HEAPS_MAX: i32 = 2;
+
+/// To be called while the process has one thread: what one of its threads frees, another can then take.
+pub fn share_heaps() {
+    sys::bound_heaps(HEAPS_MAX);
+}
+
+/// Gives the kernel back what this process has freed: the allocator keeps what lies below something in use.
+pub fn give_back() {
+    sys::trim();
+}
+
+fn timed<T>(waited: &dyn Fn(Duration), act: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = act();
+    waited(began.elapsed());
+    done
+}
+
+/// What was in use a moment ago goes only when it is asked for again.
+fn is_not_at_once(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, ResourceBusy, WouldBlock};
+    matches!(error.kind(), Interrupted | ResourceBusy | WouldBlock)
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -462,6 +574,17 @@ Anonymous:             4 kB
         assert_eq!(sum.resident_bytes, 200 * 1024);
         assert_eq!((sum.anonymous_bytes, sum.swapped_bytes), (120 * 1024, 14 * 1024));
         assert!(!sum.is_paged_out());
+    }
+
+    #[test]
+    fn what_a_memory_cgroup_counts_is_known_better() {
+        let told = Memory { resident_bytes: 700, anonymous_bytes: 300, swapped_bytes: 20 };
+        let charge = Charge { private: 290, shared: 5000, swapped: None };
+        let known = told.corrected(charge, 100);
+        let expected = Memory { resident_bytes: 5390, anonymous_bytes: 5290, swapped_bytes: 20 };
+        assert_eq!(known, expected);
+        let charge = Charge { swapped: Some(9000), ..charge };
+        assert!(told.corrected(charge, 100).is_paged_out());
     }
 
     #[test]

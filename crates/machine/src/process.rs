@@ -1,15 +1,25 @@
 //! What runs inside a Machine, read from `/proc`.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+
+use crate::sys;
 
 /// The kernel's unit of CPU time towards programs is fixed at 1/100 s.
 const TICKS_PER_SECOND: u64 = 100;
 const PAGE_BYTES: u64 = 4096;
+/// What `/proc/PID/stat` has at most: 52 numbers and a name.
+const STAT_LEN: usize = 2048;
+const STAT_LEN_MAX: u64 = 2048;
+/// A Machine's workers have a descriptor each while it sleeps, if they are not more: there is about one for each processor.
+/// What forks one for each caller has more, and those end with their callers.
+const WATCHED_MAX: usize = 8;
 /// State of a listening TCP socket and of an unconnected UDP socket in `/proc/net`.
 const TCP_LISTEN: &str = "0A";
 const UDP_UNCONNECTED: &str = "07";
@@ -60,7 +70,9 @@ pub(crate) fn list(init: i32, pids: &[i32]) -> io::Result<Vec<Process>> {
 /// # Errors
 /// When there is no such process.
 pub fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Its length is not known before; by default it is read in nine pieces.
+    let mut stat = String::with_capacity(STAT_LEN);
+    File::open(format!("/proc/{pid}/stat"))?.take(STAT_LEN_MAX).read_to_string(&mut stat)?;
     Stat::parse(&stat).map(|stat| stat.start_ticks).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
@@ -83,20 +95,54 @@ pub(crate) fn memory_map() -> io::Result<crate::sys::MemoryMap> {
 }
 
 /// A process that was forked by one of the same name, as servers fork their workers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Worker {
     /// Its name, which programs set to what they like: at most 15 bytes.
     pub name: String,
     pid: i32,
     start_ticks: u64,
+    /// By which the kernel tells how it ended, also after somebody has reaped it.
+    pidfd: Option<OwnedFd>,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerEnd {
+    /// The kernel does not tell.
+    Unknown,
+    /// By itself, with this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
 }
 
 impl Worker {
-    /// Whether it has ended, reaped or not.
-    pub fn has_ended(&self) -> bool {
+    /// How it ended, reaped or not; `None`: it runs.
+    pub fn end(&self) -> Option<WorkerEnd> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let lives = |stat: Stat| stat.start_ticks == self.start_ticks && !stat.is_zombie;
-        !Stat::parse(&stat).is_some_and(lives)
+        let stat = Stat::parse(&stat).filter(|stat| stat.start_ticks == self.start_ticks);
+        let status = match stat {
+            Some(stat) if !stat.is_zombie => return None,
+            // To those who may not know the kernel says 0.
+            Some(stat) => stat.wait_status.filter(|status| *status != 0),
+            None => self.pidfd.as_ref().and_then(|pidfd| sys::wait_status(pidfd.as_fd())),
+        };
+        Some(status.map_or(WorkerEnd::Unknown, WorkerEnd::of))
+    }
+
+    /// Without a descriptor it is only not known how it ends.
+    fn watch(&mut self) {
+        let pid = Pid::from_raw(self.pid);
+        self.pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    }
+}
+
+impl WorkerEnd {
+    fn of(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Code(status >> 8 & 0xff),
+            signal => Self::Signal(signal),
+        }
     }
 }
 
@@ -115,8 +161,13 @@ pub(crate) fn workers(pids: &[i32]) -> Vec<Worker> {
         name: name.clone(),
         pid: *pid,
         start_ticks: stat.start_ticks,
+        pidfd: None,
     });
-    workers.collect()
+    let mut workers: Vec<Worker> = workers.collect();
+    if workers.len() <= WATCHED_MAX {
+        workers.iter_mut().for_each(Worker::watch);
+    }
+    workers
 }
 
 fn name_of(stat: &str) -> Option<&str> {
@@ -132,13 +183,16 @@ struct Stat {
     system_ticks: u64,
     start_ticks: u64,
     resident_pages: u64,
+    /// Of a zombie, as wait(2) gives it.
+    wait_status: Option<i32>,
 }
 
 impl Stat {
     fn parse(text: &str) -> Option<Self> {
         // The name in parentheses may hold anything; the fields begin after the last one, with number 3.
         let fields: Vec<_> = text.rsplit_once(") ")?.1.split(' ').collect();
-        let number = |field: usize| fields.get(field - 3)?.trim().parse().ok();
+        let text = |field: usize| fields.get(field - 3).map(|text| text.trim());
+        let number = |field: usize| text(field)?.parse().ok();
         Some(Self {
             is_zombie: *fields.first()? == "Z",
             parent: fields.get(1)?.parse().ok()?,
@@ -146,6 +200,7 @@ impl Stat {
             system_ticks: number(15)?,
             start_ticks: number(22)?,
             resident_pages: number(24)?,
+            wait_status: text(52).and_then(|text| text.parse().ok()),
         })
     }
 }
@@ -237,6 +292,8 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufRead;
+
     use super::*;
 
     #[test]
@@ -249,31 +306,51 @@ mod tests {
             system_ticks: 22,
             start_ticks: 333,
             resident_pages: 55,
+            wait_status: None,
         };
         assert_eq!(Stat::parse(stat), Some(expected));
         assert_eq!(name_of(stat), Some("a) b"));
         assert_eq!(Stat::parse("7 (short) S 1"), None);
     }
 
-    #[test]
-    fn a_worker_is_a_fork_of_the_same_name() -> io::Result<()> {
-        use std::io::BufRead;
-        let script = "exec 3<&0; (read end <&3) & echo $!; wait";
-        let mut shell = std::process::Command::new("sh");
-        let shell = shell.args(["-c", script]).stdin(std::process::Stdio::piped());
-        let mut shell = shell.stdout(std::process::Stdio::piped()).spawn()?;
+    /// A shell and a fork of it, which ends as told when the shell's input does.
+    fn forked(ends: &str) -> io::Result<(std::process::Child, i32)> {
+        use std::process::{Command, Stdio};
+        let script = format!("exec 3<&0; (read line <&3; {ends}) & echo $!; wait");
+        let mut shell = Command::new("sh");
+        let shell = shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = shell.spawn()?;
         let mut line = String::new();
         io::BufReader::new(shell.stdout.take().expect("piped")).read_line(&mut line)?;
-        let (parent, child) = (i32::try_from(shell.id()), line.trim().parse());
-        let (parent, child) = (parent.expect("an id"), child.expect("an id"));
-        let found = workers(&[parent, child]);
-        assert!(matches!(&found[..], [it] if it.pid == child && it.name == "sh"), "{found:?}");
-        assert!(workers(&[child]).is_empty(), "its parent is in no Machine");
-        assert!(!found[0].has_ended());
-        drop(shell.stdin.take());
-        shell.wait()?;
-        assert!(found[0].has_ended());
+        Ok((shell, line.trim().parse().expect("an id")))
+    }
+
+    #[test]
+    fn a_worker_is_a_fork_of_the_same_name_and_its_end_is_told_after_it_was_reaped()
+    -> io::Result<()> {
+        use WorkerEnd::{Code, Signal, Unknown};
+        let ends =
+            [("exit 0", Code(0)), ("exit 7", Code(7)), ("exec sh -c 'kill -9 $$'", Signal(9))];
+        for (ends, expected) in ends {
+            let (mut shell, child) = forked(ends)?;
+            let parent = i32::try_from(shell.id()).expect("an id");
+            let found = workers(&[parent, child]);
+            assert!(matches!(&found[..], [it] if it.pid == child && it.name == "sh"), "{found:?}");
+            assert!(workers(&[child]).is_empty(), "its parent is in no Machine");
+            assert_eq!(found[0].end(), None);
+            drop(shell.stdin.take());
+            shell.wait()?;
+            let end = found[0].end();
+            assert!([Some(expected), Some(Unknown)].contains(&end), "{ends}: {end:?}");
+        }
         Ok(())
+    }
+
+    #[test]
+    fn a_wait_status_is_a_code_or_a_signal() {
+        let ends = [0, 7 << 8, 9, 6 | 0x80].map(WorkerEnd::of);
+        use WorkerEnd::{Code, Signal};
+        assert_eq!(ends, [Code(0), Code(7), Signal(9), Signal(6)]);
     }
 
     #[cfg(target_endian = "little")]

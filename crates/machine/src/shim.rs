@@ -284,6 +284,8 @@ struct Keeper {
     /// Whether init waits at its gate.
     waits: bool,
     started: bool,
+    /// What it says of itself, if that was written down while it waited.
+    state: Option<ShimState>,
     reported: Option<Report>,
     /// How PID 1 itself ended.
     status: Option<WaitStatus>,
@@ -403,6 +405,7 @@ fn create(
         rate: LogRate::new(Instant::now()),
         waits: false,
         started: false,
+        state: None,
         reported: None,
         status: None,
         lock,
@@ -609,13 +612,16 @@ impl Keeper {
         }
     }
 
-    /// Reaps what has ended: PID 1, and the processes that helped to make the container.
-    fn reap(&mut self) {
+    /// Reaps what has ended: PID 1, and the processes that helped to make the container. Whether there was one of these.
+    fn reap(&mut self) -> bool {
+        let mut helper = false;
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if pid == self.pid {
-                self.status = Some(status);
+            match pid == self.pid {
+                true => self.status = Some(status),
+                false => helper = true,
             }
         }
+        helper
     }
 
     fn copy(&mut self, buffer: &mut [u8]) -> bool {

@@ -1,7 +1,7 @@
 //! System calls that have no safe wrapper, behind safe functions.
 #![expect(
     unsafe_code,
-    reason = "clone, mount_setattr, setfsuid, process_madvise, swapon, prctl and ioctls of loop devices and ext4 have no safe wrapper"
+    reason = "clone, mount_setattr, setfsuid, process_madvise, mallopt, malloc_trim, swapon, prctl and ioctls of loop devices and ext4 have no safe wrapper"
 )]
 
 use std::ffi::CStr;
@@ -207,6 +207,24 @@ fn fork_with(arguments: libc::clone_args, act: impl FnOnce() -> i32) -> io::Resu
     pid.ok_or_else(|| io::Error::other("clone returned no process id"))
 }
 
+/// How the process ended that a pidfd names: its wait status, once it is reaped. `None` as long as it is not, and where the
+/// kernel does not tell (before Linux 6.15).
+pub(crate) fn wait_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    /// The first of the kernel's `struct pidfd_info`.
+    #[repr(C)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    const GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const EXIT: u64 = 1 << 3;
+    let mut info = Info { mask: EXIT, cgroup: 0, ids: [0; 11], status: 0 };
+    ioctl(pidfd, GET_INFO, (&raw mut info).addr()).ok()?;
+    (info.mask & EXIT != 0).then_some(info.status)
+}
+
 /// Gives this process the limits of another one.
 pub(crate) fn copy_limits(from: i32) -> io::Result<()> {
     /// The kernel's `RLIM_NLIMITS`.
@@ -295,6 +313,18 @@ pub(crate) fn act_as(id: u32) -> io::Result<()> {
     // The kernel took away the rights over files when the id left 0.
     let held = caps::read(None, caps::CapSet::Permitted).map_err(io::Error::other)?;
     caps::set(None, caps::CapSet::Effective, &held).map_err(io::Error::other)
+}
+
+/// Has all threads of this process allocate from so many heaps.
+pub(crate) fn bound_heaps(count: i32) {
+    // SAFETY: it sets a number, under the allocator's own lock.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, count) };
+}
+
+/// Gives the kernel back what this process has freed.
+pub(crate) fn trim() {
+    // SAFETY: it touches only what the allocator itself knows to be free.
+    unsafe { libc::malloc_trim(0) };
 }
 
 /// What is to become of a range of another process's memory.

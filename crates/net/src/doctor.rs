@@ -20,6 +20,11 @@ use crate::{firewall, namespace, route, sys};
 /// Nothing but this check uses the name, and only in a namespace of its own.
 const SCRATCH: &str = "perch_doctor";
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What limits Machines where there is no v2; without it none starts.
+const V1_LIMITS: [&str; 4] = ["memory", "cpu", "pids", "devices"];
+
 /// One finding of [`doctor`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -180,20 +185,46 @@ fn mount_overlay() -> Result<(), NetError> {
 }
 
 fn cgroups() -> Check {
-    let layouts = [
-        ("cgroup.controllers", "v2"),
-        ("unified/cgroup.procs", "v1 with the v2 tree beside it"),
-        ("freezer/cgroup.procs", "v1"),
-    ];
-    let exists = |(file, _): &&(&str, &str)| Path::new("/sys/fs/cgroup").join(file).exists();
-    match layouts.iter().find(exists) {
-        Some((_, layout)) => passed("cgroups", (*layout).to_owned()),
-        None => failed(
-            "cgroups",
-            "nothing is mounted at /sys/fs/cgroup".to_owned(),
-            "mount -t cgroup2 none /sys/fs/cgroup",
-        ),
+    cgroups_at(Path::new(CGROUPS))
+}
+
+/// Without a freezer Machines are suspended all the same, so that is a note and no failure.
+fn cgroups_at(root: &Path) -> Check {
+    const NAME: &str = "cgroups";
+    if root.join("cgroup.controllers").exists() {
+        return passed(NAME, "v2".to_owned());
     }
+    if root.join("unified/cgroup.procs").exists() {
+        return passed(NAME, "v1 with the v2 tree beside it".to_owned());
+    }
+    let controllers = v1_controllers(root);
+    if controllers.is_empty() {
+        let detail = format!("nothing is mounted at {CGROUPS}");
+        return failed(NAME, detail, &format!("mount -t cgroup2 none {CGROUPS}"));
+    }
+    let is_missing = |name: &&str| !controllers.iter().any(|it| it == name);
+    if let Some(name) = V1_LIMITS.into_iter().find(is_missing) {
+        return failed(NAME, format!("v1 without {name}"), &mount_v1(name));
+    }
+    let note = match is_missing(&"freezer") {
+        true => format!("; Machines are suspended by signals until {}", mount_v1("freezer")),
+        false => String::new(),
+    };
+    passed(NAME, format!("v1{note}"))
+}
+
+fn mount_v1(name: &str) -> String {
+    format!("mkdir -p {CGROUPS}/{name} && mount -t cgroup -o {name} none {CGROUPS}/{name}")
+}
+
+/// The controllers that are mounted below `root`, where a directory is called after what is in it, as `cpu,cpuacct`.
+fn v1_controllers(root: &Path) -> Vec<String> {
+    let dirs = fs::read_dir(root).into_iter().flatten().flatten();
+    let mounted = dirs.filter(|dir| dir.path().join("cgroup.procs").exists());
+    let names = mounted.filter_map(|dir| dir.file_name().into_string().ok());
+    // A tree with only a name, which has no controller, is systemd's.
+    let names = names.filter(|name| name != "systemd");
+    names.flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 fn forwarding() -> Check {
@@ -206,5 +237,50 @@ fn forwarding() -> Check {
             Err(error) => failed(NAME, format!("off: {error}"), "sysctl -w net.ipv4.ip_forward=1"),
         },
         Err(error) => failed(NAME, format!("{SWITCH}: {error}"), "mount /proc"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree in which these hierarchies are mounted.
+    fn check(mounted: &[&str]) -> std::io::Result<Check> {
+        let root = tempfile::tempdir()?;
+        for dir in mounted {
+            fs::create_dir_all(root.path().join(dir))?;
+            fs::write(root.path().join(dir).join("cgroup.procs"), "")?;
+        }
+        Ok(cgroups_at(root.path()))
+    }
+
+    #[test]
+    fn a_host_without_a_freezer_is_one_and_says_what_it_lacks() -> std::io::Result<()> {
+        let found = check(&["memory", "cpu,cpuacct", "pids", "devices", "systemd"])?;
+        assert!(found.ok, "{found:?}");
+        let said = "v1; Machines are suspended by signals until mkdir -p /sys/fs/cgroup/freezer \
+                    && mount -t cgroup -o freezer none /sys/fs/cgroup/freezer";
+        assert_eq!(found.detail, said);
+        Ok(())
+    }
+
+    #[test]
+    fn what_limits_machines_must_be_there() -> std::io::Result<()> {
+        let found = check(&["memory", "cpu", "devices", "freezer"])?;
+        assert!(!found.ok && found.detail == "v1 without pids", "{found:?}");
+        assert!(found.remedy.ends_with("mount -t cgroup -o pids none /sys/fs/cgroup/pids"));
+        Ok(())
+    }
+
+    #[test]
+    fn each_layout_is_known_and_none_is_missing() -> std::io::Result<()> {
+        let v1 = ["memory", "cpu", "pids", "devices", "freezer"];
+        assert_eq!(check(&v1)?.detail, "v1");
+        assert_eq!(check(&["memory", "unified"])?.detail, "v1 with the v2 tree beside it");
+        for nothing in [&[][..], &["systemd"]] {
+            let found = check(nothing)?;
+            assert!(!found.ok && found.remedy.contains("mount -t cgroup2"), "{found:?}");
+        }
+        Ok(())
     }
 }

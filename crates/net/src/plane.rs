@@ -236,6 +236,9 @@ impl Plane {
             return Err(NetError::NotForOneNetwork { addr });
         }
         let wanted = Published { ports: state::merged(ports), visible: vec![visible] };
+        if inner.state.published.get(&addr).is_some_and(|former| former.is_same(&wanted)) {
+            return Ok(());
+        }
         let mut batch = Batch::on(TABLE);
         if let Some(former) = inner.state.published.get(&addr) {
             former.remove(addr, &mut batch);

@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) armed_max: u32,
     /// Shims that are spawned before there is a Machine for them, at most; 0 for none. Each takes up to 1 MB.
     pub(crate) blank_max: u32,
+    /// Whether Machines above their baseline of CPU yield to others (`core::cpu`).
+    pub(crate) cpu_yield: bool,
     /// Who on this host may call the default organization's default network (DESIGN 6).
     pub(crate) host_access: HostAccess,
     /// How long an image that nothing refers to is kept after it was pushed.
@@ -93,6 +95,7 @@ impl Default for Config {
             starts_max: 8,
             armed_max: 16,
             blank_max: 2,
+            cpu_yield: false,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),
             root_disk_mb: 8 << 10,

@@ -10,6 +10,7 @@ pub(crate) fn main() -> ExitCode {
     let mut checks = perch_net::doctor();
     checks.push(files(Path::new(crate::paths::DATA_DIR)));
     checks.push(swap());
+    checks.push(cpu());
     checks.push(volumes());
     for check in &checks {
         println!("{}", line(check));
@@ -62,6 +63,25 @@ fn swap() -> Check {
     Check { name: "swap", ok: true, detail, remedy: String::new() }
 }
 
+/// Older kernels know weights alone.
+fn cpu() -> Check {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let detail = match knows_idle_class(&release) {
+        true => "Machines above their baseline can yield to others (cpu.idle), with cpu_yield"
+            .to_owned(),
+        false => format!(
+            "Machines yield to others by their weight alone: cpu.idle came with Linux 5.15, this is {release}"
+        ),
+    };
+    Check { name: "CPU", ok: true, detail, remedy: String::new() }
+}
+
+fn knows_idle_class(release: &str) -> bool {
+    let mut numbers = release.split(|it: char| !it.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (5, 15) <= (next(), next())
+}
+
 /// Without them volumes are directories, which nobody with data to keep should have by accident.
 fn volumes() -> Check {
     let (ok, detail) = match perch_machine::volumes::lacks_images() {
@@ -84,6 +104,13 @@ fn line(check: &Check) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_idle_class_is_known_since_5_15() {
+        let known = ["5.15.0-91-generic", "6.1.0-18-amd64", "6.18.44", "10.0"];
+        assert!(known.into_iter().all(knows_idle_class));
+        assert!(!["5.14.21", "5.4", "4.19.0-26", ""].into_iter().any(knows_idle_class));
+    }
 
     #[test]
     fn a_missing_thing_is_shown_with_its_remedy() {

@@ -1,7 +1,7 @@
 //! Ends processes where a test of hosts wants it; not in what users run (see `perch_core::fault`).
 //!
-//! `PERCH_FAULTS` names a directory. A file in it with the name of a place ends the first process that comes by; the
-//! file goes with it, so that its successor passes. `perch faults` prints the places.
+//! `PERCH_FAULTS` names a directory. A file in it with the name of a place ends the first process that comes by, or the one
+//! whose number is in it; the file goes with it, so that its successor passes. `perch faults` prints the places.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,11 +22,13 @@ pub(crate) fn arm() {
 
 fn on_pass(point: Point, pid: Option<i32>) {
     let Some(dir) = DIR.get() else { return };
+    let path = dir.join(point.name());
+    let named = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
     // Only one process gets to remove it.
-    if std::fs::remove_file(dir.join(point.name())).is_err() {
+    if std::fs::remove_file(&path).is_err() {
         return;
     }
-    let pid = pid.and_then(Pid::from_raw).unwrap_or_else(rustix::process::getpid);
+    let pid = named.or(pid).and_then(Pid::from_raw).unwrap_or_else(rustix::process::getpid);
     if let Err(errno) = rustix::process::kill_process(pid, Signal::KILL) {
         eprintln!("nothing to end at {}: {errno}", point.name());
     }

@@ -2,7 +2,7 @@
 //!
 //! This crate wires the others together and decides nothing. `perch` is the operator's program;
 //! called as `fly` or `flyctl`, or as `perch fly …`, it is the client. The roles `proxy`, `shim`,
-//! `enter`, `unpack` and `probe` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
+//! `enter`, `unpack`, `probe`, `freeze` and `reclaim` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
 mod backup;
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         "unpack" => unpack(&rest),
         "probe" => probe(&rest),
         "freeze" => freeze(&rest),
+        "reclaim" => reclaim(&rest),
         "strike" => quickstart::guard::main(&rest),
         "fly" => fly(args[1..].to_vec()),
         "faults" if cfg!(debug_assertions) => fault::main(),
@@ -113,6 +114,13 @@ fn freeze(args: &[OsString]) -> ExitCode {
     match args {
         [dir] => perch_machine::volumes::freezer_main(Path::new(dir)),
         _ => usage("error: perch freeze is started by the server only\n"),
+    }
+}
+
+fn reclaim(args: &[OsString]) -> ExitCode {
+    match args {
+        [file, limit] => perch_machine::reclaim_main(Path::new(file), &limit.to_string_lossy()),
+        _ => usage("error: perch reclaim is started by the server only\n"),
     }
 }
 

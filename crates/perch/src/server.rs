@@ -16,6 +16,8 @@ mod capacity;
 mod certificate;
 mod clock;
 mod contents;
+mod copying;
+mod cpu;
 mod delegation;
 mod disk;
 mod freezers;
@@ -39,8 +41,11 @@ mod pruning;
 mod publishing;
 mod records;
 mod schedule;
+mod seat;
 mod secrets;
 mod standby;
+mod steps;
+mod stored_config;
 mod verdict;
 mod views;
 mod volumes;
@@ -77,6 +82,7 @@ use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::ProxyPort;
 use secrets::vault::Vault;
+use steps::Steps;
 use world::{Parts, World};
 
 /// Name of the host's end of the link between host and data plane.
@@ -92,6 +98,8 @@ const UMASK: u32 = 0o022;
 const MARKS: [&str; 4] = ["lock", "store.db", "machines", "tag"];
 /// Descriptors: listeners, sockets, one pidfd per Machine and more.
 const DESCRIPTORS_MAX: u64 = 65_536;
+/// Three for each of some 1,300 Machines that run; 32 kB of the kernel's memory.
+const DESCRIPTORS_READY: i32 = 4_096;
 /// About ten times the weight of a usual program.
 const NICE: i32 = -10;
 
@@ -151,7 +159,9 @@ fn serve(options: Options) -> anyhow::Result<()> {
     );
     crate::doctor::require()?;
     raise_descriptor_limit();
+    make_room_for_descriptors();
     go_first();
+    perch_machine::memory::share_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -240,6 +250,16 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// Lets the kernel make its table of our descriptors now, while there is one thread. Whenever it doubles the table of a
+/// process with several, all of them wait until all processors have passed a quiet state: 8 to 16 ms each time, which
+/// were more than half of the time in which 100 Machines are taken over.
+fn make_room_for_descriptors() {
+    let far = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), DESCRIPTORS_READY - 1);
+    if let Err(errno) = far {
+        tracing::debug!(%errno, "the table of descriptors grows when it must");
+    }
+}
+
 /// What this server's data plane is called and where it is linked to the host.
 pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
     let (outside, index) = match paths.tag() {
@@ -266,13 +286,17 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let world = tokio::task::spawn_blocking(move || bring_up(paths, config, proxy))
         .await
         .context("the start was interrupted")??;
+    let mut steps = Steps::begin();
     open_networks(&world).await?;
+    steps.done("networks");
     let kept = service_manager::listeners(kept, &world.plane)
         .context("the service manager kept what is not ours")?;
     let standing = proxy_link::find(&world).await;
     volumes::recover(world.clone()).await;
+    steps.done("proxy and volumes");
     let thawed = standing.as_ref().map(proxy_link::thawed).unwrap_or_default();
-    adoption::adopt_all(&world, &thawed).await?;
+    adoption::adopt_all(&world, thawed).await?;
+    steps.done("Machines and addresses");
     world.restock();
     let api = bind_api(&world.paths)?;
     let tcp = bind_tcp(&world.config).await?;
@@ -291,38 +315,50 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(standby::keep(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
+    world.tracker.spawn(cpu::watch(world.clone()));
     world.tracker.spawn(volumes::keep_snapshots(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
     serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
+    steps.done("proxy told");
     let serving = tokio::spawn(serve_api(world.clone(), api, tcp));
     eprintln!("ready {}", world.paths.api_socket().display());
     service_manager::ready().context("could not tell the service manager")?;
+    // To start takes twice the memory that is needed afterwards.
+    world.tracker.spawn_blocking(perch_machine::memory::give_back);
     await_signal().await?;
     end(&world, keeper, serving).await
 }
 
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
     let ballast = Ballast::given_up(paths.ballast());
+    let mut steps = Steps::begin();
     let store = Store::open(&paths.store())?;
     let keeper = Keeper::load(store, ballast)?;
+    steps.done("store");
     let host_access = members::host_access(config.host_access)?;
     let plane = PlaneConfig { host_access, ..plane_config(&paths, &config) };
     let plane = Plane::ensure(&plane).map_err(no_plane)?;
+    steps.done("data plane");
     let host_ids = HostIds::of_this_host(paths.tag(), config.host_ids.as_ref())?;
     let vault = Vault::new(secrets_key(&paths, &config)?);
     let images = open_images(&paths, &keeper, &host_ids)?;
+    steps.done("images");
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
         .context("could not write the Machines' init")?;
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
-    let capacity = capacity::Capacity { memory: config.memory, reserve: config.memory_reserve };
+    let ceilings = perch_machine::Ceilings::above(&cgroup_parent)
+        .context("could not find limits above the Machines")?;
+    let (memory, reserve) = (config.memory, config.memory_reserve);
+    let capacity = capacity::Capacity { memory, reserve, ceilings };
     let pager = paging::Pager::start(config.page_out_after.0, capacity)
         .context("could not start a thread")?;
     keeper.renew_ballast();
     crate::swap::resume(&paths);
+    steps.done("the rest");
     Ok(World::new(Parts {
         paths,
         config,
@@ -369,17 +405,24 @@ fn no_plane(error: NetError) -> anyhow::Error {
 /// Opens the image store and finds out how Machines get their files.
 fn open_images(paths: &Paths, keeper: &Keeper, ids: &HostIds) -> anyhow::Result<images::Images> {
     let store = ImageStore::open(&paths.images(), ImageLimits::standard())?;
-    let mut bases: Vec<u32> =
-        keeper.read().apps.values().flat_map(|app| ids.all(app.uid_slot)).collect();
-    // Runs that another configuration began.
-    let machines = keeper.read().machines.keys().cloned().collect::<Vec<_>>();
-    bases.extend(machines.iter().filter_map(|id| perch_machine::uid_base(&paths.machine(id))));
     // What a crash left of apps that are gone; of others nothing, since their Machines may run on it.
-    store.retain_shifted(&bases)?;
+    if store.has_shifted()? {
+        store.retain_shifted(&bases_in_use(paths, keeper, ids))?;
+    }
     store.retain_apps(&keeper.read().apps.keys().cloned().collect())?;
     let found = crate::ids::choose(&paths.images()).context("no Machine's files can be mounted")?;
     tracing::info!(owners = crate::ids::in_words(&found), "Machines' files");
     Ok(images::Images::new(store, found.ids))
+}
+
+/// First ids of all ranges on which Machines may run.
+fn bases_in_use(paths: &Paths, keeper: &Keeper, ids: &HostIds) -> Vec<u32> {
+    let catalog = keeper.read();
+    let apps = catalog.apps.values().flat_map(|app| ids.all(app.uid_slot));
+    // Runs that another configuration began.
+    let machines = catalog.machines.keys();
+    let runs = machines.filter_map(|id| perch_machine::uid_base(&paths.machine(id)));
+    apps.chain(runs).collect()
 }
 
 /// Every organization has a default network (PN-01).

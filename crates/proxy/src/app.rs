@@ -2,9 +2,10 @@
 //!
 //! This is the shell of `perch_core::balancer`, as that module's head describes. Events are handled
 //! at once on the proxy's only thread; those that arise while effects are carried out (a place given
-//! back, a waiter gone) queue up behind, so that the balancer is never entered twice. One small task
-//! per app sleeps until the balancer's next timeout.
+//! back, a waiter gone) queue up behind, so that the balancer is never entered twice. An app with nothing
+//! to do is only data: a task that sleeps until the balancer's next timeout is there while there is one.
 
+mod alarm;
 mod heartbeat;
 mod nap;
 mod thaw;
@@ -12,7 +13,7 @@ mod thaw;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::Duration;
 
 use perch_core::admission::Origin;
@@ -24,7 +25,7 @@ use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use perch_core::lifecycle::MachineState;
 use perch_core::time::Timestamp;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::clock;
@@ -203,7 +204,7 @@ impl Queue {
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub(crate) name: String,
+    pub(crate) name: Rc<str>,
     balancer: RefCell<Balancer>,
     /// Balancers that panicked while requests were in flight, which only they have counted.
     former: RefCell<Vec<Balancer>>,
@@ -222,30 +223,18 @@ pub(crate) struct App {
     busy: Cell<bool>,
     queues: RefCell<BTreeMap<u16, Queue>>,
     last_ticket: Cell<u64>,
-    ports: RefCell<Vec<PortFacts>>,
+    ports: RefCell<Box<[PortFacts]>>,
     pub(crate) upstreams: Upstreams,
     server: Rc<ServerSide>,
-    timer: Rc<Timer>,
-}
-
-/// When the balancer wants to be asked again; its task holds only this, so that the app can go.
-#[derive(Debug, Default)]
-struct Timer {
-    at: Cell<Option<Timestamp>>,
-    changed: Notify,
-}
-
-impl Drop for App {
-    fn drop(&mut self) {
-        self.timer.changed.notify_one();
-    }
+    /// When the balancer wants to be asked again.
+    timeout: Cell<Option<Timestamp>>,
+    alarm: alarm::Slot,
 }
 
 impl App {
-    /// Makes the app and its timer, which ends with it.
-    pub(crate) fn spawn(name: &str, settings: Settings, server: Rc<ServerSide>) -> Rc<Self> {
-        let app = Rc::new(Self {
-            name: name.to_owned(),
+    pub(crate) fn new(name: &str, settings: Settings, server: Rc<ServerSide>) -> Rc<Self> {
+        Rc::new(Self {
+            name: name.into(),
             balancer: RefCell::new(Balancer::new(settings)),
             former: RefCell::default(),
             woken: RefCell::default(),
@@ -261,14 +250,17 @@ impl App {
             ports: RefCell::default(),
             upstreams: Upstreams::default(),
             server,
-            timer: Rc::default(),
-        });
-        tokio::task::spawn_local(run_timer(Rc::downgrade(&app), Rc::clone(&app.timer)));
-        app
+            timeout: Cell::default(),
+            alarm: alarm::Slot::default(),
+        })
     }
 
     /// Replaces what is known of its Machines and ports.
-    pub(crate) fn set_machines(self: &Rc<Self>, machines: Vec<MachineView>, ports: Vec<PortFacts>) {
+    pub(crate) fn set_machines(
+        self: &Rc<Self>,
+        machines: Vec<MachineView>,
+        ports: Box<[PortFacts]>,
+    ) {
         self.upstreams.retain(|id, run| {
             machines.iter().any(|m| m.id == id && m.run == run && m.state == MachineState::Started)
         });
@@ -285,7 +277,7 @@ impl App {
     /// Whether this Machine publishes the port.
     pub(crate) fn publishes(&self, machine: MachineId, port: u16) -> bool {
         let machines = self.machines.borrow();
-        let services = machines.iter().filter(|m| m.id == machine).flat_map(|m| &m.services);
+        let services = machines.iter().filter(|m| m.id == machine).flat_map(|m| &*m.services);
         services.flat_map(|s| &s.ports).any(|p| (p.start..=p.end).contains(&port))
     }
 
@@ -390,16 +382,17 @@ impl App {
     /// Feeds one event and carries out what follows from it.
     pub(crate) fn handle(self: &Rc<Self>, event: Event) {
         match &event {
-            Event::PoolChanged(machines) => self.machines.borrow_mut().clone_from(machines),
+            Event::PoolChanged(machines) => *self.machines.borrow_mut() = machines.clone(),
             // Only where somebody rests: the last of others pays nothing for it.
             Event::Edge(edge) if edge.change.load_to == 0 && edge.change.to != 0 => {
                 self.note_end_of_load(edge.machine, edge.change.used);
             }
             _ => {}
         }
-        self.events.borrow_mut().push_back(event);
-        if !self.busy.replace(true) {
-            self.decide(|_| {});
+        if self.busy.replace(true) {
+            self.events.borrow_mut().push_back(event);
+        } else {
+            self.decide(|balancer| take_in(balancer, event));
         }
     }
 
@@ -420,18 +413,14 @@ impl App {
                     self.drain_effects();
                 }
                 while let Some(event) = self.next_event() {
-                    let mut balancer = self.balancer.borrow_mut();
-                    #[cfg(test)]
-                    planted::panic_if_planted();
-                    balancer.handle_event(event, clock::now());
-                    drop(balancer);
+                    take_in(&mut self.balancer.borrow_mut(), event);
                     self.drain_effects();
                 }
             };
             if catch_unwind(AssertUnwindSafe(run)).is_ok() {
                 break;
             }
-            tracing::error!(app = self.name, "the balancer panicked and begins anew");
+            tracing::error!(app = &*self.name, "the balancer panicked and begins anew");
             self.begin_anew();
         }
         self.busy.set(false);
@@ -563,16 +552,9 @@ impl App {
         self.queues.borrow_mut().get_mut(&port)?.pop()
     }
 
-    fn note_timeout(&self) {
-        let next = self.balancer.borrow().poll_timeout().map(|(at, _)| at);
-        if self.timer.at.replace(next) != next {
-            self.timer.changed.notify_one();
-        }
-    }
-
     /// A line for the app's own log.
     pub(crate) fn log(&self, machine: Option<MachineId>, text: &str) {
-        tracing::debug!(app = self.name, ?machine, text, "request failed");
+        tracing::debug!(app = &*self.name, ?machine, text, "request failed");
         self.server.log("warn", &self.name, machine, text.to_owned());
     }
 
@@ -626,27 +608,58 @@ impl Drop for Ticket {
     }
 }
 
-async fn run_timer(app: Weak<App>, timer: Rc<Timer>) {
-    loop {
-        let wait = timer.at.get().map(|at| at.since(clock::now()));
-        let due = match wait {
-            Some(length) => tokio::time::timeout(length, timer.changed.notified()).await.is_err(),
-            None => {
-                timer.changed.notified().await;
-                false
-            }
-        };
-        let Some(app) = app.upgrade() else { return };
-        if due && timer.at.get().is_some_and(|at| at <= clock::now()) {
-            app.handle_timeout();
-        }
-    }
+fn take_in(balancer: &mut Balancer, event: Event) {
+    #[cfg(test)]
+    planted::panic_if_planted();
+    balancer.handle_event(event, clock::now());
 }
 
 /// A bug for tests: the balancer itself has none that we could use.
 #[cfg(test)]
 pub(crate) mod planted {
     use std::cell::Cell;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use perch_core::balancer::MachineView;
+    use perch_core::ids::{MachineId, Region};
+    use perch_core::lifecycle::MachineState;
+    use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
+
+    /// Of [`machine`]; what goes there is raw.
+    pub(crate) const PORT: u16 = 5432;
+
+    /// A Machine of one service, which sleeps in this way after so long.
+    pub(crate) fn machine(
+        id: MachineId,
+        state: MachineState,
+        run: u64,
+        (autostop, auto_stop_after): (Autostop, Duration),
+    ) -> MachineView {
+        let port = PortSpec { start: PORT, end: PORT, handlers: Vec::new(), force_https: false };
+        let service = ServiceSpec {
+            internal_port: PORT,
+            ports: vec![port],
+            autostop,
+            autostart: Autostart::On,
+            min_machines_running: 0,
+            concurrency: Concurrency { unit: Unit::Connections, soft_limit: 20, hard_limit: None },
+            auto_stop_after,
+            start_timeout: Duration::from_secs(60),
+        };
+        MachineView {
+            id,
+            run,
+            state,
+            region: Region::LOCAL,
+            link_ip: Ipv4Addr::LOCALHOST,
+            config_version: 1,
+            cordoned: false,
+            leased: false,
+            primary: true,
+            services: [service].into(),
+        }
+    }
 
     thread_local! {
         static PANICS: Cell<u32> = const { Cell::new(0) };

@@ -8,6 +8,7 @@ use perch_core::lifecycle::MachineState;
 use perch_core::service::{Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Unit};
 
 use crate::control;
+use crate::interning::Interner;
 
 /// Something that the server said makes no sense to us.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +23,13 @@ pub(crate) enum BadView {
     State { machine: String, state: String },
 }
 
-pub(crate) fn machine(view: &control::MachineView) -> Result<MachineView, BadView> {
+pub(crate) fn machine(
+    view: &control::MachineView,
+    interner: &mut Interner<[ServiceSpec]>,
+) -> Result<MachineView, BadView> {
     let bad_id = |source| BadView::Id { machine: view.id.clone(), source };
     let bad_state = || BadView::State { machine: view.id.clone(), state: view.state.clone() };
+    let services = view.services.iter().filter(|s| s.protocol == "tcp").map(service);
     Ok(MachineView {
         id: view.id.parse().map_err(bad_id)?,
         run: view.run,
@@ -35,7 +40,7 @@ pub(crate) fn machine(view: &control::MachineView) -> Result<MachineView, BadVie
         cordoned: view.cordoned,
         leased: view.leased,
         primary: view.primary,
-        services: view.services.iter().filter(|s| s.protocol == "tcp").map(service).collect(),
+        services: interner.intern(services.collect::<Vec<_>>()),
     })
 }
 

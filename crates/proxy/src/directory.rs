@@ -1,23 +1,28 @@
 //! What the proxy knows: apps, addresses, networks; filled by the server, read by every connection.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use perch_core::admission::Origin;
 use perch_core::balancer;
-use perch_core::ids::{MachineId, Region};
+use perch_core::dns::{Member, Presence};
+use perch_core::ids::{BadId, MachineId, ProcessGroup, Region};
+use perch_core::service::ServiceSpec;
 use tokio::sync::watch;
 
 use crate::app::{App, PortFacts, Protocol, Reuse};
 use crate::control::{
-    AddressKind, AddressView, AppView, Cause, ServiceView, Settings, Source, ToProxy, Unit,
+    AddressKind, AddressView, AppView, Cause, MachineView, ServiceView, Settings, Source, ToProxy,
+    Unit,
 };
 use crate::ending::Ending;
 use crate::freezer::Freezer;
+use crate::interning::Interner;
 use crate::server_side::ServerSide;
 use crate::{Endpoints, Options, clock, convert};
 
@@ -39,27 +44,47 @@ pub(crate) struct Directory {
 
 #[derive(Debug, Default)]
 struct State {
-    apps: BTreeMap<String, Known>,
-    /// Named since the last server connected.
-    named: BTreeSet<String>,
+    apps: BTreeMap<Rc<str>, Known>,
+    /// Counts the servers that have connected.
+    servers: u32,
     addresses: HashMap<IpAddr, Vec<Address>>,
-    machines: HashMap<IpAddr, (String, MachineId)>,
-    /// Which app a Machine belongs to, for answers.
-    owners: HashMap<MachineId, String>,
+    machines_by_link: HashMap<Ipv4Addr, MachineId>,
+    machines_by_private: HashMap<Ipv6Addr, MachineId>,
+    /// Which app a Machine belongs to.
+    owners: HashMap<MachineId, Rc<App>>,
+    services: Interner<[ServiceSpec]>,
+    groups: Interner<ProcessGroup>,
+    metadata: Interner<[(String, String)]>,
     settings: Option<Settings>,
     /// The first 48 bits of each network's addresses.
     networks: HashMap<[u8; 6], u32>,
 }
 
+/// What is kept of an app's view, beside what the app itself keeps.
 #[derive(Debug)]
-struct Known {
-    app: Rc<App>,
-    view: AppView,
+pub(crate) struct Known {
+    pub(crate) app: Rc<App>,
+    /// The server that named it last.
+    server: u32,
+    revision: u64,
+    pub(crate) network: u32,
+    pub(crate) addresses: Box<[AddressView]>,
+    machines: Box<[Ends]>,
+    /// The Machines that DNS lists. One that we cannot understand is missing for callers too.
+    pub(crate) shown: Arc<[Member]>,
+}
+
+/// The addresses of a Machine.
+#[derive(Debug)]
+struct Ends {
+    machine: MachineId,
+    link: Ipv4Addr,
+    private: Ipv6Addr,
 }
 
 #[derive(Debug, Clone)]
 struct Address {
-    app: String,
+    app: Rc<App>,
     kind: AddressKind,
     /// 0: everybody may call.
     network: u32,
@@ -163,10 +188,7 @@ impl Directory {
         };
         match entries.iter().find(visible) {
             Some(entry) if entry.kind == AddressKind::Shared => Target::Shared,
-            Some(entry) => match state.apps.get(&entry.app) {
-                Some(known) => Target::App(Rc::clone(&known.app)),
-                None => Target::Nobody,
-            },
+            Some(entry) => Target::App(Rc::clone(&entry.app)),
             None => Target::Nobody,
         }
     }
@@ -179,7 +201,7 @@ impl Directory {
         let host = host.split(':').next()?;
         let name = host.strip_suffix(domain.as_str())?.strip_suffix('.')?;
         let shared = state.addresses.get(&at)?;
-        if !shared.iter().any(|a| a.kind == AddressKind::Shared && a.app == name) {
+        if !shared.iter().any(|a| a.kind == AddressKind::Shared && *a.app.name == *name) {
             return None;
         }
         state.apps.get(name).map(|known| Rc::clone(&known.app))
@@ -187,19 +209,18 @@ impl Directory {
 
     fn source(&self, caller: IpAddr) -> (Source, Option<(Rc<App>, MachineId)>) {
         let state = self.state.borrow();
-        if let Some((app, machine)) = state.machines.get(&caller) {
-            let known = state.apps.get(app).map(|known| (Rc::clone(&known.app), *machine));
-            let source = Source::Machine { app: app.clone(), machine: machine.to_string() };
-            return (source, known);
+        if let Some((app, machine)) = state.machine_at(caller) {
+            let (name, id) = (app.name.to_string(), machine.to_string());
+            let source = Source::Machine { app: name, machine: id };
+            return (source, Some((Rc::clone(app), machine)));
         }
         let host = state.settings.as_ref().is_some_and(|s| s.host_peers.contains(&caller));
         (if host { Source::Host } else { Source::Unknown }, None)
     }
 
-    /// Calls `read` with all views, for DNS.
-    pub(crate) fn read<T>(&self, read: impl FnOnce(&mut dyn Iterator<Item = &AppView>) -> T) -> T {
-        let state = self.state.borrow();
-        read(&mut state.apps.values().map(|known| &known.view))
+    /// Calls `read` with all apps, for DNS.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&mut dyn Iterator<Item = &Known>) -> T) -> T {
+        read(&mut self.state.borrow().apps.values())
     }
 
     /// Changes with every change of apps, addresses and networks.
@@ -220,7 +241,7 @@ impl Directory {
 
     /// A server has connected and begins to tell.
     pub(crate) fn begin_snapshot(&self) {
-        self.state.borrow_mut().named.clear();
+        self.state.borrow_mut().servers += 1;
     }
 
     /// The server is gone; what runs is served on.
@@ -273,10 +294,7 @@ impl Directory {
         let found = {
             let state = self.state.borrow();
             let id = text.parse::<MachineId>().ok();
-            id.and_then(|id| {
-                let known = state.apps.get(state.owners.get(&id)?)?;
-                Some((Rc::clone(&known.app), id))
-            })
+            id.and_then(|id| Some((Rc::clone(state.owners.get(&id)?), id)))
         };
         match found {
             Some((app, id)) => act(&app, id),
@@ -296,7 +314,8 @@ impl Directory {
     fn set_app(&self, view: AppView) {
         let mut machines = Vec::with_capacity(view.machines.len());
         for machine in &view.machines {
-            match convert::machine(machine) {
+            let interner = &mut self.state.borrow_mut().services;
+            match convert::machine(machine, interner) {
                 Ok(machine) => machines.push(machine),
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -314,16 +333,15 @@ impl Directory {
 
     fn machines_of(&self, name: &str) -> Vec<MachineId> {
         let state = self.state.borrow();
-        let machines = state.apps.get(name).into_iter().flat_map(|known| &known.view.machines);
-        machines.filter_map(|machine| machine.id.parse().ok()).collect()
+        let machines = state.apps.get(name).into_iter().flat_map(|known| &known.machines);
+        machines.map(|ends| ends.machine).collect()
     }
 
     /// Stores the view; `None` if it is older than what we have.
     fn note_app(&self, view: &AppView) -> Option<Rc<App>> {
         let mut state = self.state.borrow_mut();
-        let again = !state.named.insert(view.name.clone());
-        let former = state.apps.get(&view.name);
-        if again && former.is_some_and(|known| view.revision < known.view.revision) {
+        let (server, former) = (state.servers, state.apps.get(view.name.as_str()));
+        if former.is_some_and(|known| known.server == server && view.revision < known.revision) {
             return None;
         }
         let app = match former {
@@ -331,9 +349,9 @@ impl Directory {
             None => self.make_app(&view.name),
         };
         state.forget(&view.name);
-        state.index(view);
-        let known = Known { app: Rc::clone(&app), view: view.clone() };
-        state.apps.insert(view.name.clone(), known);
+        let known = state.known(&app, view);
+        state.index(&known);
+        state.apps.insert(Rc::clone(&app.name), known);
         self.generation.set(self.generation.get() + 1);
         Some(app)
     }
@@ -341,7 +359,7 @@ impl Directory {
     fn make_app(&self, name: &str) -> Rc<App> {
         let region = self.region().parse().unwrap_or(Region::LOCAL);
         let settings = balancer::Settings { region, first_attempt: self.first_attempt };
-        let app = App::spawn(name, settings, Rc::clone(&self.server));
+        let app = App::new(name, settings, Rc::clone(&self.server));
         if self.server.is_ready() {
             app.handle(balancer::Event::ServerReady);
         }
@@ -359,14 +377,15 @@ impl Directory {
         };
         self.generation.set(self.generation.get() + 1);
         if let Some(known) = removed {
-            known.app.set_machines(Vec::new(), Vec::new());
+            known.app.set_machines(Vec::new(), Box::default());
         }
     }
 
     fn end_snapshot(&self) {
         let gone: Vec<String> = {
             let state = self.state.borrow();
-            state.apps.keys().filter(|name| !state.named.contains(*name)).cloned().collect()
+            let unnamed = state.apps.iter().filter(|(_, known)| known.server != state.servers);
+            unnamed.map(|(name, _)| name.to_string()).collect()
         };
         for name in gone {
             self.remove_app(&name);
@@ -394,36 +413,72 @@ impl State {
     /// Removes an app's entries from all tables but `apps`.
     fn forget(&mut self, name: &str) {
         let Some(known) = self.apps.get(name) else { return };
-        for address in &known.view.addresses {
+        for address in &known.addresses {
             if let Some(entries) = self.addresses.get_mut(&address.ip) {
-                entries.retain(|entry| entry.app != name);
+                entries.retain(|entry| *entry.app.name != *name);
                 if entries.is_empty() {
                     self.addresses.remove(&address.ip);
                 }
             }
         }
-        for machine in &known.view.machines {
-            self.machines.remove(&machine.private_ip.into());
-            self.machines.remove(&machine.link_ip.into());
-            if let Ok(id) = machine.id.parse() {
-                self.owners.remove(&id);
-            }
+        for Ends { machine, link, private } in &known.machines {
+            self.machines_by_link.remove(link);
+            self.machines_by_private.remove(private);
+            self.owners.remove(machine);
         }
     }
 
-    fn index(&mut self, view: &AppView) {
-        for AddressView { ip, kind, network } in &view.addresses {
-            let (app, kind, network) = (view.name.clone(), *kind, *network);
-            self.addresses.entry(*ip).or_default().push(Address { app, kind, network });
-        }
-        for machine in &view.machines {
-            if let Ok(id) = machine.id.parse() {
-                for ip in [machine.private_ip.into(), machine.link_ip.into()] {
-                    self.machines.insert(ip, (view.name.clone(), id));
-                }
-                self.owners.insert(id, view.name.clone());
+    fn index(&mut self, known: &Known) {
+        for AddressView { ip, kind, network } in &known.addresses {
+            let (app, kind, network) = (Rc::clone(&known.app), *kind, *network);
+            let entries = self.addresses.entry(*ip).or_default();
+            if entries.is_empty() {
+                // Most addresses are one app's.
+                entries.reserve_exact(1);
             }
+            entries.push(Address { app, kind, network });
         }
+        for Ends { machine, link, private } in &known.machines {
+            self.machines_by_link.insert(*link, *machine);
+            self.machines_by_private.insert(*private, *machine);
+            self.owners.insert(*machine, Rc::clone(&known.app));
+        }
+    }
+
+    fn machine_at(&self, ip: IpAddr) -> Option<(&Rc<App>, MachineId)> {
+        let machine = match ip {
+            IpAddr::V4(ip) => *self.machines_by_link.get(&ip)?,
+            IpAddr::V6(ip) => *self.machines_by_private.get(&ip)?,
+        };
+        Some((self.owners.get(&machine)?, machine))
+    }
+
+    fn known(&mut self, app: &Rc<App>, view: &AppView) -> Known {
+        let ends = view.machines.iter().filter_map(|machine| {
+            let (link, private) = (machine.link_ip, machine.private_ip);
+            Some(Ends { machine: machine.id.parse().ok()?, link, private })
+        });
+        let machines = ends.collect();
+        let listed = view.machines.iter().filter(|machine| !machine.skip_dns);
+        let shown = listed.filter_map(|machine| self.member(machine).ok()).collect();
+        let addresses = view.addresses.as_slice().into();
+        let (server, revision, network) = (self.servers, view.revision, view.network);
+        Known { app: Rc::clone(app), server, revision, network, addresses, machines, shown }
+    }
+
+    /// As DNS wants it.
+    fn member(&mut self, view: &MachineView) -> Result<Member, BadId> {
+        let group = view.group.parse::<ProcessGroup>().ok();
+        let metadata: Vec<_> =
+            view.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Member {
+            id: view.id.parse()?,
+            region: view.region.parse()?,
+            group: group.map(|group| self.groups.intern(group)),
+            private_ip: view.private_ip,
+            presence: if view.state == "started" { Presence::Started } else { Presence::Asleep },
+            metadata: self.metadata.intern(metadata),
+        })
     }
 }
 
@@ -433,7 +488,7 @@ fn prefix(ip: Ipv6Addr) -> [u8; 6] {
 }
 
 /// How each published port is served; of Machines that differ, the first counts, and the longest wait.
-fn ports(view: &AppView) -> Vec<PortFacts> {
+fn ports(view: &AppView) -> Box<[PortFacts]> {
     let services = view.machines.iter().flat_map(|m| &m.services);
     let mut ports: Vec<PortFacts> = Vec::new();
     for facts in services.filter(|s| s.protocol == "tcp").flat_map(service_ports) {
@@ -442,7 +497,7 @@ fn ports(view: &AppView) -> Vec<PortFacts> {
             None => ports.push(facts),
         }
     }
-    ports
+    ports.into()
 }
 
 fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {

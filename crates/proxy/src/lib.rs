@@ -22,6 +22,7 @@ mod dns;
 mod ending;
 mod freezer;
 mod http;
+mod interning;
 mod line;
 mod moderation;
 mod server;

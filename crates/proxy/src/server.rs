@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::time::Instant;
 
 use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
@@ -33,6 +34,11 @@ const END_TIMEOUT: Duration = Duration::from_secs(4);
 /// Connections taken out of the kernel's accept queue at the end; its longest queue unless the host's
 /// `net.core.somaxconn` was raised.
 const ACCEPT_QUEUE_MAX: usize = 4096;
+/// What nobody waits for is told to the server so much later, so that its work does not take the processor
+/// from the answer: on one core it took 0.7 ms from each thaw.
+const REPORT_DELAY: Duration = Duration::from_millis(2);
+/// What piled up meanwhile goes out by one write.
+const BATCH: usize = 64;
 /// Pause after a failed accept, which means that descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How often it is looked for idle connections while all places are taken.
@@ -397,18 +403,81 @@ async fn speak(
     mut stream: tokio::net::unix::OwnedWriteHalf,
     mut outbox: mpsc::Receiver<FromProxy>,
 ) -> Result<(), LinkError> {
-    // What piled up meanwhile goes out by one write.
-    const BATCH: usize = 64;
     let mut messages = Vec::with_capacity(BATCH);
-    loop {
-        if outbox.recv_many(&mut messages, BATCH).await == 0 {
-            return Err(LinkError::Closed);
-        }
+    while outbox.recv_many(&mut messages, BATCH).await != 0 {
+        await_company(&mut messages, &mut outbox, Instant::now() + REPORT_DELAY).await;
         let mut lines = Vec::new();
         for message in messages.drain(..) {
             lines.extend_from_slice(&encode(&message)?);
         }
         let sent = stream.write_all(&lines).await;
         sent.map_err(|source| LinkError::Io { what: "send from", source })?;
+    }
+    Err(LinkError::Closed)
+}
+
+/// Keeps messages that nobody waits for until there is one that somebody does, at the longest until then.
+async fn await_company(
+    messages: &mut Vec<FromProxy>,
+    outbox: &mut mpsc::Receiver<FromProxy>,
+    until: Instant,
+) {
+    while messages.len() < BATCH && messages.iter().all(FromProxy::is_report) {
+        let more = outbox.recv_many(messages, BATCH - messages.len());
+        if !matches!(tokio::time::timeout_at(until, more).await, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::control::Thaw;
+
+    fn start(attempt: u64, thawed: bool) -> FromProxy {
+        let thawed = thawed.then_some(Thaw { run: 1, micros: 1 });
+        FromProxy::Start { machine: String::new(), attempt, cause: None, thawed }
+    }
+
+    fn attempts(messages: &[FromProxy]) -> Vec<u64> {
+        let attempt = |message: &FromProxy| match message {
+            FromProxy::Start { attempt, .. } => *attempt,
+            other => panic!("{other:?}"),
+        };
+        messages.iter().map(attempt).collect()
+    }
+
+    #[tokio::test]
+    async fn a_thaw_is_told_when_its_answer_had_time_or_with_a_start_that_somebody_waits_for() {
+        let (sender, mut outbox) = mpsc::channel(BATCH);
+        let mut messages = vec![start(1, true)];
+        let far = Instant::now() + Duration::from_secs(3600);
+        {
+            let mut waits = pin!(await_company(&mut messages, &mut outbox, far));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            sender.send(start(2, true)).await.expect("there is room");
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            sender.send(start(3, false)).await.expect("there is room");
+            waits.await;
+        }
+        assert_eq!(attempts(&messages), [1, 2, 3]);
+        messages.truncate(1);
+        await_company(&mut messages, &mut outbox, Instant::now()).await;
+        assert_eq!(attempts(&messages), [1]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_start_waits_for_nothing_else() {
+        let (_sender, mut outbox) = mpsc::channel(BATCH);
+        let mut messages = vec![start(1, false)];
+        let far = Instant::now() + Duration::from_secs(3600);
+        await_company(&mut messages, &mut outbox, far).await;
+        assert_eq!(attempts(&messages), [1]);
     }
 }

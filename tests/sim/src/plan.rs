@@ -113,7 +113,7 @@ impl Plan {
             cordoned: false,
             leased: false,
             primary: self.region(index) == Region::LOCAL,
-            services: self.app_of(index).services.clone(),
+            services: self.app_of(index).services.as_slice().into(),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Connections that stay: the caller asks, the Machine answers, then nothing for a while, then again.
+//! Connections that stay: the caller asks, the Machine answers, then nothing for a while, then again. On some
+//! the Machine pings in between, and the caller answers that.
 
 use std::time::Duration;
 
@@ -14,17 +15,19 @@ use crate::world::{Ev, World};
 
 /// Of the callers whose Machine may sleep under them, in percent.
 const TALKERS: usize = 40;
-/// Of these, callers that have something to say at a steady pace, in percent.
+/// Of these, connections on which something is said at a steady pace, in percent.
 const BEATERS: usize = 40;
+/// Of these, connections on which it is the Machine that begins, in percent.
+const PINGS: usize = 40;
 /// How often such a caller says something else in between, in percent.
 const REAL_QUESTIONS: usize = 15;
 /// What comes so soon after the last is no heartbeat.
 const TOO_SOON: Duration = Duration::from_millis(700);
 /// The size of all questions and answers.
 const BYTES: usize = 10;
-/// How long a Machine thinks about a heartbeat.
+/// How long either side thinks about a heartbeat.
 const BEAT_WORK: Duration = Duration::from_millis(1);
-/// How often an answer is looked for that a frozen Machine owes: only a user freezes it then.
+/// How often it is looked for what a frozen Machine says next. An answer it owes only if a user froze it.
 const FROZEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// One such connection.
@@ -33,14 +36,24 @@ pub(crate) struct Talk {
     quiet: Quiet,
     /// Questions that are still to come.
     left: usize,
-    /// Between two questions of a caller that has heartbeats.
-    interval: Option<Duration>,
-    /// The last question.
-    asked_at: Timestamp,
+    beat: Option<Beat>,
+    /// When the last exchange began.
+    begun_at: Timestamp,
+    /// When anybody last said something.
+    heard_at: Timestamp,
     /// An answer is owed.
     asked: bool,
-    /// The next question waits for the Machine.
+    /// What the caller says next answers a ping.
+    pinged: bool,
+    /// The caller's next word waits for the Machine.
     pub(crate) waits: bool,
+}
+
+/// What is said at a steady pace.
+#[derive(Debug, Clone, Copy)]
+struct Beat {
+    leader: Side,
+    interval: Duration,
 }
 
 impl World {
@@ -54,17 +67,30 @@ impl World {
             return false;
         }
         let beats = self.choices.chance(BEATERS);
-        let interval = beats.then(|| self.choices.millis(1_000, 4_000));
+        let beat = beats.then(|| self.draw_beat());
         let left = 1 + self.choices.below(if beats { 30 } else { 3 });
-        let quiet = Quiet::with_mutant(self.mutant);
-        let asked_at = Timestamp::ZERO;
-        let talk = Talk { quiet, left, interval, asked_at, asked: false, waits: false };
+        let talk = Talk {
+            quiet: Quiet::with_mutant(self.mutant),
+            left,
+            beat,
+            begun_at: Timestamp::ZERO,
+            heard_at: self.now,
+            asked: false,
+            pinged: false,
+            waits: false,
+        };
         if let Some(proxy) = &mut self.proxy {
             proxy.talks.insert(name, talk);
         }
         self.later(Quiet::pause(after), Ev::Look(name));
         self.ask(name);
         true
+    }
+
+    fn draw_beat(&mut self) -> Beat {
+        let interval = self.choices.millis(1_000, 4_000);
+        let leader = if self.choices.chance(PINGS) { Side::Machine } else { Side::Caller };
+        Beat { leader, interval }
     }
 
     fn claim(&self, name: u64) -> Option<&Claim> {
@@ -80,17 +106,58 @@ impl World {
         proxy.talks.get_mut(&name)
     }
 
+    /// The caller's next word gets through.
+    fn speak(&mut self, name: u64) {
+        let Some(talk) = self.talk(name) else { return };
+        talk.waits = false;
+        match std::mem::take(&mut talk.pinged) {
+            true => self.pong(name),
+            false => self.ask(name),
+        }
+    }
+
     fn ask(&mut self, name: u64) {
         let now = self.now;
         let work = self.callers.get(&name).map_or(Duration::ZERO, |caller| caller.work);
         let Some(talk) = self.talk(name) else { return };
-        (talk.asked, talk.waits) = (true, false);
-        let too_soon = now.since(talk.asked_at) < TOO_SOON;
-        talk.asked_at = now;
+        talk.asked = true;
+        let too_soon = now.since(talk.begun_at) < TOO_SOON;
+        (talk.begun_at, talk.heard_at) = (now, now);
         let said = talk.quiet.hear(Side::Caller, BYTES, now);
-        let work = if talk.interval.is_some() { BEAT_WORK } else { work };
+        let work = if talk.beat.is_some() { BEAT_WORK } else { work };
         self.said(name, said, too_soon);
         self.later(work, Ev::Answer(name));
+    }
+
+    /// The Machine says something unasked, as soon as it is awake.
+    pub(crate) fn ping(&mut self, name: u64) {
+        let Some(machine) = self.speaker(name, Ev::Ping(name)) else { return };
+        let parked = self.claim(name).is_some_and(Claim::is_parked);
+        if parked {
+            self.check_nobody_else_is_needed(machine);
+        }
+        let (now, origin) = (self.now, self.origin(name, Side::Machine));
+        let Some(talk) = self.talk(name) else { return };
+        (talk.asked, talk.pinged) = (false, true);
+        let too_soon = now.since(talk.begun_at) < TOO_SOON;
+        (talk.begun_at, talk.heard_at) = (now, now);
+        let said = talk.quiet.hear(Side::Machine, BYTES, now);
+        self.said(name, said, too_soon);
+        // It may have been closed since.
+        let edge = self.claim(name).filter(|_| parked).map(|claim| claim.unpark(origin));
+        self.edge(edge.and_then(Result::ok).flatten());
+        self.later(BEAT_WORK, Ev::Talk(name));
+    }
+
+    /// Once the pings are known nobody waits for an answer to this answer.
+    fn pong(&mut self, name: u64) {
+        let now = self.now;
+        let Some(talk) = self.talk(name) else { return };
+        talk.heard_at = now;
+        let said = talk.quiet.hear(Side::Caller, BYTES, now);
+        talk.asked = said != Said::Heartbeat;
+        self.said(name, said, false);
+        self.exchanged(name);
     }
 
     /// As the shell has it; whatever the balancer thinks of it, who asks again at once uses the Machine.
@@ -115,35 +182,52 @@ impl World {
     }
 
     pub(crate) fn answer(&mut self, name: u64) {
-        let Some(claim) = self.claim(name) else { return };
-        let (machine, run) = (index(claim.endpoint().machine), claim.endpoint().run);
-        let after = claim.endpoint().naps.unwrap_or_default();
-        if let Process::Frozen { .. } = self.truths[machine].process {
-            return self.later(FROZEN_PAUSE, Ev::Answer(name));
-        }
-        if !self.truths[machine].process.is_running(run) {
+        if self.speaker(name, Ev::Answer(name)).is_none() {
             return;
         }
         let now = self.now;
         let Some(talk) = self.talk(name) else { return };
-        talk.asked = false;
-        let too_soon = now.since(talk.asked_at) < TOO_SOON;
+        (talk.asked, talk.heard_at) = (false, now);
+        let too_soon = now.since(talk.begun_at) < TOO_SOON;
         let said = talk.quiet.hear(Side::Machine, BYTES, now);
-        let (left, interval) = (talk.left, talk.interval);
+        let beats = talk.beat.is_some();
+        self.said(name, said, too_soon && !beats);
+        self.exchanged(name);
+    }
+
+    /// The Machine that has the floor; frozen, it is asked again later.
+    fn speaker(&mut self, name: u64, again: Ev) -> Option<usize> {
+        let endpoint = self.claim(name)?.endpoint();
+        let (machine, run) = (index(endpoint.machine), endpoint.run);
+        if let Process::Frozen { .. } = self.truths[machine].process {
+            self.later(FROZEN_PAUSE, again);
+            return None;
+        }
+        self.truths[machine].process.is_running(run).then_some(machine)
+    }
+
+    /// Both have spoken: who does so next, and when.
+    fn exchanged(&mut self, name: u64) {
+        let after = self.claim(name).and_then(|claim| claim.endpoint().naps).unwrap_or_default();
+        let Some(talk) = self.talk(name) else { return };
+        let (left, beat) = (talk.left, talk.beat);
         talk.left = left.saturating_sub(1);
-        self.said(name, said, too_soon && interval.is_none());
         if left == 0 {
             return self.finish(name);
         }
-        let pause = match interval {
-            Some(_) if self.choices.chance(REAL_QUESTIONS) => self.choices.millis(1, 600),
-            Some(interval) => interval,
-            None => self.choices.millis(0, 3 * after.as_millis() as u64),
+        let question = Ev::Talk(name);
+        let (pause, next) = match beat {
+            Some(_) if self.choices.chance(REAL_QUESTIONS) => {
+                (self.choices.millis(1, 600), question)
+            }
+            Some(Beat { leader: Side::Caller, interval }) => (interval, question),
+            Some(Beat { leader: Side::Machine, interval }) => (interval, Ev::Ping(name)),
+            None => (self.choices.millis(0, 3 * after.as_millis() as u64), question),
         };
-        self.later(pause, Ev::Talk(name));
+        self.later(pause, next);
     }
 
-    /// The next question comes: through, or the Machine has to be woken for it.
+    /// The caller says something: it gets through, or the Machine has to be woken for it.
     pub(crate) fn go_on(&mut self, name: u64) {
         let origin = self.origin(name, Side::Caller);
         if let Some(claim) = self.claim(name)
@@ -152,13 +236,13 @@ impl World {
             self.check_nobody_else_is_needed(index(claim.endpoint().machine));
         }
         if self.is_ready(name) {
-            return self.ask(name);
+            return self.speak(name);
         }
         let Some(claim) = self.claim(name) else { return };
         let (machine, run) = (claim.endpoint().machine, claim.endpoint().run);
         if let Ok(edge) = claim.unpark(origin) {
             self.edge(edge);
-            return self.ask(name);
+            return self.speak(name);
         }
         if let Some(talk) = self.talk(name) {
             talk.waits = true;
@@ -191,7 +275,7 @@ impl World {
                     if !self.is_ready(name) {
                         self.fail("a connection was let go on, and may not read");
                     }
-                    self.ask(name);
+                    self.speak(name);
                 }
                 Err(_) => self.finish(name),
             }
@@ -207,10 +291,17 @@ impl World {
     }
 
     pub(crate) fn look(&mut self, name: u64) {
+        let now = self.now;
         let Some(after) = self.claim(name).and_then(|claim| claim.endpoint().naps) else { return };
         let Some(talk) = self.talk(name) else { return };
         let pause = talk.quiet.next_look(after);
         let rests = talk.quiet.look(pause) == Verdict::Rests && !talk.waits;
+        let owed = talk.asked || talk.waits;
+        let silent = now.since(talk.heard_at);
+        if !rests && !owed && Quiet::pause(after) * 2 < silent {
+            self.fail("a connection is load on which nobody waits for anything");
+            return;
+        }
         if rests && let Some(edge) = self.claim(name).map(Claim::park) {
             self.edge(edge);
         }

@@ -75,8 +75,9 @@ pub(crate) enum Ev {
     Connect(u64),
     Finish(u64),
     LeaveQueue(u64),
-    /// A connection that stays: its answer comes, it asks again, it is looked at.
+    /// A connection that stays: its answer comes, the Machine pings, its caller says more, it is looked at.
     Answer(u64),
+    Ping(u64),
     Talk(u64),
     Look(u64),
 }
@@ -291,6 +292,7 @@ impl World {
             Ev::Finish(name) => self.finish(name),
             Ev::LeaveQueue(name) => self.leave_queue(name),
             Ev::Answer(name) => self.answer(name),
+            Ev::Ping(name) => self.ping(name),
             Ev::Talk(name) => self.go_on(name),
             Ev::Look(name) => self.look(name),
         }

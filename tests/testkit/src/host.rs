@@ -2,9 +2,10 @@
 //!
 //! `setpriv --pdeathsig` → `unshare` → `bash` as process 1 of a process namespace, which reaps what
 //! is orphaned. Everything in the host descends from that `bash`; when it dies, the kernel kills the
-//! rest. The mount namespace dies with it; cgroups do not, so those of its Machines are removed by
+//! rest. The mount namespace dies with it; cgroups do not, so those of its server are removed by
 //! name.
 
+mod freezing;
 mod leftovers;
 mod service_manager;
 mod turn;
@@ -23,6 +24,7 @@ use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
+pub use self::freezing::Freezing;
 use self::service_manager::ServiceManager;
 pub use self::turn::Shared;
 use self::turn::Turn;
@@ -103,6 +105,9 @@ impl Host {
     /// Waits until no other host on this machine needs this for itself; then it is this one's until its end.
     pub fn take_turn(&mut self, shared: Shared) -> Result<()> {
         self.turns.push(Turn::wait(shared)?);
+        match shared {
+            Shared::Swap => leftovers::remove_swap_of_the_dead(),
+        }
         Ok(())
     }
 
@@ -519,7 +524,6 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<V
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let machines = leftovers::machine_ids(&self.data_dir());
         if self.data_dir().exists() {
             let data = self.data_dir().to_string_lossy().into_owned();
             if let Err(error) = self.perch(&["down", "--data-dir", &data, "--purge"]) {
@@ -537,6 +541,6 @@ impl Drop for Host {
             drop(server.kill());
             drop(server.wait());
         }
-        leftovers::remove_cgroups(&machines);
+        leftovers::remove_cgroups(&self.data_dir());
     }
 }

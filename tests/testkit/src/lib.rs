@@ -19,7 +19,7 @@ mod wait;
 
 pub use archive::{Archive, Entry};
 pub use blanks::{BLANKS_MAX, is_of_blank};
-pub use host::{Entrance, Host, Network, Shared};
+pub use host::{Entrance, Freezing, Host, Network, Shared};
 pub use http::{Response, ask, exchange, get};
 pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};

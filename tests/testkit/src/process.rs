@@ -90,6 +90,12 @@ pub(crate) fn in_namespace_of(init: i32) -> Vec<Process> {
     found.into_values().collect()
 }
 
+/// Whether a process has this in its arguments.
+pub(crate) fn any_names(part: &str) -> bool {
+    let names = |process: Process| process.args.iter().any(|arg| arg.contains(part));
+    pids().filter_map(read).any(names)
+}
+
 /// Where a program is, as root would find it.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -3,6 +3,7 @@
 //! A row is a promise: its goal beside what was measured. Each part has a host of its own and can be run small, or left
 //! out with a count of 0. Memory is Pss, so that what processes share counts once.
 
+mod armed;
 mod cost;
 mod fill;
 mod idle;
@@ -22,6 +23,7 @@ pub(crate) struct Options {
     suspended: usize,
     idle: usize,
     adopt: usize,
+    armed: usize,
     seconds: u64,
 }
 
@@ -37,7 +39,7 @@ impl Options {
     /// Reads what follows the name of the benchmark.
     pub(crate) fn parse(args: &[String]) -> Result<Self> {
         let mut options =
-            Self { apps: 10_000, suspended: 200, idle: 1_000, adopt: 100, seconds: 60 };
+            Self { apps: 10_000, suspended: 200, idle: 1_000, adopt: 100, armed: 500, seconds: 60 };
         for pair in args.chunks(2) {
             let [name, number] = pair else { bail!("{} wants a number", pair[0]) };
             let number: u32 = number.parse().with_context(|| format!("{name} {number}"))?;
@@ -46,9 +48,11 @@ impl Options {
                 "--suspended" => options.suspended = number as usize,
                 "--idle" => options.idle = number as usize,
                 "--adopt" => options.adopt = number as usize,
+                "--armed" => options.armed = number as usize,
                 "--seconds" => options.seconds = u64::from(number),
                 _ => bail!(
-                    "unknown: {name}; there are --apps, --suspended, --idle, --adopt, --seconds"
+                    "unknown: {name}; there are --apps, --suspended, --idle, --adopt, --armed, \
+                     --seconds"
                 ),
             }
         }
@@ -72,6 +76,9 @@ pub(crate) fn run(options: Options) -> Result<bool> {
     if 0 < options.idle {
         idle::measure(&mut rows, options.idle, Kind::Suspend)?;
         idle::measure(&mut rows, options.idle, Kind::Stop)?;
+    }
+    if 0 < options.armed {
+        armed::measure(&mut rows, options.armed)?;
     }
     if 0 < options.apps {
         stopped(&mut rows, options)?;

@@ -6,38 +6,67 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use perch_testkit::{Host, Image, Network};
 
 use super::figures::{Series, holds};
 use super::wake::{first_byte, wait_for};
 
 /// Rounds for each abuser.
-pub(crate) const ROUNDS: usize = 5;
+const ROUNDS: usize = 5;
 
-/// Requests of one kind in a round.
-const REQUESTS: usize = 200;
+/// Requests of one kind in a round: beside the abuser the first of them come while nothing has been done about it yet.
+const REQUESTS: usize = 1000;
 
 /// A neighbour's median beside an abuser, against its median alone.
 const LIMIT: f64 = 1.2;
+
+/// Little enough that it is full in each round.
+const CONFIG: &str = "root_disk_mb = 512\n";
 
 /// Its name, and what it does until it is stopped.
 const ABUSERS: [(&str, &str); 5] = [
     ("spins", "while :; do :; done & while :; do :; done"),
     ("forks", "while :; do busybox sleep 5 & done 2>/dev/null"),
     ("eats-memory", "while :; do busybox tail /dev/zero; done 2>/dev/null"),
-    ("fills-disk", "while :; do busybox dd if=/dev/zero of=/big bs=1M count=500; done 2>/dev/null"),
+    ("fills-disk", "while :; do busybox dd if=/dev/zero of=/big bs=1M; done 2>/dev/null"),
     ("fills-log", "exec busybox yes 0123456789abcdef"),
 ];
 
-/// Measures all abusers; whether the promise holds for each.
-pub(crate) fn run(rounds: usize) -> Result<bool> {
-    let host = Host::start_with(Network::Open, "")?;
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    rounds: usize,
+    /// This abuser alone.
+    only: Option<&'static str>,
+}
+
+impl Options {
+    /// Reads what follows the name of the benchmark.
+    pub(crate) fn parse(args: &[String]) -> Result<Self> {
+        let mut options = Self { rounds: ROUNDS, only: None };
+        for pair in args.chunks(2) {
+            let [option, value] = pair else { bail!("{} wants a value", pair[0]) };
+            let abuser = ABUSERS.iter().map(|(name, _)| *name).find(|name| name == value);
+            match (option.as_str(), abuser) {
+                ("--rounds", _) => options.rounds = value.parse().context("--rounds")?,
+                ("--only", Some(name)) => options.only = Some(name),
+                _ => bail!("unknown: {option} {value}; there are --rounds N, --only ABUSER"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Measures the abusers; whether the promise holds for each.
+pub(crate) fn run(options: Options) -> Result<bool> {
+    let host = Host::start_with(Network::Open, CONFIG)?;
     let address = deploy_quiet(&host)?;
     let mut good = true;
-    for (name, script) in ABUSERS {
+    let chosen = |name: &str| options.only.is_none_or(|only| only == name);
+    for (name, script) in ABUSERS.into_iter().filter(|(name, _)| chosen(name)) {
         let id = deploy_abuser(&host, name, script)?;
-        good &= measure(&host, name, &id, address, rounds)?;
+        good &= measure(&host, name, &id, address, options.rounds)?;
         host.fly(&["apps", "destroy", name, "--yes"])?.ok()?;
     }
     Ok(good)

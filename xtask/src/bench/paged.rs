@@ -2,7 +2,9 @@
 //! needs little of them; and how much memory its sleep gives back.
 //!
 //! The memory given back is the change of the host's MemAvailable between frozen and paged out: on a host on which
-//! others work it is their change too, so the middle of all rounds counts.
+//! others work it is their change too, so the middle of all rounds counts. Pages that were just freed lie on lists of
+//! single processors, whoever frees them; MemAvailable does not count these, and the kernel empties them over a minute
+//! or so. They are free, so they are added; what MemAvailable alone says at once is told as well.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -38,9 +40,11 @@ pub(super) fn run(dir: &Path, rounds: usize) -> Result<bool> {
     for (program, limit) in programs {
         let name = program.name;
         let address = deploy(&host, &program, dir)?;
-        let (first, back) = measure(&host, name, address, rounds.min(ROUNDS_MAX))?;
+        let Figures { first, back, counted } =
+            measure(&host, name, address, rounds.min(ROUNDS_MAX))?;
         first.print(&format!("{name}: paged out"), "ms");
         back.print(&format!("{name}: given back"), "of 500 MB");
+        counted.print(&format!("{name}: MemAvailable alone"), "of 500 MB");
         good &= holds(&format!("{name}: median / {limit} ms"), first.median() / limit, 1.0);
         good &= holds(
             &format!("{name}: 95 % / given back"),
@@ -72,20 +76,34 @@ fn deploy(host: &Host, program: &Program, dir: &Path) -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn measure(host: &Host, app: &str, address: SocketAddr, rounds: usize) -> Result<(Series, Series)> {
-    let (mut first, mut back) = (Series::default(), Series::default());
+/// What the rounds of one program gave.
+#[derive(Default)]
+struct Figures {
+    /// The first byte, in milliseconds.
+    first: Series,
+    /// Part of the heap.
+    back: Series,
+    /// Part of the heap, as MemAvailable tells at once.
+    counted: Series,
+}
+
+fn measure(host: &Host, app: &str, address: SocketAddr, rounds: usize) -> Result<Figures> {
+    let mut figures = Figures::default();
     let machine = host.machines(app)?.pop().context("no Machine")?.id;
     for _ in 0..rounds {
         // A new run: what little of an earlier one came back from swap is no measure.
         host.fly(&["machine", "stop", &machine, "-a", app, "-w", "20s"])?.ok()?;
         host.inside(|| first_byte(address, Instant::now()))?;
         wait_depth(host, app, "suspended_resident")?;
-        let before = available_mb()?;
+        let (before, listed_before) = (available_mb()?, listed_mb()?);
         wait_depth(host, app, "suspended_paged_out")?;
-        back.push((available_mb()? - before) / HEAP_MB);
-        first.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
+        wait_event(host, app)?;
+        let (counted, listed) = (available_mb()? - before, listed_mb()? - listed_before);
+        figures.back.push((counted + listed) / HEAP_MB);
+        figures.counted.push(counted / HEAP_MB);
+        figures.first.push_ms(host.inside(|| first_byte(address, Instant::now()))?);
     }
-    Ok((first, back))
+    Ok(figures)
 }
 
 fn wait_depth(host: &Host, app: &str, depth: &str) -> Result<()> {
@@ -103,10 +121,26 @@ fn wait_depth(host: &Host, app: &str, depth: &str) -> Result<()> {
     })
 }
 
+/// Until it is in swap alone.
+fn wait_event(host: &Host, app: &str) -> Result<()> {
+    wait_until("the page-out to be over", PATIENCE, || {
+        let machine = host.machines(app)?.pop().context("no Machine")?;
+        Ok((machine.value["events"][0]["type"] == "page_out").then_some(()))
+    })
+}
+
 fn available_mb() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let number = line.and_then(|rest| rest.split_whitespace().next());
     let kilobytes: f64 = number.context("no MemAvailable")?.parse()?;
     Ok(kilobytes / 1024.0)
+}
+
+/// Free pages on the lists of the processors, of all zones.
+fn listed_mb() -> Result<f64> {
+    let text = fs::read_to_string("/proc/zoneinfo")?;
+    let counts = text.lines().filter_map(|line| line.trim_start().strip_prefix("count:"));
+    let pages: f64 = counts.filter_map(|count| count.trim().parse::<f64>().ok()).sum();
+    Ok(pages * 4096.0 / f64::from(1 << 20))
 }

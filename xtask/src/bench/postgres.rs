@@ -42,7 +42,7 @@ pub(crate) fn run(rounds: usize) -> Result<bool> {
     let paged_out = measure("paged out", "100ms", "suspended_paged_out", rounds)?;
     println!("{:<28} {:.2} ms", "worst, frozen", resident.at(1.0));
     println!("{:<28} {:.2} ms", "worst, paged out", paged_out.at(1.0));
-    Ok(holds("paged out: median / 30 ms", paged_out.median() / PAGED_OUT_MS, 1.0))
+    Ok(holds("paged out: worst / 30 ms", paged_out.at(1.0) / PAGED_OUT_MS, 1.0))
 }
 
 fn measure(name: &str, page_out_after: &str, depth: &str, rounds: usize) -> Result<Series> {

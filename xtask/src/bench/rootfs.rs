@@ -25,7 +25,7 @@ pub(crate) struct Program {
 
 /// A small server; each request has a connection of its own.
 const PYTHON: &str = "\
-import os
+import os, socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,8 +38,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 held = [os.urandom(1 << 20) for _ in range(int(os.environ.get('HOLD_MB', '0')))]
-HTTPServer(('0.0.0.0', 8082), Handler).serve_forever()
+own = 'LISTEN_STDIN' not in os.environ
+server = HTTPServer(('0.0.0.0', 8082), Handler, bind_and_activate=own)
+if not own:
+    server.socket = socket.socket(fileno=0)
+server.serve_forever()
 ";
+
+/// Tells both programs that standard input is the socket they listen on.
+pub(crate) const INHERIT: &str = "LISTEN_STDIN";
 
 /// Parts of the standard library that are large and that the server does not import.
 const UNUSED: &[&str] =

@@ -213,7 +213,7 @@ fn connect(host: &Host, front: u32, back: u32) -> Result<()> {
 }
 
 /// Gives all threads of a process one core.
-fn pin(pid: i32, core: &str) -> Result<()> {
+pub(super) fn pin(pid: i32, core: &str) -> Result<()> {
     shell::output(Command::new("taskset").args(["-a", "-c", "-p", core, &pid.to_string()]))
         .map(drop)
 }

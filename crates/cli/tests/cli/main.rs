@@ -23,6 +23,7 @@ mod scale;
 mod secrets;
 mod server;
 mod show;
+mod standbys;
 mod status;
 mod terminal;
 

@@ -250,6 +250,6 @@ fn a_deploy_of_some_groups_leaves_the_others() {
         (metadata["fly_process_group"].clone(), metadata["fly_release_version"].clone())
     };
     let seen: Vec<_> = fixture.server().machines("web").iter().map(release).collect();
-    let expected = [("app", "1"), ("app", "1"), ("worker", "2")];
+    let expected = [("app", "1"), ("app", "1"), ("worker", "2"), ("worker", "2")];
     assert_eq!(seen, expected.map(|(a, b)| (a.into(), b.into())));
 }

@@ -613,7 +613,9 @@ impl State {
         if let Some(why) = &self.machine_error {
             return error(422, why);
         }
-        let id = format!("m{}", self.machines.len());
+        let number = |it: &Value| it["id"].as_str()?.strip_prefix('m')?.parse::<usize>().ok();
+        let newest = self.machines.iter().filter_map(number).max();
+        let id = format!("m{}", newest.map_or(0, |number| number + 1));
         let machine = json!({"id": id, "app": app, "name": id, "private_ip": "fdaa::3",
             "image_ref": {"repository": app, "tag": "t"}, "events": [], "host_status": "ok",
             "state": "created"});

@@ -42,10 +42,8 @@ impl Balancer {
         self.segments =
             segments(&sets).into_iter().filter_map(|(s, e)| self.segment(s, e)).collect();
         let alive: BTreeSet<PoolKey> = self.machines.values().filter_map(pool_key).collect();
-        self.clocks.retain(|key, _| alive.contains(key));
-        for key in alive {
-            self.clocks.entry(key).or_default();
-        }
+        let clock = |key: &PoolKey| self.clocks.get(key).copied().unwrap_or_default();
+        self.clocks = alive.into_iter().map(|key| (key, clock(&key))).collect();
     }
 
     fn segment(&self, start: u16, end: u16) -> Option<(u16, Segment)> {

@@ -44,7 +44,7 @@ impl Balancer {
         let Some(machine) = self.machines.get(&id) else { return };
         let ports = machine.view.services.get(service).map(|s| s.ports.clone());
         for port in ports.unwrap_or_default() {
-            let segment = self.segments.range(..=port.start).next_back();
+            let segment = self.segments.last_up_to(&port.start);
             if let Some((start, end)) = segment.map(|(start, s)| (*start, s.end)) {
                 self.wake_for(start, end, now);
             }
@@ -53,7 +53,7 @@ impl Balancer {
 
     /// Lets the warm path report pressure wherever something could relieve it.
     pub(super) fn listen_for_pressure(&self, now: Timestamp) {
-        for (start, segment) in &self.segments {
+        for (start, segment) in self.segments.iter() {
             let publishing = || self.machines.values().filter(|m| m.publishes(*start));
             let drained = publishing().any(Machine::is_excess_drained);
             let spare = drained || self.next_to_wake(*start, now).is_some();

@@ -341,7 +341,7 @@ fn all_services_of_a_machine_must_be_quiet_and_the_longest_time_counts() {
     let mut second = view.services[0].clone();
     second.ports[0] = PortSpec { start: 5432, end: 5432, ..second.ports[0].clone() };
     second.auto_stop_after = 3 * AFTER;
-    view.services.push(second);
+    view.services = [view.services[0].clone(), second].into();
     let mut world = World::new(vec![View(view)]);
     let Choice::Admitted(inside) = world.balancer.choose(5432, Origin::Caller, 0) else {
         panic!("the Machine is up");
@@ -677,8 +677,13 @@ fn up(n: u64) -> View {
         cordoned: false,
         leased: false,
         primary: true,
-        services: vec![service],
+        services: [service].into(),
     })
+}
+
+/// The first service, to be changed.
+fn service(view: &mut MachineView) -> &mut ServiceSpec {
+    &mut Arc::get_mut(&mut view.services).expect("nobody shares it")[0]
 }
 
 /// The shell's answer to the thaw with this attempt.
@@ -723,18 +728,18 @@ impl View {
     }
     fn limits(self, soft: u32, hard: Option<u32>) -> Self {
         self.with(|v| {
-            v.services[0].concurrency.soft_limit = soft;
-            v.services[0].concurrency.hard_limit = hard;
+            service(v).concurrency.soft_limit = soft;
+            service(v).concurrency.hard_limit = hard;
         })
     }
     fn floor(self, floor: u32) -> Self {
-        self.with(|v| v.services[0].min_machines_running = floor)
+        self.with(|v| service(v).min_machines_running = floor)
     }
     fn autostop(self, autostop: Autostop) -> Self {
-        self.with(|v| v.services[0].autostop = autostop)
+        self.with(|v| service(v).autostop = autostop)
     }
     fn autostart(self, autostart: Autostart) -> Self {
-        self.with(|v| v.services[0].autostart = autostart)
+        self.with(|v| service(v).autostart = autostart)
     }
 }
 

@@ -137,23 +137,27 @@ fn member(n: u16, region: &str, presence: Presence) -> Member {
     Member {
         id: MachineId::from_low_bits(n.into()),
         region: region.parse().expect("valid"),
-        group: "app".parse().ok(),
+        group: group("app"),
         private_ip: ip(n),
         presence,
-        metadata: BTreeMap::new(),
+        metadata: Arc::default(),
     }
+}
+
+fn group(name: &str) -> Option<Arc<ProcessGroup>> {
+    name.parse().ok().map(Arc::new)
 }
 
 fn directory() -> Directory {
     let app: AppName = "web".parse().expect("valid");
     let mut third = member(3, "ams", Presence::Started);
-    third.group = "Worker".parse().ok();
-    third.metadata.insert("Color".to_owned(), "Blue".to_owned());
+    third.group = group("Worker");
+    third.metadata = [("Color".to_owned(), "Blue".to_owned())].into();
     let members =
         vec![member(1, "lcl", Presence::Started), member(2, "lcl", Presence::Asleep), third];
     let flycast = BTreeSet::from(["fdaa:0:1:0:1::2".parse().expect("valid")]);
     let zone = Zone {
-        apps: BTreeMap::from([(app.clone(), members)]),
+        apps: BTreeMap::from([(app.clone(), members.into())]),
         flycast: BTreeMap::from([(app, flycast)]),
     };
     let other = Zone::default();

@@ -58,7 +58,7 @@ impl Exit {
 }
 
 /// What was restarted lately.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Restarts {
     at: VecDeque<Timestamp>,
     in_a_row: u32,

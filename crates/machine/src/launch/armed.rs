@@ -27,6 +27,8 @@ pub struct Armed {
     spec: LaunchSpec,
     /// Of the secrets; they themselves are kept by the shim alone.
     secrets: [u8; 32],
+    /// Found ahead: the table of mounts is long, and somebody waits for the start.
+    cgroups: Cgroups,
     shim: Line,
 }
 
@@ -62,7 +64,8 @@ pub async fn arm(
     let reason = match ready.and_then(|ready| ready) {
         Ok((Answer::Armed, shim)) => {
             fault::pass(Point::ServerArmed);
-            return Ok(Armed { spec: spec.clone(), secrets: print_of(secrets), shim });
+            let cgroups = Place::of(spec).cgroups()?;
+            return Ok(Armed { spec: spec.clone(), secrets: print_of(secrets), cgroups, shim });
         }
         Ok((other, _)) => reason_of(spec, Ok(other)),
         Err(error) => reason_of(spec, Err(error)),
@@ -92,35 +95,27 @@ impl Armed {
     }
 
     /// Starts the program: from here on it is a run as [`launch_with`] makes it. `None` if what was ready had ended before:
-    /// then nothing of the program was executed, and nothing is in the way of a usual start.
+    /// then nothing of the program was executed, and nothing is in the way of a usual start. Waits for nobody.
     ///
     /// # Errors
-    /// As of [`launch_with`]; then nothing is left running.
-    pub async fn start(mut self) -> Result<Option<Machine>, LaunchError> {
+    /// As of [`launch_with`].
+    pub fn go(self) -> Result<Option<Going>, LaunchError> {
         let spec = &self.spec;
         let place = Place::of(spec);
         if place.is_locked()? {
             return Err(LaunchError::AlreadyRunning { machine: place.machine, run: spec.run });
         }
-        remove_record(spec)?;
-        write_spec(spec).map_err(io_error("write", &spec.dir.join(SPEC_FILE)))?;
         fault::pass(Point::ServerGateReady);
-        if let Err(error) = self.shim.write_all(GO).await {
-            tracing::debug!(machine = spec.machine, %error, "what was ready has ended");
-            return Ok(None);
+        // All that the line has carried is the secrets, so there is room for a word.
+        match self.shim.get_ref().try_write(GO) {
+            Ok(length) if length == GO.len() => {}
+            written => {
+                tracing::debug!(machine = spec.machine, ?written, "what was ready has ended");
+                return Ok(None);
+            }
         }
         fault::pass(Point::ServerGateOpened);
-        let reason = match within(START_TIMEOUT, hear(&mut self.shim)).await {
-            Ok(Answer::Started(state)) => {
-                discard_former_files(spec);
-                return Machine::new(self.spec, state).map(Some);
-            }
-            Ok(Answer::Disarmed) => return Ok(None),
-            other => reason_of(spec, other),
-        };
-        end(&place).await?;
-        super::end(&place).await?;
-        Err(failed(spec, reason))
+        Ok(Some(Going(self)))
     }
 
     /// Ends it, and returns when nothing of it is left.
@@ -139,6 +134,32 @@ impl Armed {
             // Whoever wants the directory next kills it.
             Err(_) => tracing::warn!(machine = self.spec.machine, "what was ready does not end"),
         }
+    }
+}
+
+/// A run that was ready and was told to go.
+#[derive(Debug)]
+pub struct Going(Armed);
+
+impl Going {
+    /// The run, once its shim has heard. `None` if that had ended before, as of [`Armed::go`].
+    ///
+    /// # Errors
+    /// As of [`launch_with`]; then nothing is left running.
+    pub async fn started(self) -> Result<Option<Machine>, LaunchError> {
+        let Self(Armed { spec, cgroups, mut shim, .. }) = self;
+        let reason = match within(START_TIMEOUT, hear(&mut shim)).await {
+            Ok(Answer::Started(state)) => {
+                discard_former_files(&spec);
+                return Machine::alive(spec, state, cgroups).map(Some);
+            }
+            Ok(Answer::Disarmed) => return Ok(None),
+            other => reason_of(&spec, other),
+        };
+        let place = Place::of(&spec);
+        end(&place).await?;
+        super::end(&place).await?;
+        Err(failed(&spec, reason))
     }
 }
 

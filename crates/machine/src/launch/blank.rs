@@ -136,7 +136,7 @@ pub async fn launch_from(
 impl Blank {
     async fn make(cgroup_parent: &str) -> io::Result<Self> {
         let (near, far) = StdStream::pair()?;
-        let mut command = shim_command("blank");
+        let mut command = role_command("blank");
         command.arg(cgroup_parent).stdin(Stdio::null()).stdout(OwnedFd::from(far));
         let spawned = command.stderr(Stdio::null()).spawn()?;
         near.set_nonblocking(true)?;

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use perch_machine::{Armed, LaunchSpec, Secrets, Volume};
+use perch_machine::{Armed, LaunchError, LaunchSpec, Machine, Secrets, Volume};
 use rustix::process::{Pid, Signal};
 
 use crate::fixture::{Fixture, Tested};
@@ -29,6 +29,11 @@ fn armed(
     Ok((spec, armed))
 }
 
+async fn start(armed: Armed) -> Result<Option<Machine>, LaunchError> {
+    let Some(going) = armed.go()? else { return Ok(None) };
+    going.started().await
+}
+
 /// Process ids of the shim that waits and of its init.
 fn shim_and_init(fixture: &Fixture) -> Result<(Pid, Pid), Box<dyn std::error::Error>> {
     let groups = fixture.cgroups()?;
@@ -51,7 +56,7 @@ fn it_waits_and_starts_when_told(fixture: &Fixture) -> Tested {
     let children = format!("/proc/{0}/task/{0}/children", init.as_raw_nonzero());
     assert_eq!(fs::read_to_string(children)?, "", "the program runs");
     assert!(armed.waits() && fixture.lines()?.is_empty());
-    let machine = fixture.block_on(armed.start())?.ok_or("it was gone")?;
+    let machine = fixture.block_on(start(armed))?.ok_or("it was gone")?;
     assert_eq!((machine.pid(), machine.run()), (init.as_raw_nonzero().get(), 1));
     fixture.await_line("value")?;
     fixture.await_line("in memory")?;
@@ -132,7 +137,7 @@ fn what_died_is_started_anew(fixture: &Fixture) -> Tested {
         let (shim, init) = shim_and_init(fixture)?;
         rustix::process::kill_process(if who == "shim" { shim } else { init }, Signal::KILL)?;
         fixture.until("its death to be known", || Ok(!armed.waits()))?;
-        assert!(fixture.block_on(armed.start())?.is_none(), "{who}: it started");
+        assert!(fixture.block_on(start(armed))?.is_none(), "{who}: it started");
         let lines = fixture.lines()?.len();
         assert_eq!(fixture.run(&spec)?.0.exit_code, 0, "{who}");
         assert_eq!(fixture.lines()?.len(), lines + 1, "{who}: not executed once");
@@ -145,7 +150,7 @@ fn limits_hold(fixture: &Fixture) -> Tested {
         "(/bin/busybox sleep 9 & /bin/busybox sleep 9 & /bin/busybox sleep 9 &) || echo refused";
     let spec = LaunchSpec { pids_max: Some(3), ..fixture.spec(script) };
     let armed = fixture.arm(&spec, &Secrets::default())?;
-    let machine = fixture.block_on(armed.start())?.ok_or("it was gone")?;
+    let machine = fixture.block_on(start(armed))?.ok_or("it was gone")?;
     fixture.await_line("/bin/sh: can't fork: Resource temporarily unavailable")?;
     fixture.wait(&machine)?;
     Ok(())

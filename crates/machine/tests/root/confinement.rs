@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use perch_machine::LaunchSpec;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::fixture::{Fixture, Tested};
 
 pub(crate) const TESTS: &[crate::Test] = &[
@@ -12,6 +15,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("dev_holds_what_every_program_needs_and_no_more", dev_holds_what_every_program_needs),
     ("a_protected_server_does_not_protect_its_machines", a_protected_server_protects_itself_only),
     ("a_crash_writes_no_core_file", a_crash_writes_no_core_file),
+    ("a_program_may_have_many_files_open_and_else_what_the_server_may", a_programs_limits),
     ("the_program_cannot_reach_into_init", the_program_cannot_reach_into_init),
     ("every_namespace_but_time_is_the_machines_own", every_namespace_is_the_machines_own),
     ("dockers_refusals_are_ours", dockers_refusals_are_ours),
@@ -132,6 +136,34 @@ fn a_crash_writes_no_core_file(fixture: &Fixture) -> Tested {
     let root = fixture.machine_dir().join("fs/1/upper");
     let left = fs::read_dir(root)?.flatten().map(|entry| entry.file_name());
     assert!(!left.into_iter().any(|name| name.to_string_lossy().starts_with("core")));
+    Ok(())
+}
+
+fn a_programs_limits(fixture: &Fixture) -> Tested {
+    const MOST: u64 = 65_536;
+    let before = getrlimit(Resource::Nofile);
+    let open_files = before.maximum.map_or(MOST, |hard| hard.min(MOST)).to_string();
+    // The soft limit does not come along.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(1_000), ..before })?;
+    let spec = fixture.spec("exec /bin/busybox cat /proc/self/limits");
+    let checked = check_limits(fixture, &spec, &open_files);
+    setrlimit(Resource::Nofile, before)?;
+    checked
+}
+
+fn check_limits(fixture: &Fixture, spec: &LaunchSpec, open_files: &str) -> Tested {
+    let own = fs::read_to_string("/proc/self/limits")?;
+    let (_, lines) = fixture.run(spec)?;
+    assert_eq!(lines.len(), own.lines().count(), "{lines:?}");
+    for (line, own) in lines.iter().zip(own.lines()) {
+        let [found, own] = [line.as_str(), own].map(|it| it.split_ascii_whitespace().collect());
+        let (found, own): (Vec<&str>, Vec<&str>) = (found, own);
+        match &found[..3] {
+            ["Max", "open", "files"] => assert_eq!(found[3..5], [open_files; 2], "{line}"),
+            ["Max", "core", "file"] => assert_eq!((found[4], found[5]), ("0", own[5]), "{line}"),
+            _ => assert_eq!(found, own),
+        }
+    }
     Ok(())
 }
 

@@ -149,13 +149,24 @@ fn upper_layers_delete_and_hide(fixture: &Fixture) -> Tested {
         .file("b/new", b"x")
         .file("b/.wh..wh..opq", b"")
         .file("c/now/a/directory", b"x");
+    let files = files(fixture, vec![lower, upper], "a b c")?;
+    assert_eq!(files, ["a/kept", "b/new", "c/now/a/directory"]);
+    Ok(())
+}
+
+/// What a Machine of these layers finds in these directories.
+fn files(
+    fixture: &Fixture,
+    layers: Vec<Layer>,
+    dirs: &str,
+) -> Result<Vec<String>, Box<dyn std::error::Error>> {
     let mut spec = fixture.spec("");
-    spec.layers = unpack(fixture, vec![lower, upper])?.layers;
-    spec.argv = ["/bin/busybox", "find", "a", "b", "c", "-type", "f"].map(str::to_owned).to_vec();
+    spec.layers = unpack(fixture, layers)?.layers;
+    let find = format!("/bin/busybox find {dirs} -type f");
+    spec.argv = find.split(' ').map(str::to_owned).collect();
     let mut lines = fixture.run(&spec)?.1;
     lines.sort();
-    assert_eq!(lines, ["a/kept", "b/new", "c/now/a/directory"]);
-    Ok(())
+    Ok(lines)
 }
 
 /// Whatever the order: a whiteout is about the lower layers, and a layer's own files stay.
@@ -175,13 +186,8 @@ fn whiteouts_spare_their_own_layer(fixture: &Fixture) -> Tested {
         .file("bare/own", b"x")
         .file("file", b"x")
         .file(".wh.file", b"");
-    let mut spec = fixture.spec("");
-    spec.layers = unpack(fixture, vec![lower, upper])?.layers;
-    let argv = ["/bin/busybox", "find", "after", "before", "bare", "file", "-type", "f"];
-    spec.argv = argv.map(str::to_owned).to_vec();
-    let mut lines = fixture.run(&spec)?.1;
-    lines.sort();
-    assert_eq!(lines, ["after/own", "bare/own", "before/own", "file"]);
+    let files = files(fixture, vec![lower, upper], "after before bare file")?;
+    assert_eq!(files, ["after/own", "bare/own", "before/own", "file"]);
     Ok(())
 }
 

@@ -98,6 +98,11 @@ impl Published {
         }
     }
 
+    /// Whether the kernel would hold the same for both: what was read back has the order of its sets.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        merged(&self.ports) == merged(&other.ports) && self.visible == other.visible
+    }
+
     fn elements(&self, addr: IpAddr) -> Vec<(Set, Element)> {
         let octets = octets(addr);
         let (single, ranges) = match addr {
@@ -202,6 +207,19 @@ mod tests {
         assert_eq!(merged(&[(443, 443), (80, 80)]), [(80, 80), (443, 443)]);
         assert_eq!(merged(&[(1, 10), (11, 20), (15, 17)]), [(1, 20)]);
         assert_eq!(merged(&[(1, 65535), (65535, 65535)]), [(1, 65535)]);
+    }
+
+    #[test]
+    fn the_order_in_which_the_kernel_lists_ports_makes_no_difference() {
+        let of = |ports: &[(u16, u16)], visible| Published {
+            ports: ports.to_vec(),
+            visible: vec![visible],
+        };
+        let read = of(&[(8000, 8100), (80, 80)], Visible::Everyone);
+        assert!(read.is_same(&of(&[(80, 80), (8000, 8100)], Visible::Everyone)));
+        assert!(!read.is_same(&of(&[(80, 80)], Visible::Everyone)));
+        let network = Visible::Network(Prefix48::of("fdaa:1:2::".parse().expect("an address")));
+        assert!(!read.is_same(&of(&[(80, 80), (8000, 8100)], network)));
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! wake by themselves stay asleep until somebody needs them (DESIGN 8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use anyhow::Context;
 use perch_api::wire::Autostop;
 use perch_core::lifecycle::{AfterLoss, Event, Found, Lease, Lifecycle, Stored};
-use perch_machine::{ExitCause, Machine};
+use perch_machine::{ExitCause, Hierarchies, Machine};
+use tokio::task::JoinSet;
 
 use super::history::History;
 use super::inside;
@@ -20,16 +22,31 @@ use super::records::{AppRecord, MachineRecord, Wish};
 use super::world::World;
 use super::{clock, freezers, images};
 
+/// Parts in which Machines are looked at side by side: the runtime has two threads, and one part may have to wait for a
+/// run that is still dying.
+const PARTS: usize = 4;
+
+/// What is looked at to find a run, the same for all Machines.
+struct Scene {
+    world: Arc<World>,
+    hierarchies: Hierarchies,
+    /// The runs that a proxy has thawed while no server was there, by Machine.
+    thawed: BTreeMap<String, u64>,
+    /// Names of what is in the directory of all Machines.
+    present: BTreeSet<OsString>,
+    kept_up: BTreeSet<String>,
+}
+
 /// What was found of one Machine.
 struct Finding {
-    record: MachineRecord,
+    record: Arc<MachineRecord>,
     found: Found,
     running: Option<Machine>,
     /// The last run that the Machine's directory knows of.
     last_run: u64,
 }
 
-/// Starts a task for each stored Machine, and clears what belongs to none. `thawed` are the runs that a proxy has
+/// Gives each stored Machine its place, and clears what belongs to none. `thawed` are the runs that a proxy has
 /// thawed while no server was there.
 ///
 /// Everything is looked at, and dead links are taken down, before the first task begins: a task may start its
@@ -39,49 +56,102 @@ struct Finding {
 /// When the host cannot be looked at.
 pub(crate) async fn adopt_all(
     world: &Arc<World>,
-    thawed: &BTreeMap<String, u64>,
+    thawed: BTreeMap<String, u64>,
 ) -> anyhow::Result<()> {
     let began = clock::now();
-    let records: Vec<MachineRecord> = world.keeper.read().machines.values().cloned().collect();
-    let kept_up: BTreeSet<&str> = kept_up(&records).into_iter().collect();
-    let mut findings = Vec::new();
-    for record in &records {
-        findings.push(find(world, record, kept_up.contains(record.id.as_str()), thawed).await?);
-    }
-    remove_strangers(world, &records).await?;
+    let records: Vec<Arc<MachineRecord>> = world.keeper.read().machines.values().cloned().collect();
+    let count = records.len();
+    let scene = Scene {
+        world: world.clone(),
+        hierarchies: Hierarchies::find().context("could not look at the cgroups")?,
+        thawed,
+        present: present(world)?,
+        kept_up: kept_up(&records).into_iter().map(str::to_owned).collect(),
+    };
+    let scene = Arc::new(scene);
+    let findings = find_all(&scene, records).await?;
+    remove_strangers(&scene, &findings).await;
     disconnect_dead(world, &findings).await;
     let running = findings.iter().filter(|it| it.running.is_some()).count();
-    for finding in findings {
-        begin(world, finding);
-    }
+    begin_all(world, findings).await?;
     let took = clock::now().since(began);
-    tracing::info!(machines = records.len(), running, took_ms = took.as_millis(), "took over");
+    tracing::info!(machines = count, running, took_ms = took.as_millis(), "took over");
     let mut ips = world.plane.published();
     ips.extend(world.keeper.read().apps.values().flat_map(AppRecord::addresses));
     world.settle(ips).await;
     Ok(())
 }
 
-async fn find(
-    world: &Arc<World>,
-    record: &MachineRecord,
-    kept_up: bool,
-    thawed: &BTreeMap<String, u64>,
-) -> anyhow::Result<Finding> {
+fn present(world: &World) -> anyhow::Result<BTreeSet<OsString>> {
+    let entries = std::fs::read_dir(world.paths.machines());
+    let names = entries.and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect());
+    names.context("could not list the Machines")
+}
+
+async fn find_all(
+    scene: &Arc<Scene>,
+    records: Vec<Arc<MachineRecord>>,
+) -> anyhow::Result<Vec<Finding>> {
+    let mut looking = JoinSet::new();
+    for part in parts(records) {
+        let scene = scene.clone();
+        looking.spawn(async move {
+            let mut findings = Vec::with_capacity(part.len());
+            for record in part {
+                findings.push(find(&scene, record).await);
+            }
+            findings
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(findings) = looking.join_next().await {
+        all.extend(findings.context("the look at the Machines was interrupted")?);
+    }
+    Ok(all)
+}
+
+async fn begin_all(world: &Arc<World>, findings: Vec<Finding>) -> anyhow::Result<()> {
+    let mut beginning = JoinSet::new();
+    for part in parts(findings) {
+        let world = world.clone();
+        beginning.spawn(async move { part.into_iter().for_each(|it| begin(&world, it)) });
+    }
+    while let Some(begun) = beginning.join_next().await {
+        begun.context("the begin of the Machines' tasks was interrupted")?;
+    }
+    Ok(())
+}
+
+/// At most [`PARTS`] of about the same length.
+fn parts<T>(mut all: Vec<T>) -> Vec<Vec<T>> {
+    let len = all.len().div_ceil(PARTS).max(1);
+    let mut parts = Vec::with_capacity(PARTS);
+    while !all.is_empty() {
+        parts.push(all.split_off(all.len().saturating_sub(len)));
+    }
+    parts
+}
+
+async fn find(scene: &Scene, record: Arc<MachineRecord>) -> Finding {
+    let world = &scene.world;
     let dir = world.paths.machine(&record.id);
-    if let Err(error) = std::fs::create_dir_all(&dir) {
+    if !scene.present.contains(OsStr::new(&record.id))
+        && let Err(error) = std::fs::create_dir_all(&dir)
+    {
         // It is missing after a crash at the worst, and a full disk must not keep the server down: a start makes it.
         tracing::warn!(machine = record.id, %error, "could not make the directory");
     }
-    let seen = perch_machine::adopt(&dir, &world.cgroup_parent).await.unwrap_or_else(|error| {
+    let seen = perch_machine::adopt_among(&scene.hierarchies, &dir, &world.cgroup_parent).await;
+    let seen = seen.unwrap_or_else(|error| {
         let error = images::chain(&error);
         tracing::warn!(machine = record.id, error, "unreadable; taken as lost");
         None
     });
-    let after_loss = if kept_up || !sleeps(record) { AfterLoss::Launch } else { AfterLoss::Sleep };
+    let comes_back = scene.kept_up.contains(&record.id) || !sleeps(&record);
+    let was_up = if comes_back { AfterLoss::Launch } else { AfterLoss::Sleep };
     let last_run = seen.as_ref().map_or(0, Machine::run);
-    let (found, running) = look(record, seen, after_loss, thawed).await;
-    Ok(Finding { record: record.clone(), found, running, last_run })
+    let (found, running) = look(&record, seen, was_up, &scene.thawed).await;
+    Finding { record, found, running, last_run }
 }
 
 fn begin(world: &Arc<World>, finding: Finding) {
@@ -97,7 +167,7 @@ fn begin(world: &Arc<World>, finding: Finding) {
         inside::listen(world, &record.app, &record.id);
     }
     let history = History::read(&world.paths.machine(&record.id));
-    let handle = machine::spawn(world.clone(), record.id.clone(), life, history, running);
+    let handle = machine::settle(world, record.id.clone(), life, history, running);
     world.add_handle(record.id.clone(), handle);
     let lease = world.keeper.read().leases.get(&record.id).cloned();
     if let Some(lease) = lease {
@@ -152,7 +222,12 @@ fn stored(record: &MachineRecord, last_run: u64) -> Stored {
         Wish::Down => perch_core::lifecycle::Wish::Down,
         Wish::Gone => perch_core::lifecycle::Wish::Gone,
     };
-    let state = record.life.state.parse().unwrap_or(perch_core::lifecycle::MachineState::Stopped);
+    use perch_core::lifecycle::MachineState;
+    let state = record.life.state.parse().unwrap_or(MachineState::Stopped);
+    let was_going = matches!(state, MachineState::Stopping | MachineState::Replacing);
+    // What was going was the run that is stored; whoever came then has started another.
+    let is_another = record.life.run < last_run;
+    let state = if was_going && is_another { MachineState::Started } else { state };
     Stored {
         state,
         run: record.life.run.max(last_run),
@@ -163,7 +238,8 @@ fn stored(record: &MachineRecord, last_run: u64) -> Stored {
 
 /// Whether its services put it to sleep and wake it again.
 fn sleeps(record: &MachineRecord) -> bool {
-    let services = &record.config.view().services;
+    let view = record.config.view();
+    let services = &view.services;
     let both = |service: &perch_api::wire::Service| {
         service.autostop != Autostop::Off && service.autostart.unwrap_or(true)
     };
@@ -171,13 +247,18 @@ fn sleeps(record: &MachineRecord) -> bool {
 }
 
 /// Machines that `min_machines_running` keeps up, per app and group.
-fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
-    let mut counted: std::collections::BTreeMap<(&str, &str), u32> =
+fn kept_up(records: &[Arc<MachineRecord>]) -> Vec<&str> {
+    let mut counted: std::collections::BTreeMap<(&str, String), u32> =
         std::collections::BTreeMap::new();
     let mut kept = Vec::new();
     for record in records.iter().filter(|record| record.life.wish == Wish::Up) {
-        let services = record.config.view().services.iter();
-        let floor = services.filter_map(|service| service.min_machines_running).max().unwrap_or(0);
+        let view = record.config.view();
+        let floor = view
+            .services
+            .iter()
+            .filter_map(|service| service.min_machines_running)
+            .max()
+            .unwrap_or(0);
         let count = counted.entry((&record.app, record.group())).or_default();
         if *count < floor {
             *count += 1;
@@ -188,19 +269,14 @@ fn kept_up(records: &[MachineRecord]) -> Vec<&str> {
 }
 
 /// Directories of Machines that no record names: a creation or removal that a crash cut short.
-async fn remove_strangers(world: &Arc<World>, records: &[MachineRecord]) -> anyhow::Result<()> {
-    let known: BTreeSet<&[u8]> = records.iter().map(|record| record.id.as_bytes()).collect();
-    let entries =
-        std::fs::read_dir(world.paths.machines()).context("could not list the Machines")?;
-    for entry in entries {
-        let entry = entry.context("could not list the Machines")?;
-        let name = entry.file_name();
+async fn remove_strangers(scene: &Scene, findings: &[Finding]) {
+    let known: BTreeSet<&[u8]> = findings.iter().map(|it| it.record.id.as_bytes()).collect();
+    for name in &scene.present {
         if !known.contains(name.as_encoded_bytes()) {
             tracing::info!(machine = ?name, "removing what belongs to no Machine");
-            remove_stranger(world, &entry.path()).await;
+            remove_stranger(&scene.world, &scene.world.paths.machines().join(name)).await;
         }
     }
-    Ok(())
 }
 
 /// What cannot be removed now stays for the next start: it must not keep everybody else's Machines down.
@@ -218,6 +294,32 @@ async fn disconnect_dead(world: &Arc<World>, findings: &[Finding]) {
     for name in world.plane.attached() {
         if !running.contains(name.as_str()) {
             world.detach(&name).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_is_finished_of_the_run_that_it_was_meant_for_and_of_no_later_one() {
+        use perch_core::lifecycle::MachineState;
+        let mut record = crate::server::records::tests::machine("m");
+        (record.life.state, record.life.run) = ("stopping".to_owned(), 4);
+        assert_eq!(stored(&record, 4).state, MachineState::Stopping);
+        assert_eq!(stored(&record, 5).state, MachineState::Started);
+        assert_eq!(stored(&record, 5).run, 5);
+    }
+
+    #[test]
+    fn nothing_is_lost_when_machines_are_looked_at_in_parts() {
+        for count in [0, 1, 3, 4, 5, 101] {
+            let parts = parts((0..count).collect());
+            assert!(parts.len() <= PARTS && parts.iter().all(|part| !part.is_empty()));
+            let mut all = parts.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..count).collect::<Vec<_>>());
         }
     }
 }

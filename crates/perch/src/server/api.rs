@@ -609,6 +609,8 @@ impl Backend for Api {
 
 pub(crate) use apps::{finish_removals, open_network, plan_network};
 pub(crate) use busy::{follow as follow_busy, run_ended as busy_run_ended};
-pub(crate) use leases::{follow as follow_lease, is_kept_awake, is_leased};
+pub(crate) use leases::{
+    announce as announce_kept, follow as follow_lease, is_kept_awake, is_leased,
+};
 pub(crate) use machines::{ask, room_to_start};
 pub(crate) use releases::mark_interrupted;

@@ -13,20 +13,22 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use perch_api::wire::{Autostop, MachineState};
 use perch_core::arming::{Arming, Effect, Event};
 use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
-use perch_machine::{LaunchSpec, Machine, Secrets};
+use perch_machine::{Going, LaunchError, LaunchSpec, Machine, Secrets};
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::clock;
+use super::images::chain;
 use super::inside;
 use super::records::MachineRecord;
-use super::world::{World, lock};
+use super::world::{Records, World, lock};
 
 /// How often it is looked whether there is memory for those that wait, and whether they do. A look costs 50 µs.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,8 +47,12 @@ pub(crate) enum Beginning {
 #[derive(Debug)]
 pub(crate) struct Ready {
     run: perch_machine::Armed,
+    /// What it was made of.
+    records: Records,
     /// The namespace that it is in.
     netns: Arc<OwnedFd>,
+    /// Of `/.fly/api`: somebody waits for the start, and a socket takes as long to make as a process.
+    inside: Option<UnixListener>,
 }
 
 /// Empty when nothing became of it. Whoever makes it holds the lock until it is made.
@@ -88,8 +94,24 @@ impl Armory {
 
     /// What is ready for a Machine that is to start; if it is being made, it is waited for.
     pub(crate) async fn take(&self, id: &str) -> Option<Ready> {
-        let slot = self.remove(id)?;
-        slot.lock().await.take()
+        let (machine, slot) = self.wanted(id)?;
+        let ready = slot.lock().await.take();
+        // Only now: whoever wants it, too, waits until it is made, and finds that it is gone.
+        self.leave(machine, &slot);
+        ready
+    }
+
+    /// The same without waiting, and only if it is this; else it stays.
+    fn take_if(&self, id: &str, is_it: impl FnOnce(&Ready) -> bool) -> Option<Ready> {
+        let machine = id.parse().ok()?;
+        let slot = lock(&self.state).slots.get(&machine)?.clone();
+        let mut ready = slot.try_lock().ok()?;
+        if !ready.as_ref().is_some_and(is_it) {
+            return None;
+        }
+        self.wanted(id);
+        self.leave(machine, &slot);
+        ready.take()
     }
 
     /// Ends what is ready for a Machine, if anything is, and returns when it has ended.
@@ -106,19 +128,25 @@ impl Armory {
         self.changed.notify_one();
     }
 
-    fn remove(&self, id: &str) -> Option<Slot> {
+    /// Somebody wants it: it is not made any more, and what is being made stays until it is.
+    fn wanted(&self, id: &str) -> Option<(MachineId, Slot)> {
         let machine = id.parse().ok()?;
         let mut state = lock(&self.state);
         state.arming.handle_event(Event::Awake { machine }, clock::now());
-        state.slots.remove(&machine)
+        Some((machine, state.slots.get(&machine)?.clone()))
+    }
+
+    /// Whether it was its place.
+    fn leave(&self, machine: MachineId, slot: &Slot) -> bool {
+        let mut state = lock(&self.state);
+        let is_its = state.slots.get(&machine).is_some_and(|known| Arc::ptr_eq(known, slot));
+        is_its && state.slots.remove(&machine).is_some()
     }
 
     /// What became of nothing leaves its place to others.
     fn lost(&self, machine: MachineId, slot: &Slot) {
-        let mut state = lock(&self.state);
-        if state.slots.get(&machine).is_some_and(|known| Arc::ptr_eq(known, slot)) {
-            state.slots.remove(&machine);
-            state.arming.handle_event(Event::Lost { machine }, clock::now());
+        if self.leave(machine, slot) {
+            lock(&self.state).arming.handle_event(Event::Lost { machine }, clock::now());
         }
     }
 
@@ -167,23 +195,57 @@ impl Armory {
 }
 
 impl Ready {
-    /// Starts it, if that is what a start would make now.
+    /// Whether a start by these records would make what is ready, which is known without making anything.
+    fn is_for(&self, records: &Records, run: u64, netns: &Arc<OwnedFd>) -> bool {
+        Arc::ptr_eq(&self.netns, netns) && self.run.spec().run == run && self.records == *records
+    }
+
+    /// Starts it, without waiting for anybody. `None` if it had ended before.
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub(crate) async fn start(
+    fn go(self, world: &Arc<World>) -> Result<Option<Going>, LaunchError> {
+        let spec = self.run.spec();
+        if let Some(listener) = self.inside {
+            inside::serve(world, &spec.app, &spec.machine, listener);
+        }
+        self.run.go()
+    }
+
+    /// Starts it, if it equals what a start would make now; it may, though its records have changed.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub(crate) async fn start_if_equal(
         self,
+        world: &Arc<World>,
         spec: &LaunchSpec,
         netns: &Arc<OwnedFd>,
         secrets: &Secrets,
     ) -> anyhow::Result<Option<Machine>> {
         if Arc::ptr_eq(&self.netns, netns) && self.run.is_for(spec, secrets) {
-            return Ok(self.run.start().await?);
+            let Some(going) = self.go(world)? else { return Ok(None) };
+            return Ok(going.started().await?);
         }
         tracing::debug!(machine = spec.machine, "what was armed is of the past");
         self.run.disarm().await;
         Ok(None)
     }
+}
+
+/// Lets the program of an armed Machine go on before anything else is done about its start. `None` if it is not armed, or
+/// anything is in the way; what comes next then finds out what.
+pub(crate) fn go(world: &Arc<World>, id: &str, run: u64, config_version: u64) -> Option<Going> {
+    let records = world.records(id).ok()?;
+    let netns = world.kept_namespace(id)?;
+    if records.machine.config_version < config_version {
+        return None;
+    }
+    let ready = world.armory.take_if(id, |ready| ready.is_for(&records, run, &netns))?;
+    ready.go(world).unwrap_or_else(|error| {
+        tracing::debug!(machine = id, error = chain(&error), "what was armed does not start");
+        None
+    })
 }
 
 /// Arms and disarms until the server ends.
@@ -206,10 +268,12 @@ pub(crate) async fn keep(world: Arc<World>) {
 }
 
 async fn act(world: &Arc<World>, job: Job) {
+    let begun = Instant::now();
     match job {
         Job::Arm(machine, mut making) => match arm(world, &machine.to_string()).await {
             Ok(ready) => {
-                tracing::debug!(%machine, "armed");
+                let took_ms = begun.elapsed().as_secs_f64() * 1000.0;
+                tracing::debug!(%machine, took_ms, "armed");
                 *making = Some(ready);
             }
             Err(error) => {
@@ -256,12 +320,15 @@ async fn arm(world: &Arc<World>, id: &str) -> anyhow::Result<Ready> {
     let prepared = tokio::task::spawn_blocking(move || {
         let records = shared.peek(&name)?;
         anyhow::ensure!(is_candidate(&records.machine), "it is not one to be armed");
-        shared.prepare(&records, status.run + 1)
+        let (spec, netns, secrets) = shared.prepare(&records, status.run + 1)?;
+        Ok((records, spec, netns, secrets))
     });
-    let (mut spec, netns, secrets) = prepared.await.context("the server is ending")??;
+    let (records, mut spec, netns, secrets) = prepared.await.context("the server is ending")??;
     spec.inside = inside::place(world, id);
     let run = perch_machine::arm(&spec, netns.as_fd(), &secrets).await?;
-    Ok(Ready { run, netns })
+    // Only now: if the Machine had begun to run meanwhile, the socket is that run's.
+    let inside = inside::prepare(world, id).map(|(_, listener)| listener);
+    Ok(Ready { run, records, netns, inside })
 }
 
 /// Whether a Machine may be armed: the proxy stops it and starts it again, and nothing of it is anybody else's while it is

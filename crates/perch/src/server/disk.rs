@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use perch_api::wire::MachineState;
 use perch_machine::{DiskUse, INODE_BYTES};
 
-use super::machine::{self, Command, Haste};
+use super::machine::{self, Command, Haste, Status};
+use super::records::MachineRecord;
 use super::world::World;
 
 /// Between two looks at what is free, and when little is.
@@ -275,18 +276,23 @@ async fn look(world: &Arc<World>, watch: &mut Watch, before: Disk) {
 
 /// Those that can write, until the last moment. One that ends meanwhile is not there.
 fn machines(world: &World) -> BTreeMap<String, Seen> {
-    let limit = |config: &perch_api::wire::MachineConfig| {
-        let own = config.get("rootfs").and_then(|it| it.get("size_gb")?.as_u64());
+    let limit = |record: &MachineRecord| {
+        let own = record.config.get("rootfs").and_then(|it| it.get("size_gb")?.as_u64());
         own.filter(|size| 0 < *size).map_or(world.config.root_disk_mb, |size| size << 10) * MIB
     };
+    let can_write =
+        |status: &Status| status.running.is_some() && status.state != MachineState::Suspended;
     let limits: Vec<(String, u64)> = {
         let catalog = world.keeper.read();
-        catalog.machines.values().map(|it| (it.id.clone(), limit(&it.config))).collect()
+        let limited = catalog.machines.values().filter_map(|record| {
+            let status = world.handle(&record.id)?.status();
+            can_write(&status).then(|| (record.id.clone(), limit(record)))
+        });
+        limited.collect()
     };
     let seen = limits.into_iter().filter_map(|(id, limit)| {
         let status = world.handle(&id)?.status();
-        let can_write = status.running.is_some() && status.state != MachineState::Suspended;
-        let disk = can_write.then(|| DiskUse::of(&world.paths.machine(&id), limit).ok());
+        let disk = can_write(&status).then(|| DiskUse::of(&world.paths.machine(&id), limit).ok());
         let is_up = machine::is_up(status.state);
         Some((id, Seen { run: status.run, limit, is_up, disk: disk.flatten()? }))
     });

@@ -67,8 +67,8 @@ fn needs_freezer(record: &MachineRecord, status: &Status) -> bool {
     match status.state {
         MachineState::Suspending | MachineState::Suspended => true,
         MachineState::Started => {
-            let services = &record.config.view().services;
-            services.iter().any(|service| service.autostop == Autostop::Suspend)
+            let view = record.config.view();
+            view.services.iter().any(|service| service.autostop == Autostop::Suspend)
         }
         _ => false,
     }

@@ -9,13 +9,15 @@ use perch_machine::{RootFile, Secrets};
 use super::records::MachineRecord;
 
 /// Files whose content the config has.
-pub(super) fn plain(record: &MachineRecord) -> impl Iterator<Item = RootFile> {
-    record.config.view().files.iter().filter_map(|file| match file.content()? {
+pub(super) fn plain(record: &MachineRecord) -> Vec<RootFile> {
+    let view = record.config.view();
+    let files = view.files.iter().filter_map(|file| match file.content()? {
         FileContent::Bytes(content) => {
             Some(RootFile { path: file.guest_path.clone(), content, mode: file.mode() })
         }
         FileContent::Secret(_) => None,
-    })
+    });
+    files.collect()
 }
 
 /// Files whose content a secret has.
@@ -54,7 +56,7 @@ mod tests {
             r#"[{"guest_path": "/a", "raw_value": "aGk="},
                 {"guest_path": "/b", "secret_name": "KEY", "mode": 384}]"#,
         );
-        let plain: Vec<_> = plain(&record).collect();
+        let plain = plain(&record);
         assert_eq!((plain.len(), plain[0].content.as_slice()), (1, b"hi".as_slice()));
         let with = |value: &str| Secrets::new(vec![("KEY".to_owned(), value.to_owned())]);
         let files = secret(&record, &with("aHVudGVyMg==\n")).expect("it decodes");

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use perch_api::Peer;
 use perch_api::wire;
@@ -12,6 +13,13 @@ use serde_json::Value;
 
 /// Events kept in memory and shown; older ones nobody asks for.
 const EVENTS_MAX: usize = 50;
+/// Of these, so many are of usual sleeps and wakes where there are others: a Machine that is woken each second does not
+/// push out in a minute why it crashed or who changed it. Half, so that what it does just now is seen as well.
+const USUAL_MAX: usize = EVENTS_MAX / 2;
+/// What autostop and autostart ask for all the time.
+const ASKED: [&str; 4] = ["launch", "stop", "suspend", "resume"];
+/// What comes of it, and with it.
+const FOLLOWS: [&str; 6] = ["start", "exit", "suspend", "resume", "page_out", "workers_ended"];
 /// The file is written anew with what memory holds when it grows beyond this.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Name of the file in the Machine's directory.
@@ -61,7 +69,14 @@ pub(crate) struct History {
 impl History {
     pub(crate) fn push(&mut self, event: wire::Event) {
         self.events.push_front(event);
-        self.events.truncate(EVENTS_MAX);
+        if self.events.len() <= EVENTS_MAX {
+            return;
+        }
+        let usual = || self.events.iter().enumerate().filter(|(_, event)| is_usual(event));
+        match usual().count() {
+            0..=USUAL_MAX => self.events.pop_back(),
+            _ => usual().next_back().map(|(at, _)| at).and_then(|at| self.events.remove(at)),
+        };
     }
 
     pub(crate) fn newest(&self) -> Option<&wire::Event> {
@@ -83,6 +98,25 @@ impl History {
     }
 }
 
+/// Whether it is of a sleep or a wake that went as it should, without anybody's doing.
+fn is_usual(event: &wire::Event) -> bool {
+    let request = event.request.as_ref();
+    let failed = request.is_some_and(|it| {
+        // A page-out that somebody's need led to has a cause.
+        it.details.contains_key("reason")
+            || (event.kind == "page_out" && it.details.contains_key("cause"))
+            || it.exit_event.as_ref().is_some_and(|exit| !exit.requested_stop)
+    });
+    let is = |source: &Source| event.source == source.as_str();
+    let is_kind = |kinds: &[&str]| kinds.contains(&event.kind.as_str());
+    let asked = is(&Source::Proxy) && is_kind(&ASKED);
+    let follows = (is(&Source::Proxy) || is(&Source::Platform)) && is_kind(&FOLLOWS);
+    !failed && (asked || follows)
+}
+
+/// How long an event waits for those that follow it: somebody waits for the wake that it tells of, and is on the CPU's list
+/// behind whoever writes it.
+const GATHER_TIME: Duration = Duration::from_millis(2);
 /// Events that may wait for the disk; beyond, they are only in memory.
 const PENDING_MAX: usize = 4_096;
 
@@ -105,7 +139,15 @@ impl Writer {
     /// When no thread can be made.
     pub(crate) fn start() -> io::Result<Self> {
         let (pending, jobs) = sync_channel(PENDING_MAX);
-        let write = move || jobs.iter().for_each(do_job);
+        let write = move || {
+            while let Ok(job) = jobs.recv() {
+                if matches!(job, Job::Append(..)) {
+                    std::thread::sleep(GATHER_TIME);
+                }
+                do_job(job);
+                jobs.try_iter().for_each(do_job);
+            }
+        };
         std::thread::Builder::new().name("perch-events".to_owned()).spawn(write)?;
         Ok(Self { pending })
     }
@@ -186,6 +228,69 @@ mod tests {
         assert!(fs::metadata(path(dir.path())).expect("there").len() <= FILE_BYTES_MAX + 4096);
         let events = History::read(dir.path()).newest_first();
         assert_eq!((events.len(), events[0].id.as_str()), (EVENTS_MAX, "4999"));
+    }
+
+    fn caused(id: usize, kind: &str, source: Source) -> wire::Event {
+        let source = source.as_str().to_owned();
+        wire::Event { kind: kind.to_owned(), source, ..event(id) }
+    }
+
+    /// Of a Machine that a ping wakes each second.
+    fn usual(id: usize) -> wire::Event {
+        let round =
+            [("launch", Source::Proxy), ("start", Source::Platform), ("stop", Source::Proxy)];
+        let Some((kind, source)) = round.get(id % 4) else {
+            let exit = wire::ExitEvent { requested_stop: true, ..Default::default() };
+            let request = wire::EventRequest { exit_event: Some(exit), ..Default::default() };
+            let exit = caused(id, "exit", Source::Platform);
+            return wire::Event { request: Some(request), ..exit };
+        };
+        caused(id, kind, source.clone())
+    }
+
+    fn ids(history: &History) -> Vec<usize> {
+        let number = |event: &wire::Event| event.id.parse().expect("a number");
+        history.events.iter().map(number).collect()
+    }
+
+    #[test]
+    fn usual_sleeps_and_wakes_push_out_none_but_their_own_kind() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut history = History::default();
+        let mut push = |event: wire::Event| {
+            append(dir.path(), &event).expect("written");
+            history.push(event);
+        };
+        push(wire::Event { source: "user".to_owned(), ..event(0) });
+        let exit = wire::ExitEvent { exit_code: 1, ..Default::default() };
+        let request = wire::EventRequest { exit_event: Some(exit), ..Default::default() };
+        let crash = caused(1, "exit", Source::Platform);
+        push(wire::Event { request: Some(request), ..crash });
+        push(caused(2, "heartbeat", Source::Proxy));
+        let reason = [("reason".to_owned(), "no room".into())].into_iter().collect();
+        let request = wire::EventRequest { details: reason, ..Default::default() };
+        let failed = caused(3, "suspend", Source::Platform);
+        push(wire::Event { request: Some(request), ..failed });
+        (4..5_000).for_each(|id| push(usual(id)));
+        let kept: Vec<usize> = (4_954..5_000).rev().chain([3, 2, 1, 0]).collect();
+        assert_eq!(ids(&history), kept);
+        assert_eq!(ids(&History::read(dir.path())), kept, "and a later server has the same");
+        (5_000..5_040).for_each(|id| history.push(event(id)));
+        let seen = ids(&history);
+        assert_eq!((seen.len(), seen[0]), (EVENTS_MAX, 5_039));
+        let usual = history.events.iter().filter(|event| is_usual(event)).count();
+        assert_eq!(usual, 10, "where there is much else, they go as everything does");
+    }
+
+    #[test]
+    fn a_page_out_is_usual_when_its_time_has_come_and_not_when_somebody_needed_the_memory() {
+        let page_out = |key: &str| {
+            let details = [(key.to_owned(), "x".into())].into_iter().collect();
+            let request = wire::EventRequest { details, ..Default::default() };
+            wire::Event { request: Some(request), ..caused(1, "page_out", Source::Platform) }
+        };
+        assert!(is_usual(&page_out("paged_out_bytes")));
+        assert!(!is_usual(&page_out("cause")));
     }
 
     #[test]

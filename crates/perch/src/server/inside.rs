@@ -22,6 +22,7 @@ use super::world::World;
 /// Name of the directory in a Machine's own, and of the socket in it.
 const DIR: &str = "inside";
 const SOCKET: &str = "api";
+const MODE: u32 = 0o755;
 
 /// The sockets of Machines that run.
 #[derive(Debug, Default)]
@@ -43,14 +44,25 @@ impl Inside {
 /// Listens for a Machine whose run begins or was found: the directory to be mounted. A Machine does without if that
 /// cannot be.
 pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf> {
+    let (dir, listener) = prepare(world, id)?;
+    serve(world, app, id, listener);
+    Some(dir)
+}
+
+/// The directory to be mounted, and what to [`serve`] when the run begins.
+pub(crate) fn prepare(world: &World, id: &str) -> Option<(PathBuf, UnixListener)> {
     let dir = world.paths.machine(id).join(DIR);
-    let listener = match bind(&dir) {
-        Ok(listener) => listener,
+    match bind(&dir) {
+        Ok(listener) => Some((dir, listener)),
         Err(error) => {
             tracing::warn!(machine = id, %error, "a Machine starts without /.fly/api");
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// Answers from now on.
+pub(crate) fn serve(world: &Arc<World>, app: &str, id: &str, listener: UnixListener) {
     let until = world.shutdown.child_token();
     let caller = MachineCaller::new(app, id);
     let backend = Arc::new(Api::new(world.clone()));
@@ -59,7 +71,6 @@ pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf>
         former.cancel();
     }
     world.tracker.spawn(perch_api::server::serve_machine(listener, caller, backend, ended));
-    Some(dir)
 }
 
 /// The directory to be mounted for a run that may begin; nobody listens there yet.
@@ -69,9 +80,14 @@ pub(crate) fn place(world: &World, id: &str) -> Option<PathBuf> {
 }
 
 fn make(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let is_right = |it: fs::Metadata| it.is_dir() && it.permissions().mode() & 0o7777 == MODE;
+    // As for each Machine that a new server takes over.
+    if fs::metadata(dir).is_ok_and(is_right) {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(MODE).create(dir)?;
     // The umask may have taken away what the Machine's users need.
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+    fs::set_permissions(dir, fs::Permissions::from_mode(MODE))
 }
 
 /// The directory stays what it is, since a Machine that lives has it mounted. Needs a tokio runtime.

@@ -18,13 +18,16 @@ use super::records::{
     SecretRecord, SnapshotRecord, TokenRecord, VolumeRecord, Wish,
 };
 
+/// Machines of an app with which a config is compared: its process groups have each their own.
+const SIBLINGS_MAX: usize = 16;
+
 /// Everything the server knows that is not about running processes.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     /// By organization and name.
     pub(crate) networks: BTreeMap<(String, String), NetworkRecord>,
     pub(crate) apps: BTreeMap<String, AppRecord>,
-    pub(crate) machines: BTreeMap<String, MachineRecord>,
+    pub(crate) machines: BTreeMap<String, Arc<MachineRecord>>,
     /// By id.
     pub(crate) releases: BTreeMap<String, ReleaseRecord>,
     /// By address as text.
@@ -41,9 +44,41 @@ pub(crate) struct Catalog {
     pub(crate) volumes: BTreeMap<String, VolumeRecord>,
     /// By id.
     pub(crate) snapshots: BTreeMap<String, SnapshotRecord>,
-    /// Ids of each app's Machines and releases: each call about an app would else look at everybody's.
-    machine_ids: Index,
+    /// The same Machines, and ids of releases, by app: each call about an app would else look at everybody's.
+    machines_by_app: Siblings,
     release_ids: Index,
+}
+
+/// Machines by app, in order of their ids; an app without any is not in it.
+#[derive(Debug, Default)]
+struct Siblings(BTreeMap<String, Vec<Arc<MachineRecord>>>);
+
+impl Siblings {
+    fn put(&mut self, record: Arc<MachineRecord>) {
+        let Some(machines) = self.0.get_mut(&record.app) else {
+            self.0.insert(record.app.clone(), vec![record]);
+            return;
+        };
+        match machines.binary_search_by(|other| other.id.cmp(&record.id)) {
+            Ok(index) => machines[index] = record,
+            Err(index) => {
+                machines.reserve_exact(1);
+                machines.insert(index, record);
+            }
+        }
+    }
+
+    fn remove(&mut self, app: &str, id: &str) {
+        let Some(machines) = self.0.get_mut(app) else { return };
+        machines.retain(|other| other.id != id);
+        if machines.is_empty() {
+            self.0.remove(app);
+        }
+    }
+
+    fn of<'a>(&'a self, app: &str) -> impl Iterator<Item = &'a MachineRecord> + use<'a> {
+        self.0.get(app).into_iter().flatten().map(Arc::as_ref)
+    }
 }
 
 /// Ids by app; an app without any is not in it.
@@ -279,15 +314,20 @@ impl Catalog {
             Change::PutNetwork(it) => {
                 self.networks.insert((it.org.clone(), it.name.clone()), it);
             }
-            Change::PutApp(it) => drop(self.apps.insert(it.name.clone(), it)),
+            Change::PutApp(mut it) => {
+                it.ips.shrink_to_fit();
+                self.apps.insert(it.name.clone(), it);
+            }
             Change::DeleteApp(name) => drop(self.apps.remove(&name)),
-            Change::PutMachine(it) => {
-                self.machine_ids.add(&it.app, &it.id);
-                self.machines.insert(it.id.clone(), *it);
+            Change::PutMachine(mut it) => {
+                self.share_config(&mut it);
+                let it: Arc<MachineRecord> = Arc::from(it);
+                self.machines_by_app.put(it.clone());
+                self.machines.insert(it.id.clone(), it);
             }
             Change::DeleteMachine(id) => {
                 if let Some(it) = self.machines.remove(&id) {
-                    self.machine_ids.remove(&it.app, &id);
+                    self.machines_by_app.remove(&it.app, &id);
                 }
             }
             Change::PutRelease(it) => {
@@ -316,6 +356,16 @@ impl Catalog {
         }
     }
 
+    /// Lets a Machine have its config together with others of its app.
+    fn share_config(&self, record: &mut MachineRecord) {
+        let others = self.machines_of(&record.app).take(SIBLINGS_MAX);
+        for other in others {
+            if record.config.share(&other.config) {
+                return;
+            }
+        }
+    }
+
     /// An app, or 404.
     pub(crate) fn app(&self, name: &str) -> Result<&AppRecord, ApiError> {
         self.apps.get(name).ok_or_else(|| ApiError::no_app(name))
@@ -334,7 +384,7 @@ impl Catalog {
 
     /// A Machine of an app, or 404.
     pub(crate) fn machine(&self, app: &str, id: &str) -> Result<&MachineRecord, ApiError> {
-        let found = self.machines.get(id).filter(|machine| machine.app == app);
+        let found = self.machines.get(id).filter(|machine| machine.app == app).map(Arc::as_ref);
         found.ok_or_else(|| ApiError::not_found(format!("machine not found: {id} in app {app}")))
     }
 
@@ -343,7 +393,7 @@ impl Catalog {
         &'a self,
         app: &str,
     ) -> impl Iterator<Item = &'a MachineRecord> + use<'a> {
-        self.machine_ids.of(app).filter_map(|id| self.machines.get(id))
+        self.machines_by_app.of(app)
     }
 
     /// Values of an app's secrets, by name and version.
@@ -486,6 +536,20 @@ mod tests {
         let releases = |app| catalog.releases_of(app).iter().map(|it| it.version).collect();
         let (web, db): (Vec<u64>, Vec<u64>) = (releases("web"), releases("db"));
         assert_eq!((web, db, catalog.machines_of("db").count()), (vec![1], vec![1], 0));
+    }
+
+    #[test]
+    fn machines_of_an_app_with_the_same_config_have_it_once() {
+        use crate::server::records::tests as records;
+        let mut catalog = Catalog::default();
+        for id in ["m1", "m2"] {
+            catalog.apply(Change::PutMachine(Box::new(records::machine(id))));
+        }
+        let elsewhere = MachineRecord { app: "db".to_owned(), ..records::machine("m3") };
+        catalog.apply(Change::PutMachine(Box::new(elsewhere)));
+        let read = |id: &str| catalog.machines[id].config.read();
+        let first = read("m1");
+        assert!(Arc::ptr_eq(&first, &read("m2")) && !Arc::ptr_eq(&first, &read("m3")));
     }
 
     #[test]

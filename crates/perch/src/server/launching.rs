@@ -109,7 +109,8 @@ pub(crate) fn argv(
     record: &MachineRecord,
     image: &perch_machine::ImageConfig,
 ) -> Result<Vec<String>, perch_machine::ImageError> {
-    let init = &record.config.view().init;
+    let view = record.config.view();
+    let init = &view.init;
     if !init.exec.is_empty() {
         return Ok(init.exec.clone());
     }
@@ -146,7 +147,7 @@ fn environment(
     let own = [
         record.app.clone(),
         record.region.clone(),
-        record.group().to_owned(),
+        record.group(),
         record.id.clone(),
         record.id.clone(),
         record.instance_id.clone(),

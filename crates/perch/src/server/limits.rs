@@ -35,7 +35,7 @@ pub(crate) struct Limits {
 
 /// The limits by a Machine's configuration.
 pub(crate) fn of(record: &MachineRecord) -> Limits {
-    let config = &record.config;
+    let config = record.config.read();
     let init = config.get("init").unwrap_or_default();
     let swap_mb = init.get("swap_size_mb").and_then(serde_json::Value::as_u64).unwrap_or(0);
     by_guest(&config.view().guest.clone().unwrap_or_default(), swap_mb)

@@ -12,11 +12,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::{Catalog, Change, Keeper};
-use super::records::{LifeRecord, Wish};
+use super::records::{LifeRecord, MachineRecord, Wish};
 use super::world::lock;
 
 /// Pause before what could not be written is tried again: a full disk is not emptied faster by asking.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// So long changes gather before they are written behind: a commit in the middle of a start holds up the start's own
+/// files, and a start makes several changes.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 
 /// The newest life of each Machine, durable or not yet.
 #[derive(Debug)]
@@ -59,8 +63,13 @@ impl Lives {
     pub(crate) async fn write_behind(&self, shutdown: &CancellationToken) {
         let mut pause = Duration::ZERO;
         loop {
+            let owed = async {
+                tokio::time::sleep(pause).await;
+                self.saving.notified().await;
+                tokio::time::sleep(GATHER_TIME).await;
+            };
             tokio::select! {
-                () = async { tokio::time::sleep(pause).await; self.saving.notified().await } => {}
+                () = owed => {}
                 () = shutdown.cancelled() => {}
             }
             let written = self.write_unsaved().await;
@@ -108,7 +117,7 @@ fn changed_lives<'a>(
     lives: impl Iterator<Item = (&'a String, Stored)>,
 ) -> Vec<Change> {
     let changed = |(id, stored): (&String, Stored)| {
-        let mut record = catalog.machines.get(id)?.clone();
+        let mut record = MachineRecord::clone(catalog.machines.get(id)?);
         let life = life_record(stored);
         if record.life == life {
             return None;

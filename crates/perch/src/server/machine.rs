@@ -12,30 +12,34 @@ use perch_core::balancer::StopOutcome;
 use perch_core::fault::{self, Point};
 use perch_core::lifecycle::{
     Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
-    MachineState, NOT_STARTED, StartBy, StopBy,
+    MachineState, NOT_STARTED, Resting, StartBy, StopBy,
 };
 use perch_core::time::Timestamp;
-use tokio::sync::mpsc::error::{SendError, TrySendError};
-use tokio::sync::{mpsc, oneshot, watch};
+use perch_machine::ExitCause;
+use tokio::sync::{oneshot, watch};
 
 use super::arming::{self, Beginning};
 use super::clock;
+use super::cpu;
 use super::history::{History, Source};
 use super::launching::{self, Failure};
 use super::leaving;
 use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
+use super::seat::{Desk, Handle, Mailbox, Post, Seat};
 use super::standby;
+use super::stored_config::Config;
 use super::verdict::{Ended, LOST};
 use super::workers::Workers;
 use super::world::{World, lock};
 
-/// Requests that may wait for a Machine's task; one that finds it full waits itself, unless it is the proxy's.
-const MAILBOX: usize = 64;
-
 /// How long a start by the proxy waits for others to give way before the proxy hears of it.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A task with nothing to do leaves after this time, and looks again so often while somebody is on the way to it: what
+/// follows soon finds it there.
+const LEAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// Callers in quick succession get the same measurement: one costs 3 ms a GB.
 const MEASURED_FOR: Duration = Duration::from_secs(1);
@@ -113,135 +117,74 @@ pub(crate) struct Status {
     pub(crate) running: Option<Arc<perch_machine::Machine>>,
 }
 
-/// A way into a Machine's mailbox. What waits there is a pointer: each mailbox keeps room for 32 from its first day on,
-/// and most Machines sleep.
-#[derive(Debug, Clone)]
-pub(crate) struct Post(mpsc::Sender<Box<Command>>);
-
-impl Post {
-    /// Waits for a place; an error when the Machine is gone.
-    pub(crate) async fn send(&self, command: Command) -> Result<(), SendError<Box<Command>>> {
-        self.0.send(Box::new(command)).await
-    }
-
-    /// An error also when the mailbox is full.
-    pub(crate) fn try_send(&self, command: Command) -> Result<(), TrySendError<Box<Command>>> {
-        self.0.try_send(Box::new(command))
-    }
-}
-
-/// The way to a Machine's task.
-#[derive(Debug, Clone)]
-pub(crate) struct Handle {
-    commands: Post,
-    /// Read first. The proxy has one wish for a Machine at a time, so it is never full.
-    urgent: Post,
-    status: watch::Receiver<Status>,
-}
-
-impl Handle {
-    pub(crate) fn status(&self) -> Status {
-        self.status.borrow().clone()
-    }
-
-    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
-        self.status.clone()
-    }
-
-    /// Sends a command; `false` when the Machine is gone.
-    pub(crate) async fn send(&self, command: Command) -> bool {
-        self.commands.send(command).await.is_ok()
-    }
-
-    /// Sends a command of the proxy's, before all others and without waiting for a place: whoever asks much of one
-    /// Machine must not keep the proxy from waking the next. `false` when the Machine is gone, or the proxy has lost all measure.
-    pub(crate) fn tell(&self, command: Command) -> bool {
-        self.urgent.try_send(command).is_ok()
-    }
-
-    /// Adds to a Machine's events, and returns when they show it. Of one that is gone there are none.
-    pub(crate) async fn note(&self, kind: &'static str, source: Source, cause: String) {
-        let (reply, noted) = oneshot::channel();
-        if self.send(Command::Note { kind, source, cause, reply }).await {
-            noted.await.ok();
-        }
-    }
-
-    /// Asks for something and waits until it is durable. `None` when the Machine is gone.
-    pub(crate) async fn ask(&self, event: Event, source: Source) -> Option<Result<(), Refused>> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Command::Ask { event, source, reply }).await.then_some(())?;
-        answer.await.ok()
-    }
-}
-
-/// What waits for a Machine's task.
-struct Mailbox {
-    commands: mpsc::Receiver<Box<Command>>,
-    urgent: mpsc::Receiver<Box<Command>>,
-}
-
-impl Mailbox {
-    /// A mailbox, and the ways to it for everybody and for the proxy.
-    fn new() -> (Self, Post, Post) {
-        let (sender, commands) = mpsc::channel(MAILBOX);
-        let (urgent_sender, urgent) = mpsc::channel(MAILBOX);
-        (Self { commands, urgent }, Post(sender), Post(urgent_sender))
-    }
-
-    /// The next command; `None` when nobody can send any more. Cancelling it loses nothing.
-    async fn next(&mut self) -> Option<Command> {
-        let command = tokio::select! {
-            biased;
-            Some(command) = self.urgent.recv() => Some(command),
-            command = self.commands.recv() => command,
-        };
-        command.map(|command| *command)
-    }
-}
-
-/// Starts the task of a Machine whose life begins or is restored as `life`.
-pub(crate) fn spawn(
-    world: Arc<World>,
+/// Gives a Machine whose life begins or is restored as `life` its place; and a task, unless nothing is to be done.
+pub(crate) fn settle(
+    world: &Arc<World>,
     id: String,
     life: Lifecycle,
     history: History,
     running: Option<perch_machine::Machine>,
 ) -> Handle {
-    let (mut mailbox, commands, urgent) = Mailbox::new();
+    // An earlier server may have died between a program's end and what follows from it.
+    let may_leave = has_exited(&history) && world.goes_with_its_program(&id);
+    let history = Arc::new(history);
+    if running.is_none()
+        && !may_leave
+        && let Some(life) = life.rest()
+    {
+        return Handle::vacant(world, id, Rested { life, history });
+    }
     let running = running.map(Arc::new);
-    let status = Status {
-        running: running.clone(),
-        state: wire_state(&life),
-        run: life.run(),
-        settled: life.poll_timeout().is_none(),
-        history: Arc::new(history),
-    };
-    let (status_sender, status_receiver) = watch::channel(status);
-    let handle = Handle { commands: commands.clone(), urgent, status: status_receiver };
-    let mut task = Task {
-        world: world.clone(),
-        id,
-        life,
-        running,
-        status: status_sender,
-        mailbox_sender: commands,
-        source: Source::Platform,
-        cause: String::new(),
-        is_leaving: false,
-        rest: Rest::Unknown,
-        beginning: Beginning::Cold,
-        measured: Arc::default(),
-        workers: Workers::default(),
-        condemned: None,
-    };
-    // By reference: a future keeps room for what it was given and for what it makes of it.
-    world.tracker.spawn(async move { task.work(&mut mailbox).await });
+    let status = Status { running: running.clone(), ..status_of(&life, history) };
+    let (handle, seat, desk) = Handle::taken(world, id, status);
+    let (mut task, mut mailbox) = Task::new(world.clone(), seat, life, desk);
+    task.running = running;
+    world.tracker.spawn(async move {
+        task.do_effects().await;
+        // Also by what was just heard of it.
+        let exited = has_exited(&task.status.borrow().history);
+        if exited {
+            task.leave_if_done().await;
+        }
+        task.work(&mut mailbox).await;
+    });
     handle
+}
+
+fn has_exited(history: &History) -> bool {
+    history.newest().is_some_and(|event| event.kind == "exit")
+}
+
+fn status_of(life: &Lifecycle, history: Arc<History>) -> Status {
+    let (state, run, settled) = (wire_state(life), life.run(), life.poll_timeout().is_none());
+    Status { state, run, settled, history, running: None }
+}
+
+/// What is kept of a Machine's task while there is none.
+#[derive(Debug)]
+pub(crate) struct Rested {
+    life: Resting,
+    history: Arc<History>,
+}
+
+impl Rested {
+    pub(crate) fn status(&self) -> Status {
+        let (state, run) = (api_state(self.life.state()), self.life.run());
+        Status { state, run, settled: true, history: self.history.clone(), running: None }
+    }
+
+    /// Makes the task anew.
+    pub(crate) fn wake(self, world: Arc<World>, seat: Arc<Seat>, desk: Desk) {
+        let tracker = world.tracker.clone();
+        let (mut task, mut mailbox) = Task::new(world, seat, self.life.wake(), desk);
+        // By reference: a future keeps room for what it was given and for what it makes of it.
+        tracker.spawn(async move { task.work(&mut mailbox).await });
+    }
 }
 
 struct Task {
     world: Arc<World>,
+    seat: Arc<Seat>,
     id: String,
     life: Lifecycle,
     /// The run that lives.
@@ -264,6 +207,8 @@ struct Task {
     workers: Workers,
     /// The run that was killed for what it takes.
     condemned: Option<u64>,
+    /// Its config, as of the last launch: so that it is read once for all who look while there is a task.
+    config: Option<Config>,
 }
 
 /// Whether the pager was told that the Machine sleeps.
@@ -286,19 +231,44 @@ struct Measured {
 /// What wakes the task.
 enum Woken {
     Command(Command),
-    Exited(u64, Exit),
+    /// With the reason why nothing of the program was executed.
+    Exited(u64, Exit, String),
     Timeout,
+    Idle,
     Shutdown,
 }
 
 impl Task {
+    fn new(world: Arc<World>, seat: Arc<Seat>, life: Lifecycle, desk: Desk) -> (Self, Mailbox) {
+        let Desk { mailbox, post, status } = desk;
+        let task = Self {
+            world,
+            id: seat.id().to_owned(),
+            seat,
+            life,
+            running: None,
+            status,
+            mailbox_sender: post,
+            source: Source::Platform,
+            cause: String::new(),
+            is_leaving: false,
+            rest: Rest::Unknown,
+            beginning: Beginning::Cold,
+            measured: Arc::default(),
+            workers: Workers::default(),
+            condemned: None,
+            config: None,
+        };
+        (task, mailbox)
+    }
+
+    fn hold_config(&mut self) {
+        let catalog = self.world.keeper.read();
+        self.config = catalog.machines.get(&self.id).map(|record| record.config.read());
+    }
+
     async fn work(&mut self, mailbox: &mut Mailbox) {
-        self.do_effects().await;
-        self.publish();
-        // An earlier server may have died between a program's end and what follows from it.
-        if self.status.borrow().history.newest().is_some_and(|event| event.kind == "exit") {
-            self.leave_if_done().await;
-        }
+        self.hold_config();
         loop {
             match self.woken(mailbox).await {
                 Woken::Command(command) => {
@@ -306,16 +276,19 @@ impl Task {
                         return;
                     }
                 }
-                Woken::Exited(run, exit) => {
+                Woken::Exited(run, exit, reason) => {
                     fault::pass(Point::ServerExited);
                     if self.life.state() == MachineState::Replacing {
                         fault::pass(Point::ServerReplacing);
                     }
                     self.running = None;
+                    // One that was killed asleep would keep their descriptors.
+                    self.workers = Workers::default();
                     self.world.pager.gone(&self.id);
+                    self.world.cpus.gone(&self.id);
                     self.rest = Rest::Awake;
                     self.world.rest(&self.id).await;
-                    self.because(Source::Platform, String::new());
+                    self.because(Source::Platform, reason);
                     self.feed(Event::Exited { run, exit }).await;
                     super::api::busy_run_ended(&self.world, &self.id, run);
                     self.leave_if_done().await;
@@ -326,6 +299,11 @@ impl Task {
                     self.do_effects().await;
                     self.settle_behind();
                 }
+                Woken::Idle => {
+                    if self.leave(mailbox) {
+                        return;
+                    }
+                }
                 Woken::Shutdown => return,
             }
         }
@@ -333,12 +311,29 @@ impl Task {
 
     async fn woken(&self, mailbox: &mut Mailbox) -> Woken {
         let due = self.life.poll_timeout().map(|(deadline, _why)| deadline.since(clock::now()));
+        let idle = self.is_idle().then_some(LEAVE_AFTER);
         tokio::select! {
             command = mailbox.next() => command.map_or(Woken::Shutdown, Woken::Command),
-            (run, exit) = ended(self.running.clone()) => Woken::Exited(run, exit),
+            (run, exit, reason) = ended(self.running.clone()) => Woken::Exited(run, exit, reason),
             () = sleep_or_never(due) => Woken::Timeout,
+            () = sleep_or_never(idle) => Woken::Idle,
             () = self.world.shutdown.cancelled() => Woken::Shutdown,
         }
+    }
+
+    /// Whether nothing comes by itself.
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && !self.is_leaving && self.life.can_rest()
+    }
+
+    /// Whether the task has left its seat.
+    fn leave(&self, mailbox: &Mailbox) -> bool {
+        self.seat.leave(mailbox, &self.status, || {
+            let life = self.life.rest()?;
+            let mut history = Arc::default();
+            self.status.send_modify(|status| history = std::mem::take(&mut status.history));
+            Some(Rested { life, history })
+        })
     }
 
     async fn on_command(&mut self, command: Command) -> Next {
@@ -385,7 +380,9 @@ impl Task {
             Command::ThawFailed { run, reason } => {
                 self.feed(Event::ThawFailed { run, reason }).await;
             }
-            Command::LookWhetherFrozen => self.look_whether_frozen().await,
+            Command::LookWhetherFrozen => {
+                self.look_whether_frozen("thawed by a proxy that has ended since").await;
+            }
             Command::FreezeEnded { token, result: Ok(()) } => {
                 fault::pass(Point::ServerFrozen);
                 self.pass_by(Point::InitFrozen);
@@ -396,6 +393,8 @@ impl Task {
             }
             Command::Removed => {
                 self.feed(Event::Removed).await;
+                // Its last life is of no interest to anybody, and was noted once more by that.
+                self.world.lives.forget(&self.id);
                 return Next::End;
             }
         }
@@ -408,6 +407,14 @@ impl Task {
         source: Source,
         reply: oneshot::Sender<Result<(), Refused>>,
     ) {
+        let ends_a_use = matches!(
+            event,
+            Event::Update { .. } | Event::Restart { .. } | Event::Stop(_) | Event::Suspend
+        );
+        if ends_a_use {
+            // A proxy that has thawed it says so a moment later: whoever it let in is let out first.
+            self.look_whether_frozen("thawed by the proxy").await;
+        }
         self.because(source, String::new());
         if matches!(event, Event::Update { .. } | Event::Destroy) {
             self.disarm();
@@ -553,6 +560,7 @@ impl Task {
                 self.beginning = beginning;
                 let machine = Arc::from(machine);
                 self.world.pager.runs(&machine);
+                self.world.cpus.awake(&machine, cpu::Past::Fresh);
                 self.running = Some(machine);
                 self.rest = Rest::Awake;
                 self.feed(Event::Launched { run }).await;
@@ -573,8 +581,16 @@ impl Task {
     }
 
     async fn do_effects(&mut self) {
-        while let Some(effect) = self.life.poll_effect() {
-            self.do_effect(effect).await;
+        loop {
+            let mut effects: Vec<_> = std::iter::from_fn(|| self.life.poll_effect()).collect();
+            if effects.is_empty() {
+                break;
+            }
+            // Somebody waits for the program, and nobody for what is told of its start.
+            effects.sort_by_key(|effect| !matches!(effect, Effect::Launch { .. }));
+            for effect in effects {
+                self.do_effect(effect).await;
+            }
         }
         self.settle_rest();
         self.publish();
@@ -618,7 +634,7 @@ impl Task {
     fn arm_later(&self) {
         let is_down = wire_state(&self.life) == wire::MachineState::Stopped;
         let catalog = self.world.keeper.read();
-        if is_down && catalog.machines.get(&self.id).is_some_and(arming::is_candidate) {
+        if is_down && catalog.machines.get(&self.id).is_some_and(|it| arming::is_candidate(it)) {
             self.world.armory.stopped(&self.id);
         }
     }
@@ -628,11 +644,13 @@ impl Task {
         self.world.tracker.spawn(async move { world.armory.disarm(&id).await });
     }
 
-    fn launch(&self, run: u64, config_version: u64) {
+    fn launch(&mut self, run: u64, config_version: u64) {
+        self.hold_config();
+        let going = arming::go(&self.world, &self.id, run, config_version);
         let (world, id, mailbox) =
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
-            let launched = world.launch(&id, run, config_version).await;
+            let launched = world.launch(&id, run, config_version, going).await;
             let result = launched.map(|(machine, beginning)| (Box::new(machine), beginning));
             let result = result.map_err(|error| Failure::of(&error));
             // A task that has ended was destroyed; its removal kills the run.
@@ -644,6 +662,7 @@ impl Task {
     /// thaw overtakes would have no end; who thaws ends it by what it then sees.
     fn freeze(&self, run: u64, token: u64) {
         fault::pass(Point::ServerFreezeBegun);
+        self.world.cpus.lift(&self.id);
         let machine = self.running.clone().filter(|machine| machine.run() == run);
         let begun = match &machine {
             Some(machine) => machine.freeze().map_err(|error| super::images::chain(&error)),
@@ -669,7 +688,8 @@ impl Task {
         };
         fault::pass(Point::ServerThawBegun);
         // Before the thaw: a page-out that is under way ends here.
-        self.world.pager.woke(machine);
+        self.world.pager.woke(machine, !is_up(wire_state(&self.life)));
+        self.world.cpus.awake(machine, cpu::Past::Unknown);
         let thawed = machine.thaw();
         fault::pass(Point::ServerThawed);
         self.pass_by(Point::InitThawed);
@@ -685,16 +705,17 @@ impl Task {
 
     async fn look_whether_kept(&mut self) {
         let run = self.life.run();
-        let is_kept = super::api::is_kept_awake(&self.world.keeper.read(), &self.id, run);
+        let is_kept = super::api::is_kept_awake(&self.world.keeper.read(), &self.id, run)
+            || self.world.copying.is_of(&self.id);
         self.feed(Event::Lease(if is_kept { Lease::Held } else { Lease::Free })).await;
     }
 
-    /// Whoever was let in by a proxy that died with what it had to say needs the Machine awake.
-    async fn look_whether_frozen(&mut self) {
+    /// Whoever was let in by a proxy that has not said so, or never will, needs the Machine awake.
+    async fn look_whether_frozen(&mut self, cause: &str) {
         let asleep = self.life.state() == perch_core::lifecycle::MachineState::Suspended;
         let awake = self.running.as_ref().filter(|machine| asleep && !machine.is_frozen());
         if let Some(run) = awake.map(|machine| machine.run()) {
-            self.because(Source::Proxy, "thawed by a proxy that has ended since".to_owned());
+            self.because(Source::Proxy, cause.to_owned());
             self.feed(Event::Thawed { run }).await;
         }
     }
@@ -709,6 +730,7 @@ impl Task {
     fn signal_run(&self, run: u64, number: i32) -> Result<(), String> {
         match &self.running {
             Some(machine) if machine.run() == run => {
+                self.world.cpus.lift(&self.id);
                 machine.signal(number).map_err(|error| super::images::chain(&error))
             }
             Some(_) | None => Err("that run has ended".to_owned()),
@@ -726,6 +748,7 @@ impl Task {
         let Some(machine) = self.running.as_ref().filter(|machine| machine.run() == run) else {
             return;
         };
+        self.world.cpus.lift(&self.id);
         if let Err(error) = machine.kill() {
             tracing::debug!(
                 machine = self.id,
@@ -804,12 +827,14 @@ impl Task {
         match rest {
             Rest::Asleep => {
                 self.workers.frozen(&self.world, machine.clone());
+                self.world.cpus.asleep(machine);
                 let past = if before == Rest::Awake { Past::Running } else { Past::Unknown };
                 let mailbox = self.mailbox_sender.clone();
                 self.world.pager.fell_asleep(machine.clone(), past, mailbox);
             }
             Rest::Awake | Rest::Unknown => {
-                self.world.pager.woke(machine);
+                self.world.cpus.awake(machine, cpu::Past::Unknown);
+                self.world.pager.woke(machine, !is_up(wire_state(&self.life)));
                 self.workers.thawed(&self.world, machine.run(), &self.mailbox_sender);
             }
         }
@@ -846,7 +871,9 @@ impl Task {
             status.running.clone_from(&self.running);
             changed
         });
-        if changed {
+        // The proxy knows of the start that it asked for, and hears of it again when there is more to know.
+        let is_its_own = state == wire::MachineState::Starting && self.source == Source::Proxy;
+        if changed && !is_its_own {
             self.world.machine_changed(&self.id);
         }
     }
@@ -1020,16 +1047,24 @@ fn exit_request(
     }
 }
 
-async fn ended(machine: Option<Arc<perch_machine::Machine>>) -> (u64, Exit) {
+async fn ended(machine: Option<Arc<perch_machine::Machine>>) -> (u64, Exit, String) {
     let Some(machine) = machine else { return std::future::pending().await };
     match machine.wait().await {
-        Ok(record) => (record.run, exit_of(&record)),
+        Ok(record) => {
+            let exit = exit_of(&record);
+            let reason = match record.cause {
+                // Of one that was armed. The start that follows tells its callers.
+                ExitCause::NotExecuted(reason) => reason,
+                ExitCause::Exited | ExitCause::ShimLost => String::new(),
+            };
+            (record.run, exit, reason)
+        }
         Err(error) => {
             tracing::error!(
                 error = super::images::chain(&error),
                 "the end of a run could not be read"
             );
-            (machine.run(), Exit { code: 255, signal: None, oom_killed: false })
+            (machine.run(), Exit { code: 255, signal: None, oom_killed: false }, String::new())
         }
     }
 }
@@ -1047,8 +1082,12 @@ pub(super) async fn sleep_or_never(due: Option<Duration>) {
 }
 
 fn wire_state(life: &Lifecycle) -> wire::MachineState {
+    api_state(life.state())
+}
+
+fn api_state(state: MachineState) -> wire::MachineState {
     // The API has one word less: a failed first launch is `failed` too.
-    life.state().as_str().parse().unwrap_or(wire::MachineState::Failed)
+    state.as_str().parse().unwrap_or(wire::MachineState::Failed)
 }
 
 /// Whether a run lives that nobody has asked to end.
@@ -1062,42 +1101,11 @@ pub(crate) fn asleep(skip_launch: bool) -> Asleep {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::task::Poll;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_proxy_is_heard_first_and_never_waits_for_a_place() {
-        let note = |kind| {
-            let (source, reply) = (Source::Platform, oneshot::channel().0);
-            Command::Note { kind, source, cause: String::new(), reply }
-        };
-        let (mut mailbox, commands, urgent) = Mailbox::new();
-        while commands.try_send(note("asked")).is_ok() {}
-        urgent.try_send(note("proxy")).expect("a place of its own");
-        let first = mailbox.next().await;
-        assert!(matches!(first, Some(Command::Note { kind: "proxy", .. })), "{first:?}");
-        let second = mailbox.next().await;
-        assert!(matches!(second, Some(Command::Note { kind: "asked", .. })), "{second:?}");
-    }
-
-    #[tokio::test]
-    async fn who_notes_something_can_then_read_it() {
-        let (mut mailbox, commands, urgent) = Mailbox::new();
-        let status = Status {
-            state: wire::MachineState::Started,
-            run: 1,
-            settled: true,
-            history: Arc::default(),
-            running: None,
-        };
-        let handle = Handle { commands, urgent, status: watch::channel(status).1 };
-        let mut noting = std::pin::pin!(handle.note("cordon", Source::Platform, String::new()));
-        let early = std::future::poll_fn(|cx| Poll::Ready(noting.as_mut().poll(cx).is_ready()));
-        assert!(!early.await, "nothing is recorded yet");
-        let Some(Command::Note { reply, .. }) = mailbox.next().await else { panic!("no note") };
-        reply.send(()).expect("it waits");
-        noting.await;
+impl Default for Rested {
+    /// A Machine that was never started.
+    fn default() -> Self {
+        let policy = launching::policy(&super::records::tests::machine("m"));
+        let life = Lifecycle::new(1, policy).rest().expect("nothing is under way");
+        Self { life, history: Arc::default() }
     }
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! One thread does all of it: nothing here is urgent but taking back, which is done between two chunks of whatever else
-//! is going on. A thaw that the server hears of late ends a page-out all the same: it looks at the Machine itself.
+//! is going on. Reading back comes next, between two chunks of a page-out. A thaw that the server hears of late ends a
+//! page-out all the same: it looks at the Machine itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use perch_api::wire;
-use perch_core::memory::{self, Admission, Facts, Need, Pressure, Relief};
+use perch_core::memory::{self, Admission, Facts, Need, Pressure, Relief, Remainder, Stalls};
 use perch_core::time::Timestamp;
 use perch_machine::memory::End;
 use perch_machine::{Machine, Memory, PagedOut, Swap};
@@ -23,7 +24,8 @@ use perch_machine::{Machine, Memory, PagedOut, Swap};
 use super::capacity::{self, Capacity};
 use super::clock;
 use super::images::chain;
-use super::machine::{Command, Post};
+use super::machine::Command;
+use super::seat::Post;
 use super::world::lock;
 
 /// Reading back begins so long after a thaw: a request that touches little is then answered, and nothing competes with
@@ -35,8 +37,14 @@ const PREFETCH_BYTES_MAX: u64 = 1 << 30;
 const PREFETCHES_MAX: usize = 32;
 /// How often it is looked at the host's memory, only while somebody sleeps. A look costs 50 µs.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// So long a sleeper that was told to stop may take before somebody else is told, too.
+const ENDING_MAX: Duration = Duration::from_secs(5);
 /// The kernel tells how long programs waited in the last 10 s: what was done about it shows only after that.
 const PRESSURE_PAUSE: Duration = Duration::from_secs(10);
+/// So long it is known what a Machine has taken of what it was promised: in a burst of starts each of them asks for all.
+const TAKEN_KNOWN: Duration = Duration::from_millis(100);
+/// So long where somebody would have to give way, or to wait, for what has been taken meanwhile.
+const TAKEN_KNOWN_CLOSELY: Duration = Duration::from_millis(10);
 /// A Machine that could not be paged out, because there was no swap, is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -63,6 +71,9 @@ struct State {
     chores: VecDeque<Chore>,
     sleepers: BTreeMap<String, Sleeper>,
     prefetches: VecDeque<(Timestamp, Arc<Machine>)>,
+    /// Those that were told to stop and have not ended, and until when their memory counts as gone: a second one must not
+    /// be stopped for the same need.
+    ending: BTreeMap<String, (Timestamp, Sleeper)>,
     /// Those that are not frozen, as far as the server knows.
     runners: BTreeMap<String, Arc<Machine>>,
     /// Bytes that Machines had when they were last measured.
@@ -73,6 +84,8 @@ struct State {
     look_at: Option<Timestamp>,
     /// Until when waiting programs are no news.
     relieved_until: Option<Timestamp>,
+    /// How long page-outs waited for memory themselves.
+    stalls: Stalls,
     ended: bool,
 }
 
@@ -82,7 +95,15 @@ struct Promise {
     machine: String,
     until: Timestamp,
     need: Need,
+    taken: Arc<Taken>,
 }
+
+/// What was promised, what is known of it, and who it is if it runs already.
+type Promised = (Need, Arc<Taken>, Option<Arc<Machine>>);
+
+/// What a Machine was last seen to have of what it was promised, and when.
+#[derive(Debug, Default)]
+struct Taken(Mutex<Option<(Timestamp, u64)>>);
 
 #[derive(Debug)]
 enum Chore {
@@ -99,6 +120,8 @@ struct Sleeper {
     memory: Option<Memory>,
     /// What is being done because memory is short.
     relief: Option<Relief>,
+    /// What its last page-out left to be done.
+    remainder: Remainder,
     /// When it is paged out; `None`: it was, or is not to be.
     due: Option<Timestamp>,
     /// Why it is paged out before its time.
@@ -149,6 +172,7 @@ impl Pager {
             since,
             memory: None,
             relief: None,
+            remainder: Remainder::Movable,
             due,
             why: None,
             touched: past == Past::Unknown,
@@ -158,6 +182,8 @@ impl Pager {
             state.prefetches.retain(|(_, waiting)| !Arc::ptr_eq(waiting, &machine));
             state.chores.push_back(Chore::Yield(machine));
             state.runners.remove(&id);
+            // Whatever it has now is all that it takes.
+            state.settle(&id);
             state.look_at.get_or_insert(since + LOOK_INTERVAL);
             if let Some(former) = state.sleepers.insert(id, sleeper) {
                 former.awake.store(true, Ordering::Release);
@@ -166,17 +192,19 @@ impl Pager {
     }
 
     /// A Machine goes on, or is about to. Never waits for the thread.
-    pub(crate) fn woke(&self, machine: &Arc<Machine>) {
+    pub(crate) fn woke(&self, machine: &Arc<Machine>, is_ending: bool) {
         self.shared.change(|state| {
             let id = &machine.spec().machine;
-            state.runners.insert(id.clone(), machine.clone());
             let slept = state.sleepers.remove(id);
             if let Some(sleeper) = &slept {
                 sleeper.awake.store(true, Ordering::Release);
             }
             state.chores.push_back(Chore::Keep(machine.clone()));
-            let touched = slept.is_some_and(|sleeper| sleeper.touched);
-            if touched && state.prefetches.len() < PREFETCHES_MAX {
+            let touched = slept.as_ref().is_some_and(|sleeper| sleeper.touched);
+            if !state.ends(id, slept, is_ending) {
+                state.runners.insert(id.clone(), machine.clone());
+            }
+            if touched && !is_ending && state.prefetches.len() < PREFETCHES_MAX {
                 let at = clock::now() + PREFETCH_DELAY;
                 state.prefetches.push_back((at, machine.clone()));
             }
@@ -186,7 +214,9 @@ impl Pager {
     /// A run has begun.
     pub(crate) fn runs(&self, machine: &Arc<Machine>) {
         let id = machine.spec().machine.clone();
-        lock(&self.shared.state).runners.insert(id, machine.clone());
+        let mut state = lock(&self.shared.state);
+        state.ending.remove(&id);
+        state.runners.insert(id, machine.clone());
     }
 
     /// Whether a start fits now. Those who sleep give way for it: then it will soon. Blocks if [`Pager::is_slow`].
@@ -198,7 +228,7 @@ impl Pager {
 
     /// Whether so much could be taken without anybody's loss; nobody gives way for it. Blocks.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        let (facts, _) = self.shared.facts();
+        let (facts, _) = self.shared.facts(TAKEN_KNOWN);
         let admission = memory::admit(&facts, &[], Need::Known(bytes));
         admission == Admission::Fits && !facts.is_pressed()
     }
@@ -220,6 +250,7 @@ impl Pager {
     pub(crate) fn gone(&self, id: &str) {
         self.shared.change(|state| {
             state.runners.remove(id);
+            state.ending.remove(id);
             state.settle(id);
             if let Some(sleeper) = state.sleepers.remove(id) {
                 sleeper.awake.store(true, Ordering::Release);
@@ -276,6 +307,16 @@ impl Shared {
         }
     }
 
+    /// Whether a page-out may go on. Who woke wants back what is in swap before anything else has to go there.
+    fn page_out_goes_on(&self) -> bool {
+        while self.goes_on() {
+            let due = lock(&self.state).due_prefetch(clock::now());
+            let Some(machine) = due else { return true };
+            self.prefetch(&machine);
+        }
+        false
+    }
+
     /// Whether long work may go on. What cannot wait is done here, between two chunks.
     fn goes_on(&self) -> bool {
         loop {
@@ -312,7 +353,7 @@ impl Shared {
 
     /// Sees to it that the reserve is there, as far as those who sleep can give it.
     fn look(&self) {
-        let (facts, sleepers) = self.facts();
+        let (facts, sleepers) = self.facts(TAKEN_KNOWN_CLOSELY);
         self.relieve(&facts, &sleepers, 0);
         let mut state = lock(&self.state);
         let next = clock::now() + LOOK_INTERVAL;
@@ -321,36 +362,49 @@ impl Shared {
 
     fn admit(&self, id: &str, need: Need) -> Result<(), String> {
         let _only_one = lock(&self.admitting);
-        let (facts, sleepers) = self.facts();
+        let (mut facts, mut sleepers) = self.facts(TAKEN_KNOWN);
+        if !memory::choose(&facts, &sleepers, need.wanted()).is_empty()
+            || memory::admit(&facts, &sleepers, need) != Admission::Fits
+        {
+            (facts, sleepers) = self.facts(TAKEN_KNOWN_CLOSELY);
+        }
         let admission = memory::admit(&facts, &sleepers, need);
         self.relieve(&facts, &sleepers, need.wanted());
         if admission != Admission::Fits {
             return Err(capacity::in_words(&facts, need.wanted()));
         }
         let until = clock::now() + memory::PROMISE;
-        let promise = Promise { machine: id.to_owned(), until, need };
+        let promise = Promise { machine: id.to_owned(), until, need, taken: Arc::default() };
         lock(&self.state).promised.push(promise);
         Ok(())
     }
 
-    fn facts(&self) -> (Facts, Vec<memory::Sleeper>) {
+    /// As it is, but for what was taken of promises: that may be so old.
+    fn facts(&self, taken_age: Duration) -> (Facts, Vec<memory::Sleeper>) {
         let now = clock::now();
         let mut state = lock(&self.state);
         state.promised.retain(|promise| now < promise.until);
-        let promised = state.owed();
-        let all = state.sleepers.values().map(|sleeper| &sleeper.machine);
-        let machines: Vec<_> = all.chain(state.runners.values()).cloned().collect();
+        let promises = state.promises();
+        state.forget_slow_ends(now);
+        let still = state.sleepers.values().chain(state.ending.values().map(|(_, it)| it));
+        let asleep: Vec<Memory> = still.filter_map(|it| it.memory).collect();
+        let unknown = state.sleepers.values().filter(|it| it.memory.is_none());
+        let unknown = unknown.map(|sleeper| &sleeper.machine);
+        let runners: Vec<_> = unknown.chain(state.runners.values()).cloned().collect();
         let is_relieved = state.relieved_until.is_some_and(|until| now < until);
+        let own_stalls = state.stalls.percent(now);
         drop(state);
         // Measured without the lock: nobody who wakes waits for it.
-        let mut facts = self.capacity.facts(&machines, promised);
+        let promised = owed(&promises, taken_age);
+        let swap = swap();
+        let mut facts = self.capacity.facts(&runners, &asleep, promised, swap, own_stalls);
         if is_relieved {
             facts.pressure = Pressure::Low;
         }
-        let swap = swap();
-        let sleepers =
-            lock(&self.state).sleepers.iter().filter_map(|(id, it)| it.seen(id, swap)).collect();
-        (facts, sleepers)
+        let state = lock(&self.state);
+        let ending = state.ending.iter().map(|(id, (_, it))| (id, it));
+        let sleepers = state.sleepers.iter().chain(ending);
+        (facts, sleepers.filter_map(|(id, it)| it.seen(id, swap)).collect())
     }
 
     fn relieve(&self, facts: &Facts, sleepers: &[memory::Sleeper], wanted: u64) {
@@ -376,8 +430,13 @@ impl Shared {
         if swap().total_bytes == 0 {
             return self.put_off(id, awake);
         }
-        let go_on = || !awake.load(Ordering::Acquire) && self.goes_on();
-        match machine.page_out(&go_on) {
+        if let Some(sleeper) = lock(&self.state).of(id, awake) {
+            // Also for who wakes in the middle.
+            sleeper.touched = true;
+        }
+        let go_on = || self.page_out_goes_on() && !awake.load(Ordering::Acquire);
+        let waited = |took| lock(&self.state).stalls.add(took, clock::now());
+        match machine.page_out(&go_on, &waited) {
             Ok(paged) => self.on_paged_out(id, awake, paged),
             Err(error) => {
                 tracing::warn!(machine = id, %error, "its memory could not be paged out");
@@ -391,9 +450,10 @@ impl Shared {
         let Some(sleeper) = state.of(id, awake) else { return };
         sleeper.relief = None;
         sleeper.memory = Some(paged.memory);
-        sleeper.due = match paged.end {
-            End::Done | End::CalledOff => None,
-            End::SwapFull => Some(clock::now() + RETRY_AFTER),
+        (sleeper.remainder, sleeper.due) = match paged.end {
+            End::Done => (Remainder::Stays, None),
+            End::CalledOff => (Remainder::Movable, None),
+            End::SwapFull => (Remainder::Movable, Some(clock::now() + RETRY_AFTER)),
         };
         sleeper.touched = 0 < paged.memory.swapped_bytes;
         if paged.bytes == 0 {
@@ -431,12 +491,17 @@ impl State {
         if self.is_time_to_look(now) {
             return Some(Job::Look);
         }
-        if self.prefetches.front().is_some_and(|(at, _)| *at <= now) {
-            return self.prefetches.pop_front().map(|(_, machine)| Job::Prefetch(machine));
+        if let Some(machine) = self.due_prefetch(now) {
+            return Some(Job::Prefetch(machine));
         }
         let due = self.sleepers.iter().filter(|(_, it)| it.due.is_some_and(|due| due <= now));
         let (id, first) = due.min_by_key(|(_, sleeper)| sleeper.due)?;
         Some(Job::PageOut(id.clone(), first.machine.clone(), first.awake.clone()))
+    }
+
+    fn due_prefetch(&mut self, now: Timestamp) -> Option<Arc<Machine>> {
+        let due = self.prefetches.pop_front_if(|(at, _)| *at <= now);
+        due.map(|(_, machine)| machine)
     }
 
     fn is_time_to_look(&self, now: Timestamp) -> bool {
@@ -458,13 +523,10 @@ impl State {
         self.promised.retain(|promise| promise.machine != id);
     }
 
-    /// Bytes of all promises. Of starts that nothing is known of only the largest counts: each as much as the default
-    /// size, a burst of small ones would have every sleeper give way.
-    fn owed(&self) -> u64 {
-        let needs = || self.promised.iter().map(|promise| promise.need);
-        let known = needs().map(Need::required).fold(0, u64::saturating_add);
-        let unknown = needs().map(|need| need.wanted() - need.required()).max();
-        known.saturating_add(unknown.unwrap_or(0))
+    /// What was promised, and to whom of those who run already.
+    fn promises(&self) -> Vec<Promised> {
+        let runner = |promise: &Promise| self.runners.get(&promise.machine).cloned();
+        self.promised.iter().map(|it| (it.need, it.taken.clone(), runner(it))).collect()
     }
 
     fn next_due(&self) -> Option<Timestamp> {
@@ -472,9 +534,47 @@ impl State {
         sleepers.chain(self.look_at).chain(self.prefetches.front().map(|(at, _)| *at)).min()
     }
 
+    /// Keeps a sleeper that wakes only to end; whether it is one.
+    fn ends(&mut self, id: &str, slept: Option<Sleeper>, is_ending: bool) -> bool {
+        match slept {
+            Some(sleeper) if is_ending && sleeper.relief == Some(Relief::Stop) => {
+                self.ending.insert(id.to_owned(), (clock::now() + ENDING_MAX, sleeper));
+                true
+            }
+            _ if is_ending => self.ending.contains_key(id),
+            _ => {
+                self.ending.remove(id);
+                false
+            }
+        }
+    }
+
+    /// Who takes long to end is a runner, for which others give way.
+    fn forget_slow_ends(&mut self, now: Timestamp) {
+        let is_slow = |(until, _): &(Timestamp, Sleeper)| *until <= now;
+        let slow: Vec<String> =
+            self.ending.iter().filter(|(_, it)| is_slow(it)).map(|(id, _)| id.clone()).collect();
+        for id in slow {
+            if let Some((_, sleeper)) = self.ending.remove(&id) {
+                self.runners.insert(id, sleeper.machine);
+            }
+        }
+    }
+
     /// The sleeper that a job was about, unless it woke meanwhile.
     fn of(&mut self, id: &str, awake: &Arc<AtomicBool>) -> Option<&mut Sleeper> {
         self.sleepers.get_mut(id).filter(|sleeper| Arc::ptr_eq(&sleeper.awake, awake))
+    }
+}
+
+impl Taken {
+    /// What was seen no longer ago than `age`, else what is seen now.
+    fn known_for(&self, age: Duration, now: Timestamp, look: impl FnOnce() -> u64) -> u64 {
+        let mut known = lock(&self.0);
+        match *known {
+            Some((at, bytes)) if now.since(at) < age => bytes,
+            Some(_) | None => known.insert((now, look())).1,
+        }
     }
 }
 
@@ -488,6 +588,7 @@ impl Sleeper {
             resident: memory.anonymous_bytes,
             store: swap.store_of(memory.swapped_bytes),
             relief: self.relief,
+            remainder: self.remainder,
         })
     }
 
@@ -509,6 +610,20 @@ impl Sleeper {
         }
         self.relief = Some(relief);
     }
+}
+
+/// Bytes of all promises that have not been taken: those count as used. Of starts that nothing is known of only the
+/// largest counts: each as much as the default size, a burst of small ones would have every sleeper give way.
+fn owed(promises: &[Promised], taken_age: Duration) -> u64 {
+    let left = |(need, taken, machine): &Promised| {
+        let Some(machine) = machine else { return *need };
+        let has = || machine.charged().unwrap_or_default().anonymous_bytes;
+        need.less(taken.known_for(taken_age, clock::now(), has))
+    };
+    let needs: Vec<Need> = promises.iter().map(left).collect();
+    let known = needs.iter().map(|need| need.required()).fold(0, u64::saturating_add);
+    let unknown = needs.iter().map(|need| need.wanted() - need.required()).max();
+    known.saturating_add(unknown.unwrap_or(0))
 }
 
 /// The host's swap; none where the kernel does not tell.
@@ -555,7 +670,7 @@ mod tests {
     /// Nobody is in it; only promises count.
     fn small_world() -> Shared {
         let (memory, reserve) = (Some(Size(600 * MB)), Reserve::Part(0));
-        Shared::new(Capacity { memory, reserve })
+        Shared::new(Capacity { memory, reserve, ceilings: perch_machine::Ceilings::default() })
     }
 
     #[test]
@@ -575,9 +690,28 @@ mod tests {
         for machine in ["a", "b", "c", "d"] {
             assert_eq!(shared.admit(machine, Need::AtMost(u64::MAX)), Ok(()), "{machine}");
         }
-        assert_eq!(lock(&shared.state).owed(), memory::UNKNOWN_NEED);
+        assert_eq!(owed(&lock(&shared.state).promises(), TAKEN_KNOWN), memory::UNKNOWN_NEED);
         shared.admit("e", Need::Known(MB)).expect("there is room");
-        assert_eq!(lock(&shared.state).owed(), memory::UNKNOWN_NEED + MB);
+        assert_eq!(owed(&lock(&shared.state).promises(), TAKEN_KNOWN), memory::UNKNOWN_NEED + MB);
+    }
+
+    #[test]
+    fn a_burst_of_starts_looks_once_at_what_an_earlier_one_has_taken() {
+        let (taken, looks) = (Taken::default(), std::cell::Cell::new(0));
+        let mut now = clock::now();
+        let mut known_for = |age| {
+            now = now + Duration::from_millis(1);
+            let look = || {
+                looks.set(looks.get() + 1);
+                looks.get()
+            };
+            taken.known_for(age, now, look)
+        };
+        assert!((0..100).all(|_| known_for(TAKEN_KNOWN) == 1), "it is known");
+        assert_eq!(known_for(TAKEN_KNOWN), 2, "it is too old");
+        assert!((0..9).all(|_| known_for(TAKEN_KNOWN_CLOSELY) == 2));
+        assert_eq!(known_for(TAKEN_KNOWN_CLOSELY), 3, "somebody would have to give way for it");
+        assert_eq!(looks.get(), 3);
     }
 
     #[test]
@@ -603,7 +737,8 @@ mod tests {
         let shared = small_world();
         let promise = |machine: &str, until| {
             let need = Need::Known(600 * MB);
-            let promise = Promise { machine: machine.to_owned(), until, need };
+            let (machine, taken) = (machine.to_owned(), Arc::default());
+            let promise = Promise { machine, until, need, taken };
             lock(&shared.state).promised.push(promise);
         };
         let all = Need::Known(600 * MB);
@@ -627,7 +762,7 @@ mod tests {
             assert!(pager.shared.admit("c", need).is_err(), "another's promise stays");
             end(&pager, "a");
         }
-        assert_eq!(lock(&pager.shared.state).owed(), 0);
+        assert_eq!(owed(&lock(&pager.shared.state).promises(), TAKEN_KNOWN), 0);
     }
 
     #[test]

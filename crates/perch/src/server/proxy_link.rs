@@ -6,7 +6,8 @@
 //!      └──────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A proxy that outlived an earlier server is found by its control socket and goes on. While no
+//! A proxy that outlived an earlier server is found by its control socket and goes on; one that lives
+//! and does not answer ends before it gets a successor. While no
 //! proxy is connected nothing is in flight that we could wait for, so drains end at once.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,8 +34,9 @@ use tokio::time::Instant;
 use super::clock;
 use super::freezers::{self, Handed};
 use super::history::Source;
-use super::machine::{Command as MachineCommand, Post};
+use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
+use super::seat::Post;
 use super::views;
 use super::world::{World, lock};
 use crate::{process, service_manager};
@@ -43,6 +45,14 @@ use crate::{process, service_manager};
 const ANSWERS: usize = 4_096;
 /// A proxy that lives greets at once.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// One that lives and does not may only be slow, as everything is on a machine that is short of time: so often it is
+/// asked before it is replaced, beside once by a server that starts.
+const GREETINGS_STANDING: u32 = 2;
+/// So often one that was just started: it may have to be read from a busy disk first, and nobody is served meanwhile
+/// by anybody else.
+const GREETINGS_STARTED: u32 = 15;
+/// So often one whose predecessors were all too slow.
+const GREETINGS_MAX: u32 = 30;
 /// How long a proxy may take to end after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before another proxy is started when the last one ended at once, and before another connection to one with
@@ -191,6 +201,7 @@ pub(crate) async fn keep(
     mut found: Option<Standing>,
     mut listeners: Option<Listeners>,
 ) {
+    let (mut unanswered, mut patience) = (0, Patience::default());
     while !world.shutdown.is_cancelled() {
         let connected = match found.take() {
             Some(standing) => Ok(standing),
@@ -202,6 +213,8 @@ pub(crate) async fn keep(
         };
         match connected {
             Ok((link, theirs)) => {
+                unanswered = 0;
+                patience.greeted();
                 entrust(&theirs);
                 listeners = Some(theirs);
                 let began = Instant::now();
@@ -218,9 +231,56 @@ pub(crate) async fn keep(
             }
             Err(error) => {
                 tracing::debug!(error = super::images::chain(&error), "no proxy yet");
+                unanswered += 1;
+                let former = living(&world);
+                if former.is_some()
+                    && matches!(error, LinkError::Closed)
+                    && unanswered < patience.greetings()
+                {
+                    continue;
+                }
+                if let Some(former) = former {
+                    end_former(former, &error).await;
+                    patience.replaced();
+                }
+                unanswered = 0;
                 respawn(&world, &mut listeners).await;
+                patience.started();
             }
         }
+    }
+}
+
+/// How long a proxy that lives may say nothing. A successor has no more time than its predecessor had and all its work
+/// still to do: without more patience each of them would end before it could serve.
+#[derive(Debug, Clone, Copy, Default)]
+struct Patience {
+    /// Whether it was started by this server.
+    is_ours: bool,
+    /// How many of ours in a row were replaced before they greeted.
+    replaced: u32,
+}
+
+impl Patience {
+    /// How often it is asked.
+    fn greetings(self) -> u32 {
+        if !self.is_ours {
+            return GREETINGS_STANDING;
+        }
+        let doubled = 1_u32.checked_shl(self.replaced).unwrap_or(GREETINGS_MAX);
+        GREETINGS_STARTED.saturating_mul(doubled).min(GREETINGS_MAX)
+    }
+
+    fn greeted(&mut self) {
+        self.replaced = 0;
+    }
+
+    fn replaced(&mut self) {
+        self.replaced = self.replaced.saturating_add(u32::from(self.is_ours));
+    }
+
+    fn started(&mut self) {
+        self.is_ours = true;
     }
 }
 
@@ -249,6 +309,26 @@ async fn connect(world: &World) -> Result<Standing, LinkError> {
     match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
         Ok(connected) => connected,
         Err(_elapsed) => Err(LinkError::Closed),
+    }
+}
+
+/// The proxy that was started or written down last, if it lives.
+fn living(world: &World) -> Option<Arc<OwnedFd>> {
+    let recalled = || process::recall(&world.paths.proxy_record()).map(Arc::new);
+    process(world).or_else(recalled).filter(|it| !process::ends_within(it, Duration::ZERO))
+}
+
+/// Ends a proxy that lives and says nothing, or nothing that we understand. Beside its successor it would take half
+/// of the callers, and thaw Machines unknown to us.
+async fn end_former(former: Arc<OwnedFd>, error: &LinkError) {
+    tracing::warn!(error = super::images::chain(error), "a proxy that does not answer is replaced");
+    let is_silent = matches!(error, LinkError::Closed);
+    let ended = tokio::task::spawn_blocking(move || match is_silent {
+        true => kill(&former),
+        false => end(&former),
+    });
+    if let Err(error) = ended.await {
+        tracing::error!(%error, "could not end the proxy");
     }
 }
 
@@ -476,9 +556,15 @@ pub(crate) fn end(pidfd: &OwnedFd) {
     }
     if !process::ends_within(pidfd, END_TIMEOUT) {
         tracing::warn!("the proxy takes too long to end; it is killed");
-        if let Err(error) = process::signal(pidfd, Signal::KILL) {
-            tracing::warn!(%error, "could not kill the proxy");
-        }
+        kill(pidfd);
+    }
+}
+
+fn kill(pidfd: &OwnedFd) {
+    if let Err(error) = process::signal(pidfd, Signal::KILL) {
+        tracing::warn!(%error, "could not kill the proxy");
+    } else if !process::ends_within(pidfd, END_TIMEOUT) {
+        tracing::warn!("the proxy hangs in the kernel");
     }
 }
 
@@ -492,5 +578,20 @@ mod tests {
         assert_eq!(pause_after(&LinkError::Closed, Duration::ZERO), RESPAWN_PAUSE);
         assert_eq!(pause_after(&LinkError::Closed, long), Duration::ZERO);
         assert_eq!(pause_after(&LinkError::TooLong, long), RESPAWN_PAUSE);
+    }
+
+    #[test]
+    fn each_silent_proxy_leaves_its_successor_more_time_until_one_greets() {
+        let mut patience = Patience::default();
+        let mut waits = Vec::new();
+        for _ in 0..40 {
+            waits.push((GREETING_TIMEOUT * patience.greetings()).as_secs());
+            patience.replaced();
+            patience.started();
+        }
+        assert_eq!(waits[..4], [4, 30, 60, 60], "the first stood already");
+        assert_eq!(waits[39], 60, "it ends somewhere");
+        patience.greeted();
+        assert_eq!(GREETING_TIMEOUT * patience.greetings(), Duration::from_secs(30));
     }
 }

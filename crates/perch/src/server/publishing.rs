@@ -12,7 +12,7 @@ use perch_api::wire::{IpKind, Port};
 use perch_net::{NetError, Plane, Prefix48, Visible};
 
 use super::keeper::{Catalog, Keeper};
-use super::records::{AppRecord, IpRecord, Wish};
+use super::records::{IpRecord, Wish};
 use super::world::lock;
 use super::{images, launching};
 
@@ -57,12 +57,12 @@ pub(crate) struct Published {
 impl Published {
     /// Brings these addresses in line with the catalog. Blocks.
     pub(crate) fn settle(&self, board: &impl Board, keeper: &Keeper, ips: &[IpAddr]) {
-        for ip in ips {
-            // Held over decision and call: else the older of two decisions could reach the kernel last.
-            let mut at = lock(&self.at);
-            let wanted = wanted(&keeper.read(), *ip);
-            if let Err(error) = settle_one(board, &mut at, *ip, wanted) {
-                at.remove(ip);
+        // Held over decisions and calls: else the older of two decisions could reach the kernel last.
+        let mut at = lock(&self.at);
+        let all = wanted(&keeper.read(), ips);
+        for (ip, wanted) in all {
+            if let Err(error) = settle_one(board, &mut at, ip, wanted) {
+                at.remove(&ip);
                 tracing::error!(%ip, error = images::chain(&error), "could not publish");
             }
         }
@@ -86,15 +86,21 @@ fn settle_one(
     Ok(())
 }
 
-/// What the catalog wants at an address: the ports of every app that has it. `None` when no app has it, or only
-/// apps that are on their way out.
-fn wanted(catalog: &Catalog, ip: IpAddr) -> Option<AtAddress> {
-    let own = |app: &AppRecord| app.ips.iter().find(|own| own.ip == ip).map(visible);
-    let holders = catalog.apps.values().filter(|app| !app.going);
-    let holders: Vec<_> = holders.filter_map(|app| Some((app, own(app)?))).collect();
-    let visible = holders.first()?.1;
-    let ports = holders.iter().flat_map(|(app, _)| ports_of(catalog, &app.name)).collect();
-    Some(AtAddress { ports: merged(ports), visible })
+/// What the catalog wants at each of these addresses: the ports of every app that has it. `None` when no app has it,
+/// or only apps that are on their way out. One pass over the apps, however many addresses there are.
+fn wanted(catalog: &Catalog, ips: &[IpAddr]) -> BTreeMap<IpAddr, Option<AtAddress>> {
+    let mut all: BTreeMap<IpAddr, Option<AtAddress>> = ips.iter().map(|ip| (*ip, None)).collect();
+    for app in catalog.apps.values().filter(|app| !app.going) {
+        for own in &app.ips {
+            let Some(at) = all.get_mut(&own.ip) else { continue };
+            let new = || AtAddress { ports: Vec::new(), visible: visible(own) };
+            at.get_or_insert_with(new).ports.extend(ports_of(catalog, &app.name));
+        }
+    }
+    for at in all.values_mut().flatten() {
+        at.ports = merged(std::mem::take(&mut at.ports));
+    }
+    all
 }
 
 fn visible(ip: &IpRecord) -> Visible {
@@ -109,7 +115,8 @@ fn visible(ip: &IpRecord) -> Visible {
 /// External TCP ports of an app's Machines.
 fn ports_of(catalog: &Catalog, app: &str) -> Vec<(u16, u16)> {
     let machines = catalog.machines_of(app).filter(|machine| machine.life.wish != Wish::Gone);
-    let services = machines.flat_map(|machine| &machine.config.view().services);
+    let views: Vec<_> = machines.map(|machine| machine.config.view()).collect();
+    let services = views.iter().flat_map(|view| &view.services);
     let ports =
         services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
     ports.filter_map(Port::range).collect()

@@ -5,11 +5,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use perch_api::wire::{AddressIntent, IpKind, MachineConfig, ReleaseStatus};
+use perch_api::wire::{AddressIntent, IpKind, ReleaseStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::secrets::vault::Sealed;
+use super::stored_config::StoredConfig;
 
 /// A private network of an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +132,7 @@ pub(crate) struct MachineRecord {
     pub(crate) app: String,
     pub(crate) name: String,
     pub(crate) region: String,
-    pub(crate) config: MachineConfig,
+    pub(crate) config: StoredConfig,
     /// Counts configs, from 1.
     pub(crate) config_version: u64,
     /// Changes with each config.
@@ -292,9 +293,9 @@ impl AppRecord {
 
 impl MachineRecord {
     /// Its process group (MA-38).
-    pub(crate) fn group(&self) -> &str {
-        let metadata = &self.config.view().metadata;
-        metadata.get("fly_process_group").map_or("", String::as_str)
+    pub(crate) fn group(&self) -> String {
+        let view = self.config.view();
+        view.metadata.get("fly_process_group").cloned().unwrap_or_default()
     }
 }
 

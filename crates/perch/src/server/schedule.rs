@@ -29,7 +29,7 @@ pub(crate) fn from_now_on(config: &MachineConfig) -> Option<ScheduleRecord> {
 
 /// What is noted of a Machine whose config becomes another one: a schedule that stays goes on, another one begins now.
 pub(crate) fn after_update(old: &MachineRecord, new: &MachineConfig) -> Option<ScheduleRecord> {
-    if old.config.view().schedule == new.view().schedule {
+    if old.config.schedule() == new.view().schedule {
         return old.schedule;
     }
     from_now_on(new)
@@ -67,7 +67,7 @@ fn look(world: &World, now: i64) -> Looked {
     let catalog = world.keeper.read();
     let mut looked = Looked { due: Vec::new(), pause: LOOK_INTERVAL };
     for record in catalog.machines.values() {
-        let Some(schedule) = record.config.view().schedule else { continue };
+        let Some(schedule) = record.config.schedule() else { continue };
         let Some(handle) = world.handle(&record.id) else { continue };
         let status = handle.status();
         let state = status.state.to_string().parse().unwrap_or(MachineState::Destroyed);
@@ -78,7 +78,9 @@ fn look(world: &World, now: i64) -> Looked {
                 looked.pause = looked.pause.min(Duration::from_secs(wait));
             }
             Step::Later => {}
-            step @ (Step::Pass(_) | Step::Start(_)) => looked.due.push((record.clone(), step)),
+            step @ (Step::Pass(_) | Step::Start(_)) => {
+                looked.due.push((MachineRecord::clone(record), step))
+            }
         }
     }
     looked
@@ -135,12 +137,12 @@ async fn take(world: &Arc<World>, record: MachineRecord, step: Step) -> Option<J
 /// Nothing, if somebody has changed the Machine's schedule, or has taken its lease, since it was looked at.
 fn noting(catalog: &Catalog, seen: &MachineRecord, taken: Taken) -> (Vec<Change>, bool) {
     let Some(now) = catalog.machines.get(&seen.id) else { return (Vec::new(), false) };
-    let same = |it: &MachineRecord| (it.schedule, it.config.view().schedule);
+    let same = |it: &MachineRecord| (it.schedule, it.config.schedule());
     if same(now) != same(seen) || hold(catalog, now) == Hold::Held {
         return (Vec::new(), false);
     }
     let schedule = Some(ScheduleRecord { last: taken.last, run: taken.run });
-    let record = MachineRecord { schedule, ..now.clone() };
+    let record = MachineRecord { schedule, ..MachineRecord::clone(now) };
     (vec![Change::PutMachine(Box::new(record))], true)
 }
 
@@ -192,7 +194,7 @@ mod tests {
 
     fn machine(schedule: &str) -> MachineRecord {
         let config = config(schedule);
-        MachineRecord { config, schedule: Some(DONE), ..records::machine("m") }
+        MachineRecord { config: config.into(), schedule: Some(DONE), ..records::machine("m") }
     }
 
     fn catalog(record: &MachineRecord) -> Catalog {
@@ -211,7 +213,7 @@ mod tests {
     fn step_at(record: &MachineRecord, catalog: &Catalog, now: i64) -> Step {
         let hold = hold(catalog, record);
         let seen = Seen { state: MachineState::Stopped, run: 3, hold };
-        step_of(record, record.config.view().schedule.expect("one"), seen, now)
+        step_of(record, record.config.schedule().expect("one"), seen, now)
     }
 
     #[test]

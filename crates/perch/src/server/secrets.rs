@@ -223,7 +223,9 @@ mod tests {
         let input = |min, skip| LaunchInput {
             min_secrets_version: min,
             skip_secrets: skip,
-            ..LaunchInput::new(records::machine("m").config)
+            ..LaunchInput::new(perch_api::wire::MachineConfig::clone(
+                &records::machine("m").config.read(),
+            ))
         };
         assert_eq!(pin(&catalog, "web", &input(0, false)), Ok(5));
         assert_eq!(pin(&catalog, "web", &input(5, false)), Ok(5));

@@ -35,7 +35,7 @@ pub(super) fn concerns(happened: &Happened) -> bool {
 
 /// Whether a Machine waits for others to fail: then it has no part in what its app serves.
 pub(super) fn is_waiting(record: &MachineRecord, state: MachineState) -> bool {
-    !record.config.view().standbys.is_empty() && !machine::is_up(state)
+    record.config.is_standby() && !machine::is_up(state)
 }
 
 /// Refuses standbys for what is not there. Those that a Machine had already may have gone meanwhile.
@@ -48,7 +48,7 @@ pub(super) fn check(
     id: &str,
     config: &MachineConfig,
 ) -> Result<(), ApiError> {
-    let old = catalog.machines.get(id).map(|it| it.config.view().standbys.as_slice());
+    let old = catalog.machines.get(id).map(|it| it.config.view().standbys.clone());
     let old = old.unwrap_or_default();
     for other in &config.view().standbys {
         if other == id {
@@ -84,7 +84,7 @@ pub(crate) async fn keep(world: Arc<World>) {
 /// Ids of Machines to be started, and why.
 fn due(world: &World) -> Vec<(String, String)> {
     let catalog = world.keeper.read();
-    let standbys = catalog.machines.values().filter(|it| !it.config.view().standbys.is_empty());
+    let standbys = catalog.machines.values().filter(|it| it.config.is_standby());
     let of = |id: &str| world.handle(id).map(|handle| handle.status());
     standbys.filter_map(|it| Some((it.id.clone(), wanted(&catalog, it, &of)?))).collect()
 }
@@ -108,7 +108,8 @@ fn wanted(
         // Its own launch may follow within the same millisecond.
         end.is_some_and(|end| last < end.timestamp && made.as_millisecond() <= end.timestamp)
     };
-    let other = standby.config.view().standbys.iter().find(failed)?;
+    let view = standby.config.view();
+    let other = view.standbys.iter().find(failed)?;
     Some(format!("standby for {other}, which has failed"))
 }
 
@@ -250,7 +251,7 @@ mod tests {
     fn it_stands_by_for_other_machines_of_its_app_only() {
         let catalog = catalog();
         let check = |id: &str, others: &[&str]| {
-            super::check(&catalog, "web", id, &standby(id, others).config)
+            super::check(&catalog, "web", id, &standby(id, others).config.read())
         };
         assert_eq!(check("new", &["a", "b"]), Ok(()));
         assert_eq!(check("a", &[]), Ok(()));
@@ -267,7 +268,7 @@ mod tests {
         // Or no update of a Machine whose other one was destroyed would go through.
         let mut later = self::catalog();
         later.apply(Change::DeleteMachine("a".to_owned()));
-        let kept = standby("s", &["a"]).config;
+        let kept = standby("s", &["a"]).config.read();
         assert_eq!(super::check(&later, "web", "s", &kept), Ok(()));
         assert!(super::check(&later, "web", "b", &kept).is_err());
     }

@@ -96,13 +96,16 @@ fn machine(
     record: &MachineRecord,
 ) -> Option<MachineView> {
     let status = world.handle(&record.id)?.status();
-    let leased = super::api::is_kept_awake(catalog, &record.id, status.run);
+    let leased = super::api::is_kept_awake(catalog, &record.id, status.run)
+        || world.copying.is_of(&record.id);
+    // Read once for all that is taken from it below.
+    let _read = record.config.read();
     Some(MachineView {
         id: record.id.clone(),
         run: status.run,
         state: status.state.to_string(),
         region: record.region.clone(),
-        group: record.group().to_owned(),
+        group: record.group(),
         link_ip: record.link_ip,
         private_ip: record.private_ip,
         config_version: record.config_version,
@@ -117,7 +120,8 @@ fn machine(
 
 /// AS-64: the primary region is the one that the config names, else this host's.
 fn is_primary(world: &World, _app: &AppRecord, record: &MachineRecord) -> bool {
-    let named = record.config.view().env.get("PRIMARY_REGION");
+    let view = record.config.view();
+    let named = view.env.get("PRIMARY_REGION");
     named.is_none_or(|region| *region == record.region) || record.region == world.config.region
 }
 

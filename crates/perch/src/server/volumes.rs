@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 
 use super::clock;
+use super::copying::Copy;
 use super::keeper::{Catalog, Change};
 use super::records::{MachineRecord, SnapshotRecord, VolumeRecord};
 use super::world::{World, lock};
@@ -173,9 +174,9 @@ pub(crate) fn detached(catalog: &Catalog, machine: &MachineRecord) -> Vec<Change
 /// What a run of a Machine gets.
 pub(crate) fn for_run(world: &World, machine: &MachineRecord) -> Vec<perch_machine::Volume> {
     let catalog = world.keeper.read();
-    let mounts = &machine.config.view().mounts;
+    let view = machine.config.view();
     let mount = |volume: &VolumeRecord| {
-        let place = mounts.iter().find(|it| it.volume == volume.id)?;
+        let place = view.mounts.iter().find(|it| it.volume == volume.id)?;
         Some(perch_machine::Volume {
             id: volume.id.clone(),
             dir: dir(world, &volume.id),
@@ -231,6 +232,7 @@ pub(crate) async fn snapshot(
     let id = super::clock::word_id("vs_");
     let (from, to) = (dir(world, &volume.id), snapshot_dir(world, &id));
     let (machine, name) = (machine_dir(world, &volume), volume.id.clone());
+    let copy = Copy::begin(world, &volume).await;
     let made_at = clock::unix_secs();
     let made = to.clone();
     let copied = blocking(move || {
@@ -238,7 +240,7 @@ pub(crate) async fn snapshot(
         files::stored_bytes(&made)
     });
     let bytes = or_discard(copied.await, &to).await?;
-    drop(turn);
+    drop((turn, copy));
     let record = SnapshotRecord {
         id,
         volume: volume.id.clone(),

@@ -9,7 +9,7 @@ use anyhow::Context;
 use perch_api::wire;
 use perch_core::fault::{self, Point};
 use perch_core::service::START_TIMEOUT_DEFAULT;
-use perch_machine::{Machine, Secrets};
+use perch_machine::{Going, Machine, Secrets};
 use perch_net::{Attach, Plane};
 use tokio::sync::{Notify, RwLock, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use super::arming::{Armory, Beginning};
 use super::blanks::Blanks;
+use super::copying::Copying;
+use super::cpu::Cpus;
 use super::guest_files;
 use super::history;
 use super::host_ids::HostIds;
@@ -25,12 +27,12 @@ use super::inside::{self, Inside};
 use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
 use super::lives::Lives;
-use super::machine::Handle;
 use super::paging::Pager;
 use super::platform_log::PlatformLog;
 use super::proxy_link::ProxyPort;
 use super::publishing::Published;
 use super::records::{AppRecord, MachineRecord, SecretRecord};
+use super::seat::Handle;
 use super::secrets;
 use super::secrets::vault::Vault;
 use super::volumes;
@@ -64,12 +66,14 @@ pub(crate) struct World {
     pub(crate) vault: Vault,
     pub(crate) platform_log: PlatformLog,
     pub(crate) volume_turns: volumes::Turns,
+    pub(crate) copying: Copying,
     /// Turns at apps that are being removed, by name: who comes second must not go on with a later app of that name.
     pub(crate) removals: volumes::Turns,
     /// Whether copies of volumes take neither time nor space.
     pub(crate) clones_cheaply: bool,
     events: history::Writer,
     pub(crate) pager: Pager,
+    pub(crate) cpus: Cpus,
     pub(crate) armory: Armory,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
@@ -114,10 +118,12 @@ impl World {
         let lives = Lives::new(parts.keeper.clone());
         let launches = Semaphore::new(parts.config.starts_max as usize);
         let armory = Armory::new(parts.config.armed_max);
+        let cpus = Cpus::new(parts.config.cpu_yield);
         let blanks = Blanks::new(&parts.cgroup_parent, parts.config.blank_max);
         let clones_cheaply = perch_machine::volumes::clones(&parts.paths.data);
         Arc::new(Self {
             volume_turns: volumes::Turns::default(),
+            copying: Copying::default(),
             removals: volumes::Turns::default(),
             clones_cheaply,
             paths: parts.paths,
@@ -133,6 +139,7 @@ impl World {
             platform_log: PlatformLog::default(),
             events: parts.events,
             pager: parts.pager,
+            cpus,
             armory,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -190,7 +197,8 @@ impl World {
 
     // ---- the host -----------------------------------------------------------------------------
 
-    /// Starts a run of a Machine with its newest config, in a namespace of its own.
+    /// Starts a run of a Machine with its newest config, in a namespace of its own; or goes on with one that was armed,
+    /// which takes no place among the starts.
     ///
     /// # Errors
     /// With a text for the Machine's owner; nothing is left running.
@@ -199,7 +207,13 @@ impl World {
         id: &str,
         run: u64,
         config_version: u64,
+        going: Option<Going>,
     ) -> anyhow::Result<(Machine, Beginning)> {
+        if let Some(going) = going
+            && let Some(machine) = going.started().await?
+        {
+            return Ok((machine, Beginning::Armed));
+        }
         let volume_ids: Vec<String> = {
             let catalog = self.keeper.read();
             let machine = catalog.machines.get(id).context("the Machine is gone")?;
@@ -213,22 +227,21 @@ impl World {
         let _turn = self.launches.acquire().await.context("the server is ending")?;
         fault::pass(Point::ServerLaunchBegun);
         let ready = self.armory.take(id).await;
-        let (world, id) = (self.clone(), id.to_owned());
-        let prepared = tokio::task::spawn_blocking(move || {
-            let records = world.records(&id)?;
-            anyhow::ensure!(
-                records.machine.config_version >= config_version,
-                "config {config_version} of Machine {id} is not stored"
-            );
-            world.prepare(&records, run)
-        });
+        let records = self.records(id)?;
+        anyhow::ensure!(
+            records.machine.config_version >= config_version,
+            "config {config_version} of Machine {id} is not stored"
+        );
+        let world = self.clone();
+        let prepared = tokio::task::spawn_blocking(move || world.prepare(&records, run));
         let (mut spec, netns, secrets) = prepared.await.context("the launch was interrupted")??;
-        spec.inside = inside::listen(self, &spec.app, &spec.machine);
+        spec.inside = inside::place(self, &spec.machine);
         if let Some(ready) = ready
-            && let Some(machine) = ready.start(&spec, &netns, &secrets).await?
+            && let Some(machine) = ready.start_if_equal(self, &spec, &netns, &secrets).await?
         {
             return Ok((machine, Beginning::Armed));
         }
+        spec.inside = inside::listen(self, &spec.app, &spec.machine);
         let stock = self.blanks.stock();
         let launched = perch_machine::launch_from(&spec, netns.as_fd(), &secrets, stock).await;
         self.restock();
@@ -252,10 +265,10 @@ impl World {
     /// How long callers wait for its start.
     pub(crate) fn start_timeout(&self, id: &str) -> std::time::Duration {
         let catalog = self.keeper.read();
-        let services =
-            catalog.machines.get(id).map(|record| record.config.view().services.as_slice());
-        let each = services
-            .unwrap_or_default()
+        let Some(record) = catalog.machines.get(id) else { return START_TIMEOUT_DEFAULT };
+        let view = record.config.view();
+        let each = view
+            .services
             .iter()
             .map(|service| service.start_timeout.map_or(START_TIMEOUT_DEFAULT, |length| length.0));
         each.max().unwrap_or(START_TIMEOUT_DEFAULT)
@@ -328,14 +341,18 @@ impl World {
 
     /// The namespace of a Machine's earlier run, or a new one.
     fn namespace(&self, record: &MachineRecord) -> anyhow::Result<Arc<OwnedFd>> {
-        if let Some(kept) = lock(&self.namespaces).get(&record.id) {
-            return Ok(kept.clone());
+        if let Some(kept) = self.kept_namespace(&record.id) {
+            return Ok(kept);
         }
         let made =
             self.plane.attach(&attachment(record)).context("could not connect the Machine")?;
         let netns = Arc::new(made);
         lock(&self.namespaces).insert(record.id.clone(), netns.clone());
         Ok(netns)
+    }
+
+    pub(crate) fn kept_namespace(&self, id: &str) -> Option<Arc<OwnedFd>> {
+        lock(&self.namespaces).get(id).cloned()
     }
 
     /// A run ended: its namespace is kept for the next one, unless too many are.
@@ -352,7 +369,7 @@ impl World {
     }
 
     /// What a run is made of. Its image is noted before anybody can change the record.
-    fn records(&self, id: &str) -> anyhow::Result<Records> {
+    pub(crate) fn records(&self, id: &str) -> anyhow::Result<Records> {
         let catalog = self.keeper.read();
         let found = Records::of(&catalog, id)?;
         self.note_image(id, found.machine.image.clone());
@@ -437,10 +454,10 @@ impl World {
     }
 }
 
-/// What a run is made of, as of one moment.
-#[derive(Debug)]
+/// What a run is made of, as of one moment: equal ones make equal runs.
+#[derive(Debug, PartialEq)]
 pub(crate) struct Records {
-    pub(crate) machine: MachineRecord,
+    pub(crate) machine: Arc<MachineRecord>,
     app: AppRecord,
     sealed: Vec<SecretRecord>,
 }

@@ -39,7 +39,7 @@ impl App {
         };
         fault::pass(Point::ProxyThawed);
         if let Err(error) = thawed {
-            tracing::warn!(app = self.name, %machine, run, %error, "could not thaw a Machine");
+            tracing::warn!(app = &*self.name, %machine, run, %error, "could not thaw a Machine");
             self.freezers.borrow_mut().remove(&machine);
             return ThawOutcome::Failed;
         }

@@ -143,6 +143,13 @@ pub enum FromProxy {
     },
 }
 
+impl FromProxy {
+    /// Tells what has happened; nobody waits for what the server does about it.
+    pub(crate) fn is_report(&self) -> bool {
+        matches!(self, Self::Log { .. } | Self::Start { thawed: Some(_), .. })
+    }
+}
+
 /// The event that names a connection whose heartbeats wake a Machine, or would.
 pub const HEARTBEAT: &str = "heartbeat";
 

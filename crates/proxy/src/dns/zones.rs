@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use perch_core::dns::{Directory as Zones, Member, Presence};
-use perch_core::ids::{AppName, BadId, NetworkId};
+use perch_core::dns::Directory as Zones;
+use perch_core::ids::{AppName, NetworkId};
 
-use crate::control::{AddressKind, AppView, MachineView};
-use crate::directory::Directory;
+use crate::control::AddressKind;
+use crate::directory::{Directory, Known};
 
 /// The last result, and of which generation of the directory it is.
 #[derive(Debug, Default)]
@@ -29,21 +30,20 @@ impl Cache {
     }
 }
 
-fn make(apps: &mut dyn Iterator<Item = &AppView>) -> Zones {
+fn make(apps: &mut dyn Iterator<Item = &Known>) -> Zones {
     let mut zones = Zones::default();
     for app in apps {
-        if let Ok(name) = app.name.parse::<AppName>() {
+        if let Ok(name) = app.app.name.parse::<AppName>() {
             add(&mut zones, &name, app);
         }
     }
     zones
 }
 
-fn add(zones: &mut Zones, name: &AppName, app: &AppView) {
+fn add(zones: &mut Zones, name: &AppName, app: &Known) {
     if let Some(network) = NetworkId::new(app.network) {
-        // A Machine that we cannot understand is missing for callers too, and was logged there.
-        let shown = app.machines.iter().filter(|m| !m.skip_dns).filter_map(|m| member(m).ok());
-        zones.networks.entry(network).or_default().apps.insert(name.clone(), shown.collect());
+        let shown = Arc::clone(&app.shown);
+        zones.networks.entry(network).or_default().apps.insert(name.clone(), shown);
     }
     for address in app.addresses.iter().filter(|a| a.kind == AddressKind::Private) {
         if let (Some(network), IpAddr::V6(ip)) = (NetworkId::new(address.network), address.ip) {
@@ -51,15 +51,4 @@ fn add(zones: &mut Zones, name: &AppName, app: &AppView) {
             zone.flycast.entry(name.clone()).or_default().insert(ip);
         }
     }
-}
-
-fn member(view: &MachineView) -> Result<Member, BadId> {
-    Ok(Member {
-        id: view.id.parse()?,
-        region: view.region.parse()?,
-        group: view.group.parse().ok(),
-        private_ip: view.private_ip,
-        presence: if view.state == "started" { Presence::Started } else { Presence::Asleep },
-        metadata: view.metadata.clone(),
-    })
 }

@@ -7,7 +7,7 @@ use perch_testkit::{Host, Machine, Network, Process, wait_until};
 
 use crate::limits::only;
 use crate::stage::{
-    SNIPPET, SOON, check_answer, fly_toml, hello_image, machine_processes, on, shell_image,
+    SNIPPET, SOON, check_answer, hello_image, machine_processes, on, one_machine_of, shell_image,
     wait_asleep,
 };
 
@@ -26,10 +26,7 @@ fn on_quick_host(test: impl FnOnce(&mut Host) -> Result<()>) {
 
 /// Deploys an app of one Machine and returns its Flycast address.
 fn deploy(host: &Host, app: &str, image: &str) -> Result<String> {
-    let dir = host.app_dir(app, &fly_toml(app, image, SNIPPET))?;
-    let args = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
-    host.fly_in(&dir, &args)?.ok()?;
-    host.flycast(app)
+    one_machine_of(host, app, image, SNIPPET)
 }
 
 fn hello(host: &Host, app: &str) -> Result<String> {
@@ -214,7 +211,12 @@ fn no_more_are_armed_than_the_configuration_allows() {
             let second = await_armed(host, "second")?;
             check_gone(&first).context("the one that sleeps longer stays armed")?;
             ensure!(lives(&second) && waiting(host).len() == 1, "not one is armed");
-            check_is_small(&second, &waiting(host)[0])?;
+            let shim = &waiting(host)[0];
+            wait_until("the shim to have init alone", SOON, || {
+                let all = host.processes();
+                Ok((all.iter().filter(|it| it.parent == shim.pid).count() == 1).then_some(()))
+            })?;
+            check_is_small(&second, shim)?;
             host.stop_server()?;
             host.configure(&format!("{QUICK}armed_max = 1001\n"));
             ensure!(host.start_server().is_err(), "a thousand and one are taken");
@@ -242,6 +244,65 @@ fn a_machine_that_died_while_it_was_armed_starts_as_usual() {
     });
 }
 
+#[test]
+fn what_cannot_be_executed_when_it_is_told_to_go_ends_and_starts_as_usual() {
+    on_quick_host(|host| {
+        let address = hello(host, "web")?;
+        let init = await_armed(host, "web")?;
+        std::fs::remove_file(format!("/proc/{}/root/hello", init.pid))?;
+        check_answer(&host.get(&address, 80, "/")?, "Hello")?;
+        let machine = only(host, "web")?;
+        ensure!(!began_armed(&machine)?, "it started nevertheless");
+        let (starts, exits) = (machine.events("start"), machine.events("exit"));
+        ensure!((starts, exits) == (3, 2), "{starts} starts, {exits} exits: {}", machine.value);
+        ensure!(machine.value["events"].to_string().contains("/hello"), "it does not say why");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stop_that_comes_before_the_program_is_executed_is_not_lost() {
+    on_quick_host(|host| {
+        deploy(host, "web", &shell_image(host, "shows", SHOWS)?)?;
+        let init = await_armed(host, "web")?;
+        let id = only(host, "web")?.id;
+        let ask = |verb: &str| {
+            let path = format!("/v1/apps/web/machines/{id}/{verb}");
+            let answer = host.request("POST", &path, "application/json", b"")?;
+            ensure!(answer.status == 200, "{verb}: {answer:?}");
+            Ok(())
+        };
+        let pid = rustix::process::Pid::from_raw(init.pid).context("no pid")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+        ask("start")?;
+        wait_until("it to count as started", SOON, || {
+            Ok((only(host, "web")?.state == "started").then_some(()))
+        })?;
+        ask("stop")?;
+        wait_until("the signal to be on its way", SOON, || {
+            Ok(is_pending(&init, rustix::process::Signal::INT)?.then_some(()))
+        })?;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+        wait_asleep(host, "web")?;
+        let events = only(host, "web")?.value["events"].clone();
+        let exit = events.as_array().and_then(|all| all.iter().find(|it| it["type"] == "exit"));
+        let exit = &exit.context("no exit")?["request"]["exit_event"];
+        ensure!(exit["signal"] == 2, "not by the signal that it was sent: {exit}");
+        Ok(())
+    });
+}
+
+/// Whether somebody has sent it a signal that it has not looked at.
+fn is_pending(process: &Process, signal: rustix::process::Signal) -> Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let bits = of("ShdPnd:").context("the kernel does not tell")?;
+    Ok(bits & (1 << (signal.as_raw() - 1)) != 0)
+}
+
 /// Long enough for a Machine to be armed that could be.
 const LONG: Duration = Duration::from_secs(3);
 
@@ -252,10 +313,7 @@ fn what_has_a_volume_or_wakes_by_nobody_is_not_armed() {
         let mounts = format!("{SNIPPET}\n[mounts]\n  source = 'data'\n  destination = '/data'\n");
         let unwoken = SNIPPET.replace("auto_start_machines = true", "auto_start_machines = false");
         for (app, sections) in [("keeps", mounts), ("unwoken", unwoken)] {
-            let dir = host.app_dir(app, &fly_toml(app, &image, &sections))?;
-            let args =
-                ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
-            host.fly_in(&dir, &args)?.ok()?;
+            one_machine_of(host, app, &image, &sections)?;
         }
         hello(host, "web")?;
         for app in ["keeps", "unwoken", "web"] {

@@ -209,13 +209,23 @@ fn a_machine_of_run_rm_goes_with_its_program_also_when_the_server_dies_meanwhile
             Ok((!left && !host.data_dir().join("machines").join(id).exists()).then_some(()))
         };
         wait_until("it to go with its program", SOON, || gone(host, &one))?;
-        let two = run_script(host, "trap 'exit 3' TERM; sleep 600 & wait", &["--rm"])?;
-        host.kill_server()?;
-        let init = machine_processes(host, &two).iter().map(|it| it.pid).min();
-        let init = rustix::process::Pid::from_raw(init.context("it does not run")?);
-        rustix::process::kill_process(init.context("no pid")?, rustix::process::Signal::KILL)?;
-        host.start_server()?;
-        wait_until("it to go at the next start", SOON, || gone(host, &two))?;
+        // The next server may find it over, or see its end.
+        for is_over in [true, false] {
+            let two = run_script(host, "trap 'exit 3' TERM; sleep 600 & wait", &["--rm"])?;
+            host.kill_server()?;
+            let init = machine_processes(host, &two).iter().map(|it| it.pid).min();
+            let init = rustix::process::Pid::from_raw(init.context("it does not run")?);
+            let kill = rustix::process::Signal::KILL;
+            rustix::process::kill_process(init.context("no pid")?, kill)?;
+            let dir = format!("machines/{two}");
+            wait_until("the end of its shim", SOON, || {
+                let shims = host.perch_processes("shim");
+                let ended = !shims.iter().flat_map(|it| &it.args).any(|arg| arg.ends_with(&dir));
+                Ok((ended || !is_over).then_some(()))
+            })?;
+            host.start_server()?;
+            wait_until("it to go at the next start", SOON, || gone(host, &two))?;
+        }
         Ok(())
     });
 }

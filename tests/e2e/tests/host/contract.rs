@@ -407,6 +407,8 @@ fn a_lease_keeps_others_out_and_ends_by_itself() {
         call(host, "POST", &path, &nonce, &input)?.has(200)?;
         call(host, "DELETE", &lease, &nonce, &Value::Null)?.has(200)?;
         get(host, &lease)?.refuses(404, " lease not found")?;
+        // A refresh that its holder's end has overtaken holds nothing.
+        call(host, "POST", &longer, &nonce, &Value::Null)?.refuses(404, " lease not found")?;
         post(host, &path, &input)?.has(200)?;
         // A lease that nobody extends ends.
         post(host, &format!("{lease}?ttl=1"), &Value::Null)?.has(201)?;

@@ -8,26 +8,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::stage::{
-    AWAKE, SNIPPET, SOON, machine_processes, on_host, private_app_of, shell_image, wait_asleep,
+    AWAKE, SNIPPET, SOON, machine_processes, on_host, one_machine_of, shell_image, wait_asleep,
 };
+use crate::suspend::SUSPENDS;
 
 /// A server with a shell beside it.
 pub(crate) const SERVES: &str = "mkdir -p /www; echo hello >/www/index.html; \
     exec busybox httpd -f -p 0.0.0.0:8081 -h /www";
-const SUSPENDS: &str = "\
-[http_service]
-  internal_port = 8081
-  force_https = false
-  auto_stop_machines = \"suspend\"
-  auto_start_machines = true
-";
 
 /// Deploys an app of one Machine with a shell; the Machine's id.
 pub(crate) fn app(host: &Host, sections: &str) -> Result<String> {
     let image = shell_image(host, "serves", SERVES)?;
-    private_app_of(host, "web", &image, sections)?;
-    // The second one is as good as the first, and in the way.
-    host.fly(&["scale", "count", "1", "-y", "-a", "web"])?.ok()?;
+    one_machine_of(host, "web", &image, sections)?;
     Ok(host.machines("web")?.first().context("no Machine")?.id.clone())
 }
 

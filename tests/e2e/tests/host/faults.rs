@@ -3,6 +3,7 @@
 //! The steps are named in the code (`perch_core::fault`), and the binary lists them: one that is added there is tried
 //! here, and one that nothing passes any more fails.
 
+mod others;
 mod paging;
 
 use std::fs;
@@ -15,7 +16,7 @@ use perch_testkit::{Host, Network, Process, wait_until};
 use tempfile::TempDir;
 
 use crate::limits::only;
-use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
+use crate::stage::{SOON, check_answer, hello_image, machine_processes, on, one_machine_of};
 
 /// Asked for at length, each step is tried so often.
 const ROUNDS_LONG: usize = 5;
@@ -26,10 +27,12 @@ const ARMING: &str = "auto_stop_after = \"200ms\"\narmed_max = 8\nblank_max = 0\
 /// The same with shims that are spawned before there is a Machine for them.
 const AHEAD: &str = "auto_stop_after = \"200ms\"\narmed_max = 0\nblank_max = 1\n";
 
-/// A step and when it is passed, as `perch faults` prints them.
+/// A step and when it is passed, as `perch faults` prints them, and who ends then.
+#[derive(Clone)]
 struct Step {
     name: String,
     during: String,
+    who: String,
 }
 
 #[test]
@@ -57,6 +60,35 @@ fn whoever_ends_at_whatever_step_of_a_start_by_a_blank_no_machine_is_lost_or_dou
 }
 
 impl Step {
+    /// Lets it end who is to: the one that passes, or one that only stands by, whose number is what is answered.
+    fn lay(&self, host: &Host, faults: &Path, app: &str) -> Result<Option<i32>> {
+        let victim = self.victim(host, app)?;
+        // As the server knows it, which is in a namespace of processes.
+        let status = victim.map(|pid| fs::read_to_string(format!("/proc/{pid}/status")));
+        let status = status.transpose()?.unwrap_or_default();
+        let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let inner = inner.and_then(|all| all.split_whitespace().last()).unwrap_or_default();
+        let draft = faults.join("draft");
+        fs::write(&draft, inner)?;
+        fs::rename(draft, faults.join(&self.name))?;
+        Ok(victim)
+    }
+
+    fn victim(&self, host: &Host, app: &str) -> Result<Option<i32>> {
+        if self.name.starts_with(&self.who) {
+            return Ok(None);
+        }
+        let id = only(host, app)?.id;
+        let found = match self.who.as_str() {
+            "server" => vec![host.server_process()?],
+            "proxy" => host.perch_processes("proxy"),
+            "shim" => shims_of(host, &id),
+            _ => machine_processes(host, &id),
+        };
+        let pid = found.iter().map(|it| it.pid).min();
+        Ok(Some(pid.with_context(|| format!("no {} of {app}", self.who))?))
+    }
+
     fn is_ahead(&self) -> bool {
         ["blank", "start-blank"].contains(&self.during.as_str())
     }
@@ -73,11 +105,12 @@ impl Step {
     }
 
     fn is_of_paging(&self) -> bool {
-        ["page-out", "read-back"].contains(&self.during.as_str())
+        let applies = lowers() || self.who != "reclaim";
+        applies && ["page-out", "read-back"].contains(&self.during.as_str())
     }
 
     fn is_of_a_life(&self) -> bool {
-        !self.is_of_arming() && !self.is_of_paging() && !self.is_ahead()
+        !self.is_of_arming() && !self.is_of_paging() && !self.is_ahead() && self.who != "reclaim"
     }
 }
 
@@ -93,6 +126,14 @@ fn armed(faults: &TempDir, config: &str) -> Result<Host> {
 }
 
 fn walk(host: &mut Host, faults: &Path, chosen: impl Fn(&Step) -> bool) -> Result<()> {
+    let Some(mut steps) = all_steps(host)? else { return Ok(()) };
+    steps.retain(chosen);
+    ensure!(10 < steps.len(), "these are not all steps");
+    try_all(host, faults, &steps)
+}
+
+/// All that the binary has; `None`, said, when it has none.
+fn all_steps(host: &Host) -> Result<Option<Vec<Step>>> {
     let list = host.perch(&["faults"])?;
     if !list.status.success() {
         let required = std::env::var_os("E2E_REQUIRED").is_some_and(|it| it == "1");
@@ -100,30 +141,33 @@ fn walk(host: &mut Host, faults: &Path, chosen: impl Fn(&Step) -> bool) -> Resul
         println!(
             "skipped: this binary was built without debug assertions, so it has no such steps"
         );
-        return Ok(());
+        return Ok(None);
     }
     let list = list.ok()?;
     let steps = list.lines().filter_map(|line| {
         let (name, during) = line.split_once(' ')?;
-        Some(Step { name: name.to_owned(), during: during.to_owned() })
+        let (who, _) = name.split_once('.')?;
+        Some(Step { name: name.to_owned(), during: during.to_owned(), who: who.to_owned() })
     });
-    let mut steps: Vec<Step> = steps.collect();
+    let steps: Vec<Step> = steps.collect();
     ensure!(20 < steps.len(), "these are not all steps: {list}");
-    steps.retain(chosen);
-    ensure!(10 < steps.len(), "these are not all steps: {list}");
+    Ok(Some(steps))
+}
+
+fn try_all(host: &mut Host, faults: &Path, steps: &[Step]) -> Result<()> {
     deploy(host, "neighbour", "off")?;
     let neighbour = machine_processes(host, &only(host, "neighbour")?.id);
     let rounds = if std::env::var_os("PERCH_LONG").is_some() { ROUNDS_LONG } else { 1 };
     for _ in 0..rounds {
-        for step in &steps {
+        for step in steps {
             // An app of its own: after some failures in a row the balancer gives a Machine a rest.
-            let app = step.name.replace('.', "-");
+            let app = format!("{}-{}", step.name.replace('.', "-"), step.who);
             let tried = if step.is_of_paging() {
                 paging::try_step(host, faults, step, &app)
             } else {
                 try_step(host, faults, step, &app)
             };
-            tried.with_context(|| format!("at {}", step.name))?;
+            tried.with_context(|| format!("{} at {}", step.who, step.name))?;
             host.fly(&["apps", "destroy", &app, "--yes"])?.ok()?;
         }
     }
@@ -139,9 +183,7 @@ fn deploy(host: &Host, app: &str, auto_stop: &str) -> Result<()> {
         "[http_service]\n  internal_port = 8081\n  force_https = false\n  auto_stop_machines = '{auto_stop}'\n  \
          auto_start_machines = true\n"
     );
-    let dir = host.app_dir(app, &fly_toml(app, &hello_image(host)?, &service))?;
-    let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok().map(drop)
+    one_machine_of(host, app, &hello_image(host)?, &service).map(drop)
 }
 
 fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()> {
@@ -174,10 +216,10 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
         "update" => update(host, app)?,
         _ => host.command("curl", &["-gsSm65", &format!("http://[{address}]/")]),
     };
-    fs::write(&file, "")?;
+    let victim = step.lay(host, faults, app)?;
     let mut call = call.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    wait_until("the step to be passed", SOON, || Ok((!file.exists()).then_some(())))?;
-    if step.name.starts_with("server.") {
+    await_passed(&file, victim)?;
+    if step.who == "server" {
         host.await_server_end()?;
         host.start_server()?;
     }
@@ -185,6 +227,16 @@ fn try_step(host: &mut Host, faults: &Path, step: &Step, app: &str) -> Result<()
     call.wait()?;
     check_answer(&host.get(&address, 80, "/")?, "Hello").context("the next request")?;
     check_true(host, app, step.is_of_arming())
+}
+
+/// Waits until the step is passed and who stood by has ended.
+fn await_passed(file: &Path, victim: Option<i32>) -> Result<()> {
+    wait_until("the step to be passed", SOON, || Ok((!file.exists()).then_some(())))?;
+    let Some(pid) = victim else { return Ok(()) };
+    wait_until("who stood by to end", SOON, || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        Ok((status.is_empty() || status.contains("(zombie)")).then_some(()))
+    })
 }
 
 /// Waits until a shim waits for a Machine: its parked child is where it should be, which is what it waits for itself.
@@ -202,6 +254,11 @@ fn await_blank(host: &Host) -> Result<()> {
 fn parks() -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     [" - cgroup ", " - cgroup2 "].iter().all(|kind| mounts.contains(kind))
+}
+
+/// Whether room in a sleeper is made by a lower limit, as on v1.
+fn lowers() -> bool {
+    Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
 }
 
 /// A call that gives a Machine a config that differs in nothing but a word.
@@ -222,10 +279,7 @@ fn check_true(host: &Host, app: &str, arms: bool) -> Result<()> {
     wait_until("the Machine to be what it is said to be", SOON, || {
         let machine = only(host, app)?;
         let running = machine_processes(host, &machine.id).len();
-        let dir = format!("machines/{}", machine.id);
-        let shims = host.perch_processes("shim");
-        let shims = shims.iter().filter(|it| it.args.iter().any(|arg| arg.ends_with(&dir))).count();
-        let found = (running, shims);
+        let found = (running, shims_of(host, &machine.id).len());
         let expected = match machine.state.as_str() {
             "started" | "suspended" => (2, 1),
             // Armed: PID 1 without the program.
@@ -236,4 +290,11 @@ fn check_true(host: &Host, app: &str, arms: bool) -> Result<()> {
         ensure!(found == expected, "{app} is {} with {found:?} processes and shims", machine.state);
         Ok((only(host, app)?.state == machine.state).then_some(()))
     })
+}
+
+fn shims_of(host: &Host, id: &str) -> Vec<Process> {
+    let dir = format!("machines/{id}");
+    let mut shims = host.perch_processes("shim");
+    shims.retain(|it| it.args.iter().any(|arg| arg.ends_with(&dir)));
+    shims
 }

@@ -5,8 +5,8 @@ use perch_testkit::{Entry, Host, Image, Network, Output, wait_until};
 
 use crate::exec::SERVES;
 use crate::stage::{
-    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, on, on_host, private_app, private_app_of,
-    shell_image, wait_asleep,
+    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, on, on_host, one_machine_of, private_app,
+    private_app_of, shell_image, wait_asleep,
 };
 
 /// Nothing else on the host has these bytes.
@@ -139,8 +139,7 @@ fn curious_with(host: &Host, sections: &str) -> Result<String> {
         .entry(".fly", &Entry::Symlink("/etc".to_owned()))
         .entrypoint(&["/bin/sh", "-c", SERVES])
         .write(&host.dir().join("curious-image"))?;
-    private_app_of(host, "web", &image, sections)?;
-    host.fly(&["scale", "count", "1", "-y", "-a", "web"])?.ok()?;
+    one_machine_of(host, "web", &image, sections)?;
     Ok(host.machines("web")?[0].id.clone())
 }
 
@@ -167,6 +166,9 @@ fn a_machine_reads_itself_and_keeps_its_metadata_and_nothing_else() {
             ensure!(set.0 == "200", "{set:?}");
             let (_, body) = ask(host, "GET", &format!("{one}/metadata"), "")?;
             ensure!(body.contains(r#""note":"mine""#), "{body}");
+            let gone = ask(host, "DELETE", &format!("{one}/metadata/note"), "")?;
+            let (_, left) = ask(host, "GET", &format!("{one}/metadata"), "")?;
+            ensure!(gone.0 == "200" && !left.contains("note"), "{gone:?} {left}");
             for (method, path) in [
                 ("GET", "/v1/apps".to_owned()),
                 ("GET", "/v1/apps/web".to_owned()),
@@ -192,7 +194,7 @@ fn a_machine_reads_itself_and_keeps_its_metadata_and_nothing_else() {
 }
 
 #[test]
-fn a_machine_suspends_and_restarts_itself_and_is_named_in_the_events() {
+fn a_machine_suspends_restarts_and_stops_itself_and_is_named_in_the_events() {
     on_host(|host| {
         let id = curious(host)?;
         let script = format!(
@@ -217,7 +219,9 @@ fn a_machine_suspends_and_restarts_itself_and_is_named_in_the_events() {
         wait_until("its restart", SOON, || {
             let machine = &host.machines("web")?[0];
             Ok((before < machine.events("launch") && machine.state == "started").then_some(()))
-        })
+        })?;
+        ask(host, "POST", &format!("/v1/apps/web/machines/{id}/stop"), "").ok();
+        host.wait_all("web", "stopped", SOON)
     });
 }
 

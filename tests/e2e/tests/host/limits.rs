@@ -117,10 +117,10 @@ pub(crate) fn last_exit(machine: &Machine) -> Result<serde_json::Value> {
 }
 
 /// The cgroups of a Machine's program.
-struct Group(Vec<(String, PathBuf)>);
+pub(crate) struct Group(Vec<(String, PathBuf)>);
 
 impl Group {
-    fn of(host: &Host, machine: &Machine) -> Result<Self> {
+    pub(crate) fn of(host: &Host, machine: &Machine) -> Result<Self> {
         let pid = wait_until("its program", SOON, || {
             Ok(machine_processes(host, &machine.id).iter().map(|it| it.pid).max())
         })?;
@@ -130,7 +130,7 @@ impl Group {
     }
 
     /// A file of the version that has the controller here.
-    fn read(&self, controller: &str, v1: &str, v2: &str) -> Result<String> {
+    pub(crate) fn read(&self, controller: &str, v1: &str, v2: &str) -> Result<String> {
         let by_v1 = self.0.iter().find(|(names, _)| names.split(',').any(|it| it == controller));
         let (root, own, file) = match by_v1 {
             Some((names, own)) => (Path::new("/sys/fs/cgroup").join(names), own, v1),

@@ -46,7 +46,8 @@ fn a_request_to_an_app_that_does_not_listen_says_so() {
 fn launch(host: &Host, script: &str, sections: &str, more: &[&str]) -> Result<Output> {
     let image = shell_image(host, "deaf", script)?;
     let dir = host.app_dir("deaf", &fly_toml("deaf", &image, sections))?;
-    let args = ["launch", "--flycast", "--copy-config", "--name", "deaf", "-y"];
+    // One Machine: each that does not listen is watched for its whole time.
+    let args = ["launch", "--flycast", "--copy-config", "--name", "deaf", "--ha=false", "-y"];
     host.fly_in(&dir, &[&args, more].concat())
 }
 

@@ -1,5 +1,11 @@
 //! Memory of Machines that sleep: paged out where there is swap, and back with the next request.
 
+mod ceiling;
+mod compressed;
+mod growth;
+mod pressure;
+mod shared;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -7,17 +13,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::{Host, Machine, Network, Shared, holds_for, wait_until};
 
-use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on};
+use self::ceiling::Ceiling;
+use crate::limits::Group;
+use crate::stage::{SOON, check_answer, hello_image, machine_processes, on, one_machine_of};
 
 /// Sleeps after a second, and its memory shortly after that.
 const QUICK: &str = "auto_stop_after = \"1s\"\npage_out_after = \"200ms\"\n";
 
 const HELD_MB: u64 = 40;
 
-/// Not all Machines fit into the memory that the server may count on.
-const SMALL_WORLD: &str = "memory = \"1GiB\"\n";
+/// Not all of them fit into a GiB.
 const MANY: usize = 20;
 const EACH_MB: u64 = 100;
+const MANY_LIMIT_MIB: u64 = 1024;
 
 #[test]
 fn a_sleeper_goes_to_swap_and_the_next_request_finds_all_of_it() {
@@ -52,7 +60,14 @@ fn a_server_that_dies_while_it_pages_out_leaves_a_sleeper_for_the_next() {
         host.kill_server()?;
         host.start_server()?;
         check_answer(&host.get(&address, 80, "/held")?, &sum)?;
-        check_awake_rank(host, &address, &paged.id)
+        check_awake_rank(host, &address, &paged.id)?;
+        // Woken while nobody is there who knows that it was in swap.
+        wait_paged_out(host, "quotes")?;
+        host.kill_server()?;
+        check_answer(&host.get(&address, 80, "/held")?, &sum)?;
+        host.start_server()?;
+        wait_paged_out(host, "quotes")?;
+        check_rank(host, &paged.id, 999)
     });
 }
 
@@ -86,30 +101,39 @@ fn without_swap_or_when_told_so_nothing_is_paged_out() {
 
 #[test]
 fn where_not_all_fit_the_longest_asleep_give_way_to_those_who_start() {
-    on(without_swap, |host| {
-        holder_of(host, "quotes", EACH_MB)?;
-        let ids = many(host)?;
-        for id in &ids {
-            nap(host, id)?;
-        }
-        // One more may be giving way just now, where other programs of the machine wait for memory.
-        let (all, stopped) = wait_until("all to sleep or to be stopped", SOON, || {
-            let all = host.machines("quotes")?;
-            let stopped: Result<Vec<bool>> = ids.iter().map(|id| is_stopped(&all, id)).collect();
-            Ok(Some((all, stopped?)))
-        })?;
-        let gone = stopped.iter().filter(|stopped| **stopped).count();
-        ensure!((MANY / 2..MANY).contains(&gone), "{gone} of {MANY} gave way: {stopped:?}");
-        ensure!(stopped.iter().is_sorted_by(|a, b| a >= b), "not the longest asleep: {stopped:?}");
-        for machine in all.iter().filter(|machine| machine.state == "stopped") {
-            check_gave_way(machine)?;
-        }
-        let (address, held) = holder_of(host, "other", EACH_MB)?;
-        let other = host.machines("other")?.pop().context("no Machine")?.id;
-        host.fly(&["machine", "stop", &other, "-a", "other", "-w", "30s"])?.ok()?;
-        check_answer(&host.get(&address, 80, "/held")?, &held)?;
-        check_answer(&host.get(&host.flycast("quotes")?, 80, "/held")?, "100 MB")
-    });
+    let ceiling = Ceiling::new(MANY_LIMIT_MIB);
+    on(
+        || ceiling.host(""),
+        |host| {
+            holder_of(host, "quotes", EACH_MB)?;
+            let ids = many(host)?;
+            for id in &ids {
+                nap(host, id)?;
+            }
+            // One more may be giving way just now, where other programs of the machine wait for memory.
+            let (all, stopped) = wait_until("all to sleep or to be stopped", SOON, || {
+                let all = host.machines("quotes")?;
+                let stopped: Result<Vec<bool>> =
+                    ids.iter().map(|id| is_stopped(&all, id)).collect();
+                Ok(Some((all, stopped?)))
+            })?;
+            let gone = stopped.iter().filter(|stopped| **stopped).count();
+            ensure!((MANY / 2..MANY).contains(&gone), "{gone} of {MANY} gave way: {stopped:?}");
+            ensure!(
+                stopped.iter().is_sorted_by(|a, b| a >= b),
+                "not the longest asleep: {stopped:?}"
+            );
+            for machine in all.iter().filter(|machine| machine.state == "stopped") {
+                check_gave_way(machine)?;
+            }
+            let (address, held) = holder_of(host, "other", EACH_MB)?;
+            let other = host.machines("other")?.pop().context("no Machine")?.id;
+            host.fly(&["machine", "stop", &other, "-a", "other", "-w", "30s"])?.ok()?;
+            check_answer(&host.get(&address, 80, "/held")?, &held)?;
+            check_answer(&host.get(&host.flycast("quotes")?, 80, "/held")?, "100 MB")?;
+            ceiling.check_nobody_else_was_killed()
+        },
+    );
 }
 
 /// The Machines of `quotes`, all but the first made here and never started.
@@ -143,6 +167,12 @@ fn nap(host: &Host, id: &str) -> Result<()> {
     wait_until("its sleep", SOON, || Ok((host.api(&path)?["state"] == "suspended").then_some(())))
 }
 
+fn suspend(host: &Host, app: &str) -> Result<()> {
+    let id = host.machines(app)?.pop().context("no Machine")?.id;
+    host.fly(&["machine", "suspend", &id, "-a", app])?.ok()?;
+    host.wait_all(app, "suspended", SOON)
+}
+
 fn is_stopped(all: &[Machine], id: &str) -> Result<bool> {
     let machine = all.iter().find(|machine| machine.id == id).context("it is gone")?;
     ensure!(["stopped", "suspended"].contains(&machine.state.as_str()), "{machine:?}");
@@ -161,7 +191,14 @@ fn check_gave_way(machine: &Machine) -> Result<()> {
 }
 
 /// A host whose server may count on little. Where there is swap nobody has to stop, which is not what is asked here.
-fn without_swap() -> Result<Host> {
+fn without_swap(config: &str) -> Result<Host> {
+    let mut host = bare_without_swap()?;
+    host.configure(config);
+    host.start_server()?;
+    Ok(host)
+}
+
+fn bare_without_swap() -> Result<Host> {
     let mut host = Host::bare(Network::Open)?;
     host.take_turn(Shared::Swap)?;
     let swaps = fs::read_to_string("/proc/swaps")?;
@@ -169,8 +206,6 @@ fn without_swap() -> Result<Host> {
         swaps.lines().count() <= 1,
         "this machine has swap; `swapoff` it for this test:\n{swaps}"
     );
-    host.configure(SMALL_WORLD);
-    host.start_server()?;
     Ok(host)
 }
 
@@ -195,7 +230,12 @@ fn data_file(host: &Host) -> std::path::PathBuf {
 
 /// Makes swap that goes with the host; answers what the kernel calls it.
 pub(crate) fn make_swap(host: &Host) -> Result<String> {
-    host.perch(&["swap", "create", "128MiB", "--data-dir", &data(host)])?.ok()?;
+    make_swap_of(host, "128MiB")
+}
+
+/// The same, of another size.
+pub(crate) fn make_swap_of(host: &Host, size: &str) -> Result<String> {
+    host.perch(&["swap", "create", size, "--data-dir", &data(host)])?.ok()?;
     let file = data_file(host);
     ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "others may read it");
     let name = file.to_string_lossy().into_owned();
@@ -217,10 +257,7 @@ pub(crate) fn holder_of(host: &Host, app: &str, megabytes: u64) -> Result<(Strin
         "[env]\n  HOLD_MB = '{megabytes}'\n\n[http_service]\n  internal_port = 8081\n  force_https = false\n  \
          auto_stop_machines = \"suspend\"\n  auto_start_machines = true\n  min_machines_running = 0\n"
     );
-    let dir = host.app_dir(app, &fly_toml(app, &hello_image(host)?, &sections))?;
-    let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok()?;
-    let address = host.flycast(app)?;
+    let address = one_machine_of(host, app, &hello_image(host)?, &sections)?;
     let answer = host.get(&address, 80, "/held")?;
     check_answer(&answer, &format!("{megabytes} MB"))?;
     Ok((address, answer.body))
@@ -235,14 +272,23 @@ pub(crate) fn wait_paged_out(host: &Host, app: &str) -> Result<Machine> {
 }
 
 fn check_paged_out(host: &Host, machine: &Machine) -> Result<()> {
-    let memory = &machine.value["perch_memory"];
-    let bytes = |name: &str| memory[name].as_u64().with_context(|| format!("no {name}: {memory}"));
-    ensure!(HELD_MB << 20 <= bytes("swapped_bytes")?, "it is not in swap: {memory}");
-    ensure!(bytes("anonymous_bytes")? < 2 << 20, "it is still in memory: {memory}");
+    // It may have been looked at in the midst of its page-out.
+    wait_until("all of it in swap", SOON, || {
+        let machine = host.machines("quotes")?.pop().context("no Machine")?;
+        let memory = &machine.value["perch_memory"];
+        let bytes = |name| memory[name].as_u64().with_context(|| format!("no {name}: {memory}"));
+        ensure!(HELD_MB << 20 <= bytes("swapped_bytes")?, "it is not in swap: {memory}");
+        ensure!(bytes("anonymous_bytes")? < 2 << 20, "it is still in memory: {memory}");
+        Ok(Some(()))
+    })?;
     let seen = wait_until("the event", SOON, || {
         let shown = host.fly(&["machine", "status", &machine.id, "-a", "quotes"])?.ok()?;
         Ok(shown.contains("page_out").then_some(shown))
     })?;
+    let stat = Group::of(host, machine)?.read("memory", "memory.stat", "memory.stat")?;
+    let copies = stat.lines().find_map(|line| line.strip_prefix("swapcached "));
+    let copies: u64 = copies.with_context(|| format!("no swapcached: {stat}"))?.parse()?;
+    ensure!(copies < 2 << 20, "it is still in memory, as copies: {stat}");
     ensure!(seen.contains("suspended, paged out"), "no depth in {seen}");
     ensure!(seen.contains("paged_out_bytes="), "no amount in {seen}");
     let status = host.fly(&["status", "-a", "quotes"])?.ok()?;

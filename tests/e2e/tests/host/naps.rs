@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, holds_for};
 
-use crate::stage::{SOON, on_host, private_app_of, shell_image};
+use crate::stage::{SOON, on_host, one_machine_of, shell_image};
 
 const SUSPENDS: &str = "\
 [[services]]
@@ -21,7 +21,7 @@ const SUSPENDS: &str = "\
 ";
 
 /// Sends back what it gets, and the end of it.
-const ECHO: &str = "exec busybox nc -ll -p 5432 -e /bin/busybox cat";
+pub(crate) const ECHO: &str = "exec busybox nc -ll -p 5432 -e /bin/busybox cat";
 /// Answers a line only after thrice the time in which it would be put to sleep.
 const SLOW: &str =
     "exec busybox nc -ll -p 5432 -e /bin/busybox sh -c 'read line; sleep 3; echo done'";
@@ -100,23 +100,19 @@ fn a_program_at_work_is_not_frozen_under_a_connection_that_rests() {
     });
 }
 
-fn app(host: &Host, program: &str) -> Result<SocketAddr> {
+pub(crate) fn app(host: &Host, program: &str) -> Result<SocketAddr> {
     let image = shell_image(host, "db", program)?;
-    let address = private_app_of(host, "db", &image, SUSPENDS)?;
-    if host.machines("db")?.len() > 1 {
-        let spare = host.machines("db")?.pop().context("no Machine")?.id;
-        host.fly(&["machine", "destroy", "--force", &spare])?.ok()?;
-    }
+    let address = one_machine_of(host, "db", &image, SUSPENDS)?;
     Ok(SocketAddr::new(address.parse::<IpAddr>()?, 5432))
 }
 
-fn connect(host: &Host, target: SocketAddr) -> Result<TcpStream> {
+pub(crate) fn connect(host: &Host, target: SocketAddr) -> Result<TcpStream> {
     let stream = host.inside(|| Ok(TcpStream::connect_timeout(&target, SOON)?))?;
     stream.set_read_timeout(Some(SOON))?;
     Ok(stream)
 }
 
-fn echoes(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
+pub(crate) fn echoes(stream: &mut TcpStream, bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes)?;
     let mut answer = vec![0; bytes.len()];
     stream.read_exact(&mut answer).context("not answered")?;

@@ -86,7 +86,7 @@ fn a_first_deploy_that_died_ends_by_itself_also_across_a_restart_of_the_server()
         wait_until("the dead deploy to be given up", SOON, || {
             Ok((statuses(host)? == ["interrupted"]).then_some(()))
         })?;
-        host.fly_in(&dir, &["deploy"])?.ok()?;
+        host.fly_in(&dir, &["deploy", "--ha=false"])?.ok()?;
         ensure!(statuses(host)? == ["complete", "interrupted"], "{:?}", statuses(host)?);
         Ok(())
     });
@@ -109,7 +109,7 @@ fn a_deploy_that_the_server_left_alone_holds_up_the_next_one_for_a_while_only() 
         let seen = statuses(host)?;
         ensure!(seen == [expected] || seen == ["running"], "{seen:?} after: {output}");
         wait_until("the next deploy to be let in", SOON, || {
-            host.fly_in(&dir, &["deploy"])?.ok().map(Some)
+            host.fly_in(&dir, &["deploy", "--ha=false"])?.ok().map(Some)
         })?;
         Ok(())
     });

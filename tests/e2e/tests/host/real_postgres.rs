@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{
-    Host, Machine, Output, Postgres, holds_for, postgres_image, postgres_program, wait_until,
+    Host, Machine, Network, Output, Postgres, Shared, holds_for, postgres_image, postgres_program,
+    wait_until,
 };
 
-use crate::stage::{SOON, fly_toml, machine_processes, on_host};
+use crate::memory::{make_swap_of, wait_paged_out};
+use crate::stage::{SOON, machine_processes, on, on_host, one_machine_of};
 
 const DATABASE: &str = "\
 [[vm]]
@@ -60,37 +62,51 @@ fn it_starts_as_root_goes_on_as_another_user_and_keeps_data_while_asleep() {
 }
 
 #[test]
-fn a_pool_a_transaction_and_a_listener_sleep_and_nobody_reconnects() {
-    on_host(|host| {
-        let address = database(host, DATABASE)?;
-        let mut clients = host.inside(|| {
-            (0..POOL + 2).map(|_| Postgres::connect(address, PATIENCE)).collect::<Result<Vec<_>>>()
-        })?;
-        let (mut listener, mut busy) = (clients.remove(0), clients.remove(0));
-        busy.query("create table t (n int)")?;
-        busy.query("begin; insert into t values (1)")?;
-        listener.query("listen news")?;
+fn a_pool_a_transaction_and_a_listener_sleep_in_swap_and_nobody_reconnects() {
+    let paging = "auto_stop_after = \"1s\"\npage_out_after = \"200ms\"\n";
+    on(
+        || Host::start_with(Network::Open, paging),
+        |host| {
+            host.take_turn(Shared::Swap)?;
+            make_swap_of(host, "1GiB")?;
+            let address = database(host, DATABASE)?;
+            let mut clients = host.inside(|| {
+                (0..POOL + 2)
+                    .map(|_| Postgres::connect(address, PATIENCE))
+                    .collect::<Result<Vec<_>>>()
+            })?;
+            let (mut listener, mut busy) = (clients.remove(0), clients.remove(0));
+            busy.query("create table t (n int)")?;
+            busy.query("begin; insert into t values (1)")?;
+            listener.query("listen news")?;
 
-        host.wait_all("db", "suspended", SOON)?;
-        let started = Instant::now();
-        clients[0].query("select 1").context("the first query after the sleep")?;
-        println!("first query after the sleep: {:?}", started.elapsed());
-        for client in &mut clients {
-            let backend = client.query("select pg_backend_pid()")?;
-            ensure!(backend == [client.backend.to_string()], "served by another process");
-        }
-        host.wait_all("db", "suspended", SOON)?;
-        clients[0].query("notify news, 'hello'")?;
-        ensure!(listener.notification()? == "hello", "the listener is told something else");
+            wait_paged_out(host, "db")?;
+            holds_for("asleep in swap", asleep(), || Ok(host.states("db")? == ["suspended"]))?;
+            let started = Instant::now();
+            clients[0].query("select 1").context("the first query after the sleep")?;
+            println!("first query after the sleep: {:?}", started.elapsed());
+            for client in &mut clients {
+                let backend = client.query("select pg_backend_pid()")?;
+                ensure!(backend == [client.backend.to_string()], "served by another process");
+            }
+            wait_paged_out(host, "db")?;
+            clients[0].query("notify news, 'hello'")?;
+            ensure!(listener.notification()? == "hello", "the listener is told something else");
 
-        host.wait_all("db", "suspended", SOON)?;
-        busy.query("insert into t values (2); commit")?;
-        ensure!(clients[1].query("select n from t order by n")? == ["1", "2"], "not committed");
-        let machine = only_machine(host)?;
-        ensure!(machine.events("launch") == 1, "it was started anew: {machine:?}");
-        ensure!(2 < machine.events("resume"), "it was not asleep: {machine:?}");
-        Ok(())
-    });
+            wait_paged_out(host, "db")?;
+            busy.query("insert into t values (2); commit")?;
+            ensure!(clients[1].query("select n from t order by n")? == ["1", "2"], "not committed");
+            let machine = only_machine(host)?;
+            ensure!(machine.events("launch") == 1, "it was started anew: {machine:?}");
+            ensure!(2 < machine.events("resume"), "it was not asleep: {machine:?}");
+            Ok(())
+        },
+    );
+}
+
+/// How long it stays in swap.
+fn asleep() -> Duration {
+    Duration::from_secs(if std::env::var_os("PERCH_LONG").is_some() { 180 } else { 1 })
 }
 
 #[test]
@@ -161,10 +177,8 @@ fn what_was_committed_survives_a_kill_of_the_frozen_machine() {
 
 /// Deploys one Machine of PostgreSQL; returns where it answers.
 fn database(host: &Host, sections: &str) -> Result<SocketAddr> {
-    let dir = host.app_dir("db", &fly_toml("db", &postgres_image()?, sections))?;
-    let launch = ["launch", "--flycast", "--copy-config", "--name", "db", "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok()?;
-    let ip: IpAddr = host.flycast("db")?.parse().context("its address")?;
+    let address = one_machine_of(host, "db", &postgres_image()?, sections)?;
+    let ip: IpAddr = address.parse().context("its address")?;
     let address = SocketAddr::new(ip, 5432);
     // It listens before it is ready, and refuses callers meanwhile, as anywhere.
     let ask = || host.inside(|| Postgres::connect(address, PATIENCE)?.query("select 1"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::{Host, Network, holds_for, redis_image, wait_until};
 
-use crate::stage::{SOON, fly_toml, on, on_host};
+use crate::stage::{SOON, on, on_host, one_machine_of};
 
 const CACHE: &str = "\
 [[services]]
@@ -73,10 +73,8 @@ fn a_client_that_pings_each_second_is_answered_and_keeps_nobody_awake() {
 }
 
 fn cache(host: &Host) -> Result<SocketAddr> {
-    let dir = host.app_dir("cache", &fly_toml("cache", &redis_image()?, CACHE))?;
-    let launch = ["launch", "--flycast", "--copy-config", "--name", "cache", "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok()?;
-    let ip: IpAddr = host.flycast("cache")?.parse().context("its address")?;
+    let address = one_machine_of(host, "cache", &redis_image()?, CACHE)?;
+    let ip: IpAddr = address.parse().context("its address")?;
     Ok(SocketAddr::new(ip, 6379))
 }
 

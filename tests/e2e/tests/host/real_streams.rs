@@ -1,13 +1,14 @@
 //! WebSockets and streams of events behind the `http` handler, over sleeps.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use perch_testkit::{Host, holds_for, node_image, python_image};
+use perch_testkit::{Host, Network, holds_for, node_image, python_image};
 
 use crate::real_http::{Caller, web};
-use crate::stage::{SOON, on_host};
+use crate::stage::{SOON, on, on_host};
 
 const EACH: usize = 20;
 /// The first message to a frozen Machine; a thaw takes a millisecond, on a host that is busy with builds more.
@@ -59,6 +60,54 @@ fn a_message_that_waits_for_its_answer_keeps_the_machine_awake() {
         ensure!(socket.echo("two")? == format!("{pid} two"), "another process");
         Ok(())
     });
+}
+
+#[test]
+fn a_websocket_that_is_pinged_all_the_time_sleeps_in_between() {
+    on_host(|host| {
+        let run = "[processes]\n  app = 'python3 -m uvicorn --host 0.0.0.0 --port 8080 app:asgi'\n";
+        let address = web(host, "pinged", &python_image()?, run)?;
+        let mut socket = host.inside(|| socket(address))?;
+        let before = socket.echo("one")?;
+        for _ in 0..8 {
+            holds_for("the caller is silent", Duration::from_millis(850), || Ok(true))?;
+            socket.ping()?;
+        }
+        let machine = host.machines("pinged")?.pop().context("no Machine")?;
+        let (slept, named) = (machine.events("suspend"), machine.events("heartbeat"));
+        ensure!(2 <= slept && named == 1, "slept {slept} times, named {named} times: {machine:?}");
+        ensure!(socket.echo("one")? == before, "another process");
+        // What is no heartbeat keeps it awake as ever.
+        holds_for("awake", Duration::from_millis(300), || {
+            Ok(host.states("pinged")? == ["started"])
+        })?;
+        host.wait_all("pinged", "suspended", SOON)
+    });
+}
+
+/// The server pings twice as often as it would have to to stay awake, and each is answered.
+#[test]
+fn a_websocket_that_its_server_pings_all_the_time_lets_it_sleep() {
+    const PINGS_MAX: usize = 25;
+    on(
+        || Host::start_with(Network::Open, "auto_stop_after = \"2s\"\n"),
+        |host| {
+            let run = "[processes]\n  app = 'python3 -m uvicorn --host 0.0.0.0 --port 8080 \
+                   --ws-ping-interval 1 app:asgi'\n";
+            let address = web(host, "pings", &python_image()?, run)?;
+            let mut socket = host.inside(|| socket(address))?;
+            let answered =
+                thread::spawn(move || (0..PINGS_MAX).take_while(|_| socket.pong().is_ok()).count());
+            host.wait_all("pings", "suspended", SOON)?;
+            let machine = host.machines("pings")?.pop().context("no Machine")?;
+            ensure!(machine.events("heartbeat") == 1, "not named: {machine:?}");
+            // Its connections end with it, at once.
+            host.fly(&["machine", "destroy", "--force", &machine.id, "-a", "pings"])?.ok()?;
+            let answered = answered.join().ok().context("a panic")?;
+            ensure!((5..PINGS_MAX).contains(&answered), "{answered} pings were answered");
+            Ok(())
+        },
+    );
 }
 
 fn many(host: &Host, connect: impl Fn() -> Result<Caller> + Sync) -> Result<Vec<Caller>> {

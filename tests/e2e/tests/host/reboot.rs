@@ -75,7 +75,9 @@ fn reboot(host: &mut Host) -> Result<()> {
     let pin = host.data_dir().join("netns").to_string_lossy().into_owned();
     host.run("umount", &[&pin])?.ok()?;
     for id in ids {
-        let find = "find /sys/fs/cgroup -depth -type d -name \"$0\" -exec rmdir {} +";
+        // Groups of other hosts come and go while it looks.
+        let find =
+            "find /sys/fs/cgroup -ignore_readdir_race -depth -type d -name \"$0\" -exec rmdir {} +";
         host.run("sh", &["-c", find, &id])?.ok()?;
     }
     host.start_server()

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, Network, Response};
 
 use crate::limits::only;
-use crate::stage::{check_answer, fly_toml, hello_image, on};
+use crate::stage::{check_answer, hello_image, on, one_machine_of};
 
 /// One program of `BIG_MB` is more than the server may count on.
 const SMALL: &str = "memory = \"128MiB\"\narmed_max = 0\n";
@@ -69,9 +69,7 @@ fn deploy(host: &Host, app: &str, service: &str, sections: &str) -> Result<()> {
         "{sections}[http_service]\n  internal_port = 8081\n  force_https = false\n  auto_start_machines = true\n  \
          auto_stop_machines = 'off'\n  {service}"
     );
-    let dir = host.app_dir(app, &fly_toml(app, &hello_image(host)?, &service))?;
-    let launch = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok().map(drop)
+    one_machine_of(host, app, &hello_image(host)?, &service).map(drop)
 }
 
 fn small() -> Result<Host> {

@@ -99,6 +99,19 @@ pub(crate) fn private_app_of(
     host.flycast(app)
 }
 
+/// The same with one Machine.
+pub(crate) fn one_machine_of(
+    host: &Host,
+    app: &str,
+    image: &str,
+    sections: &str,
+) -> Result<String> {
+    let dir = host.app_dir(app, &fly_toml(app, image, sections))?;
+    let args = ["launch", "--flycast", "--copy-config", "--name", app, "--ha=false", "--yes"];
+    host.fly_in(&dir, &args)?.ok()?;
+    host.flycast(app)
+}
+
 /// Waits until the app sleeps.
 pub(crate) fn wait_asleep(host: &Host, app: &str) -> Result<()> {
     host.wait_all(app, "stopped", SOON)

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, Machine, wait_until};
 
-use crate::stage::{SOON, machine_processes, on_host, shell_image};
+use crate::stage::{SOON, fly_toml, machine_processes, on_host, shell_image};
 
 #[test]
 fn a_standby_is_started_once_for_each_failure_of_another_also_when_no_server_saw_it() {
@@ -58,6 +58,64 @@ fn a_standby_is_started_once_for_each_failure_of_another_also_when_no_server_saw
         host.start_server()?;
         wait_started(host, &standby, 2)
     });
+}
+
+#[test]
+fn a_deploy_makes_a_standby_of_a_group_without_services_that_takes_over_and_is_cloned() {
+    on_host(|host| {
+        let image = shell_image(host, "worker", "while :; do sleep 0.1; done")?;
+        let dir = host.app_dir("web", &fly_toml("web", &image, ""))?;
+        host.fly(&["apps", "create", "web"])?.ok()?;
+        let launched = host.fly_in(&dir, &["deploy", "--smoke-checks=false"])?;
+        launched.says(&["1 \"app\" machine and 1 standby machine for it"])?;
+        let (first, standby) = pair(host)?;
+        launched.says(&[&format!("Creating a standby machine for {}", first.id)])?;
+        ensure!(standby.value["config"]["standbys"] == serde_json::json!([first.id]));
+        ensure!(standby.state == "created" && machine_processes(host, &standby.id).is_empty());
+        let status = host.fly(&["status", "-a", "web"])?.ok()?;
+        ensure!(status.contains("app†"), "{status}");
+
+        // Neither a deploy nor a stop of the first starts it.
+        host.fly_in(&dir, &["deploy", "--smoke-checks=false"])?.ok()?;
+        host.fly(&["machine", "stop", &first.id, "-a", "web", "-w", "30s"])?.ok()?;
+        start(host, &first.id)?;
+        let clone = host.fly(&["machine", "clone", &standby.id, "-a", "web"])?.ok()?;
+        ensure!(clone.contains("successfully cloned") && !clone.contains("to start"), "{clone}");
+        let all = host.machines("web")?;
+        let launches: Vec<_> = all.iter().map(|it| (it.id.as_str(), it.events("launch"))).collect();
+        ensure!(launches.iter().filter(|(_, count)| 0 < *count).count() == 1, "{launches:?}");
+        let clone =
+            launches.iter().find(|(id, _)| ![&first.id, &standby.id].contains(&&(*id).to_owned()));
+        let clone = clone.context("no clone")?.0.to_owned();
+        ensure!(machine(host, &clone)?.value["config"]["standbys"][0] == *first.id, "it is none");
+        host.fly(&["machine", "destroy", &clone, "-a", "web", "--force"])?.ok()?;
+
+        let mut config = first.value["config"].clone();
+        config["init"] = serde_json::json!({"exec": ["busybox", "false"]});
+        config["restart"] = serde_json::json!({"policy": "no"});
+        let body = serde_json::json!({ "config": config }).to_string();
+        let path = format!("/v1/apps/web/machines/{}", first.id);
+        let answer = host.request("POST", &path, "application/json", body.as_bytes())?;
+        ensure!(answer.status == 200, "{answer:?}");
+        wait_started(host, &standby.id, 1)?;
+
+        // What stood by for one that is destroyed stays as it is.
+        host.fly(&["machine", "stop", &standby.id, "-a", "web", "-w", "30s"])?.ok()?;
+        host.fly(&["machine", "destroy", &first.id, "-a", "web", "--force"])?.ok()?;
+        host.fly(&["scale", "count", "1", "-a", "web", "-y"])?.ok()?;
+        let left = host.machines("web")?;
+        ensure!(left.len() == 1 && left[0].id == standby.id && left[0].state == "stopped");
+        ensure!(left[0].events("launch") == 1, "it was started: {}", left[0].value);
+        Ok(())
+    });
+}
+
+/// The one that runs, and the other.
+fn pair(host: &Host) -> Result<(Machine, Machine)> {
+    let mut all = host.machines("web")?;
+    all.sort_by_key(|it| it.state != "started");
+    let [first, other]: [Machine; 2] = all.try_into().ok().context("a deploy makes two")?;
+    Ok((first, other))
 }
 
 fn start(host: &Host, id: &str) -> Result<()> {

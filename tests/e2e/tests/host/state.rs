@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, Network, Output};
 
 use crate::stage::{
-    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, fly_toml, hello_image, on, on_host,
-    private_app, wait_asleep,
+    AWAKE, QUICK_SLEEP, SNIPPET, SOON, check_answer, on, on_host, private_app, wait_asleep,
 };
+use crate::suspend::one_machine;
 
 #[test]
 fn destroying_an_app_takes_its_addresses_and_leaves_the_shared_one_to_others() {
@@ -86,10 +86,7 @@ fn post(host: &Host, path: &str, body: &str) -> Result<Output> {
 #[test]
 fn a_lease_that_was_held_when_the_server_died_ends_in_time() {
     on_host(|host| {
-        let dir = host.app_dir("quotes", &fly_toml("quotes", &hello_image(host)?, SNIPPET))?;
-        let args =
-            ["launch", "--flycast", "--copy-config", "--name", "quotes", "--ha=false", "--yes"];
-        host.fly_in(&dir, &args)?.ok()?;
+        one_machine(host, SNIPPET)?;
         wait_asleep(host, "quotes")?;
         let id = host.machines("quotes")?[0].id.clone();
         let lease = format!("/v1/apps/quotes/machines/{id}/lease");

@@ -8,26 +8,18 @@ use perch_testkit::{Host, Machine, wait_until};
 use rustix::process::{Pid, Signal};
 
 use crate::stage::{
-    SOON, check_answer, fly_toml, hello_image, machine_processes, on_host, private_app, wait_asleep,
+    AWAKE, SOON, check_answer, fly_toml, hello_image, machine_processes, on_host, one_machine_of,
+    private_app, wait_asleep,
 };
 
 /// Sleeps as the server's configuration says: after a second.
-const SUSPENDS: &str = "\
+pub(crate) const SUSPENDS: &str = "\
 [http_service]
   internal_port = 8081
   force_https = false
   auto_stop_machines = \"suspend\"
   auto_start_machines = true
   min_machines_running = 0
-";
-
-/// Sleeps only when told to.
-const BY_HAND: &str = "\
-[http_service]
-  internal_port = 8081
-  force_https = false
-  auto_stop_machines = \"off\"
-  auto_start_machines = true
 ";
 
 #[test]
@@ -68,7 +60,7 @@ fn a_suspended_machine_outlives_server_and_proxy() {
 #[test]
 fn users_suspend_start_and_stop_it() {
     on_host(|host| {
-        let address = one_machine(host, BY_HAND)?;
+        let address = one_machine(host, AWAKE)?;
         check_answer(&host.get(&address, 80, "/")?, "Request 1.")?;
         let id = only_machine(host)?.id;
         let said = host.fly(&["machine", "suspend", &id, "-w", "30s"])?.ok()?;
@@ -189,22 +181,18 @@ fn frozen_machines_are_destroyed_and_taken_down() {
 }
 
 /// Deploys the example app with one Machine; returns its Flycast address.
-fn one_machine(host: &Host, sections: &str) -> Result<String> {
-    let dir = host.app_dir("quotes", &fly_toml("quotes", &hello_image(host)?, sections))?;
-    let launch =
-        ["launch", "--flycast", "--copy-config", "--name", "quotes", "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok()?;
-    host.flycast("quotes")
+pub(crate) fn one_machine(host: &Host, sections: &str) -> Result<String> {
+    one_machine_of(host, "quotes", &hello_image(host)?, sections)
 }
 
-fn only_machine(host: &Host) -> Result<Machine> {
+pub(crate) fn only_machine(host: &Host) -> Result<Machine> {
     let machines = host.machines("quotes")?;
     ensure!(machines.len() == 1, "not one Machine: {machines:?}");
     machines.into_iter().next().context("no Machine")
 }
 
 /// The pid of the program itself, not of the init that started it.
-fn program(host: &Host, id: &str) -> Result<i32> {
+pub(crate) fn program(host: &Host, id: &str) -> Result<i32> {
     let processes = machine_processes(host, id);
     let last = processes.iter().map(|process| process.pid).max();
     last.with_context(|| format!("nothing of {id} runs"))

@@ -4,16 +4,8 @@ use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, wait_until};
 use rustix::process::{Pid, Signal};
 
-use crate::stage::{SOON, check_answer, fly_toml, hello_image, machine_processes, on_host};
-
-const SUSPENDS: &str = "\
-[http_service]
-  internal_port = 8081
-  force_https = false
-  auto_stop_machines = \"suspend\"
-  auto_start_machines = true
-  min_machines_running = 0
-";
+use crate::stage::{SOON, check_answer, machine_processes, on_host};
+use crate::suspend::{SUSPENDS, one_machine};
 
 #[test]
 fn a_frozen_machine_is_woken_without_a_server_and_the_next_one_believes_it() {
@@ -77,10 +69,7 @@ fn the_freezer_of_an_earlier_run_is_not_used() {
 
 /// The example app with one Machine, frozen before its first request; its Flycast address.
 fn asleep(host: &Host) -> Result<String> {
-    let dir = host.app_dir("quotes", &fly_toml("quotes", &hello_image(host)?, SUSPENDS))?;
-    let launch =
-        ["launch", "--flycast", "--copy-config", "--name", "quotes", "--ha=false", "--yes"];
-    host.fly_in(&dir, &launch)?.ok()?;
+    let address = one_machine(host, SUSPENDS)?;
     host.wait_all("quotes", "suspended", SOON)?;
-    host.flycast("quotes")
+    Ok(address)
 }

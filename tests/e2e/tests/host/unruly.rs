@@ -32,6 +32,9 @@ fn a_crash_loop_backs_off_ends_and_is_named() {
             let said = host.fly(&[&command[..], &["-a", "crashes"]].concat())?.ok()?;
             ensure!(said.contains("it was restarted 2 times within 5 minutes"), "{said}");
         }
+        let of = |region| host.fly(&["logs", "--no-tail", "-a", "crashes", "--region", region]);
+        ensure!(of("lcl")?.ok()?.contains("it was restarted"), "nothing of its region");
+        ensure!(!of("ams")?.ok()?.contains("it was restarted"), "lines of another region");
         Ok(())
     });
 }
@@ -97,9 +100,28 @@ fn callers_of_a_program_that_forks_away_are_told_so() {
 
 #[test]
 fn callers_of_a_program_that_closes_its_socket_before_it_sleeps_are_told_so() {
-    let script =
-        "busybox httpd -f -p 8081 & busybox usleep 300000; kill $!; exec busybox sleep 1000";
-    check_told(script, "8081");
+    on_host(|host| {
+        let neighbour = private_app(host, "quiet", AWAKE)?;
+        let script = "busybox httpd -f -p 8081 & echo $! >/tmp/server; exec busybox sleep 1000";
+        let address = unruly(host, script)?;
+        wait_until("an answer", SOON, || {
+            Ok((host.get(&address, 80, "/")?.status != 503).then_some(()))
+        })?;
+        let id = in_state(host, "unruly", "started")?.id;
+        let close = "busybox sh -c 'busybox kill $(busybox cat /tmp/server)'";
+        host.fly(&["machine", "exec", &id, close, "-a", "unruly"])?.ok()?;
+        for round in 1..=2 {
+            host.wait_all("unruly", "suspended", SOON)?;
+            let began = Instant::now();
+            let answer = host.get(&address, 80, "/")?;
+            ensure!(answer.status == 503 && answer.body.contains("PR03"), "{answer:?}");
+            ensure!(answer.body.contains("8081"), "{answer:?}");
+            ensure!(began.elapsed() < Duration::from_secs(10), "told after {:?}", began.elapsed());
+            check_answer(&host.get(&neighbour, 80, "/")?, "Hello")?;
+            ensure!(only(host, "unruly")?.events("resume") == round, "it was not asleep");
+        }
+        Ok(())
+    });
 }
 
 /// Deploys such a program; its callers get a 503 that says this, while a neighbour answers.

@@ -6,21 +6,13 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use perch_testkit::{Entry, Host, Image, Process, wait_until};
 
-use crate::stage::{SOON, fly_toml, machine_processes, on_host};
+use crate::stage::{AWAKE, SOON, fly_toml, machine_processes, on_host, one_machine_of};
 
 /// Runs what the query of a request says, as a shell would.
 const SHELL: &str = "#!/bin/busybox sh\n\
     printf 'Content-Type: text/plain\\r\\n\\r\\n'\n\
     PATH=/bin; export PATH\n\
     busybox sh -c \"$(busybox httpd -d \"$QUERY_STRING\")\" 2>&1; echo \"exit $?\"\n";
-
-const SERVICE: &str = "\
-[http_service]
-  internal_port = 8081
-  force_https = false
-  auto_stop_machines = \"off\"
-  auto_start_machines = true
-";
 
 const MOUNT: &str = "\
 [mounts]
@@ -188,26 +180,46 @@ fn who_holds_a_volume_still_for_its_copy_may_be_killed() {
         let much = "dd if=/dev/zero of=/data/much bs=1M count=400 conv=fsync 2>/dev/null";
         check(host, &address, much, "exit 0")?;
         let volume = volume(host, "db", "data")?;
-        let create = || host.fly(&["vol", "snapshots", "create", &volume, "-a", "db"]);
-        let copied = std::thread::scope(|scope| {
-            let copy = scope.spawn(create);
-            let holder = wait_until("who holds it still", SOON, || {
-                let found = host.processes().into_iter().find(|it| {
-                    it.state == 'S' && it.args.get(1).is_some_and(|word| word == "freeze")
-                });
-                Ok(found.map(Some).or_else(|| copy.is_finished().then_some(None)))
-            })?;
-            holder.as_ref().map(Process::kill).transpose()?;
-            let copied = copy.join().map_err(|_| anyhow::anyhow!("the copy panicked"))??;
-            anyhow::Ok(holder.map(|_| copied))
+        let tried = wait_until("a copy to kill", SOON, || {
+            let tried = copy_and_kill(host, &volume)?;
+            Ok((!matches!(tried, Tried::TooLate)).then_some(tried))
         })?;
-        // A disk that clones files needs nobody to hold them still.
-        if let Some(copied) = copied {
+        if let Tried::Killed(copied) = tried {
             // What was written meanwhile may be in it, or half in it.
             copied.fails()?;
         }
         check(host, &address, "echo more > /data/more && sync && echo goes on", "goes on")
     });
+}
+
+enum Tried {
+    /// What the copy says whose holder was killed.
+    Killed(perch_testkit::Output),
+    /// The holder ended between the look and the signal.
+    TooLate,
+    /// A disk that clones files needs nobody to hold them still.
+    NotHeld,
+}
+
+/// Makes a snapshot and kills who holds the volume still for it.
+fn copy_and_kill(host: &Host, volume: &str) -> Result<Tried> {
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| host.fly(&["vol", "snapshots", "create", volume, "-a", "db"]));
+        let holder = wait_until("who holds it still", SOON, || {
+            let found = host
+                .processes()
+                .into_iter()
+                .find(|it| it.state == 'S' && it.args.get(1).is_some_and(|word| word == "freeze"));
+            Ok(found.map(Some).or_else(|| copy.is_finished().then_some(None)))
+        })?;
+        let killed = holder.as_ref().map(Process::kill);
+        let copied = copy.join().map_err(|_| anyhow::anyhow!("the copy panicked"))??;
+        Ok(match killed {
+            Some(Ok(())) => Tried::Killed(copied),
+            Some(Err(_)) => Tried::TooLate,
+            None => Tried::NotHeld,
+        })
+    })
 }
 
 #[test]
@@ -278,18 +290,11 @@ fn image(host: &Host) -> Result<String> {
 
 /// Deploys a private app that runs what it is told, and answers its address.
 fn app(host: &Host, name: &str, sections: &str) -> Result<String> {
-    let text = fly_toml(name, &image(host)?, &format!("{SERVICE}\n{sections}"));
-    let dir = host.app_dir(name, &text)?;
-    host.fly_in(
-        &dir,
-        &["launch", "--flycast", "--copy-config", "--ha=false", "--name", name, "--yes"],
-    )?
-    .ok()?;
-    host.flycast(name)
+    one_machine_of(host, name, &image(host)?, &format!("{AWAKE}\n{sections}"))
 }
 
 fn deploy(host: &Host, name: &str, sections: &str) -> Result<perch_testkit::Output> {
-    let text = fly_toml(name, &image(host)?, &format!("{SERVICE}\n{sections}"));
+    let text = fly_toml(name, &image(host)?, &format!("{AWAKE}\n{sections}"));
     let dir = host.app_dir(name, &text)?;
     host.fly_in(&dir, &["deploy"])
 }
@@ -312,7 +317,7 @@ fn check(host: &Host, address: &str, command: &str, part: &str) -> Result<()> {
 }
 
 /// The id of the volume of that name.
-fn volume(host: &Host, app: &str, name: &str) -> Result<String> {
+pub(crate) fn volume(host: &Host, app: &str, name: &str) -> Result<String> {
     let all = host.fly(&["volumes", "list", "-a", app, "--json"])?.json()?;
     let all = all.as_array().context("no list")?;
     let found = all.iter().find(|volume| volume["name"] == name);
@@ -338,7 +343,7 @@ fn config_image(host: &Host) -> Result<String> {
 }
 
 /// Fails while a loop device has a file of this server.
-fn no_loops(host: &Host) -> Result<()> {
+pub(crate) fn no_loops(host: &Host) -> Result<()> {
     let data = host.data_dir().display().to_string();
     wait_until("no loop device to be left", SOON, || {
         let devices = fs::read_dir("/sys/block")?.flatten();

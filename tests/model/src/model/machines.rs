@@ -267,6 +267,9 @@ impl Model {
 
     pub(super) fn acquire_lease(&self, target: &Target, ttl: u64, description: &str) -> After {
         let mut machine = self.free_machine(target)?;
+        if machine.lease.is_none() && target.nonce.is_some() {
+            return refuse(404, format!("machine {} lease not found", target.id));
+        }
         let nonce = machine.lease.take().and_then(|lease| lease.nonce);
         machine.lease = Some(Lease { nonce, ..Lease::new(ttl, description) });
         Ok(Effect::of(self.with(&target.app, machine)))

@@ -63,7 +63,28 @@ impl Filler {
         each(apps, |number| self.make(host, &name(number), machines, kind))
     }
 
-    fn make(&self, host: &Host, app: &str, machines: usize, kind: Kind) -> Result<()> {
+    /// Makes those of `apps` that are not among the first, of one Machine each.
+    pub(super) fn fill_from(
+        &self,
+        host: &Host,
+        first: usize,
+        apps: usize,
+        kind: Kind,
+    ) -> Result<()> {
+        each(apps - first, |number| self.make(host, &name(first + number), 1, kind))
+    }
+
+    /// Destroys them.
+    pub(super) fn empty(&self, host: &Host, apps: usize) -> Result<()> {
+        each(apps, |number| {
+            let path = format!("/v1/apps/{}?force=true", name(number));
+            let answer = host.request("DELETE", &path, "application/json", &[])?;
+            ensure!(matches!(answer.status, 200 | 202), "DELETE {path}: {answer:?}");
+            Ok(())
+        })
+    }
+
+    pub(super) fn make(&self, host: &Host, app: &str, machines: usize, kind: Kind) -> Result<()> {
         post(host, "/v1/apps", &json!({"name": app}))?;
         let path = format!("/v2/{app}/manifests/b");
         let pushed = host.request("PUT", &path, MANIFEST, &self.manifest)?;

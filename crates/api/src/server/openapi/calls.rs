@@ -241,7 +241,8 @@ fn leases() -> Vec<Call> {
         Call::new(
             "POST",
             LEASE,
-            "Takes a lease, or extends it with its nonce; 409 at once when somebody else has it.",
+            "Takes a lease, or extends it with its nonce; 409 at once when somebody else has it, 404 when the one to \
+             extend has ended.",
         )
         .under_lease()
         .query(

@@ -15,6 +15,13 @@ pub(super) fn of_new(job: &Job, group: &str, release: &Release) -> Outcome<Machi
     Ok(MachineConfig::new(of_group(job, group, release)?)?)
 }
 
+/// The same config, of a Machine that stands by for these and is told for whom.
+pub(super) fn standing_by(config: MachineConfig, ids: &[String]) -> Outcome<MachineConfig> {
+    let mut env = config.get("env").and_then(|it| it.as_object().cloned()).unwrap_or_default();
+    env.insert("FLY_STANDBY_FOR".to_owned(), ids.join(",").into());
+    Ok(config.with("env", &Value::Object(env))?.with("standbys", &ids.into())?)
+}
+
 /// The config of an existing Machine after the deploy.
 pub(super) fn of_existing(
     job: &Job,

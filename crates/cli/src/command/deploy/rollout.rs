@@ -10,13 +10,14 @@ use super::leases::Leases;
 use super::progress::{Line, Mark};
 use super::watch::{Check, Watch};
 use super::{Job, Looks, Work, addresses, machine_config, only, volumes};
+use crate::console::Style;
 use crate::failure::{Failure, Outcome};
-use perch_api::wire::{LaunchInput, Machine, MachineFilter};
+use perch_api::wire::{LaunchInput, Machine, MachineConfig, MachineFilter};
 use perch_core::deploy::{
-    Activity, AfterUpdate, Batch, NewMachines, Plan, Step, Strategy, after_update,
+    Activity, AfterUpdate, Batch, NewMachines, Plan, Spare, Step, Strategy, after_update,
 };
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// One rollout under way.
@@ -27,6 +28,8 @@ struct Rollout<'a> {
     leases: &'a Leases,
     /// Groups whose listening was looked at: once for each and deploy (DE-41).
     looked_at: RefCell<BTreeSet<String>>,
+    /// By id, those that took the place of others: who stood by for the old one does so for the new one.
+    replaced: RefCell<BTreeMap<String, String>>,
     total: usize,
     begun: Cell<usize>,
 }
@@ -81,9 +84,9 @@ async fn change(context: &Context<'_>, job: &Job, guard: &Guard, leases: &Leases
     volumes::ensure(context, job, &plan, &meant, occasion).await?;
     announce(context, &plan);
     let total = plan.update.iter().map(|batch| batch.steps.len()).sum();
-    let looked_at = RefCell::default();
+    let (looked_at, replaced) = Default::default();
     let begun = Cell::new(0);
-    let rollout = Rollout { context, job, guard, leases, looked_at, total, begun };
+    let rollout = Rollout { context, job, guard, leases, looked_at, replaced, total, begun };
     rollout.carry_out(&plan).await
 }
 
@@ -97,9 +100,13 @@ fn announce(context: &Context<'_>, plan: &Plan) {
         true => "Process groups have changed. This will:",
         false => "This deployment will:",
     });
-    for NewMachines { group, count } in &plan.create {
-        let plural = if *count == 1 { "" } else { "s" };
-        console.line(format!(" * create {count} \"{group}\" machine{plural}"));
+    for NewMachines { group, spare } in &plan.create {
+        let made = match spare {
+            Spare::None => format!("1 \"{group}\" machine"),
+            Spare::Second => format!("2 \"{group}\" machines"),
+            Spare::Standby => format!("1 \"{group}\" machine and 1 standby machine for it"),
+        };
+        console.line(format!(" * create {made}"));
     }
     let gone: BTreeSet<_> = plan.destroy.iter().map(|step| &step.group).collect();
     for group in gone {
@@ -138,24 +145,39 @@ impl Rollout<'_> {
         let group = &new.group;
         let console = self.context.console;
         console.line(format!("No machines in group {group}, launching a new machine"));
-        for index in 0..new.count as usize {
-            if index > 0 {
+        let first = self.create_one(group, None).await?;
+        match new.spare {
+            Spare::None => return Ok(()),
+            Spare::Second => {
                 console.line(
                     "Creating a second machine for high availability and zero downtime deployments.",
                 );
                 console.line("To disable this, deploy with --ha=false");
+                self.create_one(group, None).await?;
             }
-            self.create_one(group).await?;
+            Spare::Standby => {
+                let id = console.paint(Style::Bold, &first);
+                console.line(format!("Creating a standby machine for {id}"));
+                self.create_one(group, Some(&first)).await?;
+            }
         }
         Ok(())
     }
 
-    async fn create_one(&self, group: &str) -> Outcome {
+    /// Makes a Machine and sees it up, or makes one that stands by. The answer is its id.
+    async fn create_one(&self, group: &str, standby_for: Option<&str>) -> Outcome<String> {
         let line = Line { index: 0, total: 1 };
-        let config = machine_config::of_new(self.job, group, &self.guard.release)?;
+        let mut config = machine_config::of_new(self.job, group, &self.guard.release)?;
+        if let Some(first) = standby_for {
+            config = machine_config::standing_by(config, &[first.to_owned()])?;
+        }
         let region = self.job.config.primary_region.clone().unwrap_or_default();
-        let input =
-            LaunchInput { region, lease_ttl: self.leases.input().ttl, ..LaunchInput::new(config) };
+        let input = LaunchInput {
+            region,
+            lease_ttl: self.leases.input().ttl,
+            skip_launch: standby_for.is_some(),
+            ..LaunchInput::new(config)
+        };
         let app = &self.job.app.name;
         self.guard.check(self.context).await?;
         line.show(self.context, "Launching new machine");
@@ -165,9 +187,11 @@ impl Rollout<'_> {
         }
         let id = machine.id.clone();
         line.print(self.context, Mark::None, &format!("Machine {id} [{group}] was created"));
-        self.see_it_up(line, &machine, group, 0).await?;
+        if !input.skip_launch {
+            self.see_it_up(line, &machine, group, 0).await?;
+        }
         self.leases.release(self.context, app, &id).await;
-        Ok(())
+        Ok(id)
     }
 
     /// Batch after batch; within a batch at the same time, and all are waited for even when one fails.
@@ -223,6 +247,7 @@ impl Rollout<'_> {
             Work::Deploy => machine_config::of_existing(self.job, &before, release)?,
             Work::Restart => machine_config::of_same(&before, release)?,
         };
+        let config = self.following_replaced(config)?;
         let input = LaunchInput {
             skip_launch: after == AfterUpdate::StayAsleep,
             ..LaunchInput::new(config)
@@ -242,6 +267,18 @@ impl Rollout<'_> {
                 self.see_it_up(line, &machine, &step.group, seen).await
             }
         }
+    }
+
+    /// A standby of Machines that were replaced stands by for those that are there now.
+    fn following_replaced(&self, config: MachineConfig) -> Outcome<MachineConfig> {
+        let replaced = self.replaced.borrow();
+        let standbys = &config.view().standbys;
+        if !standbys.iter().any(|id| replaced.contains_key(id)) {
+            return Ok(config);
+        }
+        let now = |id: &String| replaced.get(id).unwrap_or(id).clone();
+        let ids: Vec<String> = standbys.iter().map(now).collect();
+        machine_config::standing_by(config, &ids)
     }
 
     /// A Machine gets a volume, or loses one: another takes its place.
@@ -264,6 +301,7 @@ impl Rollout<'_> {
         let (region, name) = (before.region.clone(), before.name.clone());
         let input = LaunchInput { region, name, ..input };
         let machine = self.context.client.create_machine(app, &input).await?;
+        self.replaced.borrow_mut().insert(id.clone(), machine.id.clone());
         let text = format!("Created machine {} [{group}]", machine.id);
         line.print(self.context, Mark::Running, &text);
         match input.skip_launch {

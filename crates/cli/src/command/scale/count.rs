@@ -11,6 +11,7 @@ use crate::flytoml::Config;
 use perch_api::wire::{
     CreateVolume, Guest, LaunchInput, Machine, MachineConfig, Release, ReleaseStatus,
 };
+use perch_core::deploy::Activity;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +24,7 @@ struct Action<'m> {
     group: String,
     region: String,
     change: i64,
-    /// Those that are there, in the order in which they go.
+    /// Those that are there, in the order in which they go: who only waits for another to fail goes before it.
     present: Vec<&'m Machine>,
     /// What new ones are.
     config: MachineConfig,
@@ -173,7 +174,7 @@ fn actions<'m>(
             return Err(Failure::new(text));
         }
         let mut present: BTreeMap<String, Vec<&Machine>> = BTreeMap::new();
-        for machine in &of_group {
+        for machine in in_order_of_leaving(&of_group) {
             present.entry(machine.region.clone()).or_default().push(machine);
         }
         let counts = present.iter().map(|(region, list)| (region.clone(), list.len())).collect();
@@ -198,6 +199,17 @@ fn actions<'m>(
         }
     }
     Ok(actions)
+}
+
+/// Standbys first that have not taken over: what is left is what does the work.
+fn in_order_of_leaving<'m>(machines: &[&'m Machine]) -> Vec<&'m Machine> {
+    let waits = |it: &&Machine| {
+        let asleep = Activity::of_state(it.state.as_str()) == Some(Activity::Asleep);
+        asleep && !it.config.view().standbys.is_empty()
+    };
+    let (waiting, others): (Vec<&Machine>, Vec<&Machine>) =
+        machines.iter().copied().partition(waits);
+    waiting.into_iter().chain(others).collect()
 }
 
 /// Another Machine like this one. It stands by for none.

@@ -20,7 +20,8 @@ pub(super) const TTL_MAX: u64 = 3_600;
 /// Pause before an end that could not be stored is tried again.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Takes a lease, or extends it with its nonce; 409 at once when somebody else has it.
+/// Takes a lease, or extends it with its nonce; 409 at once when somebody else has it, 404 when the one to extend has
+/// ended: a refresh that its holder's end overtook would else hold a Machine for nobody.
 pub(crate) async fn acquire(
     world: Arc<World>,
     peer: Peer,
@@ -37,6 +38,7 @@ pub(crate) async fn acquire(
             let nonce = match held {
                 Some(lease) if wanted.nonce.as_deref() == Some(&lease.nonce) => lease.nonce.clone(),
                 Some(lease) => return Err(held_by(lease)),
+                None if wanted.nonce.is_some() => return Err(no_lease(&wanted)),
                 None => format!("{:016x}", clock::random()),
             };
             let lease = LeaseRecord {
@@ -101,7 +103,7 @@ fn ending(catalog: &Catalog, lease: &LeaseRecord) -> Vec<Change> {
 }
 
 /// Lets the Machine's task look for itself, so that the order of those who tell it does not matter.
-pub(super) async fn announce(world: &Arc<World>, app: &str, machine: &str) {
+pub(crate) async fn announce(world: &Arc<World>, app: &str, machine: &str) {
     if let Some(handle) = world.handle(machine) {
         handle.send(Command::LookWhetherKept).await;
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use perch_api::server::{DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
-    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineFilter, MachineState, Process,
-    RestartQuery, SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
+    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineConfig, MachineFilter,
+    MachineState, Process, RestartQuery, SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
 };
 use perch_core::address;
 use perch_core::fault::{self, Point};
@@ -22,10 +22,11 @@ use crate::server::images::{Ready, Reference, api_error};
 use crate::server::keeper::{Catalog, Change};
 use crate::server::launching;
 use crate::server::limits;
-use crate::server::machine::{self, Command, Handle, Refused};
+use crate::server::machine::{self, Command, Refused};
 use crate::server::paging;
 use crate::server::records::{LifeRecord, MachineRecord, Wish};
 use crate::server::schedule;
+use crate::server::seat::Handle;
 use crate::server::secrets;
 use crate::server::standby;
 use crate::server::volumes;
@@ -63,10 +64,10 @@ pub(crate) async fn create(
         .write(move |catalog| {
             let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
             runnable(&record, &ready)?;
-            standby::check(catalog, &name, &record.id, &record.config)?;
+            standby::check(catalog, &name, &record.id, &wanted.config)?;
             let (config, mut changes) =
-                volumes::attach(catalog, &name, &record.id, &record.config)?;
-            let record = MachineRecord { config, ..record };
+                volumes::attach(catalog, &name, &record.id, &wanted.config)?;
+            let record = MachineRecord { config: config.into(), ..record };
             changes.push(Change::PutMachine(Box::new(record.clone())));
             Ok((changes, record))
         })
@@ -141,7 +142,7 @@ fn plan(
         id,
         app: app.to_owned(),
         region: region.to_owned(),
-        config: input.config.clone(),
+        config: input.config.clone().into(),
         config_version: 1,
         instance_id: clock::ulid(),
         image: ready.digest.clone(),
@@ -218,7 +219,7 @@ fn begin(world: &Arc<World>, record: &MachineRecord) -> Result<Handle, ApiError>
         ApiError::internal(format!("could not make {}: {error}", dir.display()))
     })?;
     let life = Lifecycle::new(record.config_version, launching::policy(record));
-    let handle = machine::spawn(world.clone(), record.id.clone(), life, History::default(), None);
+    let handle = machine::settle(world, record.id.clone(), life, History::default(), None);
     world.add_handle(record.id.clone(), handle.clone());
     Ok(handle)
 }
@@ -303,7 +304,7 @@ fn updated(
     }
     Ok(MachineRecord {
         schedule: schedule::after_update(old, &input.config),
-        config: input.config,
+        config: input.config.into(),
         config_version: old.config_version + 1,
         instance_id: clock::ulid(),
         image: ready.digest.clone(),
@@ -346,7 +347,8 @@ fn not_found(target: &MachineTarget) -> ApiError {
 
 fn wire_machine(world: &World, catalog: &Catalog, record: &MachineRecord) -> Option<Machine> {
     let status = world.handle(&record.id)?.status();
-    let reference = Reference::parse(&record.config.view().image);
+    let config = record.config.read();
+    let reference = Reference::parse(&config.view().image);
     Some(Machine {
         id: record.id.clone(),
         name: record.name.clone(),
@@ -357,7 +359,7 @@ fn wire_machine(world: &World, catalog: &Catalog, record: &MachineRecord) -> Opt
         private_ip: record.private_ip,
         created_at: record.created_at.clone(),
         updated_at: record.updated_at.clone(),
-        config: record.config.clone(),
+        config: MachineConfig::clone(&config),
         events: status.history.newest_first(),
         checks: Vec::new(),
         nonce: None,
@@ -625,8 +627,8 @@ fn decide_metadata(
 ) -> Result<(Vec<Change>, ()), ApiError> {
     leases::check_in(catalog, target)?;
     let mut record = catalog.machine(&target.app, &target.id)?.clone();
-    let changed = record.config.with_metadata(key, value.as_deref());
-    record.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?;
+    let changed = record.config.read().with_metadata(key, value.as_deref());
+    record.config = changed.map_err(|error| ApiError::invalid(error.to_string()))?.into();
     Ok((vec![Change::PutMachine(Box::new(record))], ()))
 }
 
@@ -738,7 +740,7 @@ mod tests {
     #[test]
     fn a_lease_that_somebody_took_during_the_call_forbids_the_change() {
         let (catalog, ready) = (leased_meanwhile(), ready());
-        let input = || LaunchInput::new(records::machine("m").config);
+        let input = || LaunchInput::new(MachineConfig::clone(&records::machine("m").config.read()));
         check("update", |target| Ok(decide_update(&catalog, target, input(), &ready)?.0.len()));
         check("cordon", |target| Ok(decide_cordon(&catalog, target, true)?.0.len()));
         let value = || Some("v".to_owned());

@@ -8,6 +8,7 @@ use perch_api::wire::{
 use perch_machine::volumes::{self as files, Growth};
 
 use crate::server::clock;
+use crate::server::copying::Copy;
 use crate::server::keeper::{Catalog, Change};
 use crate::server::records::{SnapshotRecord, VolumeRecord};
 use crate::server::volumes::{
@@ -196,6 +197,10 @@ fn check_retention(days: u64) -> Result<(), ApiError> {
 /// Makes the files, while nobody else has a turn at the source.
 async fn make(world: &Arc<World>, record: &VolumeRecord, source: Source) -> Result<(), ApiError> {
     let (to, bytes, id) = (dir(world, &record.id), record.size_gb * GIB, record.id.clone());
+    let _copy = match &source {
+        Source::Volume(it) => Copy::begin(world, it).await,
+        Source::Nothing | Source::Snapshot(_) => None,
+    };
     let (from, machine, name) = match source {
         Source::Nothing => return blocking(move || files::make(&to, bytes).map(drop)).await,
         Source::Volume(it) => (dir(world, &it.id), machine_dir(world, &it), it.id),

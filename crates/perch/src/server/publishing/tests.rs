@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::server::keeper::Change;
-use crate::server::records::{MachineRecord, NetworkRecord, tests as records};
+use crate::server::records::{AppRecord, MachineRecord, NetworkRecord, tests as records};
 
 const SHARED: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
 
@@ -145,6 +145,24 @@ fn nobody_decides_anew_while_the_kernel_is_told_the_last_decision() {
     write(&keeper, vec![Change::DeleteApp("a".into())]);
     published.settle(&board, &keeper, &[SHARED]);
     assert_eq!(*lock(&board.alone), [true, true]);
+}
+
+#[test]
+fn of_many_addresses_each_gets_its_own() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let keeper = keeper(dir.path(), [put(sharer("a"), 80), put(sharer("b"), 443)].concat());
+    let ip = |last: u8| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+    let own = |last| IpRecord { ip: ip(last), ..sharer("c").ips[0].clone() };
+    let ips = vec![own(1), own(2), own(10)];
+    write(&keeper, put(AppRecord { ips, ..records::app("c") }, 8080));
+    let (published, board) = (Published::default(), FakeBoard::default());
+    lock(&board.at).insert(ip(3), AtAddress { ports: Vec::new(), visible: Visible::Everyone });
+    // As after a start: what the kernel has, and what the apps have, some of it twice.
+    published.settle(&board, &keeper, &[ip(3), ip(2), SHARED, ip(1), ip(2), SHARED]);
+    assert_eq!(board.ports(ip(1)), Some(vec![(8080, 8080)]));
+    assert_eq!(board.ports(ip(2)), Some(vec![(8080, 8080)]));
+    assert_eq!(board.ports(ip(3)), None);
+    assert_eq!(board.ports(SHARED), Some(vec![(80, 80), (443, 443), (8080, 8080)]));
 }
 
 #[test]

@@ -1,54 +1,31 @@
 //! Who rests, and whether its Machine is at work.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
 use perch_core::balancer::{MachineView, Settings};
 use perch_core::ids::Region;
 use perch_core::lifecycle::MachineState;
-use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
+use perch_core::service::Autostop;
 
 use super::*;
-use crate::app::planted::{plant_panics, planted_panics};
+use crate::app::planted::{self, PORT, plant_panics, planted_panics};
 use crate::freezer::Freezer;
 use crate::server_side::ServerSide;
 
-const PORT: u16 = 5432;
 const RUN: u64 = 1;
 
 fn napping(id: MachineId) -> MachineView {
-    let port = PortSpec { start: PORT, end: PORT, handlers: Vec::new(), force_https: false };
-    let service = ServiceSpec {
-        internal_port: PORT,
-        ports: vec![port],
-        autostop: Autostop::Suspend,
-        autostart: Autostart::On,
-        min_machines_running: 0,
-        concurrency: Concurrency { unit: Unit::Connections, soft_limit: 20, hard_limit: None },
-        auto_stop_after: Duration::from_secs(300),
-        start_timeout: Duration::from_secs(60),
-    };
-    MachineView {
-        id,
-        run: RUN,
-        state: MachineState::Started,
-        region: Region::LOCAL,
-        link_ip: Ipv4Addr::LOCALHOST,
-        config_version: 1,
-        cordoned: false,
-        leased: false,
-        primary: true,
-        services: vec![service],
-    }
+    let sleep = (Autostop::Suspend, Duration::from_secs(300));
+    planted::machine(id, MachineState::Started, RUN, sleep)
 }
 
 /// An app with one Machine, and the file that says how much of a processor that has used.
 fn app_with_one(id: MachineId) -> (Rc<App>, File) {
     let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
-    let app = App::spawn("app", settings, ServerSide::new());
-    app.set_machines(vec![napping(id)], Vec::new());
+    let app = App::new("app", settings, ServerSide::new());
+    app.set_machines(vec![napping(id)], Box::default());
     let file = || tempfile::tempfile().expect("a file");
     let (thaw, used) = (file(), file());
     used.write_all_at(b"usage_usec 10000000\n", 0).expect("written");
