@@ -8,9 +8,12 @@ mod activate;
 mod cycles;
 mod figures;
 mod fleet;
+mod load;
 mod neighbour;
 mod paged;
 mod postgres;
+mod proxy;
+mod rig;
 mod rootfs;
 mod runc;
 mod sleep;
@@ -27,7 +30,7 @@ pub(crate) use upstream::upstream;
 
 use crate::{packages, shell};
 
-/// The hidden command that is the upstream of `warm`.
+/// The hidden command that is the upstream of `warm` and `proxy`.
 pub(crate) const UPSTREAM: &str = "upstream";
 
 /// Runs one benchmark; whether our promise holds.
@@ -58,6 +61,7 @@ fn run_rounds(which: &str, rounds: Option<usize>) -> Result<bool> {
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
         "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
+        "proxy" => proxy::run(rounds.unwrap_or(proxy::ROUNDS)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
@@ -77,18 +81,19 @@ fn on_a_host(args: &[String], run: impl FnOnce() -> Result<bool>) -> Result<bool
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (name, rest) = args.split_first().context(
-        "name a benchmark: cycles, fleet, neighbour, postgres, sleep, status, wake or warm",
+        "name a benchmark: cycles, fleet, neighbour, postgres, proxy, sleep, status, wake or warm",
     )?;
     let which = match *name {
         "cycles" => "cycles",
         "postgres" => "postgres",
+        "proxy" => "proxy",
         "status" => "status",
         "wake" => "wake",
         "warm" => "warm",
         other => {
             bail!(
-                "unknown benchmark `{other}`; there are cycles, fleet, neighbour, postgres, sleep, \
-                 status, wake and warm"
+                "unknown benchmark `{other}`; there are cycles, fleet, neighbour, postgres, proxy, \
+                 sleep, status, wake and warm"
             )
         }
     };

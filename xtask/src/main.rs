@@ -34,6 +34,7 @@ usage: cargo x COMMAND
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
   model ARGS...         random API calls against a model of the server, release profile (root) [--sequences N] [--seed S]
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
+  bench proxy           the proxy beside HAProxy and nginx, row by row (root, Debian) [--rounds N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
   bench sleep           a frozen Machine to its first byte, beside itself awake; then with 500 MB of it in swap (root)
                         [--rounds N] [--freezer v2|v1|stop]

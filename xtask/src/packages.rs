@@ -37,6 +37,7 @@ pub(crate) const PYTHON: &[Need] = &[("python3", "python3")];
 pub(crate) const BENCHES: &[Need] = &[
     ("runc", "runc"),
     ("haproxy", "haproxy"),
+    ("nginx", "nginx-light"),
     ("wrk", "wrk"),
     ("systemd-socket-activate", "systemd"),
     ("ip", "iproute2"),

@@ -16,9 +16,9 @@ use perch_testkit::{Freezing, Host, Network};
 
 use super::figures::{Series, holds};
 use super::paged;
+use super::rig::pin;
 use super::rootfs::{self, Program};
 use super::wake::{CONFIG, deploy, first_byte, wait_for};
-use super::warm::pin;
 
 /// Rounds for each program.
 const ROUNDS: usize = 200;

@@ -1,4 +1,5 @@
-//! The upstream of `warm`: answers every request with 64 bytes, as fast as it reads.
+//! The upstream of `warm` and `proxy`: answers every request with 64 bytes, or 64 KiB at `/64k`, as fast as it reads. At the port after
+//! that it sends zeros without end to whoever connects.
 //!
 //! One thread and one epoll, because it shares a core with the generator: a thread per connection would spend that
 //! core on switching, and the proxies would be judged by how their writes happen to meet the scheduler.
@@ -13,6 +14,10 @@ use rustix::event::epoll;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n\
     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n";
 
+/// What a request for the large body begins with.
+const LARGE: &[u8] = b"GET /64k ";
+const LARGE_BYTES: usize = 64 << 10;
+
 /// A head of the benchmark is 200 bytes with all that a proxy adds.
 const HEAD_BYTES_MAX: usize = 4096;
 /// Events taken at once.
@@ -25,12 +30,17 @@ struct Connection {
     stream: TcpStream,
     buffer: [u8; HEAD_BYTES_MAX],
     filled: usize,
+    /// What the caller was too slow for.
+    unsent: Vec<u8>,
 }
 
 /// Serves a port for ever.
 pub(crate) fn upstream(args: &[String]) -> Result<bool> {
     let port: u16 = args.first().context("no port given")?.parse()?;
     let listener = TcpListener::bind(("0.0.0.0", port)).context("listening")?;
+    let stream = TcpListener::bind(("0.0.0.0", port + 1)).context("listening")?;
+    std::thread::spawn(move || stream.incoming().flatten().for_each(send_zeros));
+    let large = large();
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&poll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
     let mut connections: Vec<Option<Connection>> = Vec::new();
@@ -41,7 +51,7 @@ pub(crate) fn upstream(args: &[String]) -> Result<bool> {
         for event in &events {
             match event.data.u64() {
                 LISTENER => accept(&listener, &poll, &mut connections)?,
-                place => serve(&mut connections[usize::try_from(place)?]),
+                place => serve(&mut connections[usize::try_from(place)?], &large),
             }
         }
     }
@@ -56,15 +66,29 @@ fn accept(
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     let place = epoll::EventData::new_u64(connections.len() as u64);
-    epoll::add(poll, &stream, place, epoll::EventFlags::IN)?;
-    connections.push(Some(Connection { stream, buffer: [0; HEAD_BYTES_MAX], filled: 0 }));
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+    epoll::add(poll, &stream, place, edges)?;
+    let (buffer, unsent) = ([0; HEAD_BYTES_MAX], Vec::new());
+    connections.push(Some(Connection { stream, buffer, filled: 0, unsent }));
     Ok(())
 }
 
+/// Sends zeros to one caller until it goes away.
+fn send_zeros(mut stream: TcpStream) {
+    let zeros = vec![0; LARGE_BYTES];
+    while stream.write_all(&zeros).is_ok() {}
+}
+
+/// The large answer.
+fn large() -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE_BYTES}\r\n\r\n");
+    [head.into_bytes(), vec![b'x'; LARGE_BYTES]].concat()
+}
+
 /// Answers what has come; a connection that breaks is forgotten, and closed with that.
-fn serve(place: &mut Option<Connection>) {
+fn serve(place: &mut Option<Connection>, large: &[u8]) {
     let Some(connection) = place else { return };
-    match connection.answer() {
+    match connection.answer(large) {
         Ok(Open::Yes) => {}
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
         Ok(Open::No) | Err(_) => *place = None,
@@ -78,18 +102,46 @@ enum Open {
 }
 
 impl Connection {
-    fn answer(&mut self) -> std::io::Result<Open> {
-        let read = self.stream.read(&mut self.buffer[self.filled..])?;
-        if read == 0 {
-            return Ok(Open::No);
+    /// Until there is nothing to read, or the caller does not take what it asked for.
+    fn answer(&mut self, large: &[u8]) -> std::io::Result<Open> {
+        // A read that is short has emptied the socket: what comes later is an event of its own.
+        let mut is_empty = false;
+        loop {
+            self.flush()?;
+            while let Some(end) = head_end(&self.buffer[..self.filled]) {
+                let answer = if self.buffer.starts_with(LARGE) { large } else { ANSWER };
+                self.buffer.copy_within(end..self.filled, 0);
+                self.filled -= end;
+                self.send(answer)?;
+            }
+            if is_empty {
+                return Ok(Open::Yes);
+            }
+            let room = HEAD_BYTES_MAX - self.filled;
+            let read = self.stream.read(&mut self.buffer[self.filled..])?;
+            if read == 0 {
+                return Ok(Open::No);
+            }
+            self.filled += read;
+            is_empty = read < room;
         }
-        self.filled += read;
-        while let Some(end) = head_end(&self.buffer[..self.filled]) {
-            self.stream.write_all(ANSWER)?;
-            self.buffer.copy_within(end..self.filled, 0);
-            self.filled -= end;
+    }
+
+    fn send(&mut self, answer: &[u8]) -> std::io::Result<()> {
+        let sent = match self.stream.write(answer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            sent => sent?,
+        };
+        self.unsent.extend_from_slice(&answer[sent..]);
+        self.flush()
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        while !self.unsent.is_empty() {
+            let sent = self.stream.write(&self.unsent)?;
+            self.unsent.drain(..sent);
         }
-        Ok(Open::Yes)
+        Ok(())
     }
 }
 

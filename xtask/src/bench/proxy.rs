@@ -1,0 +1,321 @@
+//! `proxy`: the proxy beside HAProxy (as it is, and tuned for large bodies) and nginx, one upstream, one core each.
+//!
+//! Namespaces and upstream are those of `rig`. A row is one kind of load; its contenders take turns, round by round. CPU comes
+//! first: where the core of the generator is full, only that can be compared, and the row says so.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use perch_testkit::Host;
+
+use super::figures::Series;
+use super::load::Load;
+use super::rig::{self, Program, Rivals};
+use super::warm::HAPROXY;
+
+/// Rounds of every row.
+pub(crate) const ROUNDS: usize = 5;
+
+const SECONDS: u32 = 3;
+/// Busier than this, the generator's core is full.
+const FULL: f64 = 0.97;
+const GIB: f64 = 1_073_741_824.0;
+
+const TUNED: Program = Program {
+    name: "haproxy tuned",
+    command: &["haproxy", "-q", "-db", "-f"],
+    port: 82,
+    config: "\
+global
+  nbthread 1
+  tune.bufsize 131072
+defaults
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  http-reuse always
+frontend front
+  mode http
+  bind [fd99::2]:82
+  option forwardfor
+  default_backend back
+backend back
+  mode http
+  server upstream 10.99.0.1:8080
+listen raw
+  mode tcp
+  option splice-auto
+  bind [fd99::2]:81
+  server upstream 10.99.0.1:8081
+",
+};
+
+const NGINX: Program = Program {
+    name: "nginx",
+    command: &["nginx", "-c"],
+    port: 83,
+    config: "\
+daemon off;
+master_process off;
+pid /dev/null;
+error_log /dev/null;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  keepalive_requests 100000000;
+  upstream back { server 10.99.0.1:8080; keepalive 1024; keepalive_requests 100000000; }
+  server {
+    listen [fd99::2]:83;
+    location / {
+      proxy_pass http://back;
+      proxy_http_version 1.1;
+      proxy_set_header Connection \"\";
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    }
+  }
+}
+",
+};
+
+/// One kind of load, and what it promises.
+struct Row {
+    name: &'static str,
+    load: Load,
+    /// Place of the rival in the list of contenders.
+    rival: usize,
+    promises: &'static [Promise],
+}
+
+/// A figure of ours over the rival's.
+struct Promise {
+    what: &'static str,
+    of: fn(&Figures) -> &Series,
+    limit: Limit,
+}
+
+#[derive(Clone, Copy)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+const CPU: fn(&Figures) -> &Series = |figures| &figures.cpu;
+const RATE: fn(&Figures) -> &Series = |figures| &figures.rate;
+const P99: fn(&Figures) -> &Series = |figures| &figures.p99;
+
+const fn load(connections: u32, path: &'static str) -> Load {
+    Load { connections, seconds: SECONDS, path, header: None }
+}
+
+const ROWS: [Row; 4] = [
+    Row {
+        name: "64 B, 64 connections",
+        load: load(64, "/"),
+        rival: 1,
+        promises: &[
+            Promise { what: "CPU", of: CPU, limit: Limit::AtMost(0.9) },
+            Promise { what: "requests/s", of: RATE, limit: Limit::AtLeast(1.1) },
+            Promise { what: "p99", of: P99, limit: Limit::AtMost(0.7) },
+        ],
+    },
+    Row {
+        name: "64 B, 512 connections",
+        load: load(512, "/"),
+        rival: 1,
+        promises: &[Promise { what: "requests/s", of: RATE, limit: Limit::AtLeast(1.3) }],
+    },
+    Row {
+        name: "64 KiB, 64 connections",
+        load: load(64, "/64k"),
+        rival: 2,
+        promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(0.7) }],
+    },
+    Row {
+        name: "a connection per request",
+        load: Load { header: Some("Connection: close"), ..load(64, "/") },
+        rival: 1,
+        promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(1.0) }],
+    },
+];
+
+/// Who is measured: name, process, address of HTTP, address of the stream.
+struct Contender {
+    name: &'static str,
+    pid: u32,
+    authority: String,
+}
+
+/// What one contender did in one row.
+#[derive(Default)]
+struct Figures {
+    /// Microseconds a request.
+    cpu: Series,
+    rate: Series,
+    median: Series,
+    p99: Series,
+}
+
+/// Measures all rows; whether all promises hold.
+pub(crate) fn run(rounds: usize) -> Result<bool> {
+    let host = Host::start()?;
+    let address = rig::deploy(&host)?;
+    let machine = rig::machine_pid(&host)?;
+    let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?.pid;
+    let rivals = Rivals::start(&host, machine, &[HAPROXY, TUNED, NGINX])?;
+    rig::pin(proxy, "0")?;
+    rig::pin_all_but(&host, proxy)?;
+    let mut contenders = vec![Contender {
+        name: "perch",
+        pid: proxy.cast_unsigned(),
+        authority: format!("[{address}]"),
+    }];
+    for (program, pid) in [HAPROXY, TUNED, NGINX].iter().zip(rivals.pids()) {
+        let authority = format!("[fd99::2]:{}", program.port);
+        contenders.push(Contender { name: program.name, pid, authority });
+    }
+    let mut good = true;
+    for row in &ROWS {
+        good &= row.measure(&host, &contenders, rounds)?;
+    }
+    good &= raw(&host, &contenders, &address, rounds)?;
+    rig::pin(proxy, "1")?;
+    contenders.iter().skip(1).try_for_each(|it| rig::pin(it.pid.cast_signed(), "1"))?;
+    Ok(good & latency(&host, &contenders, rounds)?)
+}
+
+impl Row {
+    fn measure(&self, host: &Host, contenders: &[Contender], rounds: usize) -> Result<bool> {
+        let mut all: Vec<Figures> = contenders.iter().map(|_| Figures::default()).collect();
+        let mut busiest = Vec::new();
+        for _ in 0..rounds {
+            for (contender, figures) in contenders.iter().zip(&mut all) {
+                let idle = idle_seconds()?;
+                let began = Instant::now();
+                figures.add(contender, self.load, host)?;
+                busiest.push(1.0 - (idle_seconds()? - idle) / began.elapsed().as_secs_f64());
+            }
+        }
+        println!("{}", self.name);
+        for (contender, figures) in contenders.iter().zip(&all) {
+            figures.print(contender.name);
+        }
+        if busiest.iter().any(|share| FULL < *share) {
+            println!("  the generator's core was full: only CPU can be compared");
+        }
+        let rival = (contenders[self.rival].name, &all[self.rival]);
+        let kept = self.promises.iter().map(|promise| promise.check(&all[0], rival));
+        Ok(kept.fold(true, |good, kept| good & kept))
+    }
+}
+
+impl Promise {
+    fn check(&self, ours: &Figures, (name, theirs): (&str, &Figures)) -> bool {
+        let ratio = (self.of)(ours).median() / (self.of)(theirs).median();
+        check(self.what, name, ratio, self.limit)
+    }
+}
+
+/// Prints a ratio beside its limit; whether it holds.
+fn check(what: &str, rival: &str, ratio: f64, limit: Limit) -> bool {
+    let (good, words) = match limit {
+        Limit::AtMost(most) => (ratio <= most, format!("at most {most:.2}x")),
+        Limit::AtLeast(least) => (least <= ratio, format!("at least {least:.2}x")),
+    };
+    let verdict = if good { "holds" } else { "DOES NOT HOLD" };
+    println!("  {what}: {ratio:.2}x of {rival}, promised {words}: {verdict}");
+    good
+}
+
+impl Figures {
+    fn add(&mut self, contender: &Contender, load: Load, host: &Host) -> Result<()> {
+        let before = rig::cpu_seconds(contender.pid)?;
+        let told = load.run(host, &contender.authority)?;
+        let used = rig::cpu_seconds(contender.pid)? - before;
+        self.cpu.push(used * 1e6 / told.requests);
+        self.rate.push(told.rate);
+        self.median.push(told.median_us);
+        self.p99.push(told.p99_us);
+        Ok(())
+    }
+
+    fn print(&self, name: &str) {
+        let (cpu, rate) = (self.cpu.median(), self.rate.median());
+        let (median, p99) = (self.median.median(), self.p99.median());
+        println!(
+            "  {name:<14} CPU {cpu:>7.2} us a request   {rate:>8.0} requests/s   median {median:>7.0} us   \
+             p99 {p99:>7.0} us"
+        );
+    }
+}
+
+/// Seconds that the generator's core had nothing to do, since the start.
+fn idle_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let line = text.lines().find(|line| line.starts_with("cpu1 ")).context("no second core")?;
+    let ticks: Vec<f64> = line.split(' ').skip(1).filter_map(|it| it.parse().ok()).collect();
+    Ok(ticks.get(3..5).context("too short")?.iter().sum::<f64>() / 100.0)
+}
+
+/// Raw TCP, one stream towards the caller, beside HAProxy that splices.
+fn raw(host: &Host, all: &[Contender], address: &str, rounds: usize) -> Result<bool> {
+    let ours: SocketAddr = format!("[{address}]:81").parse()?;
+    let [perch, haproxy] = [(ours, &all[0]), ("[fd99::2]:81".parse()?, &all[2])];
+    let mut rates = [Series::default(), Series::default()];
+    let mut cpu = [Series::default(), Series::default()];
+    for _ in 0..rounds {
+        for (place, (address, contender)) in [perch, haproxy].into_iter().enumerate() {
+            let before = rig::cpu_seconds(contender.pid)?;
+            let (bytes, took) = host.inside(|| drain(address))?;
+            let used = rig::cpu_seconds(contender.pid)? - before;
+            rates[place].push(bytes / GIB / took);
+            cpu[place].push(used * GIB / bytes);
+        }
+    }
+    println!("raw TCP, one stream");
+    for (place, (_, contender)) in [perch, haproxy].iter().enumerate() {
+        let (rate, cpu) = (rates[place].median(), cpu[place].median());
+        println!("  {:<14} {rate:.2} GiB/s, CPU {cpu:.2} s per GiB", contender.name);
+    }
+    let [ours, theirs] = &rates;
+    let name = haproxy.1.name;
+    let fast = check("throughput", name, ours.median() / theirs.median(), Limit::AtLeast(1.0));
+    let [ours, theirs] = &cpu;
+    Ok(fast & check("CPU per GiB", name, ours.median() / theirs.median(), Limit::AtMost(1.0)))
+}
+
+/// Reads for some seconds: how many bytes, in how many seconds. On core 1.
+fn drain(address: SocketAddr) -> Result<(f64, f64)> {
+    let own = std::fs::read_link("/proc/thread-self")?;
+    let thread = own.file_name().context("no thread")?.to_string_lossy().into_owned();
+    crate::shell::output(std::process::Command::new("taskset").args(["-c", "-p", "1", &thread]))?;
+    let mut stream = TcpStream::connect(address)?;
+    let mut buffer = vec![0; 1 << 20];
+    let (began, end) = (Instant::now(), Duration::from_secs(u64::from(SECONDS)));
+    let mut bytes = 0;
+    while began.elapsed() < end {
+        bytes += stream.read(&mut buffer)?;
+    }
+    Ok((bytes as f64, began.elapsed().as_secs_f64()))
+}
+
+/// What each adds to the median of one connection when all share one core.
+fn latency(host: &Host, contenders: &[Contender], rounds: usize) -> Result<bool> {
+    let load = load(1, "/");
+    let mut direct = Series::default();
+    let mut added: Vec<Series> = contenders.iter().map(|_| Series::default()).collect();
+    for _ in 0..rounds {
+        let bare = load.run(host, "10.98.0.1:8080")?.median_us;
+        direct.push(bare);
+        for (contender, series) in contenders.iter().zip(&mut added) {
+            series.push(load.run(host, &contender.authority)?.median_us - bare);
+        }
+    }
+    println!("one connection, everything on one core: direct {:.0} us, and", direct.median());
+    for (contender, series) in contenders.iter().zip(&added) {
+        println!("  {:<14} {:.0} us more", contender.name, series.median());
+    }
+    let ratio = added[0].median() / added[1].median();
+    Ok(check("added median", contenders[1].name, ratio, Limit::AtMost(0.4)))
+}
