@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("busybox", "busybox-static"),
     ("python3", "python3-minimal"),
     ("curl", "curl"),
+    ("ping", "iputils-ping"),
     ("jq", "jq"),
     ("ldd", "libc-bin"),
     ("redis-cli", "redis-tools"),
