@@ -8,6 +8,7 @@
 mod freezing;
 mod leftovers;
 mod service_manager;
+mod swap;
 mod turn;
 
 use std::fs::{self, File};
@@ -26,6 +27,7 @@ use tempfile::TempDir;
 
 pub use self::freezing::Freezing;
 use self::service_manager::ServiceManager;
+use self::swap::SwapsOff;
 pub use self::turn::Shared;
 use self::turn::Turn;
 use crate::{Ip, Machine, Output, Process, Response, holds_for, process, wait_until};
@@ -55,6 +57,7 @@ pub struct Host {
     config: String,
     server_env: Vec<(String, String)>,
     service_manager: Option<ServiceManager>,
+    swaps_off: Option<SwapsOff>,
     /// Ended last, when this host has left nothing.
     turns: Vec<Turn>,
 }
@@ -89,12 +92,19 @@ impl Host {
             .context("PERCH_BIN must name the perch binary; `cargo x test host` sets it")?;
         let dir = tempfile::Builder::new().prefix("perch-").tempdir()?;
         let (holder, init) = hold()?;
-        let server = None;
         let binary = fs::canonicalize(binary).context("finding PERCH_BIN")?;
-        let config = String::new();
-        let (server_env, service_manager, turns) = (Vec::new(), None, Vec::new());
-        let host =
-            Self { holder, init, server, dir, binary, config, server_env, service_manager, turns };
+        let host = Self {
+            holder,
+            init,
+            server: None,
+            dir,
+            binary,
+            config: String::new(),
+            server_env: Vec::new(),
+            service_manager: None,
+            swaps_off: None,
+            turns: Vec::new(),
+        };
         host.run("ip", &["link", "set", "lo", "up"])?.ok()?;
         if network == Network::Firewalled {
             host.firewall()?;
@@ -108,6 +118,13 @@ impl Host {
         match shared {
             Shared::Swap => leftovers::remove_swap_of_the_dead(),
         }
+        Ok(())
+    }
+
+    /// Turns off whatever swap this machine has, until this host's end. Nobody else must want it meanwhile.
+    pub fn turn_off_swap(&mut self) -> Result<()> {
+        self.take_turn(Shared::Swap)?;
+        self.swaps_off = Some(SwapsOff::now()?);
         Ok(())
     }
 

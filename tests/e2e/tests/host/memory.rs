@@ -200,12 +200,7 @@ fn without_swap(config: &str) -> Result<Host> {
 
 fn bare_without_swap() -> Result<Host> {
     let mut host = Host::bare(Network::Open)?;
-    host.take_turn(Shared::Swap)?;
-    let swaps = fs::read_to_string("/proc/swaps")?;
-    ensure!(
-        swaps.lines().count() <= 1,
-        "this machine has swap; `swapoff` it for this test:\n{swaps}"
-    );
+    host.turn_off_swap()?;
     Ok(host)
 }
 
