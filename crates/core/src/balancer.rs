@@ -40,6 +40,10 @@
 //!   ends a start (OQ-09). On its timer, PM03 if `choose` still says `Hold(Wake)`.
 //! - `Refuse`: 503 at once (AS-73).
 //!
+//! A request that wants certain Machines (`crate::aim`): [`Balancer::choose_among`] in place of `choose`; who is
+//! held waits in the queue of that Machine and port, and the same goes for [`Event::Aimed`], `AdmitAimed` and
+//! `FailAimed` as for `Demand`, `Admit` and `Fail`.
+//!
 //! **Effects**:
 //! - `Start`: take a slot of [`StartSlots`] (8 per host), then send `Start` to the server; report as
 //!   cause the first caller in the queue of `port`. Its answer is [`Event::StartDone`] with the same
@@ -99,6 +103,7 @@ use crate::mutant::Mutant;
 use crate::service::ServiceSpec;
 use crate::time::Timestamp;
 
+mod aimed;
 mod few;
 mod machine;
 mod pools;
@@ -115,6 +120,7 @@ use few::Few;
 use machine::{Drain, Machine};
 use pools::{PoolClock, PoolKey, Segment};
 
+pub use aimed::AimedChoice;
 pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Pressure, Route};
 pub use slots::StartSlots;
 
@@ -180,6 +186,16 @@ pub enum Event {
         /// The published port they called.
         port: u16,
         /// How many of the queue.
+        waiting: usize,
+    },
+    /// So many callers wait for exactly this Machine now ([`AimedChoice::Hold`]): after each change that
+    /// the balancer did not cause itself.
+    Aimed {
+        /// The published port they called.
+        port: u16,
+        /// The Machine.
+        machine: MachineId,
+        /// How many.
         waiting: usize,
     },
     /// A claim or release made an edge.
@@ -373,6 +389,24 @@ pub enum Effect {
         /// The place; counted.
         claim: Claim,
     },
+    /// As `Admit`, from the queue of those who wait for the claim's Machine at this port.
+    AdmitAimed {
+        /// The port.
+        port: u16,
+        /// The first caller's place.
+        claim: Claim,
+    },
+    /// Send the first so many of those who wait for this Machine at this port away.
+    FailAimed {
+        /// The port.
+        port: u16,
+        /// The Machine.
+        machine: MachineId,
+        /// How many.
+        waiters: usize,
+        /// What to tell them.
+        reason: FailReason,
+    },
     /// All connections of this Machine for which [`Event::Recall`] was said may go on
     /// ([`Claim::go_on`]), or their run has ended.
     Recalled {
@@ -435,6 +469,8 @@ pub struct Balancer {
     clocks: Few<PoolKey, PoolClock>,
     waiting: BTreeMap<u16, usize>,
     own_calls: BTreeMap<u16, usize>,
+    /// Who waits for one Machine, by port.
+    aimed: BTreeMap<(u16, MachineId), usize>,
     last_attempt: u64,
     lots: u64,
     /// When connections were last let go on.
@@ -461,6 +497,7 @@ impl Balancer {
             clocks: Few::new(),
             waiting: BTreeMap::new(),
             own_calls: BTreeMap::new(),
+            aimed: BTreeMap::new(),
             last_attempt: settings.first_attempt,
             lots: 0,
             recalled_at: None,
@@ -477,6 +514,7 @@ impl Balancer {
             Event::PoolChanged(views) => self.on_pool_changed(views, now),
             Event::Demand { port, waiting } => self.on_demand(port, waiting),
             Event::OwnCalls { port, waiting } => drop(self.own_calls.insert(port, waiting)),
+            Event::Aimed { port, machine, waiting } => self.on_aimed(port, machine, waiting),
             Event::Edge(edge) => {
                 self.on_edge(edge, now);
                 if edge.pressure == Pressure::OverSoft {
@@ -561,13 +599,16 @@ impl Balancer {
     /// who must wake, who may sleep, who waits in vain.
     fn decide(&mut self, now: Timestamp) {
         self.expire(now);
+        self.admit_aimed(now);
         self.admit_waiting(now);
+        self.wake_aimed(now);
         self.wake(now);
         self.recall(now);
         // Who has just been recalled is about to be load, and nobody should sleep before that is known.
         if self.recalled_at != Some(now) {
             self.sleep(now);
         }
+        self.fail_aimed(now);
         self.fail_hopeless(now);
         self.listen_for_pressure(now);
     }

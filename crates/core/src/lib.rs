@@ -7,6 +7,7 @@
 //! | Module | Decides |
 //! |---|---|
 //! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
+//! | [`aim`] | where a request says that it wants to go |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
 //! | [`schedule`] | when a Machine with a schedule is started |
@@ -18,6 +19,7 @@
 
 pub mod address;
 pub mod admission;
+pub mod aim;
 pub mod arming;
 pub mod balancer;
 pub mod cpu;

@@ -1,4 +1,4 @@
-//! As much HTTP/1.1 as an example needs: requests without bodies, answers with a length, a client that reads to the end.
+//! As much HTTP/1.1 as an example needs: requests whose bodies are counted, answers with a length, a client that reads to the end.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Longest line and most lines of a request head.
 const LINE_BYTES_MAX: u64 = 8192;
 const LINES_MAX: usize = 100;
-/// Longest body that a request may have (it is skipped) and that `get` returns.
+/// Longest body that a request may have (it is only counted) and that `get` returns.
 const BODY_BYTES_MAX: u64 = 1 << 20;
 /// Perch holds a caller up to a minute while a Machine wakes; `get` waits a little longer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(75);
@@ -23,18 +23,29 @@ pub(crate) struct Request {
     pub(crate) target: String,
     /// The client wants the connection closed after the answer.
     pub(crate) close: bool,
+    /// Names in lower case.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body_len: u64,
+}
+
+impl Request {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
 }
 
 /// An answer in plain text.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
+    /// More of them; one that is called `content-type` takes the place of ours.
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Response {
     pub(crate) fn text(status: u16, text: String) -> Self {
-        Self { status, body: text.into_bytes() }
+        Self { status, headers: Vec::new(), body: text.into_bytes() }
     }
 }
 
@@ -79,9 +90,11 @@ pub(crate) fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Reque
     let headers = read_headers(reader)?;
     let connection = header(&headers, "connection").unwrap_or_default().to_ascii_lowercase();
     let length = header(&headers, "content-length").and_then(|length| length.parse().ok());
-    skip(reader, length.unwrap_or(0))?;
+    let body_len = length.unwrap_or(0);
+    skip(reader, body_len)?;
     let close = connection == "close" || (version == "HTTP/1.0" && connection != "keep-alive");
-    Ok(Some(Request { method: method.to_owned(), target: target.to_owned(), close }))
+    let (method, target) = (method.to_owned(), target.to_owned());
+    Ok(Some(Request { method, target, close, headers, body_len }))
 }
 
 fn skip(reader: &mut impl BufRead, length: u64) -> io::Result<()> {
@@ -104,12 +117,19 @@ pub(crate) fn write_response(
         _ => "Bad Gateway",
     };
     let connection = if request.close { "connection: close\r\n" } else { "" };
-    let mut bytes = format!(
-        "HTTP/1.1 {} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n{connection}\r\n",
+    let mut head = format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-length: {}\r\n{connection}",
         response.status,
         response.body.len()
-    )
-    .into_bytes();
+    );
+    if header(&response.headers, "content-type").is_none() {
+        head.push_str("content-type: text/plain; charset=utf-8\r\n");
+    }
+    for (name, value) in &response.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
     if request.method != "HEAD" {
         bytes.extend_from_slice(&response.body);
     }
@@ -118,8 +138,13 @@ pub(crate) fn write_response(
 
 /// A parameter of a query, with `%XX` and `+` decoded.
 pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
-    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(known, _)| *known == name).map(|(_, value)| decode(value))
+    parameters(query, name).next()
+}
+
+/// All of this name.
+pub(crate) fn parameters(query: &str, name: &str) -> impl Iterator<Item = String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(move |(known, _)| *known == name).map(|(_, value)| decode(value))
 }
 
 fn decode(text: &str) -> String {

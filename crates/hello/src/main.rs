@@ -3,6 +3,9 @@
 //! - `GET /` greets from its Machine, with a counter.
 //! - `GET /fetch?url=http://other.flycast/` calls another app and reports status, body and milliseconds.
 //! - `GET /sleep?ms=500` answers after a while, `GET /env` lists its `FLY_*` variables.
+//! - `/headers` tells the request's headers and how long its body is, whatever the method.
+//! - `/respond?header=fly-replay:+app=other&body=…` answers with these headers and this body; a request that was replayed
+//!   already is answered as by `/headers`.
 //!
 //! With `$HOLD_MB` it holds so much memory from its start on; `GET /held` reads all of it.
 //!
@@ -136,6 +139,8 @@ fn answer(app: &App, request: &Request) -> Response {
         "/sleep" => sleep(query),
         "/held" => Response::text(200, held(&app.held)),
         "/env" => Response::text(200, environment()),
+        "/headers" => headers(request),
+        "/respond" => respond(request, query),
         _ => Response::text(404, "not found\n".to_owned()),
     }
 }
@@ -147,6 +152,32 @@ fn sleep(query: &str) -> Response {
     };
     thread::sleep(Duration::from_millis(ms));
     Response::text(200, format!("slept {ms} ms\n"))
+}
+
+fn headers(request: &Request) -> Response {
+    let lines = request.headers.iter().map(|(name, value)| format!("{name}: {value}\n"));
+    let text = lines.collect::<String>();
+    let (Request { method, target, body_len, .. }, machine) = (request, machine());
+    Response::text(200, format!("{machine} got {method} {target} with {body_len} bytes\n{text}"))
+}
+
+/// Answers with what the query says, but never lets a request go round in circles.
+fn respond(request: &Request, query: &str) -> Response {
+    if ["fly-replay-src", "fly-replay-failed"].iter().any(|name| request.header(name).is_some()) {
+        return headers(request);
+    }
+    let body = http::parameter(query, "body").unwrap_or_default();
+    let mut response = Response::text(200, body);
+    for header in http::parameters(query, "header") {
+        let ends_line = header.contains(['\r', '\n']);
+        match header.split_once(':').filter(|_| !ends_line) {
+            Some((name, value)) => {
+                response.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+            }
+            None => return Response::text(400, "give ?header=name:value\n".to_owned()),
+        }
+    }
+    response
 }
 
 fn environment() -> String {
@@ -166,7 +197,7 @@ fn fetch(url: &str) -> Response {
             let ms = begun.elapsed().as_secs_f64() * 1000.0;
             let mut text = format!("status: {status}\nms: {ms:.1}\n\n").into_bytes();
             text.extend_from_slice(&body);
-            Response { status: 200, body: text }
+            Response { status: 200, headers: Vec::new(), body: text }
         }
         Err(error) => {
             let ms = begun.elapsed().as_secs_f64() * 1000.0;
@@ -180,7 +211,9 @@ mod tests {
     use super::*;
 
     fn get(app: &App, target: &str) -> (u16, String) {
-        let request = Request { method: "GET".into(), target: target.into(), close: false };
+        let headers = vec![("x".to_owned(), "y".to_owned())];
+        let (method, target) = ("GET".to_owned(), target.to_owned());
+        let request = Request { method, target, close: false, headers, body_len: 3 };
         let response = answer(app, &request);
         (response.status, String::from_utf8_lossy(&response.body).into_owned())
     }
@@ -193,10 +226,29 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_told_and_answers_are_made_as_asked() {
+        let app = App::default();
+        let (_, told) = get(&app, "/headers?a");
+        assert!(told.ends_with(" got GET /headers?a with 3 bytes\nx: y\n"), "{told}");
+        let respond = |headers: &[(&str, &str)]| {
+            let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            let target = "/respond?header=Fly-Replay:+app%3Dx&body=hi".to_owned();
+            let method = "GET".to_owned();
+            answer(&app, &Request { method, target, close: false, headers, body_len: 0 })
+        };
+        let first = respond(&[]);
+        assert_eq!(first.headers, [("fly-replay".to_owned(), "app=x".to_owned())]);
+        assert_eq!(first.body, b"hi");
+        assert!(respond(&[("fly-replay-src", "z")]).headers.is_empty());
+    }
+
+    #[test]
     fn bad_requests_say_what_is_missing() {
         let app = App::default();
         assert_eq!(get(&app, "/fetch").0, 400);
         assert_eq!(get(&app, "/sleep?ms=x").0, 400);
+        assert_eq!(get(&app, "/respond?header=x").0, 400);
+        assert_eq!(get(&app, "/respond?header=x:%0d%0ay:z").0, 400);
         assert_eq!(get(&app, "/nothing").0, 404);
         assert_eq!(get(&app, "/fetch?url=ftp://x").0, 502);
     }

@@ -5,6 +5,7 @@
 //! back, a waiter gone) queue up behind, so that the balancer is never entered twice. An app with nothing
 //! to do is only data: a task that sleeps until the balancer's next timeout is there while there is one.
 
+mod aimed;
 mod alarm;
 mod heartbeat;
 mod nap;
@@ -96,6 +97,15 @@ pub(crate) enum NoPlace {
     StayedFull,
     #[error("PM01 no Machine could be started: {0}")]
     StartsFailed(String),
+}
+
+impl NoPlace {
+    fn of(reason: &FailReason) -> Self {
+        match reason {
+            FailReason::StartsFailed { last } => Self::StartsFailed(last.clone()),
+            FailReason::NothingToWake => Self::Refused,
+        }
+    }
 }
 
 /// A request's place in a Machine; given back when dropped.
@@ -222,6 +232,8 @@ pub(crate) struct App {
     events: RefCell<VecDeque<Event>>,
     busy: Cell<bool>,
     queues: RefCell<BTreeMap<u16, Queue>>,
+    /// Who waits for one Machine, by port.
+    aimed: RefCell<BTreeMap<(u16, MachineId), Queue>>,
     last_ticket: Cell<u64>,
     ports: RefCell<Box<[PortFacts]>>,
     pub(crate) upstreams: Upstreams,
@@ -246,6 +258,7 @@ impl App {
             events: RefCell::default(),
             busy: Cell::new(false),
             queues: RefCell::default(),
+            aimed: RefCell::default(),
             last_ticket: Cell::new(0),
             ports: RefCell::default(),
             upstreams: Upstreams::default(),
@@ -452,6 +465,7 @@ impl App {
             events.push_back(Event::OwnCalls { port: *port, waiting: queue.own });
             events.push_back(Event::Demand { port: *port, waiting: queue.waiters.len() });
         }
+        events.extend(self.aimed_events());
     }
 
     /// Drops those former balancers that count nobody any more.
@@ -489,10 +503,10 @@ impl App {
     fn perform(self: &Rc<Self>, effect: Effect) {
         match effect {
             Effect::Start { machine, attempt, port } => {
-                self.server.ask_start(machine, attempt, self.cause(port));
+                self.server.ask_start(machine, attempt, self.cause(port, machine));
             }
             Effect::Thaw { machine, run, attempt, port } => {
-                let outcome = self.thaw(machine, run, attempt, self.cause(port));
+                let outcome = self.thaw(machine, run, attempt, self.cause(port, machine));
                 self.events.borrow_mut().push_back(Event::Thawed { machine, attempt, outcome });
             }
             Effect::Stop { machine, run, attempt, .. } if self.uncounted(machine, run) != 0 => {
@@ -513,6 +527,10 @@ impl App {
                 self.server.tell(FromProxy::Stop { machine, run, attempt, reason });
             }
             Effect::Admit { port, claim } => self.admit(port, claim),
+            Effect::AdmitAimed { port, claim } => self.admit_aimed(port, claim),
+            Effect::FailAimed { port, machine, waiters, reason } => {
+                self.fail_aimed(port, machine, waiters, &reason);
+            }
             Effect::Recalled { machine } => self.naps.go_on(machine),
             Effect::Fail { port, waiters, reason } => self.fail(port, waiters, &reason),
             Effect::Drained { machine, token, in_flight } => {
@@ -523,9 +541,13 @@ impl App {
         }
     }
 
-    fn cause(&self, port: Option<u16>) -> Option<Cause> {
+    fn cause(&self, port: Option<u16>, machine: MachineId) -> Option<Cause> {
+        let port = port?;
+        if let Some(cause) = self.cause_of_aimed(port, machine) {
+            return Some(cause);
+        }
         let queues = self.queues.borrow();
-        let queue = queues.get(&port?)?;
+        let queue = queues.get(&port)?;
         queue.waiters.first_key_value().map(|(_, waiter)| waiter.cause.clone())
     }
 
@@ -540,11 +562,7 @@ impl App {
     fn fail(&self, port: u16, waiters: usize, reason: &FailReason) {
         for _ in 0..waiters {
             let Some(waiter) = self.pop(port) else { return };
-            let answer = match reason {
-                FailReason::StartsFailed { last } => NoPlace::StartsFailed(last.clone()),
-                FailReason::NothingToWake => NoPlace::Refused,
-            };
-            drop(waiter.answer.send(Err(answer)));
+            drop(waiter.answer.send(Err(NoPlace::of(reason))));
         }
     }
 

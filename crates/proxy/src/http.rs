@@ -15,6 +15,7 @@
 
 pub(crate) mod body;
 pub(crate) mod connection;
+mod edit;
 mod exchange;
 pub(crate) mod head;
 mod reply;

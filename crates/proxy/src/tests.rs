@@ -14,6 +14,7 @@ mod parser;
 mod pooling;
 mod raw;
 mod resting;
+mod routing;
 mod sleeper;
 mod upgrade;
 mod world;

@@ -595,6 +595,9 @@ impl World {
                     self.ask_stop(index(machine), run, attempt, reason);
                 }
                 Effect::Admit { port, claim } => self.admit(app, port, claim),
+                Effect::AdmitAimed { .. } | Effect::FailAimed { .. } => {
+                    self.fail("nobody here wants a certain Machine");
+                }
                 Effect::Recalled { machine } => self.recalled(index(machine)),
                 Effect::Fail { port, waiters, reason } => {
                     self.send_away(app, port, waiters, &reason);

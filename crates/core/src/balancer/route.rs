@@ -210,7 +210,7 @@ impl Endpoint {
         heard.then_some(Edge { machine, run, service, change, pressure })
     }
 
-    fn admission(self: &Arc<Self>, change: Change, pressure: Pressure) -> Admission {
+    pub(super) fn admission(self: &Arc<Self>, change: Change, pressure: Pressure) -> Admission {
         let edge = self.edge(change, pressure);
         let claim = Claim { endpoint: Arc::clone(self), parked: Cell::new(false) };
         Admission { claim, edge }
@@ -238,7 +238,7 @@ impl Route {
         // Each refused claim means that another thread changed a word; a bound keeps a caller from
         // spinning for ever, and the slow path then decides under the balancer.
         for _ in 0..=self.endpoints.len() {
-            let Some(best) = self.pick(random) else { break };
+            let Some(best) = self.pick(random, |_| true) else { break };
             let endpoint = &self.endpoints[best];
             if let Ok(change) = endpoint.word.claim(endpoint.run, endpoint.limits, origin) {
                 let pressure = self.pressure(endpoint.limits, change, origin);
@@ -265,12 +265,15 @@ impl Route {
         Pressure::None
     }
 
-    fn pick(&self, random: u64) -> Option<usize> {
+    pub(super) fn pick(&self, random: u64, allowed: impl Fn(&Endpoint) -> bool) -> Option<usize> {
         let mut best = None;
         let mut ties = 0_u64;
         let mut lot = random;
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let Some(cost) = endpoint.cost() else { continue };
+            if !allowed(endpoint) {
+                continue;
+            }
             match best {
                 Some((_, least)) if least < cost => {}
                 Some((_, least)) if least == cost => {
@@ -304,7 +307,7 @@ impl Route {
     }
 
     fn choose_and_count_apart(&self, random: u64) -> Choice {
-        let next = self.pick(random).unwrap_or(usize::MAX);
+        let next = self.pick(random, |_| true).unwrap_or(usize::MAX);
         let stale = self.stale_pick.swap(next, Ordering::AcqRel);
         let Some(endpoint) = self.endpoints.get(stale).or_else(|| self.endpoints.get(next)) else {
             return self.when_none();

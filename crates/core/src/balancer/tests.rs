@@ -1,4 +1,5 @@
 use super::*;
+use crate::aim::{Among, Target};
 use crate::heartbeat::GRACE;
 use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
 
@@ -834,6 +835,14 @@ impl World {
                     self.admitted.push(claim);
                     format!("admit {port} to {machine}")
                 }
+                Effect::AdmitAimed { port, claim } => {
+                    let machine = claim.endpoint().machine.as_u64();
+                    self.admitted.push(claim);
+                    format!("admit aimed {port} to {machine}")
+                }
+                Effect::FailAimed { machine, waiters, .. } => {
+                    format!("fail {waiters} for {}", machine.as_u64())
+                }
                 Effect::Recalled { machine } => format!("recalled {}", machine.as_u64()),
                 Effect::Fail { port, waiters, .. } => format!("fail {waiters} of {port}"),
                 Effect::Drained { machine, token, in_flight } => {
@@ -850,4 +859,74 @@ impl World {
     fn belief(&self, n: u64) -> Belief {
         self.balancer.belief(id(n)).expect("known")
     }
+}
+
+// ---- certain Machines ----------------------------------------------------------------------------
+
+impl World {
+    fn choose_one(&self, n: u64) -> AimedChoice {
+        let target = Target { among: Among::Machine(id(n)), except: None };
+        self.balancer.choose_among(PORT, Origin::Caller, 0, target, self.now)
+    }
+}
+
+fn aimed(n: u64, waiting: usize) -> Event {
+    Event::Aimed { port: PORT, machine: id(n), waiting }
+}
+
+#[test]
+fn a_caller_for_one_machine_wakes_that_one_and_enters_it_first() {
+    let mut world = World::new(vec![up(1), asleep(2), suspended(3)]);
+    let AimedChoice::Hold { machine, reason } = world.choose_one(2) else { panic!("it sleeps") };
+    assert_eq!((machine, reason), (id(2), HoldReason::Wake), "AS-80");
+    assert_eq!(world.event(aimed(2, 2)), ["start 2"], "not the suspended one");
+    assert_eq!(world.event(aimed(2, 1)), Vec::<String>::new(), "nor a second time");
+    assert_eq!(world.event(started(2, 1, 2)), ["admit aimed 80 to 2"]);
+    assert!(matches!(world.choose_one(2), AimedChoice::Admitted(_)));
+}
+
+#[test]
+fn a_caller_for_one_machine_hears_at_once_that_it_will_not_come() {
+    let mut world = World::new(vec![up(1), asleep(2), asleep(3).autostart(Autostart::Off)]);
+    assert!(matches!(world.choose_one(3), AimedChoice::Refuse), "AS-73");
+    assert!(matches!(world.choose_one(4), AimedChoice::Refuse));
+    world.event(aimed(2, 1));
+    assert_eq!(world.event(failed(2, 1)), ["fail 1 for 2"]);
+    assert_eq!(world.event(aimed(2, 1)), ["fail 1 for 2"], "it rests");
+    let restarted = world.run_until(Duration::from_secs(2));
+    assert_eq!(restarted, Vec::<String>::new(), "nobody waits any more");
+    assert_eq!(world.event(aimed(2, 1)), ["start 2"]);
+    assert_eq!(world.change(vec![up(1)]), ["fail 1 for 2"], "it is gone");
+}
+
+#[test]
+fn a_caller_for_a_full_machine_waits_for_a_place_in_it() {
+    let mut world = World::new(vec![up(1).limits(1, Some(1)), up(2)]);
+    let AimedChoice::Admitted(inside) = world.choose_one(1) else { panic!("it is empty") };
+    world.edge(inside.edge);
+    let AimedChoice::Hold { machine, reason } = world.choose_one(1) else { panic!("it is full") };
+    assert_eq!((machine, reason), (id(1), HoldReason::Full));
+    assert_eq!(world.event(aimed(1, 1)), Vec::<String>::new());
+    assert_eq!(world.leave(inside.claim), ["admit aimed 80 to 1"]);
+}
+
+#[test]
+fn a_machine_that_is_drained_as_one_too_many_is_put_back_for_who_wants_it() {
+    let mut world = World::new(vec![up(1), up(2)]);
+    let AimedChoice::Admitted(long) = world.choose_one(1) else { panic!("it is up") };
+    world.edge(long.edge);
+    let AimedChoice::Admitted(other) = world.choose_one(2) else { panic!("it is up") };
+    world.edge(other.edge);
+    world.run_until(Duration::from_secs(61));
+    let drained = [1, 2].into_iter().find(|n| !world.belief(*n).open).expect("one is too many");
+    assert!(matches!(world.choose_one(drained), AimedChoice::Hold { .. }));
+    assert_eq!(world.event(aimed(drained, 1)), [format!("admit aimed 80 to {drained}")]);
+}
+
+#[test]
+fn a_sleeper_is_woken_for_those_who_want_it_only_while_somebody_can() {
+    let mut world = World::new(vec![asleep(1)]);
+    world.event(Event::ServerLost);
+    assert_eq!(world.event(aimed(1, 1)), Vec::<String>::new());
+    assert_eq!(world.event(Event::ServerReady), ["start 1"]);
 }

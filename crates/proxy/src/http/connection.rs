@@ -1,5 +1,7 @@
 //! A caller's connection: requests one after the other.
 
+mod aimed;
+
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -12,6 +14,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use self::aimed::Aimed;
 use super::body::Progress;
 use super::exchange::{Broken, Done, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
@@ -181,7 +184,7 @@ impl Connection {
         scratch: &mut Scratch,
         incoming: Result<Incoming, BadRequest>,
     ) -> Result<After, Ended> {
-        let incoming = match incoming {
+        let mut incoming = match incoming {
             Ok(incoming) => incoming,
             Err(bad) => return Box::pin(self.refuse(stream, bad)).await,
         };
@@ -192,7 +195,7 @@ impl Connection {
         if facts.protocol == Protocol::HttpRedirected {
             return Box::pin(self.redirect(stream, &incoming, &scratch.request)).await;
         }
-        let outcome = self.forward(stream, scratch, &incoming, &app, &facts).await;
+        let outcome = self.forward(stream, scratch, &mut incoming, &app, &facts).await;
         match outcome {
             Ok(after) => Ok(after),
             Err(Failure::Over) => Err(Ended::Quietly),
@@ -307,19 +310,30 @@ impl Connection {
         &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
-        incoming: &Incoming,
+        incoming: &mut Incoming,
         app: &Rc<App>,
         facts: &PortFacts,
     ) -> Result<After, Failure> {
+        let aimed = incoming.request.aimed.then(|| Aimed::of_head(&scratch.request));
         // One that upgrades has its own word there, and serves no other request either.
         if facts.reuse == Reuse::OneRequest && !incoming.request.upgrade {
             let end = incoming.head_len - b"\r\n".len();
             scratch.request.splice(end..end, *b"Connection: close\r\n");
+            incoming.head_len += b"Connection: close\r\n".len();
         }
         let deadline = Deadline { timeout: facts.start_timeout, since: None };
         let mut tries = Tries { left: TRIES_MAX, fresh: false, silent: None, deadline };
         loop {
-            let place = self.place(stream, scratch, app, &mut tries.deadline).await?;
+            let place = match &aimed {
+                None => self.place(stream, scratch, app, &mut tries.deadline).await?,
+                Some(aimed) => {
+                    let placing =
+                        self.aimed_place(stream, scratch, app, &mut tries.deadline, aimed);
+                    let place = Box::pin(placing).await?;
+                    aimed.note_place(&place, incoming, &mut scratch.request);
+                    place
+                }
+            };
             let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
                 continue;
             };
@@ -519,6 +533,11 @@ impl Deadline {
     fn at(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now) + self.timeout
     }
+
+    /// When half of the time is over.
+    fn halfway(&mut self) -> Instant {
+        self.at() - self.timeout / 2
+    }
 }
 
 /// How often one request is tried, and on what kind of connection.
@@ -526,8 +545,8 @@ struct Tries {
     left: u32,
     /// A used connection failed: the next one is new.
     fresh: bool,
-    /// The first run that closed new connections without an answer, and how many.
-    silent: Option<(MachineId, u64, u32)>,
+    /// The first run that closed new connections without an answer, and how many. Boxed because it is rare.
+    silent: Option<Box<(MachineId, u64, u32)>>,
     deadline: Deadline,
 }
 
@@ -571,14 +590,15 @@ impl Tries {
         // It may have been a dying run's; if the next run does the same, or this one goes on, that is the program's
         // doing.
         let Endpoint { machine, run, .. } = *place.endpoint();
-        let (first, first_run, count) = self.silent.unwrap_or((machine, run, 0));
-        self.silent = Some((first, first_run, count + 1));
+        let silent = self.silent.get_or_insert_with(|| Box::new((machine, run, 0)));
+        let (first, first_run, count) = **silent;
+        silent.2 = count + 1;
         (first, first_run) == (machine, run) && count < SILENT_MAX
     }
 
     /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
     async fn pause(&self, place: &Place, caller: &TcpStream) -> Result<(), Failure> {
-        if self.silent.is_none_or(|(.., count)| count < SILENT_MAX) {
+        if self.silent.as_ref().is_none_or(|silent| silent.2 < SILENT_MAX) {
             return Ok(());
         }
         let ended = async {

@@ -70,6 +70,8 @@ pub(crate) struct Request {
     pub(crate) after: After,
     /// It offers other protocols, and the Machine hears of them.
     pub(crate) upgrade: bool,
+    /// It says where it wants to go: the head has it (PX-30..33).
+    pub(crate) aimed: bool,
     /// Bytes of the head as it came.
     pub(crate) head_len: usize,
 }
@@ -129,8 +131,8 @@ pub(crate) fn rewrite(
     let target = Target::parse(method, path)?;
     write_head(method, &target, parsed.headers, &fields, forwarded, out);
     let (framing, after) = (fields.framing, fields.after(version));
-    let (method, upgrade) = (method_of(method), fields.upgrades());
-    Ok(Some(Request { version, method, framing, after, upgrade, head_len }))
+    let (method, upgrade, aimed) = (method_of(method), fields.upgrades(), fields.aimed);
+    Ok(Some(Request { version, method, framing, after, upgrade, aimed, head_len }))
 }
 
 /// Lines end in CR LF; `httparse` takes LF alone too, and others may not.
@@ -193,6 +195,7 @@ struct Fields<'a> {
     names_upgrade: bool,
     /// An Upgrade field offers something that we pass on.
     offers: bool,
+    aimed: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -208,6 +211,7 @@ impl<'a> Fields<'a> {
             connections: 0,
             names_upgrade: false,
             offers: false,
+            aimed: false,
         };
         let mut framing = RequestFraming::default();
         for header in headers {
@@ -241,6 +245,7 @@ impl<'a> Fields<'a> {
             }
             Field::Upgrade => self.offers |= upgrade::protocols(header.value).next().is_some(),
             Field::ForwardedPort => self.forwarded_port = true,
+            Field::Aim => self.aimed = true,
             Field::ForwardedFor | Field::HopByHop | Field::Ours | Field::Other => {}
         }
         Ok(())
@@ -382,6 +387,8 @@ enum Field {
     ForwardedFor,
     ForwardedPort,
     HopByHop,
+    /// Says where the request wants to go, and is passed on (PX-36).
+    Aim,
     /// Set by us alone; what a client sends is dropped (PX-02, FC-44).
     Ours,
     Other,
@@ -393,7 +400,7 @@ impl Field {
     fn of(name: &str) -> Self {
         let field = Self::exactly(name);
         // The lengths of the names below; nearly all fields have another one.
-        let suspect = field == Self::Other && matches!(name.len(), 7 | 10 | 13..=18);
+        let suspect = field == Self::Other && matches!(name.len(), 7 | 10 | 13..=18 | 21..=23 | 34);
         if !suspect || !name.contains('_') || Self::exactly(&name.replace('_', "-")) == Self::Other
         {
             return field;
@@ -413,14 +420,21 @@ impl Field {
             10 if is("fly-region") => Self::Ours,
             13 if is("fly-client-ip") => Self::Ours,
             14 if is("content-length") => Self::ContentLength,
-            14 if is("fly-request-id") => Self::Ours,
+            14 if is("fly-request-id") || is("fly-replay-src") => Self::Ours,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
             15 if is("x-forwarded-ssl") => Self::Ours,
             16 if is("x-forwarded-port") => Self::ForwardedPort,
             16 if is("proxy-connection") => Self::HopByHop,
+            16 if is("fly-force-region") => Self::Aim,
             17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("fly-prefer-region") => Self::Aim,
             17 if is("x-forwarded-proto") || is("fly-src-signature") => Self::Ours,
+            17 if is("fly-replay-failed") => Self::Ours,
             18 if is("fly-forwarded-port") => Self::Ours,
+            21 if is("fly-force-instance-id") => Self::Aim,
+            22 if is("fly-prefer-instance-id") => Self::Aim,
+            23 if is("fly-replay-cache-status") => Self::Ours,
+            34 if is("fly-preferred-instance-unavailable") => Self::Ours,
             _ => Self::Other,
         }
     }
@@ -447,7 +461,7 @@ fn write_head(
     for header in headers {
         let pass = match Field::of(header.name) {
             Field::Host => target.authority.is_none(),
-            Field::ContentLength | Field::ForwardedPort | Field::Other => true,
+            Field::ContentLength | Field::ForwardedPort | Field::Aim | Field::Other => true,
             Field::TransferEncoding
             | Field::Connection
             | Field::Upgrade

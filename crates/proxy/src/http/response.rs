@@ -291,6 +291,7 @@ mod tests {
             framing: Framing::None,
             after: After::Keep,
             upgrade: false,
+            aimed: false,
             head_len: 0,
         }
     }

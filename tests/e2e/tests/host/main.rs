@@ -48,6 +48,7 @@ mod real_redis;
 mod real_streams;
 mod reboot;
 mod room;
+mod routing;
 mod scale;
 mod schedule;
 mod secrets;

@@ -1,0 +1,177 @@
+//! Callers who want certain Machines: chosen from among those, or held for one of them.
+//!
+//! Whoever cannot enter at once waits for **one** Machine, in a queue of its own beside that of the port. The
+//! Machine is woken for them, whatever the others do (AS-80); when it cannot take them they are told at once, and
+//! choose again ([`Effect::FailAimed`]).
+
+use super::machine::{Machine, Readiness};
+use super::route::Pressure;
+use super::{Admission, Balancer, Effect, FailReason, HoldReason, Server};
+use crate::admission::Origin;
+use crate::aim::Target;
+use crate::ids::MachineId;
+use crate::time::Timestamp;
+
+/// The answer to "who of these takes this request?".
+#[derive(Debug)]
+#[must_use = "an admitted claim must be released"]
+pub enum AimedChoice {
+    /// This Machine; already counted.
+    Admitted(Admission),
+    /// None at once: wait for this one ([`super::Event::Aimed`]).
+    Hold {
+        /// The best of them.
+        machine: MachineId,
+        /// Why one has to wait for it.
+        reason: HoldReason,
+    },
+    /// None of them can take it, now or later.
+    Refuse,
+}
+
+/// How good it is to wait for a Machine; less is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Prospect {
+    /// It is on its way.
+    Starting,
+    Asleep(Readiness),
+    /// It is up, and at `hard_limit`.
+    Full,
+    /// Something else is done with it, and then it may serve.
+    Later,
+}
+
+impl Machine {
+    fn prospect(&self, port: u16, now: Timestamp) -> Option<Prospect> {
+        if !self.may_serve(port) {
+            return None;
+        }
+        if self.is_starting() && !self.is_starting_behind_a_stop() {
+            return Some(Prospect::Starting);
+        }
+        Some(match self.readiness(port, now) {
+            Some(readiness) => Prospect::Asleep(readiness),
+            None if self.is_open() => Prospect::Full,
+            None => Prospect::Later,
+        })
+    }
+}
+
+impl Balancer {
+    /// Takes a place in one of the Machines that `target` allows, as [`super::Route::choose`] does among all.
+    pub fn choose_among(
+        &self,
+        port: u16,
+        origin: Origin,
+        random: u64,
+        target: Target,
+        now: Timestamp,
+    ) -> AimedChoice {
+        let Some(route) = self.route(port) else { return AimedChoice::Refuse };
+        let allowed = |id: MachineId| {
+            let machine = self.machines.get(&id);
+            machine.is_some_and(|m| target.allows(id, m.view.region))
+        };
+        if let Some(admission) = route.choose_allowed(origin, random, |e| allowed(e.machine)) {
+            return AimedChoice::Admitted(admission);
+        }
+        let candidates = self.machines.values().filter(|m| allowed(m.view.id));
+        let ranked = candidates.filter_map(|m| {
+            let far = m.view.region != self.settings.region;
+            let given_up = m.has_given_up(1, now);
+            Some((given_up, far, m.prospect(port, now)?, m.view.id))
+        });
+        match ranked.min() {
+            Some((_, _, Prospect::Full, machine)) => {
+                AimedChoice::Hold { machine, reason: HoldReason::Full }
+            }
+            Some((.., machine)) => AimedChoice::Hold { machine, reason: HoldReason::Wake },
+            None => AimedChoice::Refuse,
+        }
+    }
+
+    /// Lets callers in who wait for a Machine that has room.
+    pub(super) fn admit_aimed(&mut self, now: Timestamp) {
+        for ((port, machine), _) in self.aimed() {
+            if let Some(machine) = self.machines.get_mut(&machine)
+                && machine.is_excess_drained()
+            {
+                machine.clear_drain();
+            }
+            while let Some(Admission { claim, edge }) = self.admit_aimed_one(port, machine) {
+                self.effects.push_back(Effect::AdmitAimed { port, claim });
+                if let Some(edge) = edge {
+                    self.on_edge(edge, now);
+                }
+            }
+        }
+    }
+
+    fn admit_aimed_one(&mut self, port: u16, machine: MachineId) -> Option<Admission> {
+        let waiting = *self.aimed.get(&(port, machine))?;
+        let route = self.route(port)?;
+        let admission = route.choose_allowed(Origin::Caller, 0, |e| e.machine == machine)?;
+        self.on_aimed(port, machine, waiting - 1);
+        Some(admission)
+    }
+
+    pub(super) fn on_aimed(&mut self, port: u16, machine: MachineId, waiting: usize) {
+        if waiting == 0 {
+            self.aimed.remove(&(port, machine));
+        } else {
+            self.aimed.insert((port, machine), waiting);
+        }
+    }
+
+    /// Starts the Machines that somebody waits for.
+    pub(super) fn wake_aimed(&mut self, now: Timestamp) {
+        for ((port, id), _) in self.aimed() {
+            let Some(machine) = self.machines.get(&id) else { continue };
+            let asleep = machine.publishes(port) && machine.readiness(port, now).is_some();
+            let answered = self.server == Server::Ready || machine.can_be_thawed();
+            if asleep && machine.start.is_none() && answered {
+                self.ask_start(id, Some(port), now);
+            }
+        }
+    }
+
+    /// Tells callers whose Machine will not take them: it is gone, may not be woken, or has failed to start.
+    pub(super) fn fail_aimed(&mut self, now: Timestamp) {
+        for ((port, machine), waiters) in self.aimed() {
+            if let Some(reason) = self.hopeless_aimed(port, machine, now) {
+                self.on_aimed(port, machine, 0);
+                self.effects.push_back(Effect::FailAimed { port, machine, waiters, reason });
+            }
+        }
+    }
+
+    fn hopeless_aimed(&self, port: u16, id: MachineId, now: Timestamp) -> Option<FailReason> {
+        let Some(machine) = self.machines.get(&id).filter(|m| m.may_serve(port)) else {
+            return Some(FailReason::NothingToWake);
+        };
+        let failed = machine.has_given_up(1, now);
+        failed.then(|| FailReason::StartsFailed { last: machine.last_failure.clone() })
+    }
+
+    fn aimed(&self) -> Vec<((u16, MachineId), usize)> {
+        self.aimed.iter().map(|(key, waiting)| (*key, *waiting)).collect()
+    }
+}
+
+impl super::Route {
+    /// [`super::Route::choose`] among some. Whoever has chosen a Machine is no reason to wake another.
+    pub(super) fn choose_allowed(
+        &self,
+        origin: Origin,
+        random: u64,
+        allowed: impl Fn(&super::Endpoint) -> bool,
+    ) -> Option<Admission> {
+        for _ in 0..=self.endpoints.len() {
+            let endpoint = &self.endpoints[self.pick(random, &allowed)?];
+            if let Ok(change) = endpoint.word.claim(endpoint.run, endpoint.limits, origin) {
+                return Some(endpoint.admission(change, Pressure::None));
+            }
+        }
+        None
+    }
+}

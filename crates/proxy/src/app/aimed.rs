@@ -1,0 +1,171 @@
+//! Callers who want certain Machines: their queues, one for each Machine and port.
+//!
+//! The same rules as for the queue of a port (`perch_core::balancer`, "How a shell drives it").
+
+use std::rc::Rc;
+
+use perch_core::admission::Origin;
+use perch_core::aim::Target;
+use perch_core::balancer::{AimedChoice, Claim, Event, FailReason, HoldReason};
+use perch_core::ids::MachineId;
+use tokio::time::Instant;
+
+use super::{App, FULL_MAX, FULL_TIMEOUT, HELD_MAX, NoPlace, Place, Waiter, Woken};
+use crate::clock;
+use crate::control::Cause;
+
+impl App {
+    /// [`App::choose`] among some Machines; says for which one to wait.
+    pub(crate) fn choose_among(
+        self: &Rc<Self>,
+        port: u16,
+        origin: Origin,
+        target: Target,
+    ) -> Result<Place, Option<(MachineId, HoldReason)>> {
+        let (random, now) = (clock::random(), clock::now());
+        let choice = self.balancer.borrow().choose_among(port, origin, random, target, now);
+        match choice {
+            AimedChoice::Admitted(admission) => {
+                let place = self.guard(admission.claim);
+                if let Some(edge) = admission.edge {
+                    self.handle(Event::Edge(edge));
+                }
+                Ok(place)
+            }
+            AimedChoice::Hold { machine, reason } => Err(Some((machine, reason))),
+            AimedChoice::Refuse => Err(None),
+        }
+    }
+
+    /// [`App::hold`] for one Machine.
+    pub(crate) async fn hold_for(
+        self: &Rc<Self>,
+        machine: MachineId,
+        cause: Cause,
+        origin: Origin,
+        reason: HoldReason,
+        deadline: Instant,
+    ) -> Result<Place, NoPlace> {
+        let since = Instant::now();
+        let (deadline, waiting_max) = match reason {
+            HoldReason::Wake => (deadline, HELD_MAX),
+            HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
+        };
+        let port = cause.dest.port();
+        if waiting_max <= self.waiting(port) + self.waiting_aimed(port) {
+            return Err(NoPlace::QueueFull);
+        }
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        let number = self.last_ticket.get() + 1;
+        self.last_ticket.set(number);
+        let waiter = Waiter { cause, origin, answer: sender };
+        self.aimed.borrow_mut().entry((port, machine)).or_default().push(number, waiter);
+        let mut ticket = AimedTicket { app: Rc::clone(self), port, machine, number };
+        self.announce_aimed(port, machine);
+        let outcome = tokio::time::timeout_at(deadline, answer).await;
+        ticket.leave();
+        match outcome {
+            Ok(Ok(Ok(place))) => {
+                let by = self.wake_of(machine);
+                place.woken.set((reason == HoldReason::Wake).then_some(Woken { since, by }));
+                Ok(place)
+            }
+            Ok(Ok(Err(refused))) => Err(refused),
+            Ok(Err(_)) => Err(NoPlace::Refused),
+            Err(_) if reason == HoldReason::Full => Err(NoPlace::StayedFull),
+            Err(_) => Err(self.not_started(since)),
+        }
+    }
+
+    /// Who waits longest for this Machine.
+    pub(super) fn cause_of_aimed(&self, port: u16, machine: MachineId) -> Option<Cause> {
+        let queues = self.aimed.borrow();
+        let queue = queues.get(&(port, machine))?;
+        queue.waiters.first_key_value().map(|(_, waiter)| waiter.cause.clone())
+    }
+
+    pub(super) fn admit_aimed(self: &Rc<Self>, port: u16, claim: Claim) {
+        let machine = claim.endpoint().machine;
+        // A place that nobody takes any more is given back by its own drop.
+        let place = self.guard(claim);
+        if let Some(waiter) = self.pop_aimed(port, machine) {
+            drop(waiter.answer.send(Ok(place)));
+        }
+    }
+
+    pub(super) fn fail_aimed(
+        &self,
+        port: u16,
+        machine: MachineId,
+        waiters: usize,
+        reason: &FailReason,
+    ) {
+        for _ in 0..waiters {
+            let Some(waiter) = self.pop_aimed(port, machine) else { return };
+            drop(waiter.answer.send(Err(NoPlace::of(reason))));
+        }
+    }
+
+    /// What a new balancer must hear.
+    pub(super) fn aimed_events(&self) -> Vec<Event> {
+        let queues = self.aimed.borrow();
+        let events = queues.iter().map(|((port, machine), queue)| {
+            let waiting = queue.waiters.len();
+            Event::Aimed { port: *port, machine: *machine, waiting }
+        });
+        events.collect()
+    }
+
+    fn pop_aimed(&self, port: u16, machine: MachineId) -> Option<Waiter> {
+        let mut queues = self.aimed.borrow_mut();
+        let queue = queues.get_mut(&(port, machine))?;
+        let waiter = queue.pop();
+        if queue.waiters.is_empty() {
+            queues.remove(&(port, machine));
+        }
+        waiter
+    }
+
+    fn waiting_aimed(&self, port: u16) -> usize {
+        let queues = self.aimed.borrow();
+        let of_port = queues.iter().filter(|((at, _), _)| *at == port);
+        of_port.map(|(_, queue)| queue.waiters.len()).sum()
+    }
+
+    fn announce_aimed(self: &Rc<Self>, port: u16, machine: MachineId) {
+        let queued = self.aimed.borrow().get(&(port, machine)).map(|queue| queue.waiters.len());
+        self.handle(Event::Aimed { port, machine, waiting: queued.unwrap_or(0) });
+    }
+}
+
+/// A place in the queue of a Machine; leaves it when dropped.
+#[derive(Debug)]
+struct AimedTicket {
+    app: Rc<App>,
+    port: u16,
+    machine: MachineId,
+    number: u64,
+}
+
+impl AimedTicket {
+    fn leave(&mut self) {
+        let key = (self.port, self.machine);
+        let removed = {
+            let mut queues = self.app.aimed.borrow_mut();
+            let removed = queues.get_mut(&key).and_then(|queue| queue.remove(self.number));
+            if queues.get(&key).is_some_and(|queue| queue.waiters.is_empty()) {
+                queues.remove(&key);
+            }
+            removed
+        };
+        if removed.is_some() {
+            self.app.announce_aimed(self.port, self.machine);
+        }
+    }
+}
+
+impl Drop for AimedTicket {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
