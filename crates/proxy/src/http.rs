@@ -18,7 +18,7 @@ pub(crate) mod connection;
 mod edit;
 mod exchange;
 pub(crate) mod head;
-mod reply;
+pub(crate) mod reply;
 pub(crate) mod response;
 mod upgrade;
 mod watch;

@@ -1,5 +1,5 @@
 //! The data plane's proxy: accepts connections at Flycast and public addresses, finds the app, holds
-//! the caller while a Machine wakes, and carries HTTP/1.1 and raw TCP; it also answers DNS.
+//! the caller while a Machine wakes, and carries HTTP/1.1, HTTP/2 and raw TCP; it also answers DNS.
 //!
 //! It is a process of its own without privileges. Everything that needs them is handed to it:
 //! listening sockets by [`Handover`], knowledge of apps and starts of Machines over [`control`]. When
@@ -22,6 +22,7 @@ mod dns;
 mod ending;
 mod freezer;
 mod http;
+mod http2;
 mod interning;
 mod line;
 mod moderation;

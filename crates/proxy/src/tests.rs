@@ -8,6 +8,7 @@ mod dns;
 mod dying;
 mod end;
 mod http;
+mod http2;
 mod leaving;
 mod panic;
 mod parser;

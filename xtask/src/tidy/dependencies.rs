@@ -20,9 +20,13 @@ struct Rule {
 
 const CORE: &str = "perch-core";
 /// No crate that starts processes, sets networks up or runs Machines. `nix` only reads to which address a datagram
-/// was sent: `rustix` does not say, and `libc` would need unsafe code.
+/// was sent: `rustix` does not say, and `libc` would need unsafe code. `h2` has no sockets of its own, and speaks in types
+/// of `bytes` and `http`.
 const PROXY: &[&str] = &[
+    "bytes",
+    "h2",
     "hickory-proto",
+    "http",
     "httparse",
     "libc",
     "nix",

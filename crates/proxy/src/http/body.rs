@@ -65,12 +65,25 @@ impl Progress {
     ) -> Result<Piece, BadChunk> {
         match self {
             Self::Length(left) => Ok(step_length(left, input, on_data)),
-            Self::Chunked(chunked) => chunked.step(input, on_data),
+            Self::Chunked(chunked) => chunked.step(input, on_data, |_| {}),
             Self::Close => {
                 let mut on_data = on_data;
                 on_data(0..input.len());
                 Ok(Piece { consumed: input.len(), done: false })
             }
+        }
+    }
+
+    /// The same, and `on_trailer` hears each byte behind the last chunk, with the lines' ends.
+    pub(crate) fn step_to_trailers(
+        &mut self,
+        input: &[u8],
+        on_data: impl FnMut(Range<usize>),
+        on_trailer: impl FnMut(u8),
+    ) -> Result<Piece, BadChunk> {
+        match self {
+            Self::Chunked(chunked) => chunked.step(input, on_data, on_trailer),
+            Self::Length(_) | Self::Close => self.step(input, on_data),
         }
     }
 
@@ -124,6 +137,7 @@ impl Chunked {
         &mut self,
         input: &[u8],
         mut on_data: impl FnMut(Range<usize>),
+        mut on_trailer: impl FnMut(u8),
     ) -> Result<Piece, BadChunk> {
         let mut at = 0;
         while at < input.len() && self.state != State::Done {
@@ -137,11 +151,20 @@ impl Chunked {
                     self.state = State::DataCr;
                 }
             } else {
+                if self.is_behind() {
+                    on_trailer(input[at]);
+                }
                 self.state = self.next(input[at])?;
                 at += 1;
             }
         }
         Ok(Piece { consumed: at, done: self.state == State::Done })
+    }
+
+    /// Behind the last chunk.
+    fn is_behind(&self) -> bool {
+        use State::{End, Trailer, TrailerLine, TrailerLineEnd, TrailerName};
+        matches!(self.state, Trailer | TrailerName | TrailerLine | TrailerLineEnd | End)
     }
 
     fn next(&mut self, byte: u8) -> Result<State, BadChunk> {
@@ -202,7 +225,7 @@ impl Chunked {
 }
 
 /// RFC 9110, 5.6.2.
-pub(super) fn is_token_byte(byte: u8) -> bool {
+pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -26,6 +26,7 @@ use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
 use crate::directory::{Destination, Directory, Target};
+use crate::http2;
 use crate::line::Line;
 use crate::moderation;
 use crate::tcp::{self, Said, Stream};
@@ -38,16 +39,16 @@ const FIRST_READ_BYTES: usize = 4 * 1024;
 /// Scratch space that an idle connection keeps.
 const SCRATCH_BYTES_MAX: usize = 2 * 1024;
 /// What `Retry-After` says: long enough for a queue to drain, short enough to be tried.
-const RETRY_AFTER_SECONDS: u32 = 5;
+pub(crate) const RETRY_AFTER_SECONDS: u32 = 5;
 /// Tries of one request on Machines that vanish under it or close without an answer.
-const TRIES_MAX: u32 = 5;
+pub(crate) const TRIES_MAX: u32 = 5;
 /// New connections that one run may close without an answer: a dying one can take two while it is killed, its sockets
 /// are closed one by one.
-const SILENT_MAX: u32 = 2;
+pub(crate) const SILENT_MAX: u32 = 2;
 /// How long a run that has closed so many has to be known as ended: the longest pause between two tries (AS-69).
-const SILENT_PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const SILENT_PAUSE: Duration = Duration::from_millis(500);
 /// How often it is looked at meanwhile; rare, so that nobody has to be told of each end.
-const SILENT_LOOK: Duration = Duration::from_millis(5);
+pub(crate) const SILENT_LOOK: Duration = Duration::from_millis(5);
 
 /// Serves a connection until one side ends it.
 ///
@@ -77,6 +78,10 @@ pub(crate) fn serve(
                 Ok(After::Keep) => connection.turn = Turn::Later,
                 Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
                 Err(Ended::Quietly) => return,
+                Err(Ended::Http2) => {
+                    let opening = connection.into_opening();
+                    return Box::pin(http2::serve(&mut stream.tcp, opening)).await;
+                }
                 // A caller of HTTP/1.0 must not take a cut for the end of the answer.
                 Err(Ended::Cut) => return tcp::reset(&stream.tcp),
             }
@@ -90,6 +95,8 @@ enum Ended {
     Quietly,
     /// In the middle of an answer.
     Cut,
+    /// What is pending begins a connection of HTTP/2.
+    Http2,
 }
 
 impl From<io::Error> for Ended {
@@ -143,10 +150,10 @@ struct Incoming {
 }
 
 /// `Fly-Request-Id` of one request.
-struct RequestId([u8; clock::ULID_LEN + 4]);
+pub(crate) struct RequestId([u8; clock::ULID_LEN + 4]);
 
 impl RequestId {
-    fn new(region: &str) -> Self {
+    pub(crate) fn new(region: &str) -> Self {
         let mut text = [b'-'; clock::ULID_LEN + 4];
         text[..clock::ULID_LEN].copy_from_slice(&clock::ulid());
         // Regions have three letters; anything longer is cut rather than refused.
@@ -156,7 +163,7 @@ impl RequestId {
         Self(text)
     }
 
-    fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("")
     }
 }
@@ -237,9 +244,18 @@ impl Connection {
                     self.idle.end();
                     return Ok(Ok(incoming));
                 }
+                Err(_) if self.turn == Turn::First && http2::begins(input.filled()) => {
+                    self.pending = input.filled().to_vec();
+                    return Err(Ended::Http2);
+                }
                 Err(bad) => return Ok(Err(bad)),
             }
         }
+    }
+
+    fn into_opening(self) -> http2::Opening {
+        let Self { directory, to, forwarded, pending, idle, .. } = self;
+        http2::Opening { directory, to, forwarded, idle, read: pending }
     }
 
     /// Reads once; the buffer begins with what is pending, and has nothing more if there will be no
@@ -292,18 +308,7 @@ impl Connection {
 
     /// The app of this request: of the address, or, at a shared one, of the Host field.
     fn find(&mut self, head: &[u8]) -> Result<(Rc<App>, PortFacts), Reply<'static>> {
-        self.directory.refresh(&mut self.to);
-        let app = match &self.to.target {
-            Target::App(app) => Rc::clone(app),
-            Target::Shared => self
-                .directory
-                .app_by_host(host_of(head), self.to.endpoints.dest.ip())
-                .ok_or(Reply::new(404, "no app has this name here"))?,
-            Target::Nobody => return Err(Reply::new(404, "no app has this address any more")),
-        };
-        let facts = app.port(self.to.endpoints.dest.port());
-        let facts = facts.ok_or(Reply::new(404, "the app does not publish this port"))?;
-        Ok((app, facts))
+        find(&self.directory, &mut self.to, head)
     }
 
     async fn forward(
@@ -482,14 +487,30 @@ impl Connection {
         incoming: &Incoming,
         head: &[u8],
     ) -> Result<After, Ended> {
-        let host = host_of(head).unwrap_or("");
-        let path = describe_target(head).unwrap_or("/");
-        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |h| h.0);
-        let location = format!("https://{name}{path}");
+        let location = https_of(head);
         let mut reply = Reply::new(301, "use https");
         reply.location = Some(&location);
         self.reply(stream, incoming, reply).await
     }
+}
+
+/// The app of a request with this head, as we wrote it, to there.
+pub(crate) fn find(
+    directory: &Directory,
+    to: &mut Destination,
+    head: &[u8],
+) -> Result<(Rc<App>, PortFacts), Reply<'static>> {
+    directory.refresh(to);
+    let app = match &to.target {
+        Target::App(app) => Rc::clone(app),
+        Target::Shared => directory
+            .app_by_host(host_of(head), to.endpoints.dest.ip())
+            .ok_or(Reply::new(404, "no app has this name here"))?,
+        Target::Nobody => return Err(Reply::new(404, "no app has this address any more")),
+    };
+    let facts = app.port(to.endpoints.dest.port());
+    let facts = facts.ok_or(Reply::new(404, "the app does not publish this port"))?;
+    Ok((app, facts))
 }
 
 /// Why a request was not forwarded, or no other can follow it.
@@ -691,7 +712,7 @@ fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
 }
 
 /// `METHOD path` of a rewritten head, without the query.
-pub(super) fn describe(head: &[u8]) -> Option<String> {
+pub(crate) fn describe(head: &[u8]) -> Option<String> {
     const LEN_MAX: usize = 256;
     let line = first_line(head)?;
     let (method, _) = line.split_once(' ')?;
@@ -721,13 +742,21 @@ fn host_of(head: &[u8]) -> Option<&str> {
     std::str::from_utf8(&line[5..]).ok().map(str::trim)
 }
 
+/// Where a redirected request finds the same over `https` (PX-86).
+pub(crate) fn https_of(head: &[u8]) -> String {
+    let host = host_of(head).unwrap_or("");
+    let path = describe_target(head).unwrap_or("/");
+    let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |h| h.0);
+    format!("https://{name}{path}")
+}
+
 fn is_port(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Value of `Perch-Wake`, in the notation of `Server-Timing`: how the Machine came up, and how many
 /// milliseconds the request waited for that.
-fn wake_header(woken: Woken) -> String {
+pub(crate) fn wake_header(woken: Woken) -> String {
     let millis = woken.since.elapsed().as_secs_f64() * 1000.0;
     let by = match woken.by {
         Wake::Thaw => "thaw",

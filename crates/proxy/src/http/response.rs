@@ -97,8 +97,9 @@ pub(crate) fn rewrite(
     Ok(Some(response))
 }
 
+/// What must be known of all fields before one is passed on.
 #[derive(Default)]
-struct Fields {
+pub(crate) struct Fields {
     length: Option<u64>,
     chunked: bool,
     closes: bool,
@@ -107,7 +108,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, BadResponse> {
+    pub(crate) fn collect(headers: &[httparse::Header<'_>]) -> Result<Self, BadResponse> {
         let mut fields = Self::default();
         for header in headers {
             match Field::of(header.name) {
@@ -135,7 +136,7 @@ impl Fields {
         Ok(fields)
     }
 
-    fn response(
+    pub(crate) fn response(
         &self,
         status: u16,
         minor: u8,
@@ -180,8 +181,9 @@ impl Fields {
     }
 }
 
+/// What we do with a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
+pub(crate) enum Field {
     ContentLength,
     TransferEncoding,
     Connection,
@@ -192,7 +194,7 @@ enum Field {
 }
 
 impl Field {
-    fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let is = |other: &str| name.eq_ignore_ascii_case(other);
         match name.len() {
             6 if is("server") => Self::Ours,

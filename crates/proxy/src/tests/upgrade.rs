@@ -107,16 +107,6 @@ fn a_switch_before_the_request_was_sent_whole_is_502() {
 }
 
 #[test]
-fn the_preface_of_http_2_is_refused() {
-    run(|mut world| async move {
-        world.publish(app("started", 1)).await;
-        let answer = world.ask("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "the connection ends: {answer}");
-    });
-}
-
-#[test]
 fn what_came_with_the_heads_is_lost_in_neither_direction() {
     run(|mut world| async move {
         let port = machine(|mut stream| async move {

@@ -1,0 +1,282 @@
+//! A caller's connection: accepts streams, and ends when nobody uses it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{self, SendResponse};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
+
+use super::stream;
+use crate::crowd::Idle;
+use crate::directory::{Destination, Directory};
+use crate::http::head::{Forwarded, HEAD_BYTES_MAX};
+
+/// What every connection of HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// So much of it is no request of HTTP/1.1.
+const PREFACE_LEN_MIN: usize = b"PRI * HTTP/2".len();
+/// A caller may take so long for the rest of the preface, and be so long without a stream (PX-93).
+const IDLE_TIMEOUT: Duration =
+    if cfg!(test) { Duration::from_millis(700) } else { Duration::from_secs(60) };
+/// Who was told to go away may take so long for it.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Streams at once; nginx's number. More are refused one by one, and clients wait with them.
+const STREAMS_MAX: u32 = 128;
+/// What a caller may send ahead on one stream: that is kept while the request is held.
+const STREAM_WINDOW: u32 = 32 * 1024;
+/// The same of all streams of a connection together.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What is kept of an answer that its caller does not take.
+const SEND_BYTES_MAX: usize = 64 * 1024;
+/// Streams that a caller has reset before they were begun; one more ends the connection (rapid reset).
+const RESET_UNSEEN_MAX: usize = 20;
+/// Streams that a caller got reset for breaking the rules, in the life of a connection.
+const RESET_BY_ERROR_MAX: usize = 256;
+/// How many bytes below 256 the unread DATA frames of a connection may be together: 16,000 frames of a few bytes, as
+/// streams of small messages have them while their Machine is slow.
+const SMALL_FRAMES_BUDGET: usize = 4 * 1024 * 1024;
+
+/// Whether a connection that begins so speaks HTTP/2.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    let length = bytes.len().min(PREFACE.len());
+    PREFACE_LEN_MIN <= length && bytes[..length] == PREFACE[..length]
+}
+
+/// A connection as its first bytes were read.
+pub(crate) struct Opening {
+    pub(crate) directory: Rc<Directory>,
+    pub(crate) to: Destination,
+    pub(crate) forwarded: Forwarded,
+    pub(crate) idle: Rc<Idle>,
+    /// What was read.
+    pub(crate) read: Vec<u8>,
+}
+
+/// What the streams of a connection share.
+pub(super) struct Shared {
+    pub(super) directory: Rc<Directory>,
+    pub(super) to: RefCell<Destination>,
+    pub(super) forwarded: Forwarded,
+    /// `Server` and `Via`.
+    pub(super) signature: HeaderMap,
+}
+
+/// Serves a connection until one side ends it. Streams that are left then are reset.
+pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
+    let Opening { directory, to, forwarded, idle, read } = opening;
+    let ending = Rc::clone(&directory.ending);
+    let mut ends = pin!(ending.begins());
+    let signature = signature(directory.signature());
+    let shared = Shared { directory, to: RefCell::new(to), forwarded, signature };
+    let handshake = limits().handshake::<_, Bytes>(Resumed { tcp, read, at: 0 });
+    let handshake = tokio::time::timeout(IDLE_TIMEOUT, handshake).await;
+    let Ok(Ok(connection)) = handshake else { return };
+    let now = Instant::now();
+    let mut serving = Serving {
+        connection,
+        streams: JoinSet::new(),
+        idle,
+        quiet_since: Some(now),
+        alarm: Box::pin(tokio::time::sleep_until(now + IDLE_TIMEOUT)),
+        leaves: false,
+    };
+    let shared = Rc::new(shared);
+    loop {
+        let event = std::future::poll_fn(|cx| {
+            // Before it is asked whether the end has begun: see `Ending::begins`.
+            let _woken = ends.as_mut().poll(cx).is_ready();
+            if ending.has_begun() {
+                serving.leave();
+            }
+            serving.poll_event(cx)
+        });
+        match event.await {
+            Event::Request(request, respond) => {
+                let work = stream::serve(Rc::clone(&shared), request, respond);
+                serving.begin(work);
+            }
+            Event::IdleTooLong => serving.leave(),
+            Event::Over => return,
+        }
+    }
+}
+
+fn limits() -> server::Builder {
+    let mut limits = server::Builder::new();
+    limits
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
+        .max_send_buffer_size(SEND_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
+        .max_local_error_reset_streams(Some(RESET_BY_ERROR_MAX))
+        .data_frame_budget(SMALL_FRAMES_BUDGET);
+    limits
+}
+
+/// The fields of a text of lines that is ours.
+fn signature(text: &str) -> HeaderMap {
+    let fields = text.lines().filter_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        Some((name.parse::<HeaderName>().ok()?, value.parse::<HeaderValue>().ok()?))
+    });
+    fields.collect()
+}
+
+/// What happens to a connection.
+#[expect(clippy::large_enum_variant, reason = "it lives for one turn of the loop")]
+enum Event {
+    Request(Request<RecvStream>, SendResponse<Bytes>),
+    IdleTooLong,
+    Over,
+}
+
+struct Serving<'a> {
+    connection: server::Connection<Resumed<'a>, Bytes>,
+    /// Ended with the connection.
+    streams: JoinSet<()>,
+    idle: Rc<Idle>,
+    /// When the last stream has ended.
+    quiet_since: Option<Instant>,
+    /// Set anew when it rings early, not for each stream.
+    alarm: Pin<Box<Sleep>>,
+    /// The caller was told to go away.
+    leaves: bool,
+}
+
+impl Serving<'_> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        match self.connection.poll_accept(cx) {
+            Poll::Ready(Some(Ok((request, respond)))) => {
+                return Poll::Ready(Event::Request(request, respond));
+            }
+            Poll::Ready(Some(Err(error))) => {
+                tracing::debug!(%error, "a connection of HTTP/2 broke");
+                return Poll::Ready(Event::Over);
+            }
+            Poll::Ready(None) => return Poll::Ready(Event::Over),
+            Poll::Pending => {}
+        }
+        while let Poll::Ready(Some(done)) = self.streams.poll_join_next(cx) {
+            if let Err(error) = done {
+                tracing::error!(%error, "a stream's task failed");
+            }
+        }
+        if self.streams.is_empty() && self.quiet_since.is_none() {
+            let now = Instant::now();
+            self.quiet_since = Some(now);
+            self.idle.begin(now);
+        }
+        self.poll_idle(cx)
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            if self.leaves && self.quiet_since.is_some() {
+                return Poll::Ready(Event::Over);
+            }
+            let now = Instant::now();
+            let deadline = self.quiet_since.unwrap_or(now) + IDLE_TIMEOUT;
+            if deadline <= now {
+                return Poll::Ready(Event::IdleTooLong);
+            }
+            self.alarm.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+
+    fn begin(&mut self, work: impl Future<Output = ()> + 'static) {
+        self.idle.end();
+        self.quiet_since = None;
+        self.streams.spawn_local(work);
+    }
+
+    /// Lets what is in flight go on, and no more begin than the caller has sent already.
+    fn leave(&mut self) {
+        if !std::mem::replace(&mut self.leaves, true) {
+            self.connection.graceful_shutdown();
+            self.alarm.as_mut().reset(Instant::now() + FAREWELL_TIMEOUT);
+        }
+    }
+}
+
+/// A connection of which something was read already.
+struct Resumed<'a> {
+    tcp: &'a mut TcpStream,
+    read: Vec<u8>,
+    at: usize,
+}
+
+impl AsyncRead for Resumed<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut *self.tcp).poll_read(cx, into);
+        }
+        let count = into.remaining().min(self.read.len() - self.at);
+        into.put_slice(&self.read[self.at..self.at + count]);
+        self.at += count;
+        if self.at == self.read.len() {
+            self.read = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Resumed<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.tcp).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_preface_begins_http2() {
+        assert!(begins(PREFACE) && begins(&PREFACE[..PREFACE_LEN_MIN]));
+        assert!(begins(&[PREFACE, b"frames"].concat()));
+        assert!(!begins(b"PRI * HTTP/"));
+        assert!(!begins(b"PRI * HTTP/2.0\r\nHost: x\r\n\r\n"));
+        assert!(!begins(b"GET / HTTP/2.0\r\n\r\n"));
+    }
+}

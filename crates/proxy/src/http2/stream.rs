@@ -1,0 +1,335 @@
+//! One stream: a request, from its head to the end of its answer.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::Request;
+use http::request::Parts;
+use perch_core::balancer::Endpoint;
+use perch_core::ids::MachineId;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::answer::{self, Signature};
+use super::body::{Body, Piece};
+use super::connection::Shared;
+use super::exchange::{self, Broken, Terms, exchange};
+use super::head::{self, Head};
+use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
+use crate::http::connection::{
+    RETRY_AFTER_SECONDS, RequestId, SILENT_LOOK, SILENT_MAX, SILENT_PAUSE, TRIES_MAX, describe,
+    find, https_of, wake_header,
+};
+use crate::http::head::{After, Method};
+use crate::http::reply::Reply;
+use crate::upstream::{self, NoConnection, Upstream, Upstreams};
+use crate::{moderation, tcp};
+
+/// Serves a stream. Dropped, it gives everything back: its place, and the connection to the Machine.
+pub(super) async fn serve(
+    shared: Rc<Shared>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    moderation::count();
+    let (parts, recv) = request.into_parts();
+    let ended = recv.is_end_stream();
+    let id = RequestId::new(&shared.directory.region());
+    let call = Call { shared, id, respond, body: Body::new(recv) };
+    call.serve(parts, ended).await;
+    moderation::count();
+}
+
+struct Call {
+    shared: Rc<Shared>,
+    id: RequestId,
+    respond: SendResponse<Bytes>,
+    body: Body,
+}
+
+/// Why a request was not answered by a Machine.
+enum Failure {
+    /// Nobody waits for an answer any more, or it was cut.
+    Over,
+    Reply(u16, String),
+}
+
+impl From<NoPlace> for Failure {
+    fn from(reason: NoPlace) -> Self {
+        Self::Reply(503, reason.to_string())
+    }
+}
+
+impl From<NoConnection> for Failure {
+    fn from(reason: NoConnection) -> Self {
+        Self::Reply(503, reason.to_string())
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::NoAnswer | Broken::Malformed => Self::Reply(502, broken.to_string()),
+            Broken::Cut => Self::Over,
+        }
+    }
+}
+
+impl Call {
+    async fn serve(mut self, parts: Parts, ended: bool) {
+        let only_head = parts.method == http::Method::HEAD;
+        let written = head::write(&parts, ended, &self.shared.forwarded);
+        // A held request keeps one head, not two.
+        drop(parts);
+        let head = match written {
+            Ok(head) => head,
+            Err(bad) => return self.reply(Reply::new(bad.status(), &bad.to_string()), false).await,
+        };
+        let found = find(&self.shared.directory, &mut self.shared.to.borrow_mut(), &head.text);
+        let (app, facts) = match found {
+            Ok(found) => found,
+            Err(reply) => return self.reply(reply, only_head).await,
+        };
+        if facts.protocol == Protocol::HttpRedirected {
+            let location = https_of(&head.text);
+            let mut reply = Reply::new(301, "use https");
+            reply.location = Some(&location);
+            return self.reply(reply, only_head).await;
+        }
+        if let Err(Failure::Reply(status, text)) = self.forward(head, &app, &facts).await {
+            app.log(None, &format!("{text} (request {})", self.id.as_str()));
+            let mut reply = Reply::new(status, &text);
+            reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
+            self.reply(reply, only_head).await;
+        }
+    }
+
+    async fn forward(
+        &mut self,
+        mut head: Head,
+        app: &Rc<App>,
+        facts: &PortFacts,
+    ) -> Result<(), Failure> {
+        note_connection(&mut head, facts.reuse);
+        let timeout = facts.start_timeout;
+        let mut tries = Tries { left: TRIES_MAX, fresh: false, silent: None, timeout, since: None };
+        let (mut message, mut whole) = (Vec::new(), false);
+        loop {
+            let place = self.place(&head.text, app, &mut tries).await?;
+            if message.is_empty() {
+                message.extend_from_slice(&head.text);
+                whole = self.body.is_whole().await;
+                if whole {
+                    self.add_body(&head, &mut message)?;
+                }
+            }
+            let repeatable = whole && head.request.method != Method::Other;
+            let Some(mut machine) = self.connection(app, &place, &mut tries, repeatable).await?
+            else {
+                continue;
+            };
+            let exchange = self.exchange(&head, &place, &mut machine.stream, &message, whole);
+            match Box::pin(exchange).await {
+                Ok(after) => {
+                    finish(app, &place, machine.stream, (facts.reuse, after), head.request.method);
+                    return Ok(());
+                }
+                Err(Broken::NoAnswer) if repeatable && tries.may_repeat(&place, machine.used) => {
+                    let pause = tries.pause(&place);
+                    unless_left(&mut self.respond, &mut self.body, pause).await?;
+                }
+                Err(Broken::Malformed)
+                    if machine.used && repeatable && tries.may_repeat(&place, true) => {}
+                Err(broken) => {
+                    tcp::reset(&machine.stream);
+                    return Err(broken.into());
+                }
+            }
+        }
+    }
+
+    /// Adds what came of the body, which is all of it.
+    fn add_body(&mut self, head: &Head, message: &mut Vec<u8>) -> Result<(), Failure> {
+        let framing = head.request.framing;
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        loop {
+            let mut framed = Vec::new();
+            match self.body.poll_next(&mut context) {
+                Poll::Ready(Piece::Content(piece)) => exchange::frame(framing, piece, &mut framed),
+                Poll::Ready(Piece::End(trailers)) => {
+                    exchange::frame_end(framing, &trailers, message);
+                    return Ok(());
+                }
+                Poll::Ready(Piece::Broken) | Poll::Pending => return Err(Failure::Over),
+            }
+            message.extend_from_slice(&framed);
+        }
+    }
+
+    async fn place(
+        &mut self,
+        head: &[u8],
+        app: &Rc<App>,
+        tries: &mut Tries,
+    ) -> Result<Place, Failure> {
+        let (origin, port) = {
+            let to = self.shared.to.borrow();
+            (to.origin(app), to.endpoints.dest.port())
+        };
+        let reason = match app.choose(port, origin) {
+            Ok(place) => return Ok(place),
+            Err(None) => return Err(NoPlace::Refused.into()),
+            Err(Some(reason)) => reason,
+        };
+        let cause = self.shared.to.borrow().cause(describe(head));
+        let hold = Box::pin(app.hold(cause, origin, reason, tries.deadline()));
+        Ok(unless_left(&mut self.respond, &mut self.body, hold).await??)
+    }
+
+    /// A connection to the place's Machine; `None`: the Machine has gone, choose again.
+    async fn connection(
+        &mut self,
+        app: &Rc<App>,
+        place: &Place,
+        tries: &mut Tries,
+        repeatable: bool,
+    ) -> Result<Option<Upstream>, Failure> {
+        if !tries.fresh {
+            let quiet = if repeatable { upstream::seems_quiet } else { upstream::is_quiet };
+            while let Some(used) = app.upstreams.take(place.endpoint()) {
+                if quiet(&used.stream) {
+                    return Ok(Some(used));
+                }
+            }
+        }
+        let connecting = Box::pin(upstream::connect(place, tries.deadline()));
+        match unless_left(&mut self.respond, &mut self.body, connecting).await? {
+            Ok(stream) => Ok(Some(Upstream { stream, used: false })),
+            Err(NoConnection::Gone) if 0 < tries.left => {
+                tries.left -= 1;
+                Ok(None)
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        head: &Head,
+        place: &Place,
+        machine: &mut TcpStream,
+        message: &[u8],
+        whole: bool,
+    ) -> Result<After, Broken> {
+        let wake = place.woken.get().map(wake_header);
+        let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
+        let signature = Signature { fixed, request_id, wake: wake.as_deref() };
+        let terms = Terms { head, signature, place };
+        let rest = if whole { None } else { Some(&mut self.body) };
+        exchange(&mut self.respond, machine, terms, message, rest).await
+    }
+
+    async fn reply(&mut self, reply: Reply<'_>, only_head: bool) {
+        let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
+        let response = answer::own(&reply, Signature { fixed, request_id, wake: None });
+        // Errors below: the caller has gone.
+        let Ok(mut stream) = self.respond.send_response(response, only_head) else { return };
+        if !only_head {
+            let text = Bytes::from(format!("{}\n", reply.text));
+            let _sent = exchange::send(&mut stream, text, true).await.is_ok();
+        }
+    }
+}
+
+/// What belongs to the connection to the Machine is ours to say.
+fn note_connection(head: &mut Head, reuse: Reuse) {
+    let lines: &[u8] = match (head.trailers, reuse) {
+        (false, Reuse::Pooled) => return,
+        (false, Reuse::OneRequest) => b"Connection: close\r\n",
+        (true, Reuse::Pooled) => b"TE: trailers\r\nConnection: TE\r\n",
+        (true, Reuse::OneRequest) => b"TE: trailers\r\nConnection: TE, close\r\n",
+    };
+    let end = head.text.len() - b"\r\n".len();
+    head.text.splice(end..end, lines.iter().copied());
+}
+
+/// Gives a connection back, or ends it, as HTTP/1.1 does.
+fn finish(app: &Rc<App>, place: &Place, machine: TcpStream, after: (Reuse, After), method: Method) {
+    match after {
+        (Reuse::Pooled, After::Keep) if !place.is_parked() => Upstreams::keep(app, place, machine),
+        (Reuse::Pooled, After::Close) if method != Method::Head => {}
+        // The answer is here whole. An ordinary close would leave a local port waiting for a minute.
+        _ => tcp::reset(&machine),
+    }
+}
+
+/// How often one request is tried (PX-70), as HTTP/1.1 does.
+struct Tries {
+    left: u32,
+    /// A used connection failed: the next one is new.
+    fresh: bool,
+    /// The first run that closed new connections without an answer, and how many.
+    silent: Option<(MachineId, u64, u32)>,
+    timeout: Duration,
+    /// When the first wait began.
+    since: Option<Instant>,
+}
+
+impl Tries {
+    /// When waiting for a Machine and for its program to listen ends, both together.
+    fn deadline(&mut self) -> Instant {
+        *self.since.get_or_insert_with(Instant::now) + self.timeout
+    }
+
+    /// Whether a repeatable request is sent again after a Machine gave no answer.
+    fn may_repeat(&mut self, place: &Place, used: bool) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        self.fresh = true;
+        if used {
+            return true;
+        }
+        let Endpoint { machine, run, .. } = *place.endpoint();
+        let (first, first_run, count) = self.silent.unwrap_or((machine, run, 0));
+        self.silent = Some((first, first_run, count + 1));
+        (first, first_run) == (machine, run) && count < SILENT_MAX
+    }
+
+    /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
+    async fn pause(&self, place: &Place) {
+        if self.silent.is_none_or(|(.., count)| count < SILENT_MAX) {
+            return;
+        }
+        let ended = async {
+            while place.is_current() {
+                tokio::time::sleep(SILENT_LOOK).await;
+            }
+        };
+        // Ignored: the request is tried again in both cases.
+        let _elapsed = tokio::time::timeout(SILENT_PAUSE, ended).await.is_err();
+    }
+}
+
+/// Runs `work` unless the caller resets the stream, and takes in its body meanwhile.
+async fn unless_left<T>(
+    respond: &mut SendResponse<Bytes>,
+    body: &mut Body,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        body.take_in(cx);
+        respond.poll_reset(cx).map(|_| Err(Failure::Over))
+    })
+    .await
+}
