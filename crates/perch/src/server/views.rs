@@ -34,6 +34,7 @@ pub(crate) fn settings(world: &World) -> Settings {
         host_peers: host_peers(world, &catalog),
         public_domain: world.config.public_domain.clone(),
         starts_max: world.config.starts_max,
+        notes: true,
     }
 }
 
