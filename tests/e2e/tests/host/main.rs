@@ -68,4 +68,5 @@ mod uninterruptible;
 mod unruly;
 mod upgrade;
 mod volumes;
+mod why;
 mod wire;
