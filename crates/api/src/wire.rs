@@ -9,6 +9,7 @@
 mod app;
 mod base64;
 mod caller;
+mod check;
 mod config;
 mod dns;
 mod duration;
@@ -28,7 +29,6 @@ mod secret;
 mod signal;
 mod token;
 mod volume;
-mod why;
 
 pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
@@ -36,6 +36,7 @@ pub use app::{
 };
 pub use base64::{decode_base64, encode_base64};
 pub use caller::Whoami;
+pub use check::{Check, CheckHeader, HealthCheck, HttpCheck};
 pub use config::{
     Autostop, BadConfig, Concurrency, ConfigView, Guest, Init, LimitUnit, MachineConfig, Mount,
     Port, Restart, RestartPolicy, Service, StopConfig,
@@ -67,7 +68,6 @@ pub use secret::{
 pub use signal::{BadSignal, Signal, SignalInput};
 pub use token::{CreateToken, NewToken, Token, TokenPage};
 pub use volume::{CreateVolume, ExtendVolume, ExtendedVolume, Snapshot, UpdateVolume, Volume};
-pub use why::{LedgerEvent, LedgerPage, LedgerPhase, LedgerQuery, Trigger};
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;

@@ -84,6 +84,9 @@
 //!   `auto_stop_after`.
 //! - A suspended Machine whose freezer the shell holds is thawed without asking anybody, also while no
 //!   server is there; any other start is the server's.
+//! - Where a service has checks, callers come only while all of them pass; who finds no such Machine
+//!   waits (PX-64, PX-66). One that fails them is no capacity: what sleeps is woken in its place; one that
+//!   has just come up counts as starting until it passes or fails (AS-76). It sleeps as others do, and before them.
 //! - Starts wanted = ceil((in flight + waiting) / soft) − running − starting, of the Machines that
 //!   sleep, each at most once at a time; judged while callers wait, and when a caller has to be let
 //!   in at or over `soft_limit` (AS-71); suspended before stopped, then the last that fell asleep,
@@ -97,6 +100,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admission::Origin;
+use crate::checks::Status;
 use crate::ids::{MachineId, Region};
 use crate::lifecycle::MachineState;
 use crate::mutant::Mutant;
@@ -105,6 +109,7 @@ use crate::time::Timestamp;
 
 mod aimed;
 mod few;
+mod health;
 mod machine;
 mod pools;
 mod recall;
@@ -261,6 +266,17 @@ pub enum Event {
         attempt: u64,
         /// What became of it.
         outcome: ThawOutcome,
+    },
+    /// What the checks of a service say now: the worst of them.
+    Checked {
+        /// The Machine.
+        machine: MachineId,
+        /// The run; of an earlier one it is worthless.
+        run: u64,
+        /// The index of the service in the Machine's list.
+        service: usize,
+        /// Of its checks.
+        status: Status,
     },
     /// The connection to the server is gone: no outstanding attempt will be answered.
     ServerLost,
@@ -455,6 +471,8 @@ pub struct Belief {
     pub parked: u64,
     /// Whether a start or stop was asked for and not answered.
     pub asked: bool,
+    /// The worst of its services' checks.
+    pub health: Status,
     /// Since when nobody has used it; the last use while somebody is inside.
     pub quiet_since: Timestamp,
 }
@@ -535,6 +553,9 @@ impl Balancer {
             Event::Freezer { machine, run } => self.on_freezer(machine, run),
             Event::Thawed { machine, attempt, outcome } => {
                 self.on_thawed(machine, attempt, outcome, now);
+            }
+            Event::Checked { machine, run, service, status } => {
+                self.on_checked(machine, run, service, status);
             }
             Event::ServerLost => self.on_server_lost(),
             Event::ServerReady => self.on_server_ready(),

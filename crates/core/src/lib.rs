@@ -10,11 +10,11 @@
 //! | [`aim`] | where a request says that it wants to go |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
+//! | [`checks`] | when a health check is tried, and what its results mean |
 //! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`cpu`] | which Machines yield the CPUs to others |
 //! | [`deploy`] | the steps of a deploy |
-//! | [`ledger`] | what a caller's wait consisted of, and which records of it are kept |
 //! | [`address`] | which addresses networks, apps and Machines get |
 //! | [`dns`] | what a DNS question is answered with |
 
@@ -23,6 +23,7 @@ pub mod admission;
 pub mod aim;
 pub mod arming;
 pub mod balancer;
+pub mod checks;
 pub mod cpu;
 pub mod deploy;
 pub mod dns;
@@ -30,7 +31,6 @@ pub mod dns;
 pub mod fault;
 pub mod heartbeat;
 pub mod ids;
-pub mod ledger;
 pub mod lifecycle;
 pub mod memory;
 #[doc(hidden)]

@@ -3,7 +3,10 @@
 //! These are the decided values: defaults are filled in by whoever reads `fly.toml` or the Machine
 //! config; the constants for that are here.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::checks::CheckSpec;
 
 /// `soft_limit` where nothing is configured (AS-24).
 pub const SOFT_LIMIT_DEFAULT: u32 = 20;
@@ -120,6 +123,8 @@ pub struct ServiceSpec {
     pub auto_stop_after: Duration,
     /// How long a caller is held for a wake.
     pub start_timeout: Duration,
+    /// Callers come only while all of them pass (MA-70, PX-66).
+    pub checks: Arc<[CheckSpec]>,
 }
 
 impl ServiceSpec {

@@ -251,8 +251,6 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.sock",
         "netns",
         "proxy.log",
-        "ledger.jsonl",
-        "ledger.1.jsonl",
         "proxy.json",
         "tag",
         "cgroup-parent",

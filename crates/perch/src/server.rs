@@ -14,6 +14,7 @@ mod ballast;
 mod blanks;
 mod capacity;
 mod certificate;
+mod checks;
 mod clock;
 mod contents;
 mod copying;
@@ -29,7 +30,6 @@ mod inside;
 mod keeper;
 mod launching;
 mod leaving;
-mod ledger;
 mod limits;
 mod lives;
 pub(crate) mod lock;
@@ -351,7 +351,6 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
-    let ledger = ledger::Ledger::open(&paths.data).context("could not start a thread")?;
     let ceilings = perch_machine::Ceilings::above(&cgroup_parent)
         .context("could not find limits above the Machines")?;
     let (memory, reserve) = (config.memory, config.memory_reserve);
@@ -373,7 +372,6 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         proxy,
         vault,
         events,
-        ledger,
         pager,
     }))
 }
@@ -527,7 +525,6 @@ async fn end(
     world.tracker.close();
     world.tracker.wait().await;
     world.flush_events().await;
-    world.flush_ledger().await;
     match fs::remove_file(world.paths.api_socket()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

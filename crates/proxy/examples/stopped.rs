@@ -148,7 +148,6 @@ fn settings() -> Settings {
         host_peers: Vec::new(),
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
-        notes: false,
     }
 }
 
@@ -195,6 +194,7 @@ fn machine(number: u32) -> MachineView {
         skip_dns: false,
         metadata: metadata.into_iter().map(own).collect(),
         services: vec![service()],
+        checks: Vec::new(),
     }
 }
 
@@ -212,5 +212,6 @@ fn service() -> ServiceView {
         unit: Unit::Connections,
         auto_stop_after_ms: 3_600_000,
         start_timeout_ms: 60_000,
+        checks: Vec::new(),
     }
 }

@@ -116,7 +116,6 @@ fn settings() -> Settings {
         host_peers: Vec::new(),
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
-        notes: false,
     }
 }
 
@@ -139,6 +138,7 @@ fn app(state: &str, internal_port: u16) -> AppView {
         unit: Unit::Requests,
         auto_stop_after_ms: 300_000,
         start_timeout_ms: 60_000,
+        checks: Vec::new(),
     };
     let machine = MachineView {
         id: "00000000000001".to_owned(),
@@ -155,6 +155,7 @@ fn app(state: &str, internal_port: u16) -> AppView {
         skip_dns: false,
         metadata: std::collections::BTreeMap::new(),
         services: vec![service],
+        checks: Vec::new(),
     };
     let ip = IpAddr::V6(Ipv6Addr::new(0xfdaa, 0, 7, 0, 1, 0, 0, 2));
     AppView {

@@ -26,12 +26,6 @@ pub(crate) fn now() -> Timestamp {
     now
 }
 
-/// Wall time in microseconds since 1970, for people and records.
-pub(crate) fn unix_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 thread_local! {
     static AHEAD: Cell<std::time::Duration> = const { Cell::new(std::time::Duration::ZERO) };
@@ -103,15 +97,20 @@ pub(crate) fn secret_u16() -> u16 {
     }
 }
 
+/// Milliseconds since 1970.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Length of the text of a ULID.
 pub(crate) const ULID_LEN: usize = 26;
 
 /// A new ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.
 pub(crate) fn ulid() -> [u8; ULID_LEN] {
     const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let random_bits = (u128::from(random()) << 64 | u128::from(random())) >> 48;
-    let mut value = (since.as_millis() & 0xffff_ffff_ffff) << 80 | random_bits;
+    let mut value = (u128::from(unix_millis()) & 0xffff_ffff_ffff) << 80 | random_bits;
     let mut text = [b'0'; ULID_LEN];
     for digit in text.iter_mut().rev() {
         *digit = DIGITS[(value & 31) as usize];

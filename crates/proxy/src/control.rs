@@ -9,15 +9,17 @@
 //! Unknown fields are ignored and unknown messages are logged and skipped, so that a server and a proxy
 //! of neighbouring releases can work together during an upgrade.
 
+mod checks;
 mod handover;
 mod link;
 mod types;
 
+pub use checks::{CheckResult, CheckView, HttpCheckView};
 pub use handover::{Handover, HandoverError, Listeners};
 pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{
     AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, LINE_BYTES_MAX,
-    MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView, Settings, Source,
-    StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit, VERSION,
+    MachineView, NetworkView, PortView, ServiceView, Settings, Source, StartOutcome, StopOutcome,
+    Thaw, ThawedRun, ToProxy, Unit, VERSION,
 };

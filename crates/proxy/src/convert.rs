@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use perch_core::balancer::{self, MachineView};
+use perch_core::checks::{CheckKind, CheckSpec, Times};
 use perch_core::ids::BadId;
 use perch_core::lifecycle::MachineState;
 use perch_core::service::{Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Unit};
@@ -69,7 +70,25 @@ fn service(view: &control::ServiceView) -> ServiceSpec {
         },
         auto_stop_after: Duration::from_millis(view.auto_stop_after_ms),
         start_timeout: Duration::from_millis(view.start_timeout_ms),
+        checks: view.checks.iter().map(check).collect(),
     }
+}
+
+pub(crate) fn check(view: &control::CheckView) -> CheckSpec {
+    let kind = match &view.http {
+        None => CheckKind::Tcp,
+        Some(http) => CheckKind::Http {
+            method: http.method.clone(),
+            path: http.path.clone(),
+            headers: http.headers.clone(),
+        },
+    };
+    let times = Times {
+        interval: Duration::from_millis(view.interval_ms),
+        timeout: Duration::from_millis(view.timeout_ms),
+        grace: Duration::from_millis(view.grace_ms),
+    };
+    CheckSpec { name: view.name.clone(), port: view.port, kind, times }
 }
 
 fn port(view: &control::PortView) -> PortSpec {

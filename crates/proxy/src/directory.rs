@@ -125,14 +125,8 @@ impl Destination {
 
     /// For the record of a wake.
     pub(crate) fn cause(&self, request: Option<String>) -> Cause {
-        let (caller, caller_port) = (self.endpoints.caller.ip(), self.endpoints.caller.port());
-        Cause {
-            caller,
-            caller_port,
-            source: self.source.clone(),
-            dest: self.endpoints.dest,
-            request,
-        }
+        let caller = self.endpoints.caller.ip();
+        Cause { caller, source: self.source.clone(), dest: self.endpoints.dest, request }
     }
 }
 
@@ -311,7 +305,6 @@ impl Directory {
     fn set_settings(&self, settings: Settings) {
         *self.region.borrow_mut() = settings.region.as_str().into();
         self.server.set_starts_max(settings.starts_max);
-        self.server.set_notes(settings.notes);
         let mut state = self.state.borrow_mut();
         state.networks = settings.networks.iter().map(|n| (prefix(n.prefix), n.id)).collect();
         state.settings = Some(settings);
@@ -335,6 +328,7 @@ impl Directory {
         for gone in former.into_iter().filter(|id| machines.iter().all(|m| m.id != *id)) {
             self.server.forget(gone);
         }
+        app.set_checks(&view, &machines);
         app.set_machines(machines, ports(&view));
     }
 
@@ -400,6 +394,7 @@ impl Directory {
         self.server.set_ready();
         for app in self.apps() {
             app.handle(balancer::Event::ServerReady);
+            app.tell_all_checks();
         }
         self.filled.send_replace(true);
     }

@@ -26,6 +26,7 @@ mod http2;
 mod interning;
 mod line;
 mod moderation;
+mod probe;
 mod server;
 mod server_side;
 mod shares;

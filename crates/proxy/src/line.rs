@@ -239,8 +239,7 @@ impl<'a> Line<'a> {
     /// Wakes the Machine; load again.
     async fn recall(&self, origin: Origin) -> Result<(), NoPlace> {
         let deadline = Instant::now() + self.start_timeout;
-        let cause = self.to.cause(Some("the next byte of a connection".to_owned()));
-        self.place.recall(origin, deadline, cause).await?;
+        self.place.recall(origin, deadline).await?;
         self.changed.notify_one();
         Ok(())
     }

@@ -69,8 +69,7 @@ async fn connect(
         let machine = place.endpoint().machine;
         match unless_reset(caller, upstream::connect(&place, deadline)).await? {
             Ok(stream) => {
-                place.note_connected();
-                place.note_answered();
+                place.note_wake(|| None);
                 return Some((place, stream));
             }
             Err(NoConnection::Gone) if Instant::now() < deadline => {}
@@ -86,10 +85,7 @@ async fn place(to: &Destination, app: &Rc<App>, deadline: Instant) -> Result<Pla
     let origin = to.origin(app);
     match app.choose(to.endpoints.dest.port(), origin) {
         Ok(place) => Ok(place),
-        Err(None) => {
-            app.note_refused(to.cause(None));
-            Err(NoPlace::Refused)
-        }
+        Err(None) => Err(NoPlace::Refused),
         Err(Some(reason)) => app.hold(to.cause(None), origin, reason, deadline).await,
     }
 }

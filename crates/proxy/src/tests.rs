@@ -1,6 +1,7 @@
 //! The whole proxy in one process: real sockets on loopback, a server played by the test, Machines
 //! played by tasks.
 
+mod checks;
 mod control;
 mod crowd;
 mod damp;
@@ -10,7 +11,6 @@ mod end;
 mod http;
 mod http2;
 mod leaving;
-mod notes;
 mod panic;
 mod parser;
 mod pooling;

@@ -301,6 +301,29 @@ fn pace(elapsed: Duration) -> Duration {
     }
 }
 
+/// Connects, and waits as long as that for a program that does not listen yet; once at least.
+pub(crate) async fn connect_within(
+    target: std::net::SocketAddrV4,
+    until: Instant,
+) -> io::Result<TcpStream> {
+    let since = Instant::now();
+    let mut ticker = None;
+    loop {
+        let refused = match TcpStream::connect(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if until <= Instant::now() || is_ours(&refused) {
+            return Err(refused);
+        }
+        let ticker = match &ticker {
+            Some(ticker) => ticker,
+            None => ticker.insert(Ticker::new()?),
+        };
+        ticker.wait(pace(since.elapsed())).await?;
+    }
+}
+
 async fn try_connect(
     target: std::net::SocketAddrV4,
     handshake_timeout: Duration,

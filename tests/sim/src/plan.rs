@@ -168,6 +168,7 @@ fn service(choices: &mut Choices) -> ServiceSpec {
         },
         auto_stop_after: choices.millis(500, 15_000),
         start_timeout: START_TIMEOUT,
+        checks: std::sync::Arc::default(),
     }
 }
 

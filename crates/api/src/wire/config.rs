@@ -90,8 +90,8 @@ pub struct ConfigView {
     pub auto_destroy: bool,
     /// Files that are written into it before its program starts.
     pub files: Vec<GuestFile>,
-    /// Names of the health checks at the top level; not run yet.
-    pub checks: Vec<String>,
+    /// Health checks at the top level by name, as received ([`Self::health_checks`]).
+    pub checks: Map<String, Value>,
     /// Volumes and where they are mounted.
     pub mounts: Vec<Mount>,
 }
@@ -126,8 +126,9 @@ struct ConfigShape {
     auto_destroy: Option<bool>,
     /// Files that are written into it before its program starts.
     files: Option<Vec<GuestFile>>,
-    /// Health checks by name; not run yet.
-    checks: Option<Map<String, Value>>,
+    /// Health checks by name.
+    #[schemars(extend("maxProperties" = 20))]
+    checks: Option<super::check::Named>,
     /// A volume and where it is mounted; at most one.
     #[schemars(length(max = 1))]
     mounts: Option<Vec<MountShape>>,
@@ -352,9 +353,9 @@ pub struct Service {
     /// How long a caller is held during a wake; `None` = 60 s. Extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<GoDuration>,
-    /// Health checks, as received; not run yet.
+    /// Health checks, as received ([`ConfigView::health_checks`]): callers come while all pass.
     #[serde(default, deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(transform = schema::nullable)]
+    #[schemars(with = "Vec<super::Check>", length(max = 20), transform = schema::nullable)]
     pub checks: Vec<Value>,
 }
 
@@ -655,7 +656,7 @@ impl ConfigView {
             standbys: schedule::standbys(raw.get("standbys")),
             auto_destroy: field(raw, "auto_destroy")?,
             files: files(raw).unwrap_or_default(),
-            checks: field::<Map<String, Value>>(raw, "checks")?.keys().cloned().collect(),
+            checks: field(raw, "checks")?,
             mounts: field::<Vec<Value>>(raw, "mounts")?.iter().map(mount).collect(),
         };
         if view.image.is_empty() {

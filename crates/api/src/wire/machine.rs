@@ -259,8 +259,11 @@ pub struct CheckStatus {
     pub status: String,
     /// What the check saw.
     pub output: String,
-    /// RFC 3339.
+    /// RFC 3339: when the status became this one (MA-77).
     pub updated_at: String,
+    /// Our addition: the Machine sleeps, and this is how it was before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub asleep: bool,
 }
 
 /// Something that happened to a Machine.

@@ -47,10 +47,18 @@ pub(super) async fn run(context: &Context<'_>, command: Checks) -> Outcome {
     Ok(())
 }
 
+/// One that sleeps is shown as it was.
+pub(super) fn status(check: &CheckStatus) -> String {
+    match check.asleep {
+        true => format!("{} (asleep)", check.status),
+        false => check.status.clone(),
+    }
+}
+
 fn row(machine: &Machine, check: &CheckStatus, now: Timestamp) -> Vec<String> {
     vec![
         check.name.clone(),
-        check.status.clone(),
+        status(check),
         machine.id.clone(),
         render::relative_time(&check.updated_at, now),
         check.output.clone(),

@@ -13,6 +13,7 @@ mod addresses;
 mod ending;
 mod files;
 mod guard;
+mod health;
 mod image;
 mod leases;
 mod machine_config;
@@ -228,13 +229,7 @@ pub(super) fn refuse_unsupported(config: &Config) -> Outcome {
 /// What is left out and said, because the app runs without it.
 fn note_what_is_not_there(context: &Context<'_>, config: &Config) {
     let services = || config.http_service.iter().chain(&config.services);
-    let service_checks =
-        || services().any(|s| !s.http_checks.is_empty() || !s.tcp_checks.is_empty());
     let notes = [
-        (
-            !config.checks.is_empty() || service_checks(),
-            "health checks are not run yet; the Machines count as up once they listen",
-        ),
         (
             services().any(|service| service.protocol.as_deref() == Some("udp")),
             "UDP services are not served yet; reach them by the Machines' own addresses",

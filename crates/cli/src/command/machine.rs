@@ -331,7 +331,7 @@ fn print_checks(context: &Context<'_>, checks: &[CheckStatus]) {
     let now = Timestamp::now();
     let row = |check: &CheckStatus| {
         let time = render::relative_time(&check.updated_at, now);
-        vec![check.name.clone(), check.status.clone(), time, check.output.clone()]
+        vec![check.name.clone(), super::checks::status(check), time, check.output.clone()]
     };
     let rows: Vec<_> = checks.iter().map(row).collect();
     let title = format!("Checks [{}]", passing_text(checks));

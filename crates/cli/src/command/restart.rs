@@ -20,7 +20,7 @@ pub(crate) struct Restart {
     /// Kill the Machines instead of asking them to end
     #[arg(long)]
     force_stop: bool,
-    /// Accepted for compatibility; no health checks are waited for
+    /// Do not wait until health checks pass
     #[arg(long)]
     skip_health_checks: bool,
 }
@@ -36,9 +36,11 @@ pub(super) async fn run(context: &Context<'_>, args: Restart) -> Outcome {
     let is_started =
         |id: &str| machines.iter().any(|it| it.id == id && it.state == MachineState::Started);
     let query = RestartQuery { force_stop: args.force_stop, ..RestartQuery::default() };
+    let checked =
+        |id: &str| machines.iter().find(|it| it.id == id).filter(|_| !args.skip_health_checks);
     machine::leased(context, &app, &machines, "apps restart", async |id, nonce| {
         match is_started(id) {
-            true => restart(context, &app, id, &query, None, nonce).await,
+            true => restart(context, &app, id, &query, checked(id), nonce).await,
             false => Ok(()),
         }
     })

@@ -3,7 +3,7 @@
 //! paragraph).
 
 use super::check::one_of;
-use super::config::{Config, Port, Service};
+use super::config::{Check, Config, Port, Service};
 use super::problem::Level;
 use super::section::Notes;
 use std::collections::BTreeSet;
@@ -14,6 +14,9 @@ const HANDLERS: [&str; 4] = ["http", "tls", "pg_tls", "proxy_proto"];
 pub(crate) fn check(config: &Config, notes: &Notes<'_>) {
     for (service, path) in config.services_with_paths() {
         check_service(service, &path, notes);
+    }
+    for (name, check) in &config.checks {
+        check_request(check, &format!("checks.{name}"), notes);
     }
     check_duplicate_ports(config, notes);
     check_mounts_per_group(config, notes);
@@ -46,6 +49,30 @@ fn check_service(service: &Service, path: &str, notes: &Notes<'_>) {
         check_external_port(port, &format!("{path}.ports[{index}]"), notes);
     }
     check_numbers(service, path, notes);
+    let key = if path == "http_service" { "checks" } else { "http_checks" };
+    for (index, check) in service.http_checks.iter().enumerate() {
+        check_request(check, &format!("{path}.{key}[{index}]"), notes);
+    }
+}
+
+/// What a health check asks.
+fn check_request(check: &Check, path: &str, notes: &Notes<'_>) {
+    match check.protocol.as_deref() {
+        None | Some("" | "http") => {}
+        Some("https") => {
+            let remedy = "use protocol = \"http\", or a check of type tcp";
+            refuse(notes, &format!("{path}.protocol"), "checks by https are not there", remedy);
+        }
+        Some(other) => {
+            let text = format!("unknown protocol '{other}'");
+            refuse(notes, &format!("{path}.protocol"), text, "use protocol = \"http\"");
+        }
+    }
+    let own = check.path.as_deref().unwrap_or_default();
+    if !own.is_empty() && !own.starts_with('/') {
+        let remedy = format!("write path = \"/{own}\"");
+        refuse(notes, &format!("{path}.path"), "does not begin with a slash", remedy);
+    }
 }
 
 fn check_external_port(port: &Port, path: &str, notes: &Notes<'_>) {

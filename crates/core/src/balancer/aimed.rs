@@ -9,6 +9,7 @@ use super::route::Pressure;
 use super::{Admission, Balancer, Effect, FailReason, HoldReason, Server};
 use crate::admission::Origin;
 use crate::aim::Target;
+use crate::checks::Status;
 use crate::ids::MachineId;
 use crate::time::Timestamp;
 
@@ -51,7 +52,11 @@ impl Machine {
         }
         Some(match self.readiness(port, now) {
             Some(readiness) => Prospect::Asleep(readiness),
-            None if self.is_open() => Prospect::Full,
+            None if self.is_open() => match self.health_at(port) {
+                Status::Passing => Prospect::Full,
+                Status::Warning => Prospect::Starting,
+                Status::Critical => Prospect::Later,
+            },
             None => Prospect::Later,
         })
     }

@@ -8,6 +8,7 @@ use super::recall::Recalled;
 use super::route::{Endpoint, Nearby};
 use super::{Belief, MachineView};
 use crate::admission::{AdmissionWord, Busy, Limits, Origin};
+use crate::checks::Status;
 use crate::heartbeat::GRACE;
 use crate::ids::Region;
 use crate::lifecycle::MachineState;
@@ -63,6 +64,8 @@ pub(super) enum Readiness {
     BackingOff,
     GoingDown,
     BeingReplaced,
+    /// Frozen when its checks did not pass, which stands until they do.
+    Unfit,
     /// Frozen, and connections that rest in this run have all its places: awake it takes nobody, unless
     /// its program ends some of them.
     Full,
@@ -72,6 +75,8 @@ pub(super) enum Readiness {
 struct Door {
     word: Arc<AdmissionWord>,
     limits: Limits,
+    /// The worst of the service's checks in this run; without any it passes.
+    health: Status,
 }
 
 impl Door {
@@ -165,6 +170,44 @@ impl Machine {
     pub(super) fn is_open(&self) -> bool {
         let leaving = self.stop.is_some() || self.drain.is_some() || self.in_limbo;
         self.is_up() && !leaving && !self.view.cordoned
+    }
+
+    /// Its health may be looked at. A drain by the server comes before a stop or suspend.
+    pub(super) fn is_checkable(&self) -> bool {
+        let leaving =
+            self.stop.is_some() || self.in_limbo || self.drain.is_some_and(Drain::is_by_server);
+        self.is_up() && !leaving
+    }
+
+    pub(super) fn health_of(&self, service: usize) -> Option<Status> {
+        self.doors.get(service).map(|door| door.health)
+    }
+
+    /// Of the service behind `port`.
+    pub(super) fn health_at(&self, port: u16) -> Status {
+        self.door(port).map_or(Status::Passing, |door| door.health)
+    }
+
+    pub(super) fn worst_health(&self) -> Status {
+        self.doors.iter().map(|door| door.health).max().unwrap_or(Status::Passing)
+    }
+
+    /// Whether that is something new.
+    pub(super) fn set_health(&mut self, service: usize, status: Status) -> bool {
+        let door = self.doors.get_mut(service);
+        door.is_some_and(|door| std::mem::replace(&mut door.health, status) != status)
+    }
+
+    /// What was found of an earlier run says nothing of this one.
+    fn forget_health(&mut self) {
+        for (door, service) in self.doors.iter_mut().zip(self.view.services.iter()) {
+            door.health = unchecked(service);
+        }
+    }
+
+    /// Has come up, and nobody knows yet whether it serves the port.
+    pub(super) fn is_settling_at(&self, port: u16) -> bool {
+        self.is_open() && self.health_at(port) == Status::Warning
     }
 
     /// Counted as running for autostop (AS-61).
@@ -316,9 +359,10 @@ impl Machine {
         if service.autostart == Autostart::Off || self.view.cordoned || backing_off {
             return None;
         }
-        let frozen = match self.has_room_at(port) {
-            true => Readiness::Suspended,
-            false => Readiness::Full,
+        let frozen = match (self.has_room_at(port), self.health_at(port)) {
+            (true, Status::Passing) => Readiness::Suspended,
+            (true, Status::Warning | Status::Critical) => Readiness::Unfit,
+            (false, _) => Readiness::Full,
         };
         if self.is_being_suspended() {
             return Some(frozen);
@@ -355,6 +399,7 @@ impl Machine {
             in_flight: self.in_flight(),
             parked: self.parked(),
             asked: self.start.is_some() || self.stop.is_some(),
+            health: self.worst_health(),
             quiet_since: self.quiet_since,
         }
     }
@@ -390,12 +435,13 @@ impl Machine {
         }
         if run != self.view.run {
             (self.drain, self.in_limbo) = (None, false);
+            self.forget_health();
         }
         if keys(&view.services) != keys(&self.view.services) {
             self.shut();
             self.doors = doors(&view.services);
         } else {
-            set_limits(&mut self.doors, &view.services);
+            set_limits(&mut self.doors, &self.view.services, &view.services);
         }
         self.view = view;
         self.settle_asked();
@@ -594,15 +640,26 @@ impl Machine {
 }
 
 fn doors(services: &[ServiceSpec]) -> Vec<Door> {
-    let new =
-        |s: &ServiceSpec| Door { word: Arc::new(AdmissionWord::new_closed()), limits: limits(s) };
+    let new = |s: &ServiceSpec| Door {
+        word: Arc::new(AdmissionWord::new_closed()),
+        limits: limits(s),
+        health: unchecked(s),
+    };
     services.iter().map(new).collect()
 }
 
-fn set_limits(doors: &mut [Door], services: &[ServiceSpec]) {
-    for (door, service) in doors.iter_mut().zip(services) {
+fn set_limits(doors: &mut [Door], former: &[ServiceSpec], services: &[ServiceSpec]) {
+    for (door, (former, service)) in doors.iter_mut().zip(former.iter().zip(services)) {
         door.limits = limits(service);
+        if former.checks != service.checks {
+            door.health = unchecked(service);
+        }
     }
+}
+
+/// As long as nobody has looked.
+fn unchecked(service: &ServiceSpec) -> Status {
+    if service.checks.is_empty() { Status::Passing } else { Status::Warning }
 }
 
 fn limits(service: &ServiceSpec) -> Limits {

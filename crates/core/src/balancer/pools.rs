@@ -52,7 +52,11 @@ impl Balancer {
         let home = self.settings.region;
         let hold = publishing().any(|m| m.may_serve(start));
         let route = Route {
-            endpoints: publishing().filter_map(|m| m.endpoint(start, home)).map(Arc::new).collect(),
+            endpoints: publishing()
+                .filter(|m| self.serves_now(m, start))
+                .filter_map(|m| m.endpoint(start, home))
+                .map(Arc::new)
+                .collect(),
             when_none: if hold { WhenNone::Hold } else { WhenNone::Refuse },
             relief: AtomicBool::new(false),
             mutant: self.mutant,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::machine::{Machine, Readiness};
 use super::{Balancer, Effect, Server};
+use crate::checks::Status;
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
 use crate::time::Timestamp;
@@ -57,7 +58,8 @@ impl Balancer {
             let publishing = || self.machines.values().filter(|m| m.publishes(*start));
             let drained = publishing().any(Machine::is_excess_drained);
             let spare = drained || self.next_to_wake(*start, now).is_some();
-            let relief = spare && !publishing().any(Machine::is_starting);
+            let coming = |m: &Machine| m.is_starting() || m.is_settling_at(*start);
+            let relief = spare && !publishing().any(coming);
             segment.route.relief.store(relief, Ordering::Release);
         }
     }
@@ -80,7 +82,7 @@ impl Balancer {
 
     fn demand(&self, start: u16, end: u16, now: Timestamp) -> Demand {
         let publishing = || self.machines.values().filter(|m| m.publishes(start));
-        let open = || publishing().filter(|m| m.is_open());
+        let open = || publishing().filter(|m| self.is_capacity(m, start));
         let waiting: usize = self.waiting.range(start..=end).map(|(_, waiting)| waiting).sum();
         let carried = |m: &Machine| match self.mutant {
             Mutant::RestingTakesNoPlace => m.load_at(start),
@@ -106,13 +108,20 @@ impl Balancer {
         let next = self.next_to_wake(port, now);
         let better = next.is_some_and(|(readiness, _)| readiness < Readiness::GoingDown);
         let publishing = self.machines.values().filter(|m| m.publishes(port) && m.is_starting());
-        publishing.filter(|m| !(better && m.is_starting_behind_a_stop())).count() as u64
+        let starting = publishing.filter(|m| !(better && m.is_starting_behind_a_stop())).count();
+        let settling =
+            self.machines.values().filter(|m| m.publishes(port) && m.is_settling_at(port));
+        (starting + settling.count()) as u64
     }
 
     /// A Machine that was being drained as one too many is needed after all, if it can take anybody.
     fn put_back(&mut self, port: u16) -> bool {
-        let drained =
-            |m: &&mut Machine| m.publishes(port) && m.is_excess_drained() && m.has_room_at(port);
+        let drained = |m: &&mut Machine| {
+            m.publishes(port)
+                && m.is_excess_drained()
+                && m.has_room_at(port)
+                && m.health_at(port) == Status::Passing
+        };
         let found = self.machines.values_mut().find(drained);
         found.map(Machine::clear_drain).is_some()
     }
@@ -128,7 +137,7 @@ impl Balancer {
         let ranked = self.machines.values().filter(free).filter_map(|m| {
             let readiness = m.readiness(port, now)?;
             let far = m.view.region != self.settings.region;
-            let full = readiness == Readiness::Full;
+            let full = matches!(readiness, Readiness::Full | Readiness::Unfit);
             Some((full, far, readiness, Reverse(m.slept_at), m.view.id))
         });
         ranked.min().map(|(_, _, readiness, _, id)| (readiness, id))

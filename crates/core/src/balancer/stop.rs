@@ -3,6 +3,7 @@
 use super::machine::{Drain, Machine};
 use super::pools::{PoolKey, pool_key};
 use super::{Balancer, DRAIN_TIMEOUT, Effect, Server, StopReason};
+use crate::checks::Status;
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
 use crate::time::Timestamp;
@@ -64,8 +65,11 @@ impl Balancer {
         let census = self.census(key);
         let due = self
             .members(key)
-            .filter(|m| m.is_stoppable() && m.in_flight() == 0 && m.idle_at() <= now);
-        let victim = due.min_by_key(|m| (m.quiet_since, m.view.id))?;
+            .filter(|m| m.is_stoppable() && m.in_flight() == 0 && m.idle_at() <= now)
+            .filter(|m| !self.is_awaited(m));
+        // Who serves nobody goes first.
+        let fit = |m: &Machine| m.worst_health() == Status::Passing;
+        let victim = due.min_by_key(|m| (fit(m), m.quiet_since, m.view.id))?;
         if !census.is_above_floor(victim.view.primary) {
             return None;
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::aim::{Among, Target};
+use crate::checks::{CheckKind, CheckSpec, Status, Times};
 use crate::heartbeat::GRACE;
 use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
 
@@ -657,6 +658,90 @@ fn old_news_does_not_close_what_was_thawed_until_the_server_has_heard_of_it() {
     assert_eq!(world.event(waiting(1)), ["thaw 1 run 1"]);
 }
 
+// ---- health -------------------------------------------------------------------------------------
+
+#[test]
+fn nobody_comes_where_a_check_fails_until_it_passes_again() {
+    let mut world = World::new(vec![up(1).checked(), up(2).checked()]);
+    world.event(checked(1, 1, Status::Passing));
+    world.event(checked(2, 1, Status::Passing));
+    world.event(checked(1, 1, Status::Critical));
+    for _ in 0..4 {
+        assert_eq!(world.enter().endpoint().machine, id(2), "PX-66");
+    }
+    world.event(checked(1, 1, Status::Passing));
+    assert_eq!(world.enter().endpoint().machine, id(1));
+}
+
+#[test]
+fn who_finds_none_that_passes_waits_and_enters_with_the_first_pass() {
+    let mut world = World::new(vec![up(1).checked()]);
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Wake)), "PX-64");
+    assert!(world.balancer.is_unfit(PORT));
+    assert_eq!(world.event(waiting(2)), Vec::<String>::new());
+    assert_eq!(world.event(checked(1, 1, Status::Critical)), Vec::<String>::new());
+    let entered = world.event(checked(1, 1, Status::Passing));
+    assert_eq!(entered, ["admit 80 to 1", "admit 80 to 1"]);
+}
+
+#[test]
+fn a_sleeper_is_woken_in_place_of_one_that_fails_and_not_while_one_has_just_come_up() {
+    let mut world = World::new(vec![up(1).checked(), asleep(2).checked()]);
+    assert_eq!(world.event(waiting(1)), Vec::<String>::new(), "AS-76: it may pass yet");
+    assert_eq!(world.event(checked(1, 1, Status::Critical)), ["start 2"]);
+}
+
+#[test]
+fn a_new_run_has_to_pass_anew_and_a_resumed_one_does_not() {
+    let mut world = World::new(vec![up(1).checked()]);
+    world.event(checked(1, 1, Status::Passing));
+    world.change(vec![suspended(1).checked()]);
+    world.change(vec![up(1).checked()]);
+    let claim = world.enter();
+    world.leave(claim);
+    world.change(vec![up(1).checked().run(2)]);
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Wake)));
+    world.event(checked(1, 1, Status::Passing));
+    assert!(matches!(world.choose(), Choice::Hold(HoldReason::Wake)), "of the run before");
+    world.event(checked(1, 2, Status::Passing));
+    let _inside = world.enter();
+}
+
+#[test]
+fn one_that_fails_sleeps_first_but_not_while_somebody_waits_for_it() {
+    let mut world = World::new(vec![up(1).checked(), up(2).checked()]);
+    world.event(checked(1, 1, Status::Passing));
+    world.event(checked(2, 1, Status::Critical));
+    assert_eq!(world.run_until(AFTER)[..1], ["stop 2 run 1"]);
+    let mut world = World::new(vec![up(1).checked()]);
+    world.event(waiting(1));
+    assert_eq!(world.run_until(3 * AFTER), Vec::<String>::new());
+    assert_eq!(world.event(waiting(0)), ["stop 1 run 1"]);
+}
+
+#[test]
+fn who_passed_when_it_was_frozen_is_thawed_before_others() {
+    let mut world = World::new(vec![up(1).checked(), up(2).checked()]);
+    world.event(checked(1, 1, Status::Critical));
+    world.event(checked(2, 1, Status::Passing));
+    world.change(vec![up(1).checked(), suspended(2).checked()]);
+    world.change(vec![suspended(1).checked(), suspended(2).checked()]);
+    assert_eq!(world.event(waiting(1)), ["start 2"]);
+}
+
+#[test]
+fn nobody_looks_at_what_sleeps_or_is_about_to() {
+    let mut world = World::new(vec![up(1).checked(), suspended(2).checked()]);
+    assert_eq!(world.balancer.checkable(id(1)), Some(1));
+    assert_eq!(world.balancer.checkable(id(2)), None);
+    world.event(drain(1, 1, 7));
+    assert_eq!(world.balancer.checkable(id(1)), None);
+}
+
+fn checked(n: u64, run: u64, status: Status) -> Event {
+    Event::Checked { machine: id(n), run, service: 0, status }
+}
+
 fn up(n: u64) -> View {
     let service = ServiceSpec {
         internal_port: 8080,
@@ -667,6 +752,7 @@ fn up(n: u64) -> View {
         concurrency: Concurrency { unit: Unit::Requests, soft_limit: 20, hard_limit: None },
         auto_stop_after: AFTER,
         start_timeout: Duration::from_secs(60),
+        checks: Arc::default(),
     };
     View(MachineView {
         id: id(n),
@@ -714,6 +800,13 @@ impl View {
     }
     fn run(self, run: u64) -> Self {
         self.with(|v| v.run = run)
+    }
+    /// Its service has a check.
+    fn checked(self) -> Self {
+        let second = Duration::from_secs(1);
+        let times = Times { interval: second, timeout: second, grace: second };
+        let check = CheckSpec { name: "alive".to_owned(), port: 8080, kind: CheckKind::Tcp, times };
+        self.with(|v| service(v).checks = [check].into())
     }
     fn region(self, region: &str) -> Self {
         self.with(|v| v.region = region.parse().expect("valid"))

@@ -10,6 +10,7 @@ use perch_proxy::control::{
     ServiceView, Settings, Source, Thaw, Unit,
 };
 
+use super::checks;
 use super::clock;
 use super::keeper::Catalog;
 use super::launching;
@@ -34,7 +35,6 @@ pub(crate) fn settings(world: &World) -> Settings {
         host_peers: host_peers(world, &catalog),
         public_domain: world.config.public_domain.clone(),
         starts_max: world.config.starts_max,
-        notes: true,
     }
 }
 
@@ -116,6 +116,7 @@ fn machine(
         skip_dns: skips_dns(record),
         metadata: record.config.view().metadata.clone(),
         services: services(world, record, status.state),
+        checks: checks::views(&record.config.view(), None),
     })
 }
 
@@ -136,8 +137,13 @@ fn services(world: &World, record: &MachineRecord, state: wire::MachineState) ->
     if standby::is_waiting(record, state) {
         return Vec::new();
     }
-    let services = view.services.iter().filter(|service| service.protocol == "tcp");
-    let mut services: Vec<_> = services.map(|it| service_view(world, it)).collect();
+    let services = view.services.iter().enumerate();
+    let services = services.filter(|(_, service)| service.protocol == "tcp");
+    let services = services.map(|(index, it)| ServiceView {
+        checks: checks::views(&view, Some(index)),
+        ..service_view(world, it)
+    });
+    let mut services: Vec<_> = services.collect();
     if !view.standbys.is_empty() {
         for service in &mut services {
             (service.autostop, service.autostart) = (Autostop::Off, false);
@@ -174,6 +180,7 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
         },
         auto_stop_after_ms: millis(stop_after),
         start_timeout_ms: millis(start_timeout),
+        checks: Vec::new(),
     }
 }
 
@@ -187,12 +194,11 @@ fn port_view(port: &wire::Port) -> Option<PortView> {
     Some(PortView { start, end, handlers: port.handlers.clone(), force_https: port.force_https })
 }
 
-fn millis(length: std::time::Duration) -> u64 {
+pub(super) fn millis(length: std::time::Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether somebody calls as the platform itself: by `fly proxy`.
-pub(crate) fn is_platform(caller: IpAddr) -> bool {
+fn is_platform(caller: IpAddr) -> bool {
     let IpAddr::V6(caller) = caller else { return false };
     let network = perch_core::address::network_of(caller);
     network.is_some_and(|network| platform_peer(network.as_u32()) == caller)

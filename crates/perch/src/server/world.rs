@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::arming::{Armory, Beginning};
 use super::blanks::Blanks;
+use super::checks::Health;
 use super::copying::Copying;
 use super::cpu::Cpus;
 use super::guest_files;
@@ -26,7 +27,6 @@ use super::images::Images;
 use super::inside::{self, Inside};
 use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
-use super::ledger::Ledger;
 use super::lives::Lives;
 use super::paging::Pager;
 use super::platform_log::PlatformLog;
@@ -73,7 +73,6 @@ pub(crate) struct World {
     /// Whether copies of volumes take neither time nor space.
     pub(crate) clones_cheaply: bool,
     events: history::Writer,
-    pub(crate) ledger: Ledger,
     pub(crate) pager: Pager,
     pub(crate) cpus: Cpus,
     pub(crate) armory: Armory,
@@ -96,6 +95,7 @@ pub(crate) struct World {
     pub(crate) inside: Inside,
     /// Told when a Machine may have failed for good.
     pub(crate) failed: Notify,
+    pub(crate) health: Health,
 }
 
 /// The parts of a [`World`] that are made before it.
@@ -112,7 +112,6 @@ pub(crate) struct Parts {
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
     pub(crate) events: history::Writer,
-    pub(crate) ledger: Ledger,
     pub(crate) pager: Pager,
 }
 
@@ -141,7 +140,6 @@ impl World {
             vault: parts.vault,
             platform_log: PlatformLog::default(),
             events: parts.events,
-            ledger: parts.ledger,
             pager: parts.pager,
             cpus,
             armory,
@@ -157,6 +155,7 @@ impl World {
             published: Published::default(),
             inside: Inside::default(),
             failed: Notify::new(),
+            health: Health::default(),
         })
     }
 
@@ -175,6 +174,7 @@ impl World {
     }
 
     pub(crate) fn remove_handle(&self, id: &str) {
+        self.health.forget(id);
         lock(&self.handles).remove(id);
     }
 
@@ -196,14 +196,6 @@ impl World {
         let world = self.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || world.events.flush()).await {
             tracing::warn!(%error, "events may be missing on disk");
-        }
-    }
-
-    /// The same for the ledger.
-    pub(crate) async fn flush_ledger(self: &Arc<Self>) {
-        let world = self.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || world.ledger.flush()).await {
-            tracing::warn!(%error, "the ledger may be incomplete on disk");
         }
     }
 

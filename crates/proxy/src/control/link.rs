@@ -332,7 +332,7 @@ fn greeting(message: FromProxy) -> Result<Greeting, LinkError> {
         FromProxy::Start { .. }
         | FromProxy::Stop { .. }
         | FromProxy::Drained { .. }
-        | FromProxy::Log { .. }
-        | FromProxy::Note(_) => Err(LinkError::Version { got: 0 }),
+        | FromProxy::Checks { .. }
+        | FromProxy::Log { .. } => Err(LinkError::Version { got: 0 }),
     }
 }

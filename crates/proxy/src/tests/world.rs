@@ -187,7 +187,6 @@ fn settings() -> Settings {
         host_peers: vec![ip(CALLER)],
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
-        notes: false,
     }
 }
 
@@ -211,6 +210,7 @@ fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
         unit: Unit::Requests,
         auto_stop_after_ms: 60_000,
         start_timeout_ms: 10_000,
+        checks: Vec::new(),
     }
 }
 
@@ -231,6 +231,7 @@ pub(super) fn app(state: &str, internal_port: u16) -> AppView {
         skip_dns: false,
         metadata: std::collections::BTreeMap::new(),
         services: vec![service(internal_port, 80, &["http"]), service(internal_port, 5432, &[])],
+        checks: Vec::new(),
     };
     AppView {
         name: APP.to_owned(),

@@ -326,11 +326,17 @@ impl Rollout<'_> {
         let immediate = self.job.options.settings.strategy == Strategy::Immediate;
         let check = match (first, self.job.options.looks) {
             (_, Looks::None) => return Ok(()),
-            (true, _) => Check::CrashesAndListening,
-            (false, Looks::All) if !immediate => Check::Crashes,
-            (false, _) => return Ok(()),
+            (true, _) => Some(Check::CrashesAndListening),
+            (false, Looks::All) if !immediate => Some(Check::Crashes),
+            (false, _) => None,
         };
-        let checked = self.context.interrupt.cut(watch.check(check)).await;
+        let looks = async {
+            if let Some(check) = check {
+                watch.check(check).await?;
+            }
+            if immediate { Ok(()) } else { watch.wait_healthy().await }
+        };
+        let checked = self.context.interrupt.cut(looks).await;
         line.end(self.context);
         checked
     }

@@ -109,7 +109,7 @@ impl Watch<'_> {
         }
     }
 
-    async fn fail_if_crashing(&self) -> Outcome {
+    pub(super) async fn fail_if_crashing(&self) -> Outcome {
         let machine = self.context.client.get_machine(&self.job.app.name, self.id).await?;
         let has_services = !self.job.config.services_of(self.group).is_empty();
         let Some(reason) = verdict(&machine, self.seen_ms, has_services) else { return Ok(()) };

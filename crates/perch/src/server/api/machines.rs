@@ -103,6 +103,7 @@ fn check_config(input: &LaunchInput) -> Result<(), ApiError> {
     let checked = config.check_objects().and_then(|()| config.check_files());
     let checked = checked.and_then(|()| config.check_metadata());
     let checked = checked.and_then(|()| config.check_starts());
+    let checked = checked.and_then(|()| config.check_health_checks());
     checked.map_err(|error| ApiError::invalid(error.to_string()))
 }
 
@@ -361,7 +362,7 @@ fn wire_machine(world: &World, catalog: &Catalog, record: &MachineRecord) -> Opt
         updated_at: record.updated_at.clone(),
         config: MachineConfig::clone(&config),
         events: status.history.newest_first(),
-        checks: Vec::new(),
+        checks: super::super::checks::shown(world, record, config.view(), &status),
         nonce: None,
         host_status: "ok".to_owned(),
         cordoned: record.cordoned,

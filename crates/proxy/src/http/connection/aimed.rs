@@ -73,8 +73,7 @@ impl Connection {
     ) -> Result<Place, Failure> {
         scratch.answer = Vec::new();
         if let Some(forced) = aimed.aim.forced() {
-            let placed = self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
-            return placed.inspect_err(|failure| self.note_refused(app, scratch, failure));
+            return self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
         }
         let mut last = None;
         for target in aimed.aim.targets() {
@@ -86,15 +85,7 @@ impl Connection {
                 Err(reason) => last = reason.or(last),
             }
         }
-        let failure = last.map_or_else(nobody_there, Failure::from);
-        self.note_refused(app, scratch, &failure);
-        Err(failure)
-    }
-
-    fn note_refused(&self, app: &Rc<App>, scratch: &Scratch, failure: &Failure) {
-        if let Failure::Reply(_, text) = failure {
-            app.note_aimed_refused(self.to.cause(describe(&scratch.request)), text.clone());
-        }
+        Err(last.map_or_else(nobody_there, Failure::from))
     }
 
     /// Only one Machine will do.
