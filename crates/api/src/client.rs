@@ -21,11 +21,11 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use crate::wire::{
     App, AppPage, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
     CreateVolume, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume, ImageInfo,
-    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, LogQuery, Machine,
-    MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer, OrganizationPage,
-    Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery, Secret, SecretPage,
-    SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, TokenPage, UpdateRelease,
-    UpdateSecrets, UpdateVolume, Volume, WaitQuery, Whoami,
+    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LedgerQuery, LogPage,
+    LogQuery, Machine, MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer,
+    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery,
+    Secret, SecretPage, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token,
+    TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitQuery, Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -506,6 +506,17 @@ impl Client {
         };
         let query = query_of([("name", name.to_owned()), ("type", kind.to_owned())]);
         self.get(format!("/perch/v1/{whose}/dns{query}")).await
+    }
+
+    /// Reads the ledger; of `query.apps` only the first counts.
+    pub async fn read_ledger(&self, query: &LedgerQuery) -> Result<LedgerPage> {
+        let mut pairs = vec![("limit", query.limit.to_string())];
+        pairs.push(("hold_ms", query.hold.as_millis().to_string()));
+        pairs.extend(query.after.map(|after| ("after", after.to_string())));
+        let app = query.apps.iter().flatten().next();
+        pairs.extend(app.map(|app| ("app", app.clone())));
+        let path = format!("/perch/v1/why/events{}", query_of(pairs));
+        self.call(Request::new(Method::GET, path).extra_time(query.hold)).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T> {

@@ -26,6 +26,7 @@ mod share;
 mod tls;
 mod tunnel;
 mod volume_handler;
+mod why_handler;
 
 use std::convert::Infallible;
 use std::future::Future;

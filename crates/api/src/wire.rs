@@ -29,6 +29,7 @@ mod secret;
 mod signal;
 mod token;
 mod volume;
+mod why;
 
 pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
@@ -68,6 +69,7 @@ pub use secret::{
 pub use signal::{BadSignal, Signal, SignalInput};
 pub use token::{CreateToken, NewToken, Token, TokenPage};
 pub use volume::{CreateVolume, ExtendVolume, ExtendedVolume, Snapshot, UpdateVolume, Volume};
+pub use why::{LedgerEvent, LedgerPage, LedgerPhase, LedgerQuery, Trigger};
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;

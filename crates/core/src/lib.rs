@@ -15,6 +15,7 @@
 //! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`cpu`] | which Machines yield the CPUs to others |
 //! | [`deploy`] | the steps of a deploy |
+//! | [`ledger`] | what a caller's wait consisted of, and which records of it are kept |
 //! | [`address`] | which addresses networks, apps and Machines get |
 //! | [`dns`] | what a DNS question is answered with |
 
@@ -31,6 +32,7 @@ pub mod dns;
 pub mod fault;
 pub mod heartbeat;
 pub mod ids;
+pub mod ledger;
 pub mod lifecycle;
 pub mod memory;
 #[doc(hidden)]

@@ -251,6 +251,8 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.sock",
         "netns",
         "proxy.log",
+        "ledger.jsonl",
+        "ledger.1.jsonl",
         "proxy.json",
         "tag",
         "cgroup-parent",

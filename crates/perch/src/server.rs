@@ -30,6 +30,7 @@ mod inside;
 mod keeper;
 mod launching;
 mod leaving;
+mod ledger;
 mod limits;
 mod lives;
 pub(crate) mod lock;
@@ -351,6 +352,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
+    let ledger = ledger::Ledger::open(&paths.data).context("could not start a thread")?;
     let ceilings = perch_machine::Ceilings::above(&cgroup_parent)
         .context("could not find limits above the Machines")?;
     let (memory, reserve) = (config.memory, config.memory_reserve);
@@ -372,6 +374,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         proxy,
         vault,
         events,
+        ledger,
         pager,
     }))
 }
@@ -525,6 +528,7 @@ async fn end(
     world.tracker.close();
     world.tracker.wait().await;
     world.flush_events().await;
+    world.flush_ledger().await;
     match fs::remove_file(world.paths.api_socket()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -148,6 +148,7 @@ fn settings() -> Settings {
         host_peers: Vec::new(),
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
+        notes: false,
     }
 }
 

@@ -11,6 +11,7 @@ mod checks;
 mod heartbeat;
 mod nap;
 mod thaw;
+mod wait;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +26,7 @@ use perch_core::balancer::{
 };
 use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
+use perch_core::ledger::Quota;
 use perch_core::lifecycle::MachineState;
 use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
@@ -37,12 +39,17 @@ use crate::freezer::Freezer;
 use crate::server_side::ServerSide;
 use crate::upstream::Upstreams;
 
+pub(crate) use wait::{Wait, Wake};
+
 /// Callers held for a wake, per app and port (DESIGN 3, 10,000 of 4 kB are 40 MB).
 const HELD_MAX: usize = 10_000;
 /// Callers held because everything is at `hard_limit` (PX-70).
 const FULL_MAX: usize = 1_000;
 /// How long those are held (PX-70).
 const FULL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Waits, refusals and vetoes of one app that are told each second; more of them are counted. A hundred callers say
+/// why an app is awake as well as ten thousand.
+const NOTES_PER_SECOND: u32 = 100;
 
 /// How a published port is served; the same for all Machines of the app that publish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,24 +124,8 @@ pub(crate) struct Place {
     /// `None` only inside `drop`.
     claim: Option<Claim>,
     app: Rc<App>,
-    /// The wake that the caller has waited for.
-    pub(crate) woken: Cell<Option<Woken>>,
-}
-
-/// A wake, as the caller who waited for it saw it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Woken {
-    pub(crate) since: Instant,
-    pub(crate) by: Wake,
-}
-
-/// How a Machine came up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wake {
-    /// Its frozen run goes on.
-    Thaw,
-    /// By a new run.
-    Start,
+    /// What the caller has waited for, until it is told.
+    wait: RefCell<Option<Box<Wait>>>,
 }
 
 impl Place {
@@ -151,19 +142,6 @@ impl Place {
         &self.app
     }
 
-    /// Records the first request of a run that was held for its wake; the others waited for the same.
-    pub(crate) fn note_wake(&self, request: impl FnOnce() -> Option<String>) {
-        let Some(Woken { since, .. }) = self.woken.get() else { return };
-        let (machine, run) = (self.endpoint().machine, self.endpoint().run);
-        if self.app.woken.borrow_mut().insert(machine, run) == Some(run) {
-            return;
-        }
-        let request = request().unwrap_or_else(|| "a connection".to_owned());
-        let millis = since.elapsed().as_secs_f64() * 1000.0;
-        let text = format!("woke Machine {machine} in {millis:.2} ms for {request}");
-        self.app.server.log("info", &self.app.name, Some(machine), text);
-    }
-
     fn claim(&self) -> &Claim {
         self.claim.as_ref().expect("a place holds its claim until it is dropped")
     }
@@ -171,16 +149,19 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.note_unanswered();
         if let Some(edge) = self.claim.take().and_then(Claim::release) {
             self.app.handle(Event::Edge(edge));
         }
     }
 }
 
-type Answer = Result<Place, NoPlace>;
+/// What becomes of who waits, whose cause comes back.
+type Answer = (Result<Place, NoPlace>, Cause);
 
 #[derive(Debug)]
 struct Waiter {
+    since: Timestamp,
     cause: Cause,
     origin: Origin,
     answer: oneshot::Sender<Answer>,
@@ -224,7 +205,8 @@ pub(crate) struct App {
     /// The run of each Machine whose wake was recorded.
     woken: RefCell<BTreeMap<MachineId, u64>>,
     /// How each came up last.
-    wakes: RefCell<BTreeMap<MachineId, Wake>>,
+    wakes: RefCell<BTreeMap<MachineId, wait::Awaking>>,
+    quota: Cell<Quota>,
     /// What thaws them.
     freezers: RefCell<BTreeMap<MachineId, Freezer>>,
     naps: nap::Naps,
@@ -255,6 +237,7 @@ impl App {
             former: RefCell::default(),
             woken: RefCell::default(),
             wakes: RefCell::default(),
+            quota: Cell::new(Quota::new(NOTES_PER_SECOND)),
             freezers: RefCell::default(),
             naps: nap::Naps::default(),
             refused: RefCell::default(),
@@ -320,7 +303,7 @@ impl App {
     }
 
     fn guard(self: &Rc<Self>, claim: Claim) -> Place {
-        Place { claim: Some(claim), app: Rc::clone(self), woken: Cell::default() }
+        Place { claim: Some(claim), app: Rc::clone(self), wait: RefCell::default() }
     }
 
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
@@ -330,33 +313,45 @@ impl App {
         origin: Origin,
         reason: HoldReason,
         deadline: Instant,
-    ) -> Answer {
+    ) -> Result<Place, NoPlace> {
         let since = Instant::now();
         let (deadline, waiting_max) = match reason {
             HoldReason::Wake => (deadline, HELD_MAX),
             HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
         };
-        let port = cause.dest.port();
+        let (port, begun) = (cause.dest.port(), clock::now());
         if waiting_max <= self.waiting(port) {
+            self.note_refusal(None, cause, &NoPlace::QueueFull);
             return Err(NoPlace::QueueFull);
         }
-        let (mut ticket, answer) = self.enqueue(port, cause, origin);
+        let (mut ticket, answer) = self.enqueue(port, cause, origin, begun);
         let outcome = tokio::time::timeout_at(deadline, answer).await;
-        ticket.leave();
-        match outcome {
-            Ok(Ok(Ok(place))) => {
-                let by = self.wake_of(place.endpoint().machine);
-                place.woken.set((reason == HoldReason::Wake).then_some(Woken { since, by }));
-                Ok(place)
-            }
-            Ok(Ok(Err(refused))) => Err(refused),
-            Ok(Err(_)) => Err(NoPlace::Refused),
-            Err(_) => self.choose(port, origin).map_err(|reason| match reason {
-                Some(HoldReason::Wake) => self.not_started(port, since),
-                Some(HoldReason::Full) => NoPlace::StayedFull,
-                None => NoPlace::Refused,
-            }),
+        let waiter = ticket.leave();
+        let (outcome, cause) = match outcome {
+            Ok(Ok((outcome, cause))) => (outcome, Some(cause)),
+            Ok(Err(_)) => (Err(NoPlace::Refused), None),
+            Err(_) => (self.choose_late(port, origin, since), waiter.map(|it| it.cause)),
+        };
+        match (&outcome, cause) {
+            (Ok(place), Some(cause)) => place.set_wait(begun, reason, cause),
+            (Err(why), Some(cause)) => self.note_refusal(Some(begun), cause, why),
+            (_, None) => {}
         }
+        outcome
+    }
+
+    /// For who has waited since then, when his time is over.
+    fn choose_late(
+        self: &Rc<Self>,
+        port: u16,
+        origin: Origin,
+        since: Instant,
+    ) -> Result<Place, NoPlace> {
+        self.choose(port, origin).map_err(|reason| match reason {
+            Some(HoldReason::Wake) => self.not_started(port, since),
+            Some(HoldReason::Full) => NoPlace::StayedFull,
+            None => NoPlace::Refused,
+        })
     }
 
     /// What a caller is told who waits since then.
@@ -375,11 +370,12 @@ impl App {
         port: u16,
         cause: Cause,
         origin: Origin,
+        since: Timestamp,
     ) -> (Ticket, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let number = self.last_ticket.get() + 1;
         self.last_ticket.set(number);
-        let waiter = Waiter { cause, origin, answer: sender };
+        let waiter = Waiter { since, cause, origin, answer: sender };
         self.queues.borrow_mut().entry(port).or_default().push(number, waiter);
         self.announce_demand(port);
         (Ticket { app: Rc::clone(self), port, number }, receiver)
@@ -519,6 +515,7 @@ impl App {
         self.checks.look_again();
         match effect {
             Effect::Start { machine, attempt, port } => {
+                self.note_asked(machine);
                 self.server.ask_start(machine, attempt, self.cause(port, machine));
             }
             Effect::Thaw { machine, run, attempt, port } => {
@@ -527,11 +524,13 @@ impl App {
             }
             Effect::Stop { machine, run, attempt, .. } if self.uncounted(machine, run) != 0 => {
                 let reason = "requests are in flight".to_owned();
+                self.note_veto(machine, run, reason.clone());
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
             Effect::Stop { machine, run, attempt, .. } if self.is_at_work(machine, run) => {
                 let reason = "its program is at work".to_owned();
+                self.note_veto(machine, run, reason.clone());
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
@@ -573,14 +572,14 @@ impl App {
         // A place that nobody takes any more is given back by its own drop.
         let place = self.guard(claim);
         if let Some(waiter) = self.pop(port) {
-            drop(waiter.answer.send(Ok(place)));
+            drop(waiter.answer.send((Ok(place), waiter.cause)));
         }
     }
 
     fn fail(&self, port: u16, waiters: usize, reason: &FailReason) {
         for _ in 0..waiters {
             let Some(waiter) = self.pop(port) else { return };
-            drop(waiter.answer.send(Err(NoPlace::of(reason))));
+            drop(waiter.answer.send((Err(NoPlace::of(reason)), waiter.cause)));
         }
     }
 
@@ -603,6 +602,9 @@ impl App {
         fault::pass(Point::ProxyStartHeard);
         if let StartOutcome::Refused { reason } = &outcome {
             *self.refused.borrow_mut() = Some((Instant::now(), reason.clone()));
+        }
+        if matches!(outcome, StartOutcome::Started { .. }) {
+            self.note_up(machine);
         }
         self.handle(Event::StartDone { machine, attempt, outcome });
     }
@@ -627,7 +629,8 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn leave(&mut self) {
+    /// Who waited, if he still did.
+    fn leave(&mut self) -> Option<Waiter> {
         let removed = {
             let mut queues = self.app.queues.borrow_mut();
             queues.get_mut(&self.port).and_then(|queue| queue.remove(self.number))
@@ -635,12 +638,15 @@ impl Ticket {
         if removed.is_some() {
             self.app.announce_demand(self.port);
         }
+        removed
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.leave();
+        if let Some(Waiter { since, cause, .. }) = self.leave() {
+            self.app.note_left(since, cause);
+        }
     }
 }
 

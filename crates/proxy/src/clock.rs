@@ -26,6 +26,12 @@ pub(crate) fn now() -> Timestamp {
     now
 }
 
+/// Wall time in microseconds since 1970, for people and records.
+pub(crate) fn unix_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 thread_local! {
     static AHEAD: Cell<std::time::Duration> = const { Cell::new(std::time::Duration::ZERO) };

@@ -20,6 +20,6 @@ pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{
     AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, LINE_BYTES_MAX,
-    MachineView, NetworkView, PortView, ServiceView, Settings, Source, StartOutcome, StopOutcome,
-    Thaw, ThawedRun, ToProxy, Unit, VERSION,
+    MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView, Settings, Source,
+    StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit, VERSION,
 };

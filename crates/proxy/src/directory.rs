@@ -125,8 +125,14 @@ impl Destination {
 
     /// For the record of a wake.
     pub(crate) fn cause(&self, request: Option<String>) -> Cause {
-        let caller = self.endpoints.caller.ip();
-        Cause { caller, source: self.source.clone(), dest: self.endpoints.dest, request }
+        let (caller, caller_port) = (self.endpoints.caller.ip(), self.endpoints.caller.port());
+        Cause {
+            caller,
+            caller_port,
+            source: self.source.clone(),
+            dest: self.endpoints.dest,
+            request,
+        }
     }
 }
 
@@ -305,6 +311,7 @@ impl Directory {
     fn set_settings(&self, settings: Settings) {
         *self.region.borrow_mut() = settings.region.as_str().into();
         self.server.set_starts_max(settings.starts_max);
+        self.server.set_notes(settings.notes);
         let mut state = self.state.borrow_mut();
         state.networks = settings.networks.iter().map(|n| (prefix(n.prefix), n.id)).collect();
         state.settings = Some(settings);

@@ -239,7 +239,8 @@ impl<'a> Line<'a> {
     /// Wakes the Machine; load again.
     async fn recall(&self, origin: Origin) -> Result<(), NoPlace> {
         let deadline = Instant::now() + self.start_timeout;
-        self.place.recall(origin, deadline).await?;
+        let cause = self.to.cause(Some("the next byte of a connection".to_owned()));
+        self.place.recall(origin, deadline, cause).await?;
         self.changed.notify_one();
         Ok(())
     }

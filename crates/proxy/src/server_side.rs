@@ -1,7 +1,7 @@
 //! The proxy's view of the server: is it there, what is it told, and how many starts it does at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use perch_core::balancer::StartSlots;
@@ -9,12 +9,15 @@ use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use tokio::sync::mpsc;
 
-use crate::control::{Cause, FromProxy, Thaw, ThawedRun};
+use crate::control::{Cause, FromProxy, Note, Thaw, ThawedRun};
 
 /// Messages waiting for the server; one that does not read so many is taken for lost.
 pub(crate) const OUTBOX_LEN: usize = 8192;
 /// Starts at once until the server says otherwise (DESIGN 4).
 const STARTS_MAX_DEFAULT: usize = 8;
+
+/// Notes for the ledger that wait for a server, or for one that reads: half a megabyte. More are counted.
+const NOTES_MAX: usize = 1024;
 
 type Start = (MachineId, u64);
 
@@ -29,6 +32,17 @@ pub(crate) struct ServerSide {
     causes: RefCell<BTreeMap<Start, Option<Cause>>>,
     /// What was thawed here and no server has answered.
     thaws: RefCell<BTreeMap<MachineId, OwnThaw>>,
+    notes: RefCell<Notes>,
+}
+
+/// What the ledger has still to hear.
+#[derive(Debug, Default)]
+struct Notes {
+    /// Whether the server takes them.
+    wanted: bool,
+    waiting: VecDeque<Note>,
+    /// Gone without a word.
+    lost: u64,
 }
 
 /// A thaw, as the server will hear of it.
@@ -47,6 +61,7 @@ impl ServerSide {
             slots: RefCell::new(StartSlots::new(STARTS_MAX_DEFAULT)),
             causes: RefCell::default(),
             thaws: RefCell::default(),
+            notes: RefCell::default(),
         })
     }
 
@@ -85,6 +100,36 @@ impl ServerSide {
     /// The server has told all that it knows: it may be asked now.
     pub(crate) fn set_ready(&self) {
         self.ready.set(true);
+        self.send_notes();
+    }
+
+    /// Whether the server that is connected takes notes.
+    pub(crate) fn set_notes(&self, wanted: bool) {
+        self.notes.borrow_mut().wanted = wanted;
+    }
+
+    /// Tells the ledger, now or when there is a server again. The oldest go if there are too many.
+    pub(crate) fn note(&self, note: Note) {
+        {
+            let mut notes = self.notes.borrow_mut();
+            if notes.waiting.len() == NOTES_MAX {
+                let oldest = notes.waiting.pop_front();
+                notes.lost += 1 + oldest.map_or(0, |note| note.left_out);
+            }
+            notes.waiting.push_back(note);
+        }
+        self.send_notes();
+    }
+
+    fn send_notes(&self) {
+        while self.ready.get() && self.has_room() {
+            let mut notes = self.notes.borrow_mut();
+            let next = if notes.wanted { notes.waiting.pop_front() } else { None };
+            let Some(mut note) = next else { return };
+            note.left_out += std::mem::take(&mut notes.lost);
+            drop(notes);
+            self.tell(FromProxy::Note(Box::new(note)));
+        }
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -94,6 +139,7 @@ impl ServerSide {
     /// The server is gone: nothing that it was asked will be answered.
     pub(crate) fn lost(&self) {
         self.ready.set(false);
+        self.set_notes(false);
         *self.outbox.borrow_mut() = None;
         self.slots.borrow_mut().clear();
         self.causes.borrow_mut().clear();
@@ -221,6 +267,28 @@ mod tests {
         assert!(told.try_recv().is_err(), "there is one slot");
         server.forget(first);
         assert!(matches!(told.try_recv(), Ok(FromProxy::Start { attempt: 8, .. })));
+    }
+
+    #[test]
+    fn notes_wait_for_a_server_in_a_bounded_place_and_those_that_go_are_counted() {
+        use crate::control::NoteKind;
+        let server = ServerSide::new();
+        for number in 0..NOTES_MAX as u64 + 3 {
+            server.note(Note { unix_micros: number, left_out: 1, ..Note::of(NoteKind::Hold) });
+        }
+        let mut told = server.connected();
+        server.set_ready();
+        assert!(told.try_recv().is_err(), "an older server takes none");
+        server.lost();
+        let mut told = server.connected();
+        server.set_notes(true);
+        server.set_ready();
+        for number in 3..NOTES_MAX as u64 + 3 {
+            let Ok(FromProxy::Note(note)) = told.try_recv() else { panic!("{number} is missing") };
+            let left_out = if number == 3 { 3 * 2 + 1 } else { 1 };
+            assert_eq!((note.unix_micros, note.left_out), (number, left_out));
+        }
+        assert!(told.try_recv().is_err());
     }
 
     #[test]

@@ -69,7 +69,8 @@ async fn connect(
         let machine = place.endpoint().machine;
         match unless_reset(caller, upstream::connect(&place, deadline)).await? {
             Ok(stream) => {
-                place.note_wake(|| None);
+                place.note_connected();
+                place.note_answered();
                 return Some((place, stream));
             }
             Err(NoConnection::Gone) if Instant::now() < deadline => {}
@@ -85,7 +86,10 @@ async fn place(to: &Destination, app: &Rc<App>, deadline: Instant) -> Result<Pla
     let origin = to.origin(app);
     match app.choose(to.endpoints.dest.port(), origin) {
         Ok(place) => Ok(place),
-        Err(None) => Err(NoPlace::Refused),
+        Err(None) => {
+            app.note_refused(to.cause(None));
+            Err(NoPlace::Refused)
+        }
         Err(Some(reason)) => app.hold(to.cause(None), origin, reason, deadline).await,
     }
 }

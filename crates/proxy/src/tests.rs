@@ -11,6 +11,7 @@ mod end;
 mod http;
 mod http2;
 mod leaving;
+mod notes;
 mod panic;
 mod parser;
 mod pooling;

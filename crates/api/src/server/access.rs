@@ -88,7 +88,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         },
         Route::Release(id) => Subject::Release(id),
         Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
-        Route::Organizations | Route::Info => Subject::Cut,
+        Route::Organizations | Route::Info | Route::WhyEvents => Subject::Cut,
         Route::Description | Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
         Route::Tokens | Route::Token(_) => Subject::Host,
     };

@@ -12,9 +12,10 @@ use crate::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
-    LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process,
-    RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer,
-    StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
+    LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
+    Organization, Process, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput,
+    Snapshot, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume,
+    UploadState, Volume, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -380,6 +381,9 @@ pub trait Backend: Send + Sync + 'static {
         name: String,
         kind: String,
     ) -> impl BackendFuture<DnsAnswer>;
+    /// Reads the ledger behind `query.after`. When there is nothing it waits for a record up to `query.hold`, then
+    /// answers an empty page.
+    fn read_ledger(&self, peer: Peer, query: LedgerQuery) -> impl BackendFuture<LedgerPage>;
     /// Tells facts about this server.
     fn info(&self, peer: Peer) -> impl BackendFuture<Info>;
 }

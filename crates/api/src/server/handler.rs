@@ -16,7 +16,7 @@ use super::route::Route;
 use super::{
     Backend, BodyStream, MachineTarget, Peer, Phase, Session, access, ended, lookup,
     machine_handler, openapi, reached, registry, secret_handler, token_ended, tunnel,
-    volume_handler,
+    volume_handler, why_handler,
 };
 use crate::wire::{
     ApiError, AppPage, AssignIp, CreateApp, CreateRelease, IpPage, LogPage, LogPageMeta, LogQuery,
@@ -29,7 +29,7 @@ const JSON_BYTES_MAX: u64 = 4 * 1024 * 1024;
 // flyctl asks at once again with a 128 ms pause, so an empty page is held (and longer than a proxy
 // would hold it is of no use to anybody).
 const LOG_HOLD_DEFAULT: Duration = Duration::from_secs(10);
-const LOG_HOLD_MAX: Duration = Duration::from_secs(60);
+pub(super) const LOG_HOLD_MAX: Duration = Duration::from_secs(60);
 // Up to here a number with a fraction is exact.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 const RELEASES_LEN_DEFAULT: u64 = 25;
@@ -229,6 +229,7 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
             volume_handler::answer(call, route).await
         }
         Route::Logs(app) => logs(call, app).await,
+        Route::WhyEvents => why_handler::events(call).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
         Route::Console(app, id) => tunnel::open_console(call, &app, &id).await,
         Route::Machines(_)

@@ -55,6 +55,7 @@ pub(super) const PATHS: &[&str] = &[
     "/api/v1/apps/{app}/logs",
     "/perch/v1/info",
     "/perch/v1/whoami",
+    "/perch/v1/why/events",
     "/perch/v1/apps/{app}/dns",
     "/perch/v1/apps/{app}/machines/{id}/console",
     "/perch/v1/organizations/{org}/dns",
@@ -97,6 +98,7 @@ pub(super) enum Route {
     Logs(String),
     Info,
     Whoami,
+    WhyEvents,
     AppDns(String),
     Console(String, String),
     OrganizationDns(String),
@@ -145,6 +147,7 @@ impl Route {
             ["v2", rest @ ..] => registry(rest),
             ["perch", "v1", "info"] => Ok(Some(Self::Info)),
             ["perch", "v1", "whoami"] => Ok(Some(Self::Whoami)),
+            ["perch", "v1", "why", "events"] => Ok(Some(Self::WhyEvents)),
             ["perch", "v1", "apps", app, "dns"] => Ok(Some(Self::AppDns(name(app)?))),
             ["perch", "v1", "apps", app, "machines", id, "console"] => {
                 Ok(Some(Self::Console(name(app)?, name(id)?)))
@@ -191,6 +194,7 @@ impl Route {
             | Self::Logs(_)
             | Self::Info
             | Self::Whoami
+            | Self::WhyEvents
             | Self::AppDns(_)
             | Self::OrganizationDns(_)
             | Self::Registry => "GET",

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use perch_api::server::{Operation, Scope, TokenHolder, operations};
 use perch_api::wire::{
-    AssignIp, CreateApp, CreateRelease, CreateToken, IpKind, LaunchInput, Machine, MachineState,
-    WaitQuery, WaitState,
+    AssignIp, CreateApp, CreateRelease, CreateToken, IpKind, LaunchInput, LedgerQuery, Machine,
+    MachineState, WaitQuery, WaitState,
 };
 use perch_api::{Client, serve_tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -193,6 +193,11 @@ async fn lists_and_facts_are_cut_to_what_the_token_is_good_for() {
         let seen = client.list_apps(None).await.expect("list");
         assert_eq!(seen.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), apps, "{token}");
         assert_eq!(client.list_organizations().await.expect("list").len(), organizations);
+        // The backend says for which apps it was asked.
+        let query = LedgerQuery { limit: 1, ..LedgerQuery::default() };
+        let ledger = client.read_ledger(&query).await.expect("page");
+        let asked = if token == "all" { String::new() } else { apps.join(",") };
+        assert_eq!(ledger.events[0].app, asked, "{token}");
         let info = client.info().await.expect("info");
         assert!(info.pid == 0 && info.data_dir.as_os_str().is_empty(), "{info:?}");
         assert_eq!(info.default_org == "team", token == "other-org", "{info:?}");

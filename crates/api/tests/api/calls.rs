@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use perch_api::wire::{
     AddressIntent, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateVolume,
-    ExecInput, ExtendVolume, GoDuration, IpKind, LaunchInput, LeaseInput, LogEntry, LogQuery,
-    MachineFilter, MachineState, ReleaseStatus, RestartQuery, SecretValue, SignalInput, StopInput,
-    UpdateRelease, UpdateSecrets, UpdateVolume, WaitQuery, WaitState, Whoami,
+    ExecInput, ExtendVolume, GoDuration, IpKind, LaunchInput, LeaseInput, LedgerQuery, LogEntry,
+    LogQuery, MachineFilter, MachineState, ReleaseStatus, RestartQuery, SecretValue, SignalInput,
+    StopInput, UpdateRelease, UpdateSecrets, UpdateVolume, WaitQuery, WaitState, Whoami,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -210,6 +210,21 @@ async fn a_name_is_looked_up_by_an_app_or_an_organization() {
         let refused = server.request(&path, "", "").await;
         assert!(refused.starts_with("HTTP/1.1 400"), "{query}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn the_ledger_is_read_with_what_was_asked() {
+    let server = Server::with_app().await;
+    let hold = Duration::from_millis(5);
+    let apps = Some(vec!["web".to_owned()]);
+    let query = LedgerQuery { apps, after: Some(3), limit: 9, hold };
+    let page = server.client.read_ledger(&query).await.expect("page");
+    assert_eq!((page.events[0].app.as_str(), page.next), ("web", 7));
+    assert_eq!(server.seen(), format!("{query:?}"));
+    let answer = server.request("GET /perch/v1/why/events?limit=0&hold_ms=99999999", "", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let all = LedgerQuery { apps: None, after: None, limit: 1, hold: Duration::from_secs(60) };
+    assert_eq!(server.seen(), format!("{all:?}"));
 }
 
 #[tokio::test]

@@ -10,10 +10,11 @@ use perch_api::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData,
-    LeaseInput, LogEntry, LogPage, LogQuery, Machine, MachineFilter, MachineState, ManifestInfo,
-    NewToken, Organization, OrganizationRef, Process, Region, RegionPage, Release, RestartQuery,
-    Secret, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease,
-    UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery, WaitState,
+    LeaseInput, LedgerEvent, LedgerPage, LedgerQuery, LogEntry, LogPage, LogQuery, Machine,
+    MachineFilter, MachineState, ManifestInfo, NewToken, Organization, OrganizationRef, Process,
+    Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot,
+    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume,
+    WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -585,6 +586,12 @@ impl Backend for Memory {
             drop(tokio::time::timeout(query.hold, changed).await);
         }
         Ok(page())
+    }
+
+    async fn read_ledger(&self, _: Peer, query: LedgerQuery) -> Result<LedgerPage> {
+        self.saw(format!("{query:?}"));
+        let app = query.apps.unwrap_or_default().join(",");
+        Ok(LedgerPage { events: vec![LedgerEvent { app, ..LedgerEvent::default() }], next: 7 })
     }
 
     async fn resolve_image(&self, _: Peer, _: String, reference: String) -> Result<ImageInfo> {

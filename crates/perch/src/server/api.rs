@@ -13,6 +13,7 @@ mod secrets;
 mod stream;
 mod tokens;
 mod volumes;
+mod why;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,10 +24,10 @@ use perch_api::wire::{
     ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
-    LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken, Organization, Process,
-    Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot,
-    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume,
-    WaitQuery,
+    LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
+    Organization, Process, Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer,
+    SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 use tokio::sync::watch;
@@ -589,6 +590,10 @@ impl Backend for Api {
         kind: String,
     ) -> Result<DnsAnswer, ApiError> {
         dig::ask(&self.world, &asker, &name, &kind).await
+    }
+
+    async fn read_ledger(&self, _peer: Peer, query: LedgerQuery) -> Result<LedgerPage, ApiError> {
+        why::read_ledger(&self.world, &query).await
     }
 
     async fn info(&self, _peer: Peer) -> Result<Info, ApiError> {

@@ -4,6 +4,8 @@
 //! of it has one order. What the task needs from the rest of the server is in [`World`]. Slow work
 //! (launching, waiting, removing) runs beside it and comes back as a message.
 
+mod ledger;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use super::leaving;
 use super::limits;
 use super::paging::Past;
 use super::platform_log::Line;
+use super::proxy_link::Waking;
 use super::seat::{Desk, Handle, Mailbox, Post, Seat};
 use super::standby;
 use super::stored_config::Config;
@@ -50,7 +53,7 @@ pub(crate) enum Command {
     /// A user's wish; answered when it is durable.
     Ask { event: Event, source: Source, reply: oneshot::Sender<Result<(), Refused>> },
     /// The proxy's wish; answered by `StartDone` or `StopDone`.
-    FromProxy { event: Event, cause: String, session: u64 },
+    FromProxy { event: Event, cause: String, waking: Option<Box<Waking>>, session: u64 },
     /// A drain has ended, by the lifecycle's own token.
     Drained { token: u64 },
     /// Whether it is kept awake may have changed: who is told looks, so that nobody tells what was true before.
@@ -72,7 +75,13 @@ pub(crate) enum Command {
     /// Stop, because memory is short and it sleeps.
     GiveWay { run: u64, reason: String },
     /// The proxy's start, after it was looked for room.
-    Room { event: Event, cause: String, session: u64, found: Result<(), String> },
+    Room {
+        event: Event,
+        cause: String,
+        waking: Option<Box<Waking>>,
+        session: u64,
+        found: Result<(), String>,
+    },
     /// List what runs.
     Processes { reply: oneshot::Sender<Result<Vec<perch_machine::Process>, String>> },
     /// The end of a launch.
@@ -195,6 +204,12 @@ struct Task {
     source: Source,
     /// More about it, when the proxy asked.
     cause: String,
+    /// Whom the proxy asks for.
+    waking: Option<Box<Waking>>,
+    /// The start that is under way.
+    asked: Option<ledger::Asked>,
+    /// Why it is stopped next, where its event says it.
+    condemnation: Option<String>,
     /// Whether its directory is being removed: nothing is put into it any more.
     is_leaving: bool,
     /// What the pager believes.
@@ -210,6 +225,9 @@ struct Task {
     /// Its config, as of the last launch: so that it is read once for all who look while there is a task.
     config: Option<Config>,
 }
+
+/// What the proxy wants, why, and for whom.
+type Wish = (Event, String, Option<Box<Waking>>);
 
 /// Whether the pager was told that the Machine sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,6 +269,9 @@ impl Task {
             mailbox_sender: post,
             source: Source::Platform,
             cause: String::new(),
+            waking: None,
+            asked: None,
+            condemnation: None,
             is_leaving: false,
             rest: Rest::Unknown,
             beginning: Beginning::Cold,
@@ -339,13 +360,13 @@ impl Task {
     async fn on_command(&mut self, command: Command) -> Next {
         match command {
             Command::Ask { event, source, reply } => self.on_ask(event, source, reply).await,
-            Command::FromProxy { event, cause, session } => {
-                if let Some((event, cause)) = self.look_for_room(event, cause, session) {
-                    self.on_proxy(event, cause, session).await;
+            Command::FromProxy { event, cause, waking, session } => {
+                if let Some(wish) = self.look_for_room((event, cause, waking), session) {
+                    self.on_proxy(wish, session).await;
                 }
             }
-            Command::Room { event, cause, session, found: Ok(()) } => {
-                self.on_proxy(event, cause, session).await;
+            Command::Room { event, cause, waking, session, found: Ok(()) } => {
+                self.on_proxy((event, cause, waking), session).await;
             }
             Command::Room { event, session, found: Err(reason), .. } => {
                 self.on_no_room(&event, session, reason);
@@ -428,11 +449,12 @@ impl Task {
     }
 
     /// A wish of a proxy that is gone is dropped: its successor lets callers in by what it was told, and asks anew.
-    async fn on_proxy(&mut self, event: Event, cause: String, session: u64) {
+    async fn on_proxy(&mut self, (event, cause, waking): Wish, session: u64) {
         if session != self.world.proxy.session() {
             return;
         }
         self.because(Source::Proxy, cause);
+        self.waking = waking;
         let is_stop = matches!(event, Event::Stop(_));
         if let Err(error) = self.life.handle_event(event, clock::now()) {
             tracing::warn!(machine = self.id, %error, "an event was refused");
@@ -451,25 +473,25 @@ impl Task {
     }
 
     /// Before a start by the proxy begins a run; answers what can go on at once. A thaw needs no room.
-    fn look_for_room(&self, event: Event, cause: String, session: u64) -> Option<(Event, String)> {
+    fn look_for_room(&self, (event, cause, waking): Wish, session: u64) -> Option<Wish> {
         let is_down = matches!(
             wire_state(&self.life),
             wire::MachineState::Created | wire::MachineState::Stopped | wire::MachineState::Failed
         );
         if !is_down || !matches!(event, Event::Start(_)) {
-            return Some((event, cause));
+            return Some((event, cause, waking));
         }
         let most = self.world.memory_most(&self.id);
         // Callers must hear of it while they wait.
         let timeout = ROOM_TIMEOUT.min(self.world.start_timeout(&self.id) / 2);
         if !self.world.pager.is_slow() && self.world.pager.admit(&self.id, most).is_ok() {
-            return Some((event, cause));
+            return Some((event, cause, waking));
         }
         let (world, id, mailbox) =
             (self.world.clone(), self.id.clone(), self.mailbox_sender.clone());
         self.world.tracker.spawn(async move {
             let found = world.room_for(&id, most, timeout).await;
-            mailbox.send(Command::Room { event, cause, session, found }).await.ok();
+            mailbox.send(Command::Room { event, cause, waking, session, found }).await.ok();
         });
         None
     }
@@ -482,6 +504,7 @@ impl Task {
         self.because(Source::Platform, String::new());
         let mut request = self.request();
         request.details.insert("reason".to_owned(), reason.as_str().into());
+        self.enter_no_room(&reason);
         self.record(wire::Event { kind: "no_room".to_owned(), ..self.event(request) });
         if let Event::Start(StartBy::Proxy { attempt }) = event {
             let reason = format!("insufficient_capacity: {reason}");
@@ -522,6 +545,7 @@ impl Task {
             let mut request = self.request();
             request.details.insert("reason".to_owned(), reason.into());
             self.log(reason);
+            self.condemnation = Some(reason.to_owned());
             self.record(wire::Event { kind: "limit".to_owned(), ..self.event(request) });
         }
         if is_up {
@@ -578,6 +602,7 @@ impl Task {
     fn because(&mut self, source: Source, cause: String) {
         self.source = source;
         self.cause = cause;
+        self.waking = None;
     }
 
     async fn do_effects(&mut self) {
@@ -624,6 +649,9 @@ impl Task {
                 self.publish();
                 if outcome == StopOutcome::Stopped {
                     self.arm_later();
+                }
+                if let StopOutcome::Refused { reason } = &outcome {
+                    self.enter_veto(reason);
                 }
                 self.world.proxy.stop_done(&self.id, attempt, outcome);
             }
@@ -797,6 +825,7 @@ impl Task {
             return;
         }
         self.because(Source::Platform, why.unwrap_or_default());
+        self.enter_page_out(&paged);
         let mut request = self.request();
         request.details.insert("paged_out_bytes".to_owned(), paged.bytes.into());
         let resident = paged.memory.resident_bytes;
@@ -851,6 +880,7 @@ impl Task {
     }
 
     fn announce(&mut self, happened: Happened) {
+        self.enter_happened(&happened);
         if let Some(event) = self.event_of(&happened) {
             self.record(event);
         }

@@ -24,7 +24,7 @@ use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_proxy::Handover;
 use perch_proxy::control::{
-    self, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, ToProxy,
+    self, Cause, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, Note, Thaw, ToProxy,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -34,6 +34,7 @@ use tokio::time::Instant;
 use super::clock;
 use super::freezers::{self, Handed};
 use super::history::Source;
+use super::ledger::entry;
 use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
 use super::seat::Post;
@@ -58,6 +59,13 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before another proxy is started when the last one ended at once, and before another connection to one with
 /// which nothing can be said.
 const RESPAWN_PAUSE: Duration = Duration::from_millis(200);
+
+/// For whom the proxy wants a Machine up, and what it has done for that already.
+#[derive(Debug, Clone)]
+pub(crate) struct Waking {
+    pub(crate) cause: Option<Cause>,
+    pub(crate) thawed: Option<Thaw>,
+}
 
 /// What other tasks say to the proxy. Never blocks.
 #[derive(Debug)]
@@ -507,19 +515,21 @@ fn hear(world: &Arc<World>, message: FromProxy) {
         FromProxy::Hello { .. } => {}
         FromProxy::Start { machine, attempt, cause, thawed } => {
             let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
-            let cause = views::wake_text(cause.as_ref(), thawed);
-            if !tell(world, &machine, event, cause) {
+            let text = views::wake_text(cause.as_ref(), thawed);
+            let waking = Some(Box::new(Waking { cause, thawed }));
+            if !tell(world, &machine, event, text, waking) {
                 let reason = "the Machine is gone".to_owned();
                 world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
             }
         }
         FromProxy::Stop { machine, run, attempt, reason } => {
             let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });
-            if !tell(world, &machine, event, reason) {
+            if !tell(world, &machine, event, reason, None) {
                 world.proxy.stop_done(&machine, attempt, StopOutcome::Stopped);
             }
         }
         FromProxy::Drained { token, .. } => world.proxy.drained(token),
+        FromProxy::Note(note) => enter(world, *note),
         FromProxy::Checks { machine, run, results } => world.health.note(&machine, run, results),
         FromProxy::Log { app, machine, level, text, event } => {
             if event.as_deref() == Some(HEARTBEAT)
@@ -538,10 +548,24 @@ fn hear(world: &Arc<World>, message: FromProxy) {
     }
 }
 
-fn tell(world: &Arc<World>, machine: &str, event: lifecycle::Event, cause: String) -> bool {
+fn tell(
+    world: &Arc<World>,
+    machine: &str,
+    event: lifecycle::Event,
+    cause: String,
+    waking: Option<Box<Waking>>,
+) -> bool {
     let session = world.proxy.session();
-    let handle = world.handle(machine);
-    handle.is_some_and(|it| it.tell(MachineCommand::FromProxy { event, cause, session }))
+    let command = MachineCommand::FromProxy { event, cause, waking, session };
+    world.handle(machine).is_some_and(|it| it.tell(command))
+}
+
+/// Into the ledger, as it was when the proxy saw it.
+fn enter(world: &World, note: Note) {
+    let status = note.machine.as_deref().and_then(|id| world.handle(id)).map(|it| it.status());
+    let history = status.map_or_else(Vec::new, |status| status.history.newest_first());
+    let unix_micros = note.unix_micros;
+    world.ledger.enter(entry::of_note(note, &history), Some(unix_micros));
 }
 
 /// The proxy that is or was connected.

@@ -35,6 +35,7 @@ pub(crate) fn settings(world: &World) -> Settings {
         host_peers: host_peers(world, &catalog),
         public_domain: world.config.public_domain.clone(),
         starts_max: world.config.starts_max,
+        notes: true,
     }
 }
 
@@ -198,7 +199,8 @@ pub(super) fn millis(length: std::time::Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn is_platform(caller: IpAddr) -> bool {
+/// Whether somebody calls as the platform itself: by `fly proxy`.
+pub(crate) fn is_platform(caller: IpAddr) -> bool {
     let IpAddr::V6(caller) = caller else { return false };
     let network = perch_core::address::network_of(caller);
     network.is_some_and(|network| platform_peer(network.as_u32()) == caller)

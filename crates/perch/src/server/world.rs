@@ -27,6 +27,7 @@ use super::images::Images;
 use super::inside::{self, Inside};
 use super::keeper::{Catalog, Change, Keeper};
 use super::launching;
+use super::ledger::Ledger;
 use super::lives::Lives;
 use super::paging::Pager;
 use super::platform_log::PlatformLog;
@@ -73,6 +74,7 @@ pub(crate) struct World {
     /// Whether copies of volumes take neither time nor space.
     pub(crate) clones_cheaply: bool,
     events: history::Writer,
+    pub(crate) ledger: Ledger,
     pub(crate) pager: Pager,
     pub(crate) cpus: Cpus,
     pub(crate) armory: Armory,
@@ -112,6 +114,7 @@ pub(crate) struct Parts {
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
     pub(crate) events: history::Writer,
+    pub(crate) ledger: Ledger,
     pub(crate) pager: Pager,
 }
 
@@ -140,6 +143,7 @@ impl World {
             vault: parts.vault,
             platform_log: PlatformLog::default(),
             events: parts.events,
+            ledger: parts.ledger,
             pager: parts.pager,
             cpus,
             armory,
@@ -196,6 +200,14 @@ impl World {
         let world = self.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || world.events.flush()).await {
             tracing::warn!(%error, "events may be missing on disk");
+        }
+    }
+
+    /// The same for the ledger.
+    pub(crate) async fn flush_ledger(self: &Arc<Self>) {
+        let world = self.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || world.ledger.flush()).await {
+            tracing::warn!(%error, "the ledger may be incomplete on disk");
         }
     }
 

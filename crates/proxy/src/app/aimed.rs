@@ -10,7 +10,7 @@ use perch_core::balancer::{AimedChoice, Claim, Event, FailReason, HoldReason};
 use perch_core::ids::MachineId;
 use tokio::time::Instant;
 
-use super::{App, FULL_MAX, FULL_TIMEOUT, HELD_MAX, NoPlace, Place, Waiter, Woken};
+use super::{App, FULL_MAX, FULL_TIMEOUT, HELD_MAX, NoPlace, Place, Waiter};
 use crate::clock;
 use crate::control::Cause;
 
@@ -51,30 +51,34 @@ impl App {
             HoldReason::Wake => (deadline, HELD_MAX),
             HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
         };
-        let port = cause.dest.port();
+        let (port, begun) = (cause.dest.port(), clock::now());
         if waiting_max <= self.waiting(port) + self.waiting_aimed(port) {
             return Err(NoPlace::QueueFull);
         }
         let (sender, answer) = tokio::sync::oneshot::channel();
         let number = self.last_ticket.get() + 1;
         self.last_ticket.set(number);
-        let waiter = Waiter { cause, origin, answer: sender };
+        let waiter = Waiter { since: begun, cause, origin, answer: sender };
         self.aimed.borrow_mut().entry((port, machine)).or_default().push(number, waiter);
         let mut ticket = AimedTicket { app: Rc::clone(self), port, machine, number };
         self.announce_aimed(port, machine);
         let outcome = tokio::time::timeout_at(deadline, answer).await;
-        ticket.leave();
-        match outcome {
-            Ok(Ok(Ok(place))) => {
-                let by = self.wake_of(machine);
-                place.woken.set((reason == HoldReason::Wake).then_some(Woken { since, by }));
-                Ok(place)
+        let waiter = ticket.leave();
+        let (outcome, cause) = match outcome {
+            Ok(Ok((outcome, cause))) => (outcome, Some(cause)),
+            Ok(Err(_)) => (Err(NoPlace::Refused), None),
+            Err(_) if reason == HoldReason::Full => {
+                (Err(NoPlace::StayedFull), waiter.map(|it| it.cause))
             }
-            Ok(Ok(Err(refused))) => Err(refused),
-            Ok(Err(_)) => Err(NoPlace::Refused),
-            Err(_) if reason == HoldReason::Full => Err(NoPlace::StayedFull),
-            Err(_) => Err(self.not_started(port, since)),
+            Err(_) => (Err(self.not_started(port, since)), waiter.map(|it| it.cause)),
+        };
+        match (&outcome, cause) {
+            (Ok(place), Some(cause)) => place.set_wait(begun, reason, cause),
+            // Another Machine may take it.
+            (Err(why), Some(cause)) => self.note_end(begun, cause, why.to_string()),
+            (_, None) => {}
         }
+        outcome
     }
 
     /// Who waits longest for this Machine.
@@ -89,7 +93,7 @@ impl App {
         // A place that nobody takes any more is given back by its own drop.
         let place = self.guard(claim);
         if let Some(waiter) = self.pop_aimed(port, machine) {
-            drop(waiter.answer.send(Ok(place)));
+            drop(waiter.answer.send((Ok(place), waiter.cause)));
         }
     }
 
@@ -102,7 +106,7 @@ impl App {
     ) {
         for _ in 0..waiters {
             let Some(waiter) = self.pop_aimed(port, machine) else { return };
-            drop(waiter.answer.send(Err(NoPlace::of(reason))));
+            drop(waiter.answer.send((Err(NoPlace::of(reason)), waiter.cause)));
         }
     }
 
@@ -148,7 +152,7 @@ struct AimedTicket {
 }
 
 impl AimedTicket {
-    fn leave(&mut self) {
+    fn leave(&mut self) -> Option<Waiter> {
         let key = (self.port, self.machine);
         let removed = {
             let mut queues = self.app.aimed.borrow_mut();
@@ -161,11 +165,14 @@ impl AimedTicket {
         if removed.is_some() {
             self.app.announce_aimed(self.port, self.machine);
         }
+        removed
     }
 }
 
 impl Drop for AimedTicket {
     fn drop(&mut self) {
-        self.leave();
+        if let Some(Waiter { since, cause, .. }) = self.leave() {
+            self.app.note_left(since, cause);
+        }
     }
 }

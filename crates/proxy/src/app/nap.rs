@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perch_core::admission::{Origin, Refusal};
-use perch_core::balancer::{Balancer, Edge, Event};
+use perch_core::balancer::{Balancer, Edge, Event, HoldReason};
 use perch_core::ids::MachineId;
 use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::heartbeat::Named;
-use super::{App, NoPlace, Place, Wake, Woken};
+use super::{App, NoPlace, Place};
 use crate::clock;
+use crate::control::Cause;
 
 /// A Machine with resting connections is at work if it used more than one part in so many of a processor
 /// since its load ended: a server that only waits uses a tenth of that.
@@ -127,15 +128,23 @@ impl Place {
 
     /// Waits until the Machine is awake again, and wakes it; it is load then. The wake is recorded as if
     /// it was a request's.
-    pub(crate) async fn recall(&self, origin: Origin, deadline: Instant) -> Result<(), NoPlace> {
-        let since = Instant::now();
+    pub(crate) async fn recall(
+        &self,
+        origin: Origin,
+        deadline: Instant,
+        cause: Cause,
+    ) -> Result<(), NoPlace> {
+        let begun = clock::now();
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         let (sender, receiver) = oneshot::channel();
         self.app.naps.waiting.borrow_mut().entry((machine, run)).or_default().push(sender);
         self.app.handle(Event::Recall { machine, run, origin });
         match tokio::time::timeout_at(deadline, receiver).await {
             Ok(_) => {}
-            Err(_elapsed) => return Err(NoPlace::NotStarted),
+            Err(_elapsed) => {
+                self.app.note_refusal(Some(begun), cause, &NoPlace::NotStarted);
+                return Err(NoPlace::NotStarted);
+            }
         }
         let edge = self.claim().go_on(origin).map_err(|_| NoPlace::Refused)?;
         self.feed(edge);
@@ -143,8 +152,8 @@ impl Place {
             // It is not load that ends the next time, so what it uses is measured from here.
             self.app.note_work(machine);
         }
-        self.woken.set(Some(Woken { since, by: Wake::Thaw }));
-        self.note_wake(|| Some("the next byte of a connection".to_owned()));
+        self.set_wait(begun, HoldReason::Wake, cause);
+        self.note_answered();
         Ok(())
     }
 

@@ -6,9 +6,12 @@ use perch_core::balancer::{Event, MachineView, ThawOutcome};
 use perch_core::fault::{self, Point};
 use perch_core::ids::MachineId;
 use perch_core::lifecycle::MachineState;
+use perch_core::time::Timestamp;
 use tokio::time::Instant;
 
+use super::wait::Awaking;
 use super::{App, Wake};
+use crate::clock;
 use crate::control::{Cause, Thaw};
 use crate::freezer::Freezer;
 use crate::server_side::OwnThaw;
@@ -31,7 +34,7 @@ impl App {
         attempt: u64,
         cause: Option<Cause>,
     ) -> ThawOutcome {
-        let began = Instant::now();
+        let (began, asked) = (Instant::now(), clock::now());
         fault::pass(Point::ProxyThawBegun);
         let thawed = match self.freezers.borrow().get(&machine) {
             Some(freezer) if freezer.run() == run => freezer.thaw(),
@@ -45,13 +48,14 @@ impl App {
         }
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.upstreams.close(machine);
-        self.note_thaw(machine);
+        self.note_thaw(machine, asked);
         self.server.thawed(machine, OwnThaw { attempt, thaw: Thaw { run, micros }, cause });
         ThawOutcome::Done
     }
 
-    fn note_thaw(&self, machine: MachineId) {
-        self.wakes.borrow_mut().insert(machine, Wake::Thaw);
+    fn note_thaw(&self, machine: MachineId, asked: Timestamp) {
+        let awaking = Awaking { by: Wake::Thaw, asked: Some(asked), up: Some(clock::now()) };
+        self.wakes.borrow_mut().insert(machine, awaking);
         self.woken.borrow_mut().remove(&machine);
         for known in self.machines.borrow_mut().iter_mut().filter(|known| known.id == machine) {
             known.state = MachineState::Started;
@@ -71,8 +75,14 @@ impl App {
             let asleep = former.is_some_and(|former| {
                 matches!(former.state, MachineState::Suspended | MachineState::Suspending)
             });
-            let wake = if same_run && asleep { Wake::Thaw } else { Wake::Start };
-            wakes.insert(machine.id, wake);
+            let by = if same_run && asleep { Wake::Thaw } else { Wake::Start };
+            let under_way = wakes.get(&machine.id).copied();
+            // Of a start of ours it may be known already that it is over.
+            let asked = under_way.and_then(|it| it.asked).filter(|_| former.is_some());
+            let up = under_way.filter(|it| it.by == by).and_then(|it| it.up);
+            let up = up.filter(|up| asked.is_some_and(|asked| asked <= *up));
+            let awaking = Awaking { by, asked, up: up.or_else(|| Some(clock::now())) };
+            wakes.insert(machine.id, awaking);
             woken.remove(&machine.id);
         }
         let is_there = |id: &MachineId| machines.iter().any(|m| m.id == *id);
@@ -83,7 +93,16 @@ impl App {
             .retain(|id, freezer| machines.iter().any(|m| m.id == *id && m.run == freezer.run()));
     }
 
-    pub(super) fn wake_of(&self, machine: MachineId) -> Wake {
-        self.wakes.borrow().get(&machine).copied().unwrap_or(Wake::Start)
+    /// The server is asked for a start.
+    pub(super) fn note_asked(&self, machine: MachineId) {
+        let awaking = Awaking { by: Wake::Start, asked: Some(clock::now()), up: None };
+        self.wakes.borrow_mut().insert(machine, awaking);
+    }
+
+    /// It has done it.
+    pub(super) fn note_up(&self, machine: MachineId) {
+        if let Some(awaking) = self.wakes.borrow_mut().get_mut(&machine) {
+            awaking.up.get_or_insert_with(clock::now);
+        }
     }
 }

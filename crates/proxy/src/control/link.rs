@@ -333,6 +333,7 @@ fn greeting(message: FromProxy) -> Result<Greeting, LinkError> {
         | FromProxy::Stop { .. }
         | FromProxy::Drained { .. }
         | FromProxy::Checks { .. }
-        | FromProxy::Log { .. } => Err(LinkError::Version { got: 0 }),
+        | FromProxy::Log { .. }
+        | FromProxy::Note(_) => Err(LinkError::Version { got: 0 }),
     }
 }

@@ -152,17 +152,96 @@ pub enum FromProxy {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         event: Option<String>,
     },
+    /// For the ledger; only to servers that take it ([`Settings::notes`]).
+    Note(Box<Note>),
 }
 
 impl FromProxy {
     /// Tells what has happened; nobody waits for what the server does about it.
     pub(crate) fn is_report(&self) -> bool {
-        matches!(self, Self::Log { .. } | Self::Checks { .. } | Self::Start { thawed: Some(_), .. })
+        matches!(
+            self,
+            Self::Log { .. }
+                | Self::Note(_)
+                | Self::Checks { .. }
+                | Self::Start { thawed: Some(_), .. }
+        )
     }
 }
 
 /// The event that names a connection whose heartbeats wake a Machine, or would.
 pub const HEARTBEAT: &str = "heartbeat";
+
+/// What the ledger says of callers who waited, of those who were sent away, and of sleeps that did not happen. Told
+/// when it is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What happened.
+    pub kind: NoteKind,
+    /// The app.
+    pub app: String,
+    /// The Machine, if it is about one.
+    pub machine: Option<String>,
+    /// Its run; 0: about none.
+    pub run: u64,
+    /// The caller.
+    pub cause: Option<Cause>,
+    /// `thaw` or `start`: what the caller waited for; `hold`: a place in a Machine that was up; empty: none of these.
+    pub how: String,
+    /// The first caller of the run that was woken for it.
+    pub first: bool,
+    /// Why, where there is more to say.
+    pub reason: String,
+    /// The whole wait, in microseconds.
+    pub total_micros: u64,
+    /// Its parts, in their order; they add up to it, or there are none.
+    pub phases: Vec<PhaseTime>,
+    /// When it was over, in microseconds since 1970.
+    pub unix_micros: u64,
+    /// So many others of the app were left out before this one: there were too many at once, or no server.
+    pub left_out: u64,
+}
+
+impl Note {
+    /// One of which nothing more is known yet.
+    pub(crate) fn of(kind: NoteKind) -> Self {
+        Self {
+            kind,
+            app: String::new(),
+            machine: None,
+            run: 0,
+            cause: None,
+            how: String::new(),
+            first: false,
+            reason: String::new(),
+            total_micros: 0,
+            phases: Vec::new(),
+            unix_micros: 0,
+            left_out: 0,
+        }
+    }
+}
+
+/// What a [`Note`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoteKind {
+    /// A caller waited.
+    Hold,
+    /// A caller was sent away by us.
+    Refusal,
+    /// A sleep was due and does not happen.
+    Veto,
+}
+
+/// A part of a wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Its name (`perch_core::ledger::Phase`).
+    pub name: String,
+    /// How long it took, in microseconds.
+    pub micros: u64,
+}
 
 /// A run that the proxy has thawed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +266,9 @@ pub struct Thaw {
 pub struct Cause {
     /// Address of the caller.
     pub caller: IpAddr,
+    /// Its port; 0: of a proxy that did not tell it.
+    #[serde(default)]
+    pub caller_port: u16,
     /// Who owns that address.
     pub source: Source,
     /// Address and port that were called.
@@ -263,6 +345,9 @@ pub struct Settings {
     pub public_domain: String,
     /// Starts in flight at once, over all apps (DESIGN 4: 8).
     pub starts_max: u32,
+    /// Whether the server takes [`FromProxy::Note`].
+    #[serde(default)]
+    pub notes: bool,
 }
 
 /// A private network.

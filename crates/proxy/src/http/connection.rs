@@ -21,7 +21,7 @@ use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Re
 use super::reply::Reply;
 use super::response::Signature;
 use super::upgrade;
-use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse, Wake, Woken};
+use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
@@ -342,13 +342,14 @@ impl Connection {
             let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
                 continue;
             };
+            place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
             let line = (&place, facts.start_timeout);
             let exchange = self.exchange(stream, scratch, incoming, line, &mut machine);
             match Box::pin(exchange).await {
                 Ok(Done::Answered { caller_after, machine_after }) => {
-                    place.note_wake(|| describe(&scratch.request));
+                    place.note_answered();
                     match (facts.reuse, machine_after) {
                         // A Machine that sleeps is left with no idle connection.
                         (Reuse::Pooled, After::Keep) if !place.is_parked() => {
@@ -363,7 +364,7 @@ impl Connection {
                     return Ok(caller_after);
                 }
                 Ok(Done::Switched) => {
-                    place.note_wake(|| describe(&scratch.request));
+                    place.note_answered();
                     let sides = (stream, machine.stream);
                     let served = self.switch(sides, std::mem::take(scratch), &place, facts);
                     return Err(served.await);
@@ -405,7 +406,10 @@ impl Connection {
         let origin = self.to.origin(app);
         let reason = match app.choose(self.to.endpoints.dest.port(), origin) {
             Ok(place) => return Ok(place),
-            Err(None) => return Err(NoPlace::Refused.into()),
+            Err(None) => {
+                app.note_refused(self.to.cause(describe(&scratch.request)));
+                return Err(NoPlace::Refused.into());
+            }
             Err(Some(reason)) => reason,
         };
         scratch.request.shrink_to_fit();
@@ -425,7 +429,7 @@ impl Connection {
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
         let line = Line::new(place, &self.to, start_timeout);
-        let wake = place.woken.get().map(wake_header);
+        let wake = place.wake_header();
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
@@ -752,17 +756,6 @@ pub(crate) fn https_of(head: &[u8]) -> String {
 
 fn is_port(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// Value of `Perch-Wake`, in the notation of `Server-Timing`: how the Machine came up, and how many
-/// milliseconds the request waited for that.
-pub(crate) fn wake_header(woken: Woken) -> String {
-    let millis = woken.since.elapsed().as_secs_f64() * 1000.0;
-    let by = match woken.by {
-        Wake::Thaw => "thaw",
-        Wake::Start => "start",
-    };
-    format!("{by};dur={millis:.2}")
 }
 
 /// Ends our side and waits shortly for the caller's end, so that our last answer is not lost to a

@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::body::{Framing, Progress};
-use super::connection::describe;
 use super::head::{After, HEAD_BYTES_MAX, Request, Version};
 use super::response::{self, Response, Signature};
 use super::upgrade;
@@ -153,7 +152,8 @@ async fn respond(
         return Ok(response.into());
     }
     let line = terms.line;
-    note_wake(terms);
+    // Its end is another matter.
+    line.place().note_answered();
     // A caller who was told a length is owed the rest; what has none may be silent for long.
     let rests = line.naps() && !matches!(response.framing, Framing::Length(_));
     let rest = pass_rest(caller, machine, body, response, answer, line);
@@ -167,15 +167,6 @@ fn may_switch(terms: Terms<'_>, answer: &[u8]) -> bool {
     let head_len = terms.message.windows(4).position(|w| w == b"\r\n\r\n");
     let head = &terms.message[..head_len.unwrap_or(0)];
     !terms.line.uploads() && upgrade::is_offered(head, answer)
-}
-
-/// Records the wake that an answer waited for which goes on for long: its end is another matter.
-fn note_wake(terms: Terms<'_>) {
-    let place = terms.line.place();
-    if place.woken.get().is_some() {
-        place.note_wake(|| describe(terms.message));
-        place.woken.set(None);
-    }
 }
 
 /// Passes on what comes behind the first piece.

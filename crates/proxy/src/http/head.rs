@@ -417,7 +417,7 @@ impl Field {
             7 if is("fly-src") => Self::Ours,
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::HopByHop,
-            10 if is("fly-region") => Self::Ours,
+            10 if is("fly-region") || is("perch-wake") => Self::Ours,
             13 if is("fly-client-ip") => Self::Ours,
             14 if is("content-length") => Self::ContentLength,
             14 if is("fly-request-id") || is("fly-replay-src") => Self::Ours,

@@ -16,7 +16,6 @@ use super::head::Head;
 use crate::app::Place;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some};
 use crate::http::body::{Framing, Progress};
-use crate::http::connection::describe;
 use crate::http::head::{After, HEAD_BYTES_MAX};
 use crate::http::response;
 
@@ -193,8 +192,7 @@ async fn download(
         }
     };
     input.consume(facts.head_len);
-    terms.place.note_wake(|| describe(&terms.head.text));
-    terms.place.woken.set(None);
+    terms.place.note_answered();
     pass(respond, machine, facts, response, input).await
 }
 

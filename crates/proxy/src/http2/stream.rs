@@ -23,7 +23,7 @@ use super::head::{self, Head};
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::http::connection::{
     RETRY_AFTER_SECONDS, RequestId, SILENT_LOOK, SILENT_MAX, SILENT_PAUSE, TRIES_MAX, describe,
-    find, https_of, wake_header,
+    find, https_of,
 };
 use crate::http::head::{After, Method};
 use crate::http::reply::Reply;
@@ -183,7 +183,10 @@ impl Call {
         };
         let reason = match app.choose(port, origin) {
             Ok(place) => return Ok(place),
-            Err(None) => return Err(NoPlace::Refused.into()),
+            Err(None) => {
+                app.note_refused(self.shared.to.borrow().cause(describe(head)));
+                return Err(NoPlace::Refused.into());
+            }
             Err(Some(reason)) => reason,
         };
         let cause = self.shared.to.borrow().cause(describe(head));
@@ -226,7 +229,8 @@ impl Call {
         message: &[u8],
         whole: bool,
     ) -> Result<After, Broken> {
-        let wake = place.woken.get().map(wake_header);
+        place.note_connected();
+        let wake = place.wake_header();
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
         let signature = Signature { fixed, request_id, wake: wake.as_deref() };
         let terms = Terms { head, signature, place };

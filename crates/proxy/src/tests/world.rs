@@ -187,6 +187,7 @@ fn settings() -> Settings {
         host_peers: vec![ip(CALLER)],
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
+        notes: false,
     }
 }
 

@@ -69,4 +69,5 @@ mod uninterruptible;
 mod unruly;
 mod upgrade;
 mod volumes;
+mod why;
 mod wire;

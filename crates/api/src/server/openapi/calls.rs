@@ -11,8 +11,8 @@ use super::shapes::Shapes;
 use crate::wire::{
     App, AppPage, AppPatch, AssignIp, Busy, BusyInput, CreateApp, CreateRelease, CreateToken,
     CreateVolume, DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume,
-    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LogPage, Machine,
-    MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
+    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LogPage,
+    Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
     RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage,
     SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, Snapshot, StartAnswer,
     StopInput, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitState, Whoami,
@@ -37,6 +37,7 @@ pub(super) fn calls() -> Vec<Call> {
         metadata(),
         busy(),
         facts(),
+        why(),
         releases(),
     ]
     .into_iter()
@@ -347,6 +348,19 @@ fn facts() -> Vec<Call> {
         Call::new("GET", "/perch/v1/whoami", "Tells who the caller is.").gives::<Whoami>(200),
         dns("/perch/v1/apps/{app}/dns", "Asks the DNS server as an app does."),
         dns("/perch/v1/organizations/{org}/dns", "Asks it as the default network does."),
+    ]
+}
+
+fn why() -> Vec<Call> {
+    let held = "Milliseconds to wait for a record where there is none behind `after`; at most 60000; not given = 0.";
+    vec![
+        Call::new("GET", "/perch/v1/why/events", "Reads the ledger, oldest first.")
+            .query("app", text(), "Only of this app.")
+            .query("after", number(), "Only behind this id; not given = the newest records.")
+            .query("limit", number(), "How many, at most 1000; not given = 100.")
+            .query("hold_ms", number(), held)
+            .gives::<LedgerPage>(200)
+            .refuses(&[404]),
     ]
 }
 

@@ -73,7 +73,8 @@ impl Connection {
     ) -> Result<Place, Failure> {
         scratch.answer = Vec::new();
         if let Some(forced) = aimed.aim.forced() {
-            return self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
+            let placed = self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
+            return placed.inspect_err(|failure| self.note_refused(app, scratch, failure));
         }
         let mut last = None;
         for target in aimed.aim.targets() {
@@ -85,7 +86,15 @@ impl Connection {
                 Err(reason) => last = reason.or(last),
             }
         }
-        Err(last.map_or_else(nobody_there, Failure::from))
+        let failure = last.map_or_else(nobody_there, Failure::from);
+        self.note_refused(app, scratch, &failure);
+        Err(failure)
+    }
+
+    fn note_refused(&self, app: &Rc<App>, scratch: &Scratch, failure: &Failure) {
+        if let Failure::Reply(_, text) = failure {
+            app.note_aimed_refused(self.to.cause(describe(&scratch.request)), text.clone());
+        }
     }
 
     /// Only one Machine will do.
