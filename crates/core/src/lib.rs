@@ -9,6 +9,7 @@
 //! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
 //! | [`aim`] | where a request says that it wants to go |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
+//! | [`replay`] | what a program means that wants a request replayed |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
 //! | [`checks`] | when a health check is tried, and what its results mean |
 //! | [`schedule`] | when a Machine with a schedule is started |
@@ -38,6 +39,7 @@ pub mod memory;
 #[doc(hidden)]
 pub mod mutant;
 pub mod quiet;
+pub mod replay;
 pub mod schedule;
 pub mod service;
 pub mod time;

@@ -25,9 +25,10 @@ use perch_core::balancer::{
     Settings, StartOutcome, StopOutcome,
 };
 use perch_core::fault::{self, Point};
-use perch_core::ids::MachineId;
+use perch_core::ids::{MachineId, Region};
 use perch_core::ledger::Quota;
 use perch_core::lifecycle::MachineState;
+use perch_core::replay::cache::Cache;
 use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -222,6 +223,8 @@ pub(crate) struct App {
     last_ticket: Cell<u64>,
     ports: RefCell<Box<[PortFacts]>>,
     pub(crate) upstreams: Upstreams,
+    /// Where its Machines have sent requests before.
+    pub(crate) replays: RefCell<Cache>,
     server: Rc<ServerSide>,
     /// When the balancer wants to be asked again.
     timeout: Cell<Option<Timestamp>>,
@@ -249,6 +252,7 @@ impl App {
             last_ticket: Cell::new(0),
             ports: RefCell::default(),
             upstreams: Upstreams::default(),
+            replays: RefCell::default(),
             server,
             timeout: Cell::default(),
             alarm: alarm::Slot::default(),
@@ -280,6 +284,12 @@ impl App {
         let machines = self.machines.borrow();
         let services = machines.iter().filter(|m| m.id == machine).flat_map(|m| &*m.services);
         services.flat_map(|s| &s.ports).any(|p| (p.start..=p.end).contains(&port))
+    }
+
+    /// Where a Machine is.
+    pub(crate) fn region_of(&self, machine: MachineId) -> Option<Region> {
+        let machines = self.machines.borrow();
+        machines.iter().find(|view| view.id == machine).map(|view| view.region)
     }
 
     /// Takes a place if there is one at once; else says why one should wait, or that it is no use.

@@ -109,6 +109,11 @@ pub(crate) fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Microseconds since 1970, for people and programs; nothing here is decided by it.
+pub(crate) fn wall_micros() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()
+}
+
 /// Length of the text of a ULID.
 pub(crate) const ULID_LEN: usize = 26;
 

@@ -213,6 +213,26 @@ impl Directory {
         state.apps.get(name).map(|known| Rc::clone(&known.app))
     }
 
+    /// The app to which a Machine of `issuer` sends a request: of the same network, as if it called by itself (PX-47).
+    pub(crate) fn replay_target(&self, issuer: &App, name: &str) -> Result<Rc<App>, String> {
+        let state = self.state.borrow();
+        let unknown = || format!("PA04 fly-replay names the app {name}, which does not exist");
+        let from = state.apps.get(&*issuer.name).ok_or_else(unknown)?.network;
+        let known = state.apps.get(name).ok_or_else(unknown)?;
+        if known.network == from {
+            return Ok(Rc::clone(&known.app));
+        }
+        let org = |network: u32| {
+            let networks = state.settings.iter().flat_map(|settings| &settings.networks);
+            networks.filter(|n| n.id == network).map(|n| n.org.as_str()).next()
+        };
+        let what = match org(from).is_some() && org(from) == org(known.network) {
+            true => "network",
+            false => "organization",
+        };
+        Err(format!("PA05 fly-replay names the app {name}, which is of another {what}"))
+    }
+
     fn source(&self, caller: IpAddr) -> (Source, Option<(Rc<App>, MachineId)>) {
         let state = self.state.borrow();
         if let Some((app, machine)) = state.machine_at(caller) {

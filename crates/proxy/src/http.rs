@@ -18,6 +18,8 @@ pub(crate) mod connection;
 mod edit;
 mod exchange;
 pub(crate) mod head;
+mod kept;
+mod replay;
 pub(crate) mod reply;
 pub(crate) mod response;
 mod upgrade;

@@ -95,6 +95,11 @@ impl Balancer {
         }
     }
 
+    /// Whether another Machine than this one would take a request now.
+    pub fn has_other(&self, port: u16, machine: MachineId) -> bool {
+        self.route(port).is_some_and(|route| route.has_other(machine))
+    }
+
     /// Lets callers in who wait for a Machine that has room.
     pub(super) fn admit_aimed(&mut self, now: Timestamp) {
         for ((port, machine), _) in self.aimed() {
@@ -164,6 +169,10 @@ impl Balancer {
 }
 
 impl super::Route {
+    fn has_other(&self, machine: MachineId) -> bool {
+        self.endpoints.iter().any(|e| e.machine != machine && e.cost().is_some())
+    }
+
     /// [`super::Route::choose`] among some. Whoever has chosen a Machine is no reason to wake another.
     pub(super) fn choose_allowed(
         &self,

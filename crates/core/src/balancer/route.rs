@@ -217,7 +217,7 @@ impl Endpoint {
     }
 
     /// How little we want to use it: region and band first, then load. `None`: not at all.
-    fn cost(&self) -> Option<(Nearby, Band, u32)> {
+    pub(super) fn cost(&self) -> Option<(Nearby, Band, u32)> {
         let seen = self.word.observe();
         let band = self.limits.band(seen.in_flight);
         let usable = !seen.closed && band != Band::Hard;

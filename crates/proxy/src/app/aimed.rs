@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use perch_core::admission::Origin;
-use perch_core::aim::Target;
+use perch_core::aim::{Among, Target};
 use perch_core::balancer::{AimedChoice, Claim, Event, FailReason, HoldReason};
 use perch_core::ids::MachineId;
 use tokio::time::Instant;
@@ -35,6 +35,22 @@ impl App {
             AimedChoice::Hold { machine, reason } => Err(Some((machine, reason))),
             AimedChoice::Refuse => Err(None),
         }
+    }
+
+    /// Takes a place in any Machine but this one, if there is one at once.
+    pub(crate) fn choose_beside(
+        self: &Rc<Self>,
+        port: u16,
+        origin: Origin,
+        machine: MachineId,
+    ) -> Option<Place> {
+        let target = Target { among: Among::All, except: Some(machine) };
+        self.choose_among(port, origin, target).ok()
+    }
+
+    /// Whether another Machine than this one would take a request now.
+    pub(crate) fn has_other(&self, port: u16, machine: MachineId) -> bool {
+        self.balancer.borrow().has_other(port, machine)
     }
 
     /// [`App::hold`] for one Machine.

@@ -1,6 +1,7 @@
 //! A caller's connection: requests one after the other.
 
 mod aimed;
+mod replayed;
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,9 +16,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use self::aimed::Aimed;
+use self::replayed::Issued;
 use super::body::Progress;
 use super::exchange::{Broken, Done, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
+use super::kept::Sending;
 use super::reply::Reply;
 use super::response::Signature;
 use super::upgrade;
@@ -47,6 +50,9 @@ pub(crate) const TRIES_MAX: u32 = 5;
 pub(crate) const SILENT_MAX: u32 = 2;
 /// How long a run that has closed so many has to be known as ended: the longest pause between two tries (AS-69).
 pub(crate) const SILENT_PAUSE: Duration = Duration::from_millis(500);
+/// A Machine that refuses for so long is passed over, if another one would take the request: a program that was just
+/// started listens sooner, or has the load to itself.
+const REFUSED_MAX: Duration = Duration::from_millis(250);
 /// How often it is looked at meanwhile; rare, so that nobody has to be told of each end.
 pub(crate) const SILENT_LOOK: Duration = Duration::from_millis(5);
 
@@ -145,8 +151,36 @@ struct Incoming {
     request: Request,
     /// Bytes of the head as we wrote it.
     head_len: usize,
-    body: Progress,
+    /// What is still to come of its body; `None`: it came whole.
+    sending: Option<Box<Sending>>,
     id: RequestId,
+}
+
+impl Incoming {
+    /// Whether the next bytes of the caller are another request.
+    fn is_read(&self) -> bool {
+        self.sending.as_ref().is_none_or(|sending| sending.body.is_done())
+    }
+
+    /// Whether it may be sent a second time after a Machine has had it (PX-70).
+    fn is_repeatable(&self) -> bool {
+        let kept = self.sending.as_ref().is_none_or(|sending| sending.is_kept());
+        self.request.method != Method::Other && kept
+    }
+}
+
+/// One way of a request: where it goes.
+struct Hop {
+    app: Rc<App>,
+    facts: PortFacts,
+    aimed: Option<Box<Aimed>>,
+}
+
+impl Hop {
+    /// How long to try to reach a Machine.
+    fn timeout(&self) -> Duration {
+        self.aimed.as_ref().and_then(|aimed| aimed.timeout).unwrap_or(self.facts.start_timeout)
+    }
 }
 
 /// `Fly-Request-Id` of one request.
@@ -179,7 +213,10 @@ impl Connection {
         moderation::count();
         stream.midway = true;
         moderation::before_write().await;
-        let done = self.answer(&mut stream.tcp, scratch, incoming).await;
+        let done = match incoming {
+            Ok(mut incoming) => self.answer(&mut stream.tcp, scratch, &mut incoming).await,
+            Err(bad) => Box::pin(self.refuse(&mut stream.tcp, bad)).await,
+        };
         stream.midway = false;
         moderation::count();
         done
@@ -189,29 +226,51 @@ impl Connection {
         &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
-        incoming: Result<Incoming, BadRequest>,
+        incoming: &mut Incoming,
     ) -> Result<After, Ended> {
-        let mut incoming = match incoming {
-            Ok(incoming) => incoming,
-            Err(bad) => return Box::pin(self.refuse(stream, bad)).await,
+        let hop = match self.find(scratch, incoming) {
+            Ok(hop) => hop,
+            Err(reply) => return Box::pin(self.reply(stream, incoming, reply)).await,
         };
-        let (app, facts) = match self.find(&scratch.request) {
-            Ok(found) => found,
-            Err(reply) => return Box::pin(self.reply(stream, &incoming, reply)).await,
-        };
-        if facts.protocol == Protocol::HttpRedirected {
-            return Box::pin(self.redirect(stream, &incoming, &scratch.request)).await;
+        if hop.facts.protocol == Protocol::HttpRedirected {
+            return Box::pin(self.redirect(stream, incoming, &scratch.request)).await;
         }
-        let outcome = self.forward(stream, scratch, &mut incoming, &app, &facts).await;
+        let fresh = hop.app.replays.borrow().is_empty();
+        let outcome = if fresh {
+            self.forward(stream, scratch, incoming, &hop).await
+        } else {
+            Box::pin(self.forward_as_before(stream, scratch, incoming, &hop)).await
+        };
         match outcome {
             Ok(after) => Ok(after),
-            Err(Failure::Over) => Err(Ended::Quietly),
-            Err(Failure::Cut) => Err(Ended::Cut),
-            Err(Failure::Reply(status, text)) => {
-                app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
+            Err(failure) => Box::pin(self.fail(stream, scratch, incoming, (&hop, failure))).await,
+        }
+    }
+
+    /// What becomes of a request that was not answered, or is wanted elsewhere.
+    async fn fail(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        (hop, mut failure): (&Hop, Failure),
+    ) -> Result<After, Ended> {
+        if let Failure::Replay(issued) = failure {
+            let replay = self.replay(stream, scratch, incoming, (&hop.app, issued));
+            failure = match Box::pin(replay).await {
+                Ok(after) => return Ok(after),
+                Err(failure) => failure,
+            };
+        }
+        match failure {
+            Failure::Over => Err(Ended::Quietly),
+            Failure::Cut | Failure::Replay(_) => Err(Ended::Cut),
+            Failure::Reply(status, text) | Failure::Unreached(status, text, _) => {
+                self.settle(incoming);
+                hop.app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
                 let mut reply = Reply::new(status, &text);
                 reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
-                Box::pin(self.reply(stream, &incoming, reply)).await
+                self.reply(stream, incoming, reply).await
             }
         }
     }
@@ -292,7 +351,7 @@ impl Connection {
         let bytes = skip_empty_lines(input.filled());
         let Some(request) = head::rewrite(bytes, &self.forwarded, out)? else { return Ok(None) };
         let head_len = out.len();
-        let rest = &bytes[request.head_len..];
+        let rest = &bytes[usize::from(request.head_len)..];
         let mut body = Progress::new(request.framing);
         let piece = body.step(rest, |_| {}).map_err(|_| BadRequest::Framing)?;
         out.extend_from_slice(&rest[..piece.consumed]);
@@ -303,12 +362,16 @@ impl Connection {
             self.pending = Vec::new();
         }
         let id = RequestId::new(&self.directory.region());
-        Ok(Some(Incoming { request, head_len, body, id }))
+        let sending = (!body.is_done()).then(|| Sending::new(body, piece.consumed));
+        Ok(Some(Incoming { request, head_len, sending, id }))
     }
 
     /// The app of this request: of the address, or, at a shared one, of the Host field.
-    fn find(&mut self, head: &[u8]) -> Result<(Rc<App>, PortFacts), Reply<'static>> {
-        find(&self.directory, &mut self.to, head)
+    fn find(&mut self, scratch: &Scratch, incoming: &Incoming) -> Result<Hop, Reply<'static>> {
+        let head = scratch.request.as_slice();
+        let (app, facts) = find(&self.directory, &mut self.to, head)?;
+        let aimed = incoming.request.aimed.then(|| Aimed::of_head(head));
+        Ok(Hop { app, facts, aimed })
     }
 
     async fn forward(
@@ -316,66 +379,82 @@ impl Connection {
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
-        app: &Rc<App>,
-        facts: &PortFacts,
+        hop: &Hop,
     ) -> Result<After, Failure> {
-        let aimed = incoming.request.aimed.then(|| Aimed::of_head(&scratch.request));
         // One that upgrades has its own word there, and serves no other request either.
-        if facts.reuse == Reuse::OneRequest && !incoming.request.upgrade {
+        if hop.facts.reuse == Reuse::OneRequest && !incoming.request.upgrade {
             let end = incoming.head_len - b"\r\n".len();
             scratch.request.splice(end..end, *b"Connection: close\r\n");
             incoming.head_len += b"Connection: close\r\n".len();
         }
-        let deadline = Deadline { timeout: facts.start_timeout, since: None };
-        let mut tries = Tries { left: TRIES_MAX, fresh: false, silent: None, deadline };
+        let mut tries = Tries::new(hop.timeout());
         loop {
-            let place = match &aimed {
-                None => self.place(stream, scratch, app, &mut tries.deadline).await?,
+            let place = match &hop.aimed {
+                None if tries.trouble.is_some() => {
+                    Box::pin(self.place_beside(stream, scratch, &hop.app, &mut tries)).await?
+                }
+                None => self.place(stream, scratch, &hop.app, &mut tries.deadline).await?,
                 Some(aimed) => {
-                    let placing =
-                        self.aimed_place(stream, scratch, app, &mut tries.deadline, aimed);
-                    let place = Box::pin(placing).await?;
+                    let deadline = &mut tries.deadline;
+                    let place =
+                        Box::pin(self.aimed_place(stream, scratch, &hop.app, deadline, aimed))
+                            .await?;
                     aimed.note_place(&place, incoming, &mut scratch.request);
                     place
                 }
             };
-            let Some(mut machine) = tries.connection(app, &place, incoming, stream).await? else {
+            let Some(mut machine) = tries
+                .connection(hop, &place, (incoming, self.to.endpoints.dest.port()), stream)
+                .await?
+            else {
                 continue;
             };
             place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
-            let line = (&place, facts.start_timeout);
+            let line = (&place, hop.facts.start_timeout);
             let exchange = self.exchange(stream, scratch, incoming, line, &mut machine);
             match Box::pin(exchange).await {
                 Ok(Done::Answered { caller_after, machine_after }) => {
                     place.note_answered();
-                    match (facts.reuse, machine_after) {
-                        // A Machine that sleeps is left with no idle connection.
-                        (Reuse::Pooled, After::Keep) if !place.is_parked() => {
-                            Upstreams::keep(app, &place, machine.stream);
-                        }
-                        (Reuse::Pooled, After::Close)
-                            if incoming.request.method != Method::Head => {}
-                        // The answer is here whole. An ordinary close would leave a local port
-                        // waiting for a minute; to one Machine there are 28,000 of them.
-                        _ => tcp::reset(&machine.stream),
-                    }
+                    put_back(machine.stream, machine_after, &place, (incoming, &hop.facts));
                     return Ok(caller_after);
+                }
+                Ok(Done::Replay { order, machine_after }) => {
+                    place.note_answered();
+                    put_back(machine.stream, machine_after, &place, (incoming, &hop.facts));
+                    return Err(Failure::Replay(Issued::new(order, &place)));
                 }
                 Ok(Done::Switched) => {
                     place.note_answered();
                     let sides = (stream, machine.stream);
-                    let served = self.switch(sides, std::mem::take(scratch), &place, facts);
+                    let served = self.switch(sides, std::mem::take(scratch), &place, &hop.facts);
                     return Err(served.await);
                 }
                 Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, &place, used) => {
+                    self.recover(scratch, incoming);
                     Box::pin(tries.pause(&place, stream)).await?;
                 }
                 // The answer may be what an earlier request left behind; nothing of it was passed on.
-                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, &place, true) => {}
+                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, &place, true) => {
+                    self.recover(scratch, incoming);
+                }
                 Err((broken, _)) => return Err(Failure::from(broken)),
             }
+        }
+    }
+
+    /// Makes the message whole as far as its body was read; `false`: what was sent of it is not there any more.
+    fn recover(&mut self, scratch: &mut Scratch, incoming: &mut Incoming) -> bool {
+        let kept = incoming.sending.as_mut().is_none_or(|s| s.recover(&mut scratch.request));
+        self.settle(incoming);
+        kept
+    }
+
+    /// A body that has come whole, and what came with its end.
+    fn settle(&mut self, incoming: &mut Incoming) {
+        if let Some(sending) = incoming.sending.take_if(|sending| sending.body.is_done()) {
+            self.pending.extend_from_slice(&sending.next);
         }
     }
 
@@ -419,12 +498,31 @@ impl Connection {
         Ok(unless_left(stream, hold).await??)
     }
 
+    /// A place in another Machine than the one that has failed, else any.
+    async fn place_beside(
+        &self,
+        stream: &TcpStream,
+        scratch: &mut Scratch,
+        app: &Rc<App>,
+        tries: &mut Tries,
+    ) -> Result<Place, Failure> {
+        let port = self.to.endpoints.dest.port();
+        let beside = tries
+            .trouble
+            .as_ref()
+            .and_then(|trouble| app.choose_beside(port, self.to.origin(app), trouble.avoid));
+        match beside {
+            Some(place) => Ok(place),
+            None => self.place(stream, scratch, app, &mut tries.deadline).await,
+        }
+    }
+
     /// On failure also says whether the connection to the Machine had been used before.
     async fn exchange(
         &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
-        incoming: &Incoming,
+        incoming: &mut Incoming,
         (place, start_timeout): (&Place, Duration),
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
@@ -436,7 +534,7 @@ impl Connection {
             wake: wake.as_deref(),
             ending: &self.directory.ending,
         };
-        let message = (scratch.request.as_slice(), incoming.body);
+        let message = (scratch.request.as_slice(), incoming.sending.as_deref_mut());
         let spaces = (&mut scratch.answer, &mut self.pending);
         let request = &incoming.request;
         let sides = (stream, &mut machine.stream);
@@ -459,7 +557,7 @@ impl Connection {
     ) -> Result<After, Ended> {
         let request = &incoming.request;
         // A body that nobody reads would be taken for the next request.
-        let last = !incoming.body.is_done() || self.directory.ending.has_begun();
+        let last = !incoming.is_read() || self.directory.ending.has_begun();
         let after = if last { After::Close } else { request.after };
         let request = (request.version, request.method, after);
         self.send(stream, reply, request, &incoming.id).await
@@ -523,17 +621,32 @@ enum Failure {
     Over,
     Cut,
     Reply(u16, String),
+    /// The same, and no Machine has heard of the request.
+    Unreached(u16, String, Unreached),
+    /// A Machine wants it replayed elsewhere.
+    Replay(Box<Issued>),
+}
+
+/// Why no Machine was reached, in the words of PX-46.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unreached {
+    NoCandidate,
+    Tried,
 }
 
 impl From<NoPlace> for Failure {
     fn from(reason: NoPlace) -> Self {
-        Self::Reply(503, reason.to_string())
+        let what = match reason {
+            NoPlace::Refused => Unreached::NoCandidate,
+            _ => Unreached::Tried,
+        };
+        Self::Unreached(503, reason.to_string(), what)
     }
 }
 
 impl From<NoConnection> for Failure {
     fn from(reason: NoConnection) -> Self {
-        Self::Reply(503, reason.to_string())
+        Self::Unreached(503, reason.to_string(), Unreached::Tried)
     }
 }
 
@@ -570,32 +683,54 @@ struct Tries {
     left: u32,
     /// A used connection failed: the next one is new.
     fresh: bool,
-    /// The first run that closed new connections without an answer, and how many. Boxed because it is rare.
-    silent: Option<Box<(MachineId, u64, u32)>>,
+    /// Boxed because it is rare.
+    trouble: Option<Box<Trouble>>,
     deadline: Deadline,
 }
 
+/// What went wrong with one request so far.
+struct Trouble {
+    /// The Machine that it was, which others come before.
+    avoid: MachineId,
+    /// The first run that closed new connections without an answer, and how many.
+    silent: Option<(MachineId, u64, u32)>,
+}
+
 impl Tries {
+    fn new(timeout: Duration) -> Self {
+        let deadline = Deadline { timeout, since: None };
+        Self { left: TRIES_MAX, fresh: false, trouble: None, deadline }
+    }
+
     /// A connection to the place's Machine; `None`: the Machine has gone, choose again.
     async fn connection(
         &mut self,
-        app: &Rc<App>,
+        hop: &Hop,
         place: &Place,
-        incoming: &Incoming,
+        (incoming, port): (&Incoming, u16),
         caller: &TcpStream,
     ) -> Result<Option<Upstream>, Failure> {
         if !self.fresh
-            && let Some(used) = pooled(app, place, incoming)
+            && let Some(used) = pooled(&hop.app, place, incoming)
         {
             return Ok(Some(used));
         }
+        let machine = place.endpoint().machine;
+        let deadline = self.deadline.at();
+        let passed_over =
+            self.trouble.is_none() && hop.aimed.is_none() && hop.app.has_other(port, machine);
+        let until = if passed_over { deadline.min(Instant::now() + REFUSED_MAX) } else { deadline };
         // What is rare is boxed: its state would make every idle connection larger.
-        let connecting = upstream::connect(place, self.deadline.at());
+        let connecting = upstream::connect(place, until);
         let connected = Box::pin(tcp::unless_reset(caller, connecting)).await;
         match connected.ok_or(Failure::Cut)? {
             Ok(stream) => Ok(Some(Upstream { stream, used: false })),
             Err(NoConnection::Gone) if 0 < self.left => {
                 self.left -= 1;
+                Ok(None)
+            }
+            Err(NoConnection::NotListening(_)) if until < deadline => {
+                self.trouble_with(machine);
                 Ok(None)
             }
             Err(failure) => Err(failure.into()),
@@ -604,7 +739,7 @@ impl Tries {
 
     /// Whether the request may be sent again after a Machine gave no answer (PX-70).
     fn may_repeat(&mut self, incoming: &Incoming, place: &Place, used: bool) -> bool {
-        if self.left == 0 || !repeatable(incoming) {
+        if self.left == 0 || !incoming.is_repeatable() {
             return false;
         }
         self.left -= 1;
@@ -615,15 +750,23 @@ impl Tries {
         // It may have been a dying run's; if the next run does the same, or this one goes on, that is the program's
         // doing.
         let Endpoint { machine, run, .. } = *place.endpoint();
-        let silent = self.silent.get_or_insert_with(|| Box::new((machine, run, 0)));
-        let (first, first_run, count) = **silent;
-        silent.2 = count + 1;
+        let trouble = self.trouble_with(machine);
+        let (first, first_run, count) = trouble.silent.unwrap_or((machine, run, 0));
+        trouble.silent = Some((first, first_run, count + 1));
         (first, first_run) == (machine, run) && count < SILENT_MAX
+    }
+
+    fn trouble_with(&mut self, avoid: MachineId) -> &mut Trouble {
+        let new = || Box::new(Trouble { avoid, silent: None });
+        let trouble = self.trouble.get_or_insert_with(new);
+        trouble.avoid = avoid;
+        trouble
     }
 
     /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
     async fn pause(&self, place: &Place, caller: &TcpStream) -> Result<(), Failure> {
-        if self.silent.as_ref().is_none_or(|silent| silent.2 < SILENT_MAX) {
+        let silent = self.trouble.as_ref().and_then(|trouble| trouble.silent);
+        if silent.is_none_or(|(.., count)| count < SILENT_MAX) {
             return Ok(());
         }
         let ended = async {
@@ -643,15 +786,30 @@ impl Tries {
 fn pooled(app: &App, place: &Place, incoming: &Incoming) -> Option<Upstream> {
     loop {
         let used = app.upstreams.take(place.endpoint())?;
-        let quiet = if repeatable(incoming) { upstream::seems_quiet } else { upstream::is_quiet };
+        let quiet =
+            if incoming.is_repeatable() { upstream::seems_quiet } else { upstream::is_quiet };
         if quiet(&used.stream) {
             return Some(used);
         }
     }
 }
 
-fn repeatable(incoming: &Incoming) -> bool {
-    incoming.request.method != Method::Other && incoming.body.is_done()
+/// What becomes of the connection to the Machine behind an answer that is here whole.
+fn put_back(
+    stream: TcpStream,
+    after: After,
+    place: &Place,
+    (incoming, facts): (&Incoming, &PortFacts),
+) {
+    match (facts.reuse, after) {
+        // A Machine that sleeps is left with no idle connection.
+        (Reuse::Pooled, After::Keep) if !place.is_parked() => {
+            Upstreams::keep(place.app(), place, stream);
+        }
+        (Reuse::Pooled, After::Close) if incoming.request.method != Method::Head => {}
+        // An ordinary close would leave a local port waiting for a minute; to one Machine there are 28,000 of them.
+        _ => tcp::reset(&stream),
+    }
 }
 
 /// Runs `work` until `deadline`, by an alarm that is set already: one that rings early is set anew, so

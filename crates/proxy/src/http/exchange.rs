@@ -8,11 +8,14 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use perch_core::replay::BadReplay;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::body::{Framing, Progress};
 use super::head::{After, HEAD_BYTES_MAX, Request, Version};
+use super::kept::Sending;
+use super::replay::{self, Order};
 use super::response::{self, Response, Signature};
 use super::upgrade;
 use super::watch::Watch;
@@ -32,6 +35,11 @@ pub(crate) enum Done {
     },
     /// Both sides speak another protocol from here on.
     Switched,
+    /// Nothing was said to the caller: the request is wanted elsewhere.
+    Replay {
+        order: Result<Box<Order>, BadReplay>,
+        machine_after: After,
+    },
 }
 
 impl From<Response> for Done {
@@ -70,21 +78,22 @@ pub(crate) enum Broken {
 
 /// Sends the request in `message` (head, and what is there of its body) and brings back the response.
 ///
-/// `answer` is scratch space, empty before; after a switch it has what the Machine has said since. What the caller sends meanwhile is added to
+/// What of the body is still to come is in `sending`, and what was sent of it, so that a request which is to be sent again
+/// can go on from there. `answer` is scratch space, empty before; after a switch it has what the Machine has said since. What the caller sends meanwhile is added to
 /// `ahead`, also when the exchange fails.
 pub(crate) async fn exchange(
     (caller, machine): (&mut TcpStream, &mut TcpStream),
     request: &Request,
-    message: (&[u8], Progress),
+    message: (&[u8], Option<&mut Sending>),
     scratch: (&mut Vec<u8>, &mut Vec<u8>),
     signature: Signature<'_>,
     line: &Line<'_>,
 ) -> Result<Done, Broken> {
-    let (message, body) = message;
+    let (message, sending) = message;
     if machine.write_all(message).await.is_err() {
         return Err(Broken::NoAnswer);
     }
-    line.set_uploads(!body.is_done());
+    line.set_uploads(sending.is_some());
     let (answer, ahead) = scratch;
     let (caller_read, caller_write) = caller.split();
     let (machine_read, machine_write) = machine.split();
@@ -93,8 +102,8 @@ pub(crate) async fn exchange(
     let caller = Noted { stream: caller_write, written: &written };
     let terms = Terms { request, message, signature, line };
     let download = pin!(download(caller, machine_read, terms, answer, &last));
-    if !body.is_done() {
-        return Box::pin(both_ways(watch, download, machine_write, body, &written)).await;
+    if let Some(sending) = sending {
+        return Box::pin(both_ways(watch, download, machine_write, sending, &written)).await;
     }
     watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
 }
@@ -141,6 +150,9 @@ async fn respond(
                     return Ok(Done::Switched);
                 }
             }
+            Ok(Some(response)) if response.replay => {
+                return Ok(Box::pin(take_order(machine, input, response)).await);
+            }
             Ok(Some(response)) => break response,
         }
     };
@@ -159,6 +171,16 @@ async fn respond(
     let rest = pass_rest(caller, machine, body, response, answer, line);
     // Most answers are one piece, and do not pay for the state of more.
     if rests { Box::pin(line.along(rest)).await } else { Box::pin(rest).await }
+}
+
+#[cold]
+async fn take_order(
+    machine: &mut (impl AsyncRead + Unpin),
+    input: Buffer,
+    mut response: Response,
+) -> Done {
+    let order = replay::take(machine, input, &mut response).await;
+    Done::Replay { order, machine_after: response.machine_after }
 }
 
 /// Whether the Machine may change the protocol now: it was asked to, and has been told all.
@@ -276,7 +298,7 @@ async fn pass_interim(
 
 /// Why the request's body stopped.
 enum Upload {
-    Whole(Vec<u8>),
+    Whole,
     CallerGone,
     BadBody,
     /// The Machine takes no more; it may have answered already.
@@ -287,11 +309,11 @@ async fn both_ways(
     mut watch: Watch<'_>,
     mut download: Pin<&mut impl Future<Output = Result<Done, Broken>>>,
     mut machine: impl AsyncWrite + Unpin,
-    body: Progress,
+    sending: &mut Sending,
     written: &Cell<u64>,
 ) -> Result<Done, Broken> {
     let uploaded = {
-        let mut upload = pin!(upload(watch.caller(), &mut machine, body));
+        let mut upload = pin!(upload(watch.caller(), &mut machine, sending));
         let mut reset = pin!(watch.reset());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
@@ -306,9 +328,9 @@ async fn both_ways(
         .await
     };
     let response = match uploaded {
-        Ok(Upload::Whole(next)) => {
+        Ok(Upload::Whole) => {
             watch.note_uploaded();
-            watch.add(&next);
+            watch.add(&std::mem::take(&mut sending.next));
             return watch.unless_left(download).await.unwrap_or(Err(Broken::Cut));
         }
         Ok(Upload::MachineGone) => {
@@ -320,26 +342,33 @@ async fn both_ways(
         Err(response) => response,
     };
     // Answered before the end of the request: where the next one begins is not known.
-    response.map(|_| Done::Answered { caller_after: After::Close, machine_after: After::Close })
+    response.map(|done| match done {
+        Done::Replay { order, .. } => Done::Replay { order, machine_after: After::Close },
+        Done::Answered { .. } | Done::Switched => {
+            Done::Answered { caller_after: After::Close, machine_after: After::Close }
+        }
+    })
 }
 
 async fn upload(
     caller: &TcpStream,
     machine: &mut (impl AsyncWrite + Unpin),
-    mut body: Progress,
+    sending: &mut Sending,
 ) -> Upload {
     loop {
         let input = match read_some_of(caller, BUFFER_BYTES).await {
             Ok(input) if !input.is_empty() => input,
             Ok(_) | Err(_) => return Upload::CallerGone,
         };
-        let Ok(piece) = body.step(input.filled(), |_| {}) else { return Upload::BadBody };
+        let Ok(piece) = sending.body.step(input.filled(), |_| {}) else { return Upload::BadBody };
         let (content, next) = input.filled().split_at(piece.consumed);
+        // Before the write: an answer may come in the middle of it, and then this one goes no further.
+        sending.note(content, next);
         if machine.write_all(content).await.is_err() {
             return Upload::MachineGone;
         }
         if piece.done {
-            return Upload::Whole(next.to_vec());
+            return Upload::Whole;
         }
     }
 }

@@ -72,8 +72,8 @@ pub(crate) struct Request {
     pub(crate) upgrade: bool,
     /// It says where it wants to go: the head has it (PX-30..33).
     pub(crate) aimed: bool,
-    /// Bytes of the head as it came.
-    pub(crate) head_len: usize,
+    /// Bytes of the head as it came; at most [`HEAD_BYTES_MAX`], and every connection has one of these.
+    pub(crate) head_len: u16,
 }
 
 /// The headers that are the same for all requests of a connection, ready to write: formatting two
@@ -132,7 +132,25 @@ pub(crate) fn rewrite(
     write_head(method, &target, parsed.headers, &fields, forwarded, out);
     let (framing, after) = (fields.framing, fields.after(version));
     let (method, upgrade, aimed) = (method_of(method), fields.upgrades(), fields.aimed);
+    let head_len = u16::try_from(head_len).map_err(|_| BadRequest::TooLarge)?;
     Ok(Some(Request { version, method, framing, after, upgrade, aimed, head_len }))
+}
+
+/// Whether somebody else than the caller may put this field into its request, or take it out.
+pub(super) fn may_replace(name: &str) -> bool {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    let known = !name.is_empty() && name.len() <= 256 && name.bytes().all(token);
+    known && matches!(Field::of(name), Field::Host | Field::Aim | Field::Other)
+}
+
+/// Whether this may be the target of a request.
+pub(super) fn valid_target(path: &str) -> bool {
+    path.len() <= HEAD_BYTES_MAX / 2 && path.bytes().all(is_target_byte)
+}
+
+/// Whether this may be the value of Host.
+pub(super) fn valid_host(value: &str) -> bool {
+    is_host(value.as_bytes())
 }
 
 /// Lines end in CR LF; `httparse` takes LF alone too, and others may not.

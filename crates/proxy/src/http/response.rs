@@ -7,7 +7,7 @@ use super::head::{
     After, HEAD_BYTES_MAX, HEADERS_MAX, Method, Request, Version, has_token, parse_length,
     write_field,
 };
-use super::upgrade;
+use super::{replay, upgrade};
 use crate::ending::Ending;
 
 /// Switching Protocols.
@@ -44,6 +44,8 @@ pub(crate) struct Response {
     pub(crate) machine_after: After,
     /// Bytes of the head as it came.
     pub(crate) head_len: usize,
+    /// It is not for the caller: the request is to be replayed (PX-40).
+    pub(crate) replay: bool,
 }
 
 impl Response {
@@ -83,6 +85,9 @@ pub(crate) fn rewrite(
     if signature.ending.has_begun() {
         response.caller_after = After::Close;
     }
+    if response.replay {
+        return Ok(Some(response));
+    }
     write_status(out, status, parsed.reason.unwrap_or(""));
     write_fields(parsed.headers, &fields, &response, out);
     if response.is_interim() {
@@ -105,6 +110,7 @@ pub(crate) struct Fields {
     closes: bool,
     keeps: bool,
     connections: u32,
+    replay: bool,
 }
 
 impl Fields {
@@ -130,6 +136,8 @@ impl Fields {
                     fields.closes |= has_token(header.value, "close");
                     fields.keeps |= has_token(header.value, "keep-alive");
                 }
+                Field::ContentType => fields.replay |= replay::is_json(header.value),
+                Field::Replay => fields.replay = true,
                 Field::HopByHop | Field::Ours | Field::Other => {}
             }
         }
@@ -160,6 +168,7 @@ impl Fields {
             caller_after: after(caller_keeps),
             machine_after: after(machine_keeps && framing != Framing::Close && !doubtful),
             head_len,
+            replay: self.replay && 200 <= status,
         })
     }
 
@@ -188,6 +197,8 @@ pub(crate) enum Field {
     TransferEncoding,
     Connection,
     HopByHop,
+    ContentType,
+    Replay,
     /// Replaced by ours (PX-20).
     Ours,
     Other,
@@ -201,6 +212,8 @@ impl Field {
             7 if is("upgrade") => Self::HopByHop,
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::HopByHop,
+            10 if is("fly-replay") => Self::Replay,
+            12 if is("content-type") => Self::ContentType,
             10 if is("perch-wake") => Self::Ours,
             14 if is("content-length") => Self::ContentLength,
             14 if is("fly-request-id") => Self::Ours,
@@ -239,8 +252,8 @@ fn write_fields(
         let pass = match Field::of(header.name) {
             Field::ContentLength => !no_length,
             Field::TransferEncoding => response.framing == Framing::Chunked && !response.dechunk,
-            Field::Connection | Field::HopByHop | Field::Ours => false,
-            Field::Other => !named(header.name),
+            Field::Connection | Field::HopByHop | Field::Ours | Field::Replay => false,
+            Field::ContentType | Field::Other => !named(header.name),
         };
         if pass {
             write_field(out, header.name, header.value);

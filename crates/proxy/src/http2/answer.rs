@@ -69,7 +69,8 @@ pub(super) fn parse(
         let pass = match Field::of(header.name) {
             // Twice the same is allowed there, and not here.
             Field::ContentLength => !no_length && !headers.contains_key(CONTENT_LENGTH),
-            Field::Other => !named(header.name),
+            // Replays are not done here: callers get the order.
+            Field::ContentType | Field::Replay | Field::Other => !named(header.name),
             Field::TransferEncoding | Field::Connection | Field::HopByHop | Field::Ours => false,
         };
         if pass {

@@ -24,7 +24,7 @@ pub(super) fn write(parts: &Parts, ended: bool, forwarded: &Forwarded) -> Result
     let lines = lines(parts, ended)?;
     let mut text = Vec::with_capacity(lines.len() + 512);
     let request = head::rewrite(&lines, forwarded, &mut text)?.ok_or(BadRequest::Malformed)?;
-    if request.head_len != lines.len() {
+    if usize::from(request.head_len) != lines.len() {
         return Err(BadRequest::Malformed);
     }
     Ok(Head { request, text, trailers: parts.headers.contains_key(TE) })

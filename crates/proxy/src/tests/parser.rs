@@ -76,7 +76,7 @@ fn what_our_parser_accepts_two_others_read_in_the_same_way() {
         let input = dice.message();
         let Ok(Some((request, out))) = rewrite(&input) else { return };
         let head = read_head(&input).unwrap_or_else(|| panic!("too lax: {}", shown(&input)));
-        assert_eq!(head.length, request.head_len, "{}", shown(&input));
+        assert_eq!(head.length, usize::from(request.head_len), "{}", shown(&input));
         assert_eq!(head.framing, request.framing, "{}", shown(&input));
         let body = &input[head.length..];
         check_forwarded(&input, &head, &out);
@@ -153,7 +153,7 @@ fn noise_is_refused_or_waited_for_but_never_a_panic() {
         let noise = dice.noise();
         if let Ok(Some((request, _))) = rewrite(&noise) {
             assert!(read_head(&noise).is_some(), "{}", shown(&noise));
-            drop(follow(request.framing, &[&noise[request.head_len..]]));
+            drop(follow(request.framing, &[&noise[usize::from(request.head_len)..]]));
         }
         drop(follow(Framing::Chunked, &[&noise]));
     });

@@ -8,7 +8,7 @@ use perch_core::balancer::HoldReason;
 use perch_core::ids::MachineId;
 use tokio::net::TcpStream;
 
-use super::{Connection, Deadline, Failure, Incoming, Scratch, describe, unless_left};
+use super::{Connection, Deadline, Failure, Incoming, Scratch, Unreached, describe, unless_left};
 use crate::app::{App, NoPlace, Place};
 use crate::http::edit::{Edit, value_of};
 
@@ -27,6 +27,8 @@ pub(super) struct Aimed {
     pub(super) aim: Aim,
     /// The Machine that should take it, as it was written.
     pub(super) wanted: String,
+    /// How long to try to reach a Machine, if not for the port's `start_timeout`.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Aimed {
@@ -42,7 +44,7 @@ impl Aimed {
         });
         let wanted = machine.map(|(text, _)| cut(text)).unwrap_or_default();
         let machine = machine.map(|(text, must)| (text.parse().ok(), must));
-        Box::new(Self { aim: Aim { machine, areas, except: None }, wanted })
+        Box::new(Self { aim: Aim { machine, areas, except: None }, wanted, timeout: None })
     }
 
     /// Tells the Machine that it is not the one that was wanted (PX-09), or that it is.
@@ -92,7 +94,7 @@ impl Connection {
     }
 
     fn note_refused(&self, app: &Rc<App>, scratch: &Scratch, failure: &Failure) {
-        if let Failure::Reply(_, text) = failure {
+        if let Failure::Reply(_, text) | Failure::Unreached(_, text, _) = failure {
             app.note_aimed_refused(self.to.cause(describe(&scratch.request)), text.clone());
         }
     }
@@ -128,11 +130,11 @@ impl Connection {
                 let text = format!(
                     "PM08 Machine {machine} cannot be started: it is cordoned, going, or autostart is off"
                 );
-                Failure::Reply(503, text)
+                Failure::Unreached(503, text, Unreached::NoCandidate)
             }
             _ => {
                 let text = format!("PR02 the app has no Machine {} at this port", aimed.wanted);
-                Failure::Reply(502, text)
+                Failure::Unreached(502, text, Unreached::NoCandidate)
             }
         })
     }
@@ -178,5 +180,5 @@ impl Connection {
 /// One host is one region; a request that must go to another cannot be served here.
 fn nobody_there() -> Failure {
     let text = "PR04 no Machine of the app serves this port where the request must go";
-    Failure::Reply(503, text.to_owned())
+    Failure::Unreached(503, text.to_owned(), Unreached::NoCandidate)
 }

@@ -1,0 +1,299 @@
+//! Requests that a Machine wants replayed elsewhere (PX-40..52).
+//!
+//! ```text
+//!  answer is an order ─► target: same app, or one of the same network ─► head changed ─► forwarded again
+//!      ▲ at most 10                │ PA04, PA05                                │ nobody reached, with a fallback
+//!      └───────────────────────────┴──────────── another order ◄───────────────┴─► back to whom it came from
+//! ```
+//!
+//! A Machine can send a request only to apps of its own network, which it could call by itself: nobody reaches by a
+//! replay what neither the caller nor the program that it has called may reach.
+
+use std::rc::Rc;
+
+use perch_core::aim::{Aim, Must};
+use perch_core::ids::MachineId;
+use perch_core::replay::cache::Entry;
+use perch_core::replay::{BadReplay, REPLAYS_MAX, Replay};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::aimed::Aimed;
+use super::{
+    After, Connection, Failure, Hop, Incoming, Scratch, Unreached, describe_target, host_of,
+};
+use crate::app::{App, Place, PortFacts, Protocol};
+use crate::clock;
+use crate::http::edit::{Edit, value_of};
+use crate::http::head::HEAD_BYTES_MAX;
+use crate::http::replay::{Caching, Order};
+
+/// Each transform may add to a head.
+const HEAD_LEN_MAX: usize = 4 * HEAD_BYTES_MAX;
+const SOURCE: &str = "fly-replay-src";
+const FAILED: &str = "fly-replay-failed";
+const CACHE_STATUS: &str = "fly-replay-cache-status";
+/// What a caller says who wants to pass the cache by (PX-34).
+const CACHE_CONTROL: &str = "fly-replay-cache-control";
+
+/// An order, and who gave it.
+#[derive(Debug)]
+pub(super) struct Issued {
+    order: Result<Box<Order>, BadReplay>,
+    app: Rc<App>,
+    machine: MachineId,
+}
+
+impl Issued {
+    pub(super) fn new(order: Result<Box<Order>, BadReplay>, place: &Place) -> Box<Self> {
+        Box::new(Self { order, app: Rc::clone(place.app()), machine: place.endpoint().machine })
+    }
+
+    fn region(&self) -> String {
+        self.app.region_of(self.machine).map(|region| region.to_string()).unwrap_or_default()
+    }
+
+    /// PX-10.
+    fn source(&self, state: Option<&str>) -> String {
+        let (instance, region, micros) = (self.machine, self.region(), clock::wall_micros());
+        let state = state.map(|state| format!(";state={state}")).unwrap_or_default();
+        format!("instance={instance};region={region};t={micros}{state}")
+    }
+}
+
+/// What a replayed request was before it was changed, and why it comes back.
+struct Back {
+    head: Vec<u8>,
+    since: Instant,
+    why: Unreached,
+    fallback: Must,
+}
+
+impl Connection {
+    /// Replays a request until somebody answers it (PX-45, PX-46).
+    pub(super) async fn replay(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        (called, mut issued): (&Rc<App>, Box<Issued>),
+    ) -> Result<After, Failure> {
+        let status = cache_status(called, &scratch.request);
+        for count in 1..=REPLAYS_MAX {
+            let order = match &issued.order {
+                Ok(order) => order,
+                Err(bad) => return Err(Failure::Reply(502, bad.to_string())),
+            };
+            if !self.recover(scratch, incoming) {
+                return Err(too_much_to_replay());
+            }
+            let once = count == 1 && Rc::ptr_eq(called, &issued.app);
+            note_caching(order, once, called, &scratch.request);
+            let (head, since) = (scratch.request[..incoming.head_len].to_vec(), Instant::now());
+            if let Some(transform) = &order.transform {
+                incoming.head_len = transform.edit().apply(&mut scratch.request, incoming.head_len);
+            }
+            let set = vec![
+                (SOURCE.to_owned(), issued.source(order.replay.state.as_deref())),
+                (CACHE_STATUS.to_owned(), status.to_owned()),
+            ];
+            prepare(scratch, incoming, set);
+            if HEAD_LEN_MAX < incoming.head_len {
+                let text = "PA03 the replays have made the request's head larger than 64 KiB";
+                return Err(Failure::Reply(502, text.to_owned()));
+            }
+            let sent = self.send_to(
+                stream,
+                scratch,
+                incoming,
+                (&issued.app, issued.machine),
+                &order.replay,
+            );
+            match (Box::pin(sent).await, order.replay.fallback) {
+                (Err(Failure::Replay(next)), _) => issued = next,
+                (Err(Failure::Unreached(_, _, why)), Some(fallback)) => {
+                    let back = Back { head, since, why, fallback };
+                    let sent = self.send_back(stream, scratch, incoming, &issued, back);
+                    return Box::pin(sent).await;
+                }
+                (done, _) => return done,
+            }
+        }
+        let text = format!("PA02 the request was replayed {REPLAYS_MAX} times");
+        Err(Failure::Reply(502, text))
+    }
+
+    /// Forwards a request to where a replay names.
+    async fn send_to(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        (issuer, machine): (&Rc<App>, MachineId),
+        replay: &Replay,
+    ) -> Result<After, Failure> {
+        let app = match &replay.app {
+            Some(name) => self.directory.replay_target(issuer, name.as_str()),
+            None => Ok(Rc::clone(issuer)),
+        };
+        let app = app.map_err(|text| Failure::Reply(502, text))?;
+        let facts = self.replay_port(&app)?;
+        let except = replay.elsewhere.then_some(machine);
+        let aim = Aim { except, ..replay.aim.clone() };
+        let aimed = Aimed { aim, wanted: replay.wanted.clone(), timeout: replay.timeout };
+        let hop = Hop { app, facts, aimed: Some(Box::new(aimed)) };
+        self.forward(stream, scratch, incoming, &hop).await
+    }
+
+    /// PX-48: a service on the port that was called, whatever its addresses.
+    fn replay_port(&self, app: &App) -> Result<PortFacts, Failure> {
+        let port = self.to.endpoints.dest.port();
+        let facts = app.port(port);
+        let facts =
+            facts.filter(|f| matches!(f.protocol, Protocol::Http | Protocol::HttpRedirected));
+        facts.ok_or_else(|| {
+            let text = format!("PR04 the app {} serves no HTTP at port {port}", app.name);
+            Failure::Unreached(503, text, Unreached::NoCandidate)
+        })
+    }
+
+    /// Nobody was reached: the request as it was goes back to whom it came from, for the last time (PX-46).
+    async fn send_back(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        issued: &Issued,
+        back: Back,
+    ) -> Result<After, Failure> {
+        let Ok(order) = &issued.order else { return Err(Failure::Cut) };
+        let told = failed(issued, &order.replay, &back);
+        let head_len = back.head.len();
+        scratch.request.splice(..incoming.head_len, back.head);
+        incoming.head_len = head_len;
+        prepare(scratch, incoming, vec![(FAILED.to_owned(), told)]);
+        let facts = self.replay_port(&issued.app)?;
+        let (aim, wanted) = (Aim::at(issued.machine, back.fallback), issued.machine.to_string());
+        let aimed = Some(Box::new(Aimed { aim, wanted, timeout: None }));
+        let hop = Hop { app: Rc::clone(&issued.app), facts, aimed };
+        match Box::pin(self.forward(stream, scratch, incoming, &hop)).await {
+            Err(Failure::Replay(_)) => {
+                let text = "PA03 a request that came back by its fallback cannot be replayed again";
+                Err(Failure::Reply(502, text.to_owned()))
+            }
+            done => done,
+        }
+    }
+
+    /// Forwards a request as its app has sent such ones before, or to the app itself (PX-50).
+    pub(super) async fn forward_as_before(
+        &mut self,
+        stream: &mut TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        hop: &Hop,
+    ) -> Result<After, Failure> {
+        let Some(entry) = remembered(&hop.app, &scratch.request) else {
+            return self.forward(stream, scratch, incoming, hop).await;
+        };
+        if hop.aimed.is_some() || (entry.may_skip && skips(&scratch.request)) {
+            return self.forward(stream, scratch, incoming, hop).await;
+        }
+        let head = scratch.request[..incoming.head_len].to_vec();
+        prepare(scratch, incoming, vec![(CACHE_STATUS.to_owned(), "hit".to_owned())]);
+        let nobody = MachineId::from_low_bits(0);
+        let sent = self.send_to(stream, scratch, incoming, (&hop.app, nobody), &entry.replay);
+        match Box::pin(sent).await {
+            Err(Failure::Unreached(..)) => {}
+            // It names an app that is gone, or may not be reached any more.
+            Err(Failure::Reply(_, text)) if text.starts_with("PA0") => {}
+            done => return done,
+        }
+        forget(&hop.app, &scratch.request);
+        let head_len = head.len();
+        scratch.request.splice(..incoming.head_len, head);
+        incoming.head_len = head_len;
+        self.forward(stream, scratch, incoming, hop).await
+    }
+}
+
+/// Puts these fields into the head, and takes those out that another way of it has left.
+fn prepare(scratch: &mut Scratch, incoming: &mut Incoming, set: Vec<(String, String)>) {
+    let mut drop: Vec<String> =
+        ["fly-preferred-instance-unavailable", FAILED].map(str::to_owned).into();
+    if !incoming.request.upgrade {
+        drop.push("connection".to_owned());
+    }
+    let edit = Edit { path: None, drop, set };
+    incoming.head_len = edit.apply(&mut scratch.request, incoming.head_len);
+}
+
+fn remembered(app: &App, head: &[u8]) -> Option<Entry> {
+    let (host, path) = route(head)?;
+    app.replays.borrow().find((&host, path), clock::now()).cloned()
+}
+
+fn forget(app: &App, head: &[u8]) {
+    if let Some((host, path)) = route(head) {
+        app.replays.borrow_mut().forget((&host, path), clock::now());
+    }
+}
+
+/// PX-12, for who gets a request that did not go by the cache.
+fn cache_status(app: &App, head: &[u8]) -> &'static str {
+    match remembered(app, head) {
+        Some(entry) if entry.may_skip && skips(head) => "bypass",
+        Some(_) | None => "miss",
+    }
+}
+
+/// Remembers what the called app itself has said, and forgets what whoever got the request says (PX-52).
+fn note_caching(order: &Order, once: bool, called: &App, head: &[u8]) {
+    match &order.cache {
+        Some(Caching::Store { pattern, ttl, may_skip }) if once => {
+            let Some((host, path)) = route(head) else { return };
+            let what = (order.replay.clone(), *may_skip);
+            let mut replays = called.replays.borrow_mut();
+            replays.store((&host, path), pattern, what, *ttl, clock::now());
+        }
+        Some(Caching::Forget) => forget(called, head),
+        Some(Caching::Store { .. }) | None => {}
+    }
+}
+
+/// Host name without its port, and path.
+fn route(head: &[u8]) -> Option<(String, &str)> {
+    const HOST_BYTES_MAX: usize = 256;
+    let host = host_of(head).filter(|host| host.len() <= HOST_BYTES_MAX)?;
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        Some(_) | None => host,
+    };
+    Some((name.to_ascii_lowercase(), describe_target(head)?))
+}
+
+fn skips(head: &[u8]) -> bool {
+    value_of(head, CACHE_CONTROL).is_some_and(|value| value.eq_ignore_ascii_case("skip"))
+}
+
+/// PX-11.
+fn failed(issued: &Issued, replay: &Replay, back: &Back) -> String {
+    let elapsed = back.since.elapsed();
+    let reason = match back.why {
+        _ if replay.timeout.is_some_and(|timeout| timeout <= elapsed) => "timeout",
+        Unreached::NoCandidate => "no_candidate",
+        Unreached::Tried => "retries_exhausted",
+    };
+    let app = replay.app.as_ref().map_or(&*issued.app.name, |app| app.as_str());
+    let (instance, source, elapsed) = (&replay.wanted, issued.machine, elapsed.as_millis());
+    let region = issued.region();
+    format!(
+        "instance={instance};app={app};region={region};replay_source={source};reason={reason};elapsed_ms={elapsed}"
+    )
+}
+
+fn too_much_to_replay() -> Failure {
+    let text =
+        "PA01 the request's body is longer than 1 MB, or too many are kept, and cannot be replayed";
+    Failure::Reply(502, text.to_owned())
+}

@@ -1,0 +1,443 @@
+//! Answers that want the request replayed elsewhere (PX-40..52).
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::routing::{OTHER, get, named, two};
+use super::world::*;
+use crate::control::{AppView, FromProxy, StartOutcome, ToProxy};
+
+const TARGET: &str = "00000000000009";
+
+/// Always answers so.
+async fn says(answer: String) -> u16 {
+    machine(move |mut stream| {
+        let answer = answer.clone();
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                if stream.write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+fn order(fields: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: 7\r\n\r\nswallow")
+}
+
+fn json(body: &str) -> String {
+    let length = body.len();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.fly.replay+json\r\n";
+    format!("{head}Content-Length: {length}\r\n\r\n{body}")
+}
+
+/// An app without addresses, in a network.
+fn hidden(name: &str, state: &str, internal_port: u16, network: u32) -> AppView {
+    let mut view = app(state, internal_port);
+    view.name = name.to_owned();
+    view.network = network;
+    view.addresses.clear();
+    view.machines[0].id = TARGET.to_owned();
+    view.machines[0].private_ip = "fdaa:0:7:a7b:9:9:9:9".parse().expect("an address");
+    view.machines[0].link_ip = [127, 0, 0, 1].into();
+    view
+}
+
+/// A world whose app always says this, and the app `target` of the same network, which tells what it gets.
+async fn ordering(world: &mut World, answer: String) {
+    let target = hidden("target", "started", named("target").await, NETWORK);
+    world.send(ToProxy::App(target)).await;
+    world.publish(app("started", says(answer).await)).await;
+}
+
+fn check(answer: &str, by: &str) {
+    let is = answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("\r\n\r\n{by} "));
+    assert!(is, "{answer}");
+    assert!(!answer.contains("swallow"), "the order is not for the caller: {answer}");
+}
+
+#[test]
+fn another_app_gets_the_request_as_it_was_with_who_sent_it() {
+    run(|mut world| async move {
+        ordering(&mut world, order("Fly-Replay: app=target;state=a=b c")).await;
+        let answer = world.ask(&get("X: y\r\nfly-replay-src: forged\r\n")).await;
+        check(&answer, "target");
+        assert!(
+            answer.contains("target GET /path HTTP/1.1\r\n") && answer.contains("\r\nX: y\r\n")
+        );
+        let source = format!("fly-replay-src: instance={MACHINE};region=lcl;t=");
+        assert!(answer.contains(&source) && answer.contains(";state=a=b c\r\n"), "PX-10: {answer}");
+        assert!(answer.contains("fly-replay-cache-status: miss\r\n"), "PX-12: {answer}");
+        assert!(!answer.contains("forged"), "{answer}");
+    });
+}
+
+#[test]
+fn bodies_that_came_with_the_head_go_along() {
+    run(|mut world| async move {
+        ordering(&mut world, order("fly-replay: app=target")).await;
+        let mut caller = world.connect().await;
+        for count in 0..4 {
+            let request =
+                format!("POST /{count} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi");
+            caller.write_all(request.as_bytes()).await.expect("the proxy reads");
+            let (head, _) = read_response(&mut caller).await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            // The target answers the body's two bytes with nothing: it reads heads.
+            let mut caller_is_fresh = world.connect().await;
+            std::mem::swap(&mut caller, &mut caller_is_fresh);
+        }
+    });
+}
+
+#[test]
+fn the_json_form_changes_the_request() {
+    run(|mut world| async move {
+        let body = r#"{"app":"target","region":"any","transform":{"path":"/new?a=b","delete_headers":["x"],
+            "set_headers":[{"name":"authorization","value":"Bearer z"}]}}"#;
+        ordering(&mut world, json(body)).await;
+        let answer = world.ask(&get("X: y\r\nAuthorization: old\r\n")).await;
+        check(&answer, "target");
+        assert!(
+            answer.contains("target GET /new?a=b HTTP/1.1\r\nHost: app.flycast\r\n"),
+            "{answer}"
+        );
+        assert!(answer.contains("\r\nauthorization: Bearer z\r\n"), "{answer}");
+        assert!(!answer.contains("X: y") && !answer.contains("old"), "{answer}");
+    });
+}
+
+#[test]
+fn a_json_order_may_come_in_pieces_and_chunks_but_not_without_end() {
+    for (filler, wanted) in [(10, "HTTP/1.1 200"), (100_000, "HTTP/1.1 502")] {
+        run(|mut world| async move {
+            let port = machine(move |mut stream| async move {
+                read_head(&mut stream).await.expect("a request");
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.fly.replay+json; x=y\r\n\
+                            Transfer-Encoding: chunked\r\n\r\n";
+                let text = format!("{{\"app\":\"target\"{}}}", " ".repeat(filler));
+                let mut pieces = vec![head.to_owned()];
+                pieces.extend(text.as_bytes().chunks(5_000).map(|chunk| {
+                    format!("{:x}\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk))
+                }));
+                pieces.push("0\r\n\r\n".to_owned());
+                for piece in pieces {
+                    if stream.write_all(piece.as_bytes()).await.is_err() {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let target = hidden("target", "started", named("target").await, NETWORK);
+            world.send(ToProxy::App(target)).await;
+            world.publish(app("started", port)).await;
+            let answer = world.ask(&get("")).await;
+            assert!(answer.starts_with(wanted), "{answer}");
+        });
+    }
+}
+
+#[test]
+fn a_machine_that_is_named_is_woken_and_elsewhere_is_another_one() {
+    for to in [format!("instance={OTHER}"), "elsewhere=true".to_owned()] {
+        run(|mut world| async move {
+            let mut view = two("started", "stopped").await;
+            let router = says(order(&format!("fly-replay: {to}"))).await;
+            view.machines[0].services.iter_mut().for_each(|s| s.internal_port = router);
+            world.publish(view.clone()).await;
+            let mut caller = world.connect().await;
+            caller.write_all(get("").as_bytes()).await.expect("the proxy reads");
+            world.start(view, 1).await;
+            check(&read_all(&mut caller).await, "second");
+        });
+    }
+}
+
+#[test]
+fn apps_of_other_networks_and_unknown_ones_are_out_of_reach() {
+    run(|mut world| async move {
+        let secret = named("secret").await;
+        world.send(settings_with(|s| s.networks[1].org = "other".to_owned())).await;
+        world.send(ToProxy::App(hidden("foreign", "started", secret, LOOPBACK_NETWORK))).await;
+        world.publish(app("started", says(order("fly-replay: app=foreign")).await)).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA05"), "{answer}");
+        assert!(answer.contains("another organization") && !answer.contains("secret"), "{answer}");
+        world.send(settings_with(|_| {})).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.contains("PA05") && answer.contains("another network"), "{answer}");
+    });
+    run(|mut world| async move {
+        ordering(&mut world, order("fly-replay: app=nobody")).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA04"), "{answer}");
+    });
+}
+
+#[test]
+fn a_machine_of_another_app_is_nobody() {
+    run(|mut world| async move {
+        ordering(&mut world, order(&format!("fly-replay: instance={TARGET}"))).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PR02"), "{answer}");
+    });
+}
+
+#[test]
+fn what_one_host_cannot_do_is_said() {
+    run(|mut world| async move {
+        ordering(&mut world, order("fly-replay: app=target;region=\"ams,us\"")).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("PR04"), "{answer}");
+    });
+}
+
+#[test]
+fn an_order_that_makes_no_sense_is_pa03() {
+    for answer in [
+        order("fly-replay: what=ever"),
+        order("fly-replay: "),
+        order("fly-replay: app=target\r\nfly-replay: app=target"),
+        json("{\"app\":"),
+        json(
+            r#"{"app":"target","transform":{"set_headers":[{"name":"content-length","value":"9"}]}}"#,
+        ),
+    ] {
+        run(|mut world| async move {
+            ordering(&mut world, answer.clone()).await;
+            let said = world.ask(&get("")).await;
+            assert!(said.starts_with("HTTP/1.1 502") && said.contains("PA03"), "{answer}: {said}");
+        });
+    }
+}
+
+#[test]
+fn replays_in_a_circle_end() {
+    run(|mut world| async move {
+        let seen = Rc::new(Cell::new(0));
+        let count = Rc::clone(&seen);
+        let port = machine(move |mut stream| {
+            let count = Rc::clone(&count);
+            async move {
+                while read_head(&mut stream).await.is_some() {
+                    count.set(count.get() + 1);
+                    let order = order("fly-replay: app=app");
+                    stream.write_all(order.as_bytes()).await.expect("the proxy reads");
+                }
+            }
+        })
+        .await;
+        world.publish(app("started", port)).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA02"), "PX-45: {answer}");
+        assert_eq!(seen.get(), 11, "the first time and ten replays");
+    });
+}
+
+/// Reads head and body, and answers how long the body was and whether it is the right one.
+async fn counts_bodies(mut stream: TcpStream) {
+    while let Some(head) = read_head(&mut stream).await {
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let mut body = vec![0; length.map_or(0, |text| text.parse().expect("a number"))];
+        stream.read_exact(&mut body).await.expect("the body comes");
+        let right = body.iter().zip(0_u32..).all(|(byte, at)| *byte == pattern(at));
+        let text = format!("target got {} bytes, right: {right}", body.len());
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+        stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+    }
+}
+
+fn pattern(at: u32) -> u8 {
+    (at % 251) as u8
+}
+
+/// A router that gives its order after so many bytes of the body, and the caller's answer.
+async fn body_of(world: &mut World, length: usize, read_first: usize) -> String {
+    let port = machine(move |mut stream| async move {
+        read_head(&mut stream).await.expect("a request");
+        let mut some = vec![0; read_first];
+        stream.read_exact(&mut some).await.expect("a part of the body");
+        stream.write_all(order("fly-replay: app=target").as_bytes()).await.expect("it reads");
+        // Bytes that nobody reads would make a reset of the close.
+        let _rest = stream.read_to_end(&mut Vec::new()).await.is_err();
+    })
+    .await;
+    let target = machine(counts_bodies).await;
+    world.send(ToProxy::App(hidden("target", "started", target, NETWORK))).await;
+    world.publish(app("started", port)).await;
+    let body: Vec<u8> = (0..length as u32).map(pattern).collect();
+    let mut caller = world.connect().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let (mut read, mut write) = caller.split();
+    let sent = async {
+        let _cut = write.write_all(&[head.as_bytes(), &body].concat()).await.is_err();
+    };
+    let mut answer = vec![0; 4096];
+    let received = async {
+        let length = read.read(&mut answer).await.unwrap_or(0);
+        answer.truncate(length);
+    };
+    tokio::join!(sent, received);
+    String::from_utf8(answer).expect("it is text")
+}
+
+#[test]
+fn a_body_of_up_to_a_megabyte_is_replayed_wherever_it_was_when_the_order_came() {
+    const WHOLE: usize = 1_000_000;
+    for (length, read_first) in
+        [(10, 10), (10_000, 0), (WHOLE, 0), (WHOLE, 500_000), (WHOLE, WHOLE)]
+    {
+        run(|mut world| async move {
+            let answer = body_of(&mut world, length, read_first).await;
+            let wanted = format!("target got {length} bytes, right: true");
+            assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+        });
+    }
+}
+
+#[test]
+fn a_longer_body_is_pa01() {
+    run(|mut world| async move {
+        let answer = body_of(&mut world, 3 << 20, 2 << 20).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA01"), "PX-44: {answer}");
+    });
+}
+
+#[test]
+fn who_is_not_reached_sends_the_request_back_once() {
+    for (kind, reason) in
+        [("force_self", "retries_exhausted"), ("prefer_self", "retries_exhausted")]
+    {
+        run(|mut world| async move {
+            let back = move |mut stream: TcpStream| async move {
+                while let Some(head) = read_head(&mut stream).await {
+                    let answer = match head.contains("fly-replay-failed: ") {
+                        false => order(&format!(
+                            "fly-replay: app=target;instance={TARGET};fallback={kind};state=s"
+                        )),
+                        true => {
+                            let body = format!("back {head}");
+                            let length = body.len();
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+                        }
+                    };
+                    stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+                }
+            };
+            let port = machine(back).await;
+            world.send(ToProxy::App(hidden("target", "stopped", 1, NETWORK))).await;
+            world.publish(app("started", port)).await;
+            let mut caller = world.connect().await;
+            caller.write_all(get("").as_bytes()).await.expect("the proxy reads");
+            let FromProxy::Start { machine, attempt, .. } = world.heard().await else {
+                panic!("a start was expected");
+            };
+            let outcome = StartOutcome::Failed { reason: "no".to_owned() };
+            world.send(ToProxy::StartDone { machine, attempt, outcome }).await;
+            let answer = read_all(&mut caller).await;
+            check(&answer, "back");
+            let told = format!("fly-replay-failed: instance={TARGET};app=target;");
+            let why = format!(";replay_source={MACHINE};reason={reason};elapsed_ms=");
+            assert!(answer.contains(&told) && answer.contains(&why), "PX-11: {answer}");
+            assert!(!answer.contains("fly-replay-src"), "the request as it was: {answer}");
+        });
+    }
+}
+
+#[test]
+fn a_request_that_came_back_is_not_replayed_again() {
+    run(|mut world| async move {
+        ordering(&mut world, order("fly-replay: region=ams;fallback=force_self")).await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA03"), "PX-46: {answer}");
+    });
+}
+
+#[test]
+fn a_timeout_fails_sooner() {
+    run(|mut world| async move {
+        world.send(ToProxy::App(hidden("target", "stopped", 1, NETWORK))).await;
+        world
+            .publish(app("started", says(order("fly-replay: app=target;timeout=50ms")).await))
+            .await;
+        let answer = world.ask(&get("")).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("PM03"), "{answer}");
+    });
+}
+
+/// A router that counts what it is asked, and always answers so.
+async fn counting(answer: String) -> (u16, Rc<Cell<u32>>) {
+    let asked = Rc::new(Cell::new(0));
+    let count = Rc::clone(&asked);
+    let port = machine(move |mut stream| {
+        let (answer, count) = (answer.clone(), Rc::clone(&count));
+        async move {
+            while read_head(&mut stream).await.is_some() {
+                count.set(count.get() + 1);
+                stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+            }
+        }
+    })
+    .await;
+    (port, asked)
+}
+
+#[test]
+fn a_cached_replay_does_not_ask_its_app_again() {
+    run(|mut world| async move {
+        let (port, asked) = counting(order(
+            "fly-replay: app=target\r\nfly-replay-cache: /path/*\r\nfly-replay-cache-ttl-secs: 60\r\n\
+             fly-replay-cache-allow-bypass: yes",
+        ))
+        .await;
+        let target = hidden("target", "started", named("target").await, NETWORK);
+        world.send(ToProxy::App(target.clone())).await;
+        world.publish(app("started", port)).await;
+        let first = world.ask(&get("")).await;
+        assert!(
+            first.contains("fly-replay-cache-status: miss") && first.contains("fly-replay-src")
+        );
+        let second = world.ask(&get("")).await;
+        check(&second, "target");
+        assert!(second.contains("fly-replay-cache-status: hit"), "PX-12: {second}");
+        assert!(!second.contains("fly-replay-src"), "PX-10: {second}");
+        assert_eq!(asked.get(), 1, "PX-50");
+        let skipped = world.ask(&get("fly-replay-cache-control: skip\r\n")).await;
+        assert!(skipped.contains("fly-replay-cache-status: bypass"), "PX-34: {skipped}");
+        let elsewhere = get("").replace("/path", "/pathology").replace("/pathology H", "/other H");
+        world.ask(&elsewhere).await;
+        let host = get("").replace("app.flycast", "other.test");
+        world.ask(&host).await;
+        assert_eq!(asked.get(), 4, "per host name and path");
+        // Its target goes: the app is asked again, whose word it is.
+        world.send(ToProxy::RemoveApp { app: "target".to_owned() }).await;
+        let gone = world.ask(&get("")).await;
+        assert!(gone.contains("PA04"), "{gone}");
+        assert_eq!(asked.get(), 5);
+    });
+}
+
+#[test]
+fn the_target_invalidates_by_a_replay_back() {
+    run(|mut world| async move {
+        let (port, asked) = counting(order(
+            "fly-replay: app=target\r\nfly-replay-cache: /\r\nfly-replay-cache-ttl-secs: 60",
+        ))
+        .await;
+        let back = order("fly-replay: app=app\r\nfly-replay-cache: invalidate");
+        world.send(ToProxy::App(hidden("target", "started", says(back).await, NETWORK))).await;
+        world.publish(app("started", port)).await;
+        for wanted in [6, 12] {
+            // To the target, back, to the target, back … until it is enough; nothing is remembered after it.
+            assert!(world.ask(&get("")).await.contains("PA02"));
+            assert_eq!(asked.get(), wanted, "not by the cache");
+        }
+    });
+}
