@@ -489,6 +489,8 @@ pub struct Balancer {
     own_calls: BTreeMap<u16, usize>,
     /// Who waits for one Machine, by port.
     aimed: BTreeMap<(u16, MachineId), usize>,
+    /// Whether those come before the others next time.
+    aimed_first: bool,
     last_attempt: u64,
     lots: u64,
     /// When connections were last let go on.
@@ -516,6 +518,7 @@ impl Balancer {
             waiting: BTreeMap::new(),
             own_calls: BTreeMap::new(),
             aimed: BTreeMap::new(),
+            aimed_first: true,
             last_attempt: settings.first_attempt,
             lots: 0,
             recalled_at: None,
@@ -620,8 +623,7 @@ impl Balancer {
     /// who must wake, who may sleep, who waits in vain.
     fn decide(&mut self, now: Timestamp) {
         self.expire(now);
-        self.admit_aimed(now);
-        self.admit_waiting(now);
+        self.admit(now);
         self.wake_aimed(now);
         self.wake(now);
         self.recall(now);
@@ -793,6 +795,7 @@ impl Balancer {
         for port in ports {
             while let Some(admission) = self.admit_one(port) {
                 let claim = admission.claim;
+                self.aimed_first = true;
                 self.effects.push_back(Effect::Admit { port, claim });
                 if let Some(edge) = admission.edge {
                     self.on_edge(edge, now);

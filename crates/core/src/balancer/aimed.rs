@@ -95,13 +95,30 @@ impl Balancer {
         }
     }
 
+    /// Whether all Machines that may serve the port, if there is one, are meant: then nobody waits for a certain one.
+    pub fn allows_all(&self, port: u16, target: Target) -> bool {
+        let mut serving = self.machines.values().filter(|m| m.may_serve(port)).peekable();
+        serving.peek().is_some() && serving.all(|m| target.allows(m.view.id, m.view.region))
+    }
+
     /// Whether another Machine than this one would take a request now.
     pub fn has_other(&self, port: u16, machine: MachineId) -> bool {
         self.route(port).is_some_and(|route| route.has_other(machine))
     }
 
+    /// Lets callers in for whom there is room, from both queues by turns: neither starves the other at `hard_limit`.
+    pub(super) fn admit(&mut self, now: Timestamp) {
+        if self.aimed_first {
+            self.admit_aimed(now);
+        }
+        self.admit_waiting(now);
+        if !self.aimed_first {
+            self.admit_aimed(now);
+        }
+    }
+
     /// Lets callers in who wait for a Machine that has room.
-    pub(super) fn admit_aimed(&mut self, now: Timestamp) {
+    fn admit_aimed(&mut self, now: Timestamp) {
         for ((port, machine), _) in self.aimed() {
             if let Some(machine) = self.machines.get_mut(&machine)
                 && machine.is_excess_drained()
@@ -109,6 +126,7 @@ impl Balancer {
                 machine.clear_drain();
             }
             while let Some(Admission { claim, edge }) = self.admit_aimed_one(port, machine) {
+                self.aimed_first = false;
                 self.effects.push_back(Effect::AdmitAimed { port, claim });
                 if let Some(edge) = edge {
                     self.on_edge(edge, now);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::aim::{Among, Target};
+use crate::aim::{Among, Area, Target};
 use crate::checks::{CheckKind, CheckSpec, Status, Times};
 use crate::heartbeat::GRACE;
 use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
@@ -1001,6 +1001,31 @@ fn a_caller_for_a_full_machine_waits_for_a_place_in_it() {
     assert_eq!((machine, reason), (id(1), HoldReason::Full));
     assert_eq!(world.event(aimed(1, 1)), Vec::<String>::new());
     assert_eq!(world.leave(inside.claim), ["admit aimed 80 to 1"]);
+}
+
+#[test]
+fn places_that_become_free_go_to_both_queues_by_turns() {
+    let mut world = World::new(vec![up(1).limits(1, Some(1))]);
+    let inside = world.enter();
+    world.event(Event::Demand { port: PORT, waiting: 2 });
+    world.event(aimed(1, 2));
+    let mut entered = world.leave(inside);
+    while let Some(claim) = world.admitted.pop() {
+        entered.extend(world.leave(claim));
+    }
+    let [plain, wanted] = ["admit 80 to 1", "admit aimed 80 to 1"];
+    assert_eq!(entered, [wanted, plain, wanted, plain]);
+}
+
+#[test]
+fn whoever_may_go_to_all_machines_of_a_port_waits_for_none_of_them() {
+    let world = World::new(vec![up(1), asleep(2)]);
+    let target = |among| Target { among, except: None };
+    let home = Among::Area(Area::Region(Region::LOCAL));
+    assert!(world.balancer.allows_all(PORT, target(home)));
+    assert!(!world.balancer.allows_all(PORT, target(Among::Machine(id(1)))));
+    assert!(!world.balancer.allows_all(PORT + 1, target(Among::All)), "nobody serves it");
+    assert!(!world.balancer.allows_all(PORT, Target { among: home, except: Some(id(2)) }));
 }
 
 #[test]

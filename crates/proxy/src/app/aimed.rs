@@ -48,6 +48,11 @@ impl App {
         self.choose_among(port, origin, target).ok()
     }
 
+    /// Whether no Machine of this port is ruled out.
+    pub(crate) fn allows_all(&self, port: u16, target: Target) -> bool {
+        self.balancer.borrow().allows_all(port, target)
+    }
+
     /// Whether another Machine than this one would take a request now.
     pub(crate) fn has_other(&self, port: u16, machine: MachineId) -> bool {
         self.balancer.borrow().has_other(port, machine)

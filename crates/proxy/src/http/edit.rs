@@ -60,11 +60,11 @@ impl Edit {
     }
 }
 
-/// The value of the first field of this name in a head that we wrote.
+/// The value of the first field of this name in a head that we wrote; empty if it is no text.
 pub(super) fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let line =
         lines(head).skip(1).find(|line| name_of(line).eq_ignore_ascii_case(name.as_bytes()))?;
-    std::str::from_utf8(line.get(name.len() + 1..)?).ok().map(str::trim)
+    Some(std::str::from_utf8(line.get(name.len() + 1..)?).unwrap_or_default().trim())
 }
 
 /// The lines of a head without their ends, up to the empty one.
@@ -122,6 +122,7 @@ mod tests {
         assert_eq!(value_of(MESSAGE, "b"), Some("2"));
         assert_eq!(value_of(MESSAGE, "A"), Some("1"));
         assert_eq!(value_of(MESSAGE, "body"), None);
+        assert_eq!(value_of(b"GET / HTTP/1.1\r\nA: \xe9\r\n\r\n", "a"), Some(""));
         assert_eq!(value_of(MESSAGE, "GET /a?b HTTP/1.1"), None);
     }
 }

@@ -78,9 +78,14 @@ impl Connection {
             let placed = self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
             return placed.inspect_err(|failure| self.note_refused(app, scratch, failure));
         }
+        let port = self.to.endpoints.dest.port();
         let mut last = None;
         for target in aimed.aim.targets() {
-            if (target.among, target.except) == (Among::All, None) {
+            let is_free = (target.among, target.except) == (Among::All, None);
+            // As a region of one host is: whoever waits takes the first of its Machines then, and may wake another.
+            let is_free =
+                is_free || (matches!(target.among, Among::Area(_)) && app.allows_all(port, target));
+            if is_free {
                 return self.place(stream, scratch, app, deadline).await;
             }
             match self.place_among(stream, scratch, app, deadline, (target, Must::Prefer)).await? {
