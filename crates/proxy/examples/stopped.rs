@@ -204,7 +204,13 @@ fn service() -> ServiceView {
     ServiceView {
         protocol: "tcp".to_owned(),
         internal_port: 8081,
-        ports: vec![PortView { start: 80, end: 80, handlers, force_https: false }],
+        ports: vec![PortView {
+            start: 80,
+            end: 80,
+            handlers,
+            force_https: false,
+            h2_backend: false,
+        }],
         autostop: Autostop::Stop,
         autostart: true,
         min_machines_running: 0,

@@ -126,6 +126,7 @@ fn app(state: &str, internal_port: u16) -> AppView {
         end: 80,
         handlers: vec!["http".to_owned()],
         force_https: false,
+        h2_backend: false,
     }];
     let service = ServiceView {
         protocol: "tcp".to_owned(),

@@ -60,6 +60,8 @@ pub(crate) struct PortFacts {
     pub(crate) protocol: Protocol,
     pub(crate) start_timeout: Duration,
     pub(crate) reuse: Reuse,
+    /// The program speaks HTTP/2 by prior knowledge (PX-81).
+    pub(crate) h2_backend: bool,
 }
 
 /// What the bytes of a port are.

@@ -541,5 +541,6 @@ fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
         protocol: Protocol::of(port),
         start_timeout,
         reuse,
+        h2_backend: port.h2_backend,
     })
 }

@@ -6,7 +6,7 @@
 //! are refused for the same reasons.
 //!
 //! ```text
-//!  connection ─ accepts streams ─┬─ stream: head ─► a place ─► Machine, HTTP/1.1 ─► answer, trailers
+//!  connection ─ accepts streams ─┬─ stream: head ─► a place ─► Machine, HTTP/1.1 or 2 ─► answer, trailers
 //!             ─ idle: GOAWAY     ├─ stream …
 //!             ─ the end: GOAWAY  └─ stream reset: its place and its connection to the Machine are given back
 //! ```
@@ -14,10 +14,13 @@
 //! Streams in flight are load until they end, also silent ones; a connection without streams is none.
 
 mod answer;
+mod backend;
 mod body;
 mod connection;
 mod exchange;
 mod head;
+mod relay;
 mod stream;
 
+pub(crate) use backend::Backends;
 pub(crate) use connection::{Opening, begins, serve};

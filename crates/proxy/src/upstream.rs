@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::app::{App, Place};
 use crate::clock::Ticker;
+use crate::http2::Backends;
 
 /// How often idle connections that were not used for long are closed, while there are any.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -74,6 +75,8 @@ pub(crate) struct Upstreams {
     sweeping: Cell<bool>,
     sweeps: Cell<u64>,
     readiness: RefCell<BTreeMap<Key, Rc<Readiness>>>,
+    /// Those of HTTP/2.
+    pub(crate) backends: Backends,
 }
 
 /// Whether a run's program listens, as far as we know.
@@ -120,6 +123,7 @@ impl Upstreams {
     /// Closes the idle connections of a Machine: it is about to sleep.
     pub(crate) fn close(&self, machine: MachineId) {
         self.idle.borrow_mut().retain(|(id, _), _| *id != machine);
+        self.backends.retire(|of| of == machine);
     }
 
     /// Forgets everything about runs that are not `up`.

@@ -395,6 +395,9 @@ pub struct Port {
     #[serde(deserialize_with = "null_default")]
     #[schemars(transform = schema::nullable)]
     pub force_https: bool,
+    /// Of the `http` handler, as received; `h2_backend` is obeyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http_options: Option<Value>,
 }
 
 impl Port {
@@ -405,6 +408,12 @@ impl Port {
             (None, Some(start), Some(end)) if start <= end => Some((start, end)),
             _ => None,
         }
+    }
+
+    /// Whether the program is spoken to in HTTP/2 (PX-81).
+    pub fn h2_backend(&self) -> bool {
+        let options = self.http_options.as_ref();
+        options.and_then(|options| options.get("h2_backend")?.as_bool()).unwrap_or(false)
     }
 }
 

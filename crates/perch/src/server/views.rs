@@ -192,7 +192,8 @@ fn unset(service: &wire::Service) -> bool {
 
 fn port_view(port: &wire::Port) -> Option<PortView> {
     let (start, end) = port.range()?;
-    Some(PortView { start, end, handlers: port.handlers.clone(), force_https: port.force_https })
+    let (handlers, h2_backend) = (port.handlers.clone(), port.h2_backend());
+    Some(PortView { start, end, handlers, force_https: port.force_https, h2_backend })
 }
 
 pub(super) fn millis(length: std::time::Duration) -> u64 {

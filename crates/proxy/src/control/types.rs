@@ -480,6 +480,9 @@ pub struct PortView {
     pub handlers: Vec<String>,
     /// Plain HTTP is redirected (PX-86).
     pub force_https: bool,
+    /// The program speaks HTTP/2 by prior knowledge (PX-81).
+    #[serde(default)]
+    pub h2_backend: bool,
 }
 
 /// What happens to an idle Machine.

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
+use super::backend::Shelf;
 use super::stream;
 use crate::crowd::Idle;
 use crate::directory::{Destination, Directory};
@@ -69,6 +70,8 @@ pub(super) struct Shared {
     pub(super) forwarded: Forwarded,
     /// `Server` and `Via`.
     pub(super) signature: HeaderMap,
+    /// Connections to Machines that speak HTTP/2.
+    pub(super) shelf: Shelf,
 }
 
 /// Serves a connection until one side ends it. Streams that are left then are reset.
@@ -77,7 +80,8 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
     let ending = Rc::clone(&directory.ending);
     let mut ends = pin!(ending.begins());
     let signature = signature(directory.signature());
-    let shared = Shared { directory, to: RefCell::new(to), forwarded, signature };
+    let shared =
+        Shared { directory, to: RefCell::new(to), forwarded, signature, shelf: Shelf::default() };
     let handshake = limits().handshake::<_, Bytes>(Resumed { tcp, read, at: 0 });
     let handshake = tokio::time::timeout(IDLE_TIMEOUT, handshake).await;
     let Ok(Ok(connection)) = handshake else { return };

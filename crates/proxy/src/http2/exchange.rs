@@ -31,6 +31,12 @@ pub(super) enum Broken {
     /// The Machine answered with something else than HTTP.
     #[error("PU02 the Machine's answer is malformed")]
     Malformed,
+    /// The Machine says that it has not looked at the request: another try is no second one.
+    #[error("PU02 the Machine refused the request unseen")]
+    Unseen,
+    /// The Machine was to speak HTTP/2, and does not.
+    #[error("PU01 the Machine does not speak HTTP/2, as h2_backend says it does")]
+    NoHttp2,
     /// The caller has gone, or the answer broke in the middle and its stream was reset.
     #[error("the exchange was cut")]
     Cut,
@@ -45,15 +51,13 @@ pub(super) struct Terms<'a> {
 }
 
 /// The parts of a request's body as the Machine gets them, by the framing that its head names.
-pub(super) fn frame(framing: Framing, piece: Vec<u8>, out: &mut Vec<u8>) {
+pub(super) fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
     if framing == Framing::Chunked {
         out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-        out.extend_from_slice(&piece);
+        out.extend_from_slice(piece);
         out.extend_from_slice(b"\r\n");
-    } else if out.is_empty() {
-        *out = piece;
     } else {
-        out.extend_from_slice(&piece);
+        out.extend_from_slice(piece);
     }
 }
 
@@ -130,7 +134,7 @@ async fn upload(body: &mut Body, mut machine: impl AsyncWrite + Unpin, framing: 
                 let count = piece.len();
                 let Some(less) = left.checked_sub(count as u64) else { return Upload::CallerGone };
                 left = less;
-                frame(framing, piece, &mut out);
+                frame(framing, &piece, &mut out);
                 (count, false)
             }
             Piece::End(trailers) => {

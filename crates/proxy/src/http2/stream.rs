@@ -16,10 +16,12 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::answer::{self, Signature};
+use super::backend::{self, Backend};
 use super::body::{Body, Piece};
 use super::connection::Shared;
 use super::exchange::{self, Broken, Terms, exchange};
 use super::head::{self, Head};
+use super::relay::{Sent, Whole, relay, trailing};
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::http::connection::{
     RETRY_AFTER_SECONDS, RequestId, SILENT_LOOK, SILENT_MAX, SILENT_PAUSE, TRIES_MAX, describe,
@@ -74,7 +76,9 @@ impl From<NoConnection> for Failure {
 impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
-            Broken::NoAnswer | Broken::Malformed => Self::Reply(502, broken.to_string()),
+            Broken::NoAnswer | Broken::Malformed | Broken::Unseen | Broken::NoHttp2 => {
+                Self::Reply(502, broken.to_string())
+            }
             Broken::Cut => Self::Over,
         }
     }
@@ -101,7 +105,11 @@ impl Call {
             reply.location = Some(&location);
             return self.reply(reply, only_head).await;
         }
-        if let Err(Failure::Reply(status, text)) = self.forward(head, &app, &facts).await {
+        let forwarded = match facts.h2_backend {
+            false => self.forward(head, &app, &facts).await,
+            true => Box::pin(self.forward_on(head, &app, &facts)).await,
+        };
+        if let Err(Failure::Reply(status, text)) = forwarded {
             app.log(None, &format!("{text} (request {})", self.id.as_str()));
             let mut reply = Reply::new(status, &text);
             reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
@@ -116,8 +124,7 @@ impl Call {
         facts: &PortFacts,
     ) -> Result<(), Failure> {
         note_connection(&mut head, facts.reuse);
-        let timeout = facts.start_timeout;
-        let mut tries = Tries { left: TRIES_MAX, fresh: false, silent: None, timeout, since: None };
+        let mut tries = Tries::new(facts.start_timeout);
         let (mut message, mut whole) = (Vec::new(), false);
         loop {
             let place = self.place(&head.text, app, &mut tries).await?;
@@ -153,22 +160,112 @@ impl Call {
         }
     }
 
-    /// Adds what came of the body, which is all of it.
-    fn add_body(&mut self, head: &Head, message: &mut Vec<u8>) -> Result<(), Failure> {
-        let framing = head.request.framing;
+    /// [`Self::forward`] to a Machine that speaks HTTP/2.
+    async fn forward_on(
+        &mut self,
+        head: Head,
+        app: &Rc<App>,
+        facts: &PortFacts,
+    ) -> Result<(), Failure> {
+        let mut tries = Tries::new(facts.start_timeout);
+        let mut whole = None;
+        loop {
+            let place = self.place(&head.text, app, &mut tries).await?;
+            if whole.is_none() && self.body.is_whole().await {
+                whole = Some(self.whole_body()?);
+            }
+            let request = backend::request_of(&head.text, head.trailers);
+            let request = request.map_err(|bad| Failure::Reply(bad.status(), bad.to_string()))?;
+            let Some((backend, used)) = self.backend(app, &place, &mut tries).await? else {
+                continue;
+            };
+            let broken = match Box::pin(self.relay(&head, &place, &backend, request, &whole)).await
+            {
+                Ok(()) => return Ok(()),
+                Err(broken) => broken,
+            };
+            let repeatable = match broken {
+                Broken::Cut => return Err(Failure::Over),
+                Broken::Unseen => whole.is_some(),
+                Broken::NoAnswer | Broken::Malformed | Broken::NoHttp2 => {
+                    whole.is_some() && head.request.method != Method::Other
+                }
+            };
+            backend.retire();
+            if !repeatable || !tries.may_repeat(&place, used) {
+                return Err(broken.into());
+            }
+            unless_left(&mut self.respond, &mut self.body, tries.pause(&place)).await?;
+        }
+    }
+
+    /// The caller's connection to the place's Machine, and whether it was there already; `None`: the Machine has gone.
+    async fn backend(
+        &mut self,
+        app: &Rc<App>,
+        place: &Place,
+        tries: &mut Tries,
+    ) -> Result<Option<(Rc<Backend>, bool)>, Failure> {
+        if let Some(backend) = self.shared.shelf.take(place.endpoint()) {
+            return Ok(Some((backend, true)));
+        }
+        // Streams that waited together share what the first of them makes.
+        let shared = Rc::clone(&self.shared);
+        let turn = shared.shelf.turn(place.endpoint());
+        let _turn = unless_left(&mut self.respond, &mut self.body, turn).await?;
+        if let Some(backend) = self.shared.shelf.take(place.endpoint()) {
+            return Ok(Some((backend, true)));
+        }
+        let Some(upstream) = self.connect(place, tries).await? else { return Ok(None) };
+        let begun = Backend::begin(upstream, place.endpoint().machine).await;
+        let backend = begun.map_err(|_| Failure::from(Broken::NoHttp2))?;
+        app.upstreams.backends.note(&backend);
+        self.shared.shelf.keep(place.endpoint(), &backend);
+        Ok(Some((backend, false)))
+    }
+
+    async fn relay(
+        &mut self,
+        head: &Head,
+        place: &Place,
+        backend: &Backend,
+        request: Request<()>,
+        whole: &Option<Whole>,
+    ) -> Result<(), Broken> {
+        place.note_connected();
+        let wake = place.wake_header();
+        let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
+        let signature = Signature { fixed, request_id, wake: wake.as_deref() };
+        let terms = Terms { head, signature, place };
+        let body = whole.as_ref().map_or(Sent::Rest(&mut self.body), Sent::Whole);
+        relay(&mut self.respond, backend.requests(), terms, request, body).await
+    }
+
+    /// All of the body, which has come.
+    fn whole_body(&mut self) -> Result<Whole, Failure> {
+        let mut whole = Whole::default();
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         loop {
-            let mut framed = Vec::new();
             match self.body.poll_next(&mut context) {
-                Poll::Ready(Piece::Content(piece)) => exchange::frame(framing, piece, &mut framed),
+                Poll::Ready(Piece::Content(piece)) => whole.content = piece.into(),
                 Poll::Ready(Piece::End(trailers)) => {
-                    exchange::frame_end(framing, &trailers, message);
-                    return Ok(());
+                    whole.trailers = trailing(trailers);
+                    return Ok(whole);
                 }
                 Poll::Ready(Piece::Broken) | Poll::Pending => return Err(Failure::Over),
             }
-            message.extend_from_slice(&framed);
         }
+    }
+
+    /// Adds what came of the body, which is all of it.
+    fn add_body(&mut self, head: &Head, message: &mut Vec<u8>) -> Result<(), Failure> {
+        let framing = head.request.framing;
+        let whole = self.whole_body()?;
+        if !whole.content.is_empty() {
+            exchange::frame(framing, &whole.content, message);
+        }
+        exchange::frame_end(framing, &whole.trailers, message);
+        Ok(())
     }
 
     async fn place(
@@ -210,9 +307,18 @@ impl Call {
                 }
             }
         }
+        let connected = self.connect(place, tries).await?;
+        Ok(connected.map(|stream| Upstream { stream, used: false }))
+    }
+
+    async fn connect(
+        &mut self,
+        place: &Place,
+        tries: &mut Tries,
+    ) -> Result<Option<TcpStream>, Failure> {
         let connecting = Box::pin(upstream::connect(place, tries.deadline()));
         match unless_left(&mut self.respond, &mut self.body, connecting).await? {
-            Ok(stream) => Ok(Some(Upstream { stream, used: false })),
+            Ok(stream) => Ok(Some(stream)),
             Err(NoConnection::Gone) if 0 < tries.left => {
                 tries.left -= 1;
                 Ok(None)
@@ -285,6 +391,10 @@ struct Tries {
 }
 
 impl Tries {
+    fn new(timeout: Duration) -> Self {
+        Self { left: TRIES_MAX, fresh: false, silent: None, timeout, since: None }
+    }
+
     /// When waiting for a Machine and for its program to listen ends, both together.
     fn deadline(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now) + self.timeout

@@ -16,6 +16,7 @@ use tokio::task::spawn_local;
 use super::world::*;
 use crate::control::FromProxy;
 
+mod backend;
 mod frames;
 mod hostile;
 

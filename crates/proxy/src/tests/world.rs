@@ -202,7 +202,13 @@ fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
     ServiceView {
         protocol: "tcp".to_owned(),
         internal_port,
-        ports: vec![PortView { start: port, end: port, handlers, force_https: false }],
+        ports: vec![PortView {
+            start: port,
+            end: port,
+            handlers,
+            force_https: false,
+            h2_backend: false,
+        }],
         autostop: Autostop::Stop,
         autostart: true,
         min_machines_running: 0,
