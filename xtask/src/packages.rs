@@ -29,6 +29,8 @@ pub(crate) const TESTS: &[Need] = &[
     ("uvicorn", "uvicorn"),
     ("/usr/lib/python3/dist-packages/websockets/__init__.py", "python3-websockets"),
     ("pg_ctlcluster", "postgresql"),
+    ("h2load", "nghttp2-client"),
+    ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
 ];
 
 /// What makes a Python environment, beside the package that has no program.

@@ -25,7 +25,7 @@ pub use image::{Image, hello_binary};
 pub use json::{Ip, Machine};
 pub use output::Output;
 pub use packaged::{
-    PYTHON_APP, node_image, postgres_image, postgres_program, python_image, redis_image,
+    PYTHON_APP, grpc_image, node_image, postgres_image, postgres_program, python_image, redis_image,
 };
 pub use postgres::Postgres;
 pub use process::{Process, network_namespaces};

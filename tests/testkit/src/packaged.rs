@@ -215,15 +215,7 @@ server.listen(8080, '0.0.0.0')
 
 /// Python with uvicorn, gunicorn and websockets, and `app.py` in `/app`; `[processes]` says what runs.
 pub fn python_image() -> Result<String> {
-    let interpreter = fs::canonicalize("/usr/bin/python3").context("finding Debian's python3")?;
-    let version = interpreter.file_name().context("no name")?.to_string_lossy().into_owned();
-    let minimal = format!("{version}-minimal");
-    let (base, standard) = (format!("lib{minimal}"), format!("lib{version}-stdlib"));
     let packages = [
-        minimal.as_str(),
-        &base,
-        &standard,
-        "python3-minimal",
         "python3-h11",
         "python3-asgiref",
         "python3-click",
@@ -232,12 +224,27 @@ pub fn python_image() -> Result<String> {
         "python3-pkg-resources",
         "python3-websockets",
     ];
+    python("python", &packages)
+}
+
+/// Python with gRPC.
+pub fn grpc_image() -> Result<String> {
+    python("grpc", &["python3-grpcio"])
+}
+
+fn python(name: &str, more: &[&str]) -> Result<String> {
+    let interpreter = fs::canonicalize("/usr/bin/python3").context("finding Debian's python3")?;
+    let version = interpreter.file_name().context("no name")?.to_string_lossy().into_owned();
+    let minimal = format!("{version}-minimal");
+    let (base, standard) = (format!("lib{minimal}"), format!("lib{version}-stdlib"));
+    let own = [minimal.as_str(), &base, &standard, "python3-minimal"];
+    let packages = [&own, more].concat();
     let library = format!("/usr/lib/{version}");
     let unused = ["test", "idlelib", "tkinter", "ensurepip", "lib2to3", "pydoc_data"];
     let unused = unused.map(|name| format!("{library}/{name}"));
     let unused: Vec<&str> = unused.iter().map(String::as_str).collect();
     let recipe = Recipe {
-        name: "python",
+        name,
         packages: &packages,
         programs: &["/bin/busybox"],
         without: &unused,

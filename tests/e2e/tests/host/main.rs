@@ -28,6 +28,7 @@ mod firewall;
 mod freezing;
 mod groups;
 mod guides;
+mod http2;
 mod ids;
 mod inside;
 mod leaks;
