@@ -1,6 +1,7 @@
 //! Who is connected: a share of all places for each source, and room for others when places run out.
 //!
-//! A place is scarce (two descriptors), and a caller that only connects costs itself nothing. What can
+//! A place is scarce (two descriptors), and a caller that only connects costs itself nothing. A stream of HTTP/2 takes one
+//! as well, but for the first of its connection. What can
 //! be taken back without harm is a connection on which nobody has asked anything for a while: the
 //! longest idle goes first. Raw connections and requests under way are never closed for others.
 
@@ -10,6 +11,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -27,17 +29,48 @@ const CLOSED_AT_ONCE: usize = 100;
 /// After a look that found nothing to close, the next one waits for so long.
 const FUTILE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether a connection waits for its caller to ask, and since when.
-#[derive(Debug, Default)]
-pub(crate) struct Idle(Cell<Option<Instant>>);
+/// Whether a connection waits for its caller to ask, and since when; and where it may get more places.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    since: Cell<Option<Instant>>,
+    seats: Rc<Seats>,
+    source: IpAddr,
+}
 
 impl Idle {
     pub(crate) fn begin(&self, now: Instant) {
-        self.0.set(Some(now));
+        self.since.set(Some(now));
     }
 
     pub(crate) fn end(&self) {
-        self.0.set(None);
+        self.since.set(None);
+    }
+
+    /// A place more for the same source; `None`: it has its share, or nobody may have another one.
+    pub(crate) fn another_seat(&self) -> Option<Seat> {
+        let share = self.seats.shares.take(self.source)?;
+        self.seats.limit.try_acquire().ok()?.forget();
+        Some(Seat { limit: Rc::clone(&self.seats.limit), _share: share })
+    }
+}
+
+/// All places.
+#[derive(Debug)]
+struct Seats {
+    limit: Rc<Semaphore>,
+    shares: Rc<Shares<IpAddr>>,
+}
+
+/// A place beside that of a connection; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    limit: Rc<Semaphore>,
+    _share: Share<IpAddr>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.limit.add_permits(1);
     }
 }
 
@@ -45,7 +78,7 @@ impl Idle {
 #[derive(Debug)]
 pub(crate) struct Crowd {
     places: usize,
-    shares: Rc<Shares<IpAddr>>,
+    seats: Rc<Seats>,
     members: RefCell<HashMap<u64, Member>>,
     last: Cell<u64>,
     futile_until: Cell<Option<Instant>>,
@@ -69,18 +102,25 @@ pub(crate) struct Newcomer {
 
 impl Crowd {
     pub(crate) fn new(places: usize) -> Rc<Self> {
+        let limit = Rc::new(Semaphore::new(places));
+        let shares = Shares::new((places / SOURCES_MIN).max(1));
         Rc::new(Self {
             places,
-            shares: Shares::new((places / SOURCES_MIN).max(1)),
+            seats: Rc::new(Seats { limit, shares }),
             members: RefCell::default(),
             last: Cell::new(0),
             futile_until: Cell::new(None),
         })
     }
 
+    /// A permit for each place.
+    pub(crate) fn limit(&self) -> Rc<Semaphore> {
+        Rc::clone(&self.seats.limit)
+    }
+
     /// `None`: the source has its share, and uses all of it.
     pub(crate) fn receive(&self, source: IpAddr) -> Option<Newcomer> {
-        let share = self.shares.take(source).or_else(|| {
+        let share = self.seats.shares.take(source).or_else(|| {
             let now = Instant::now();
             if self.futile_until.get().is_some_and(|until| now < until) {
                 return None;
@@ -88,11 +128,12 @@ impl Crowd {
             if self.close_idle(|member| member.source == source) == 0 {
                 self.futile_until.set(Some(now + FUTILE_PAUSE));
             }
-            self.shares.take(source)
+            self.seats.shares.take(source)
         })?;
         let number = self.last.get() + 1;
         self.last.set(number);
-        Some(Newcomer { source, share, number, idle: Rc::default() })
+        let idle = Idle { since: Cell::new(None), seats: Rc::clone(&self.seats), source };
+        Some(Newcomer { source, share, number, idle: Rc::new(idle) })
     }
 
     pub(crate) fn enter(&self, newcomer: Newcomer, task: AbortHandle) {
@@ -116,7 +157,7 @@ impl Crowd {
         let now = Instant::now();
         let mut members = self.members.borrow_mut();
         let asked = members.iter().filter(|(_, member)| of(member));
-        let since = asked.filter_map(|(number, member)| Some((member.idle.0.get()?, *number)));
+        let since = asked.filter_map(|(number, member)| Some((member.idle.since.get()?, *number)));
         let mut idle: Vec<_> = since.filter(|(since, _)| *since + IDLE_MIN <= now).collect();
         idle.sort_unstable();
         idle.truncate((self.places / SOURCES_MIN / CLOSED_AT_ONCE).max(1));

@@ -99,8 +99,8 @@ pub(crate) fn start_with(
 ) -> Result<Running, ProxyError> {
     let directory = Directory::new(options);
     let listeners = Rc::new(listeners);
-    let limit = Rc::new(Semaphore::new(connections_max as usize));
     let crowd = Crowd::new(connections_max as usize);
+    let limit = crowd.limit();
     let options = Rc::new(options.clone());
     let door = Door { directory: Rc::clone(&directory), options, limit, crowd };
     let mut accepting = Vec::new();

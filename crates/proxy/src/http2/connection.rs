@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::{self, SendResponse};
+use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::backend::Shelf;
 use super::stream;
-use crate::crowd::Idle;
+use crate::crowd::{Idle, Seat};
 use crate::directory::{Destination, Directory};
 use crate::http::head::{Forwarded, HEAD_BYTES_MAX};
 
@@ -31,14 +31,16 @@ const IDLE_TIMEOUT: Duration =
     if cfg!(test) { Duration::from_millis(700) } else { Duration::from_secs(60) };
 /// Who was told to go away may take so long for it.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(4);
+/// The same at the end of the proxy, for who has no stream: it may be frozen, and the next proxy waits for it.
+const LAST_FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Streams at once; nginx's number. More are refused one by one, and clients wait with them.
 const STREAMS_MAX: u32 = 128;
 /// What a caller may send ahead on one stream: that is kept while the request is held.
 const STREAM_WINDOW: u32 = 32 * 1024;
-/// The same of all streams of a connection together.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// What is kept of an answer that its caller does not take.
-const SEND_BYTES_MAX: usize = 64 * 1024;
+/// The same of all streams of a connection together: a body that waits for one Machine keeps no other body out.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
+/// What is kept of an answer within its caller's window while the network does not take it.
+const SEND_BYTES_MAX: usize = 32 * 1024;
 /// Streams that a caller has reset before they were begun; one more ends the connection (rapid reset).
 const RESET_UNSEEN_MAX: usize = 20;
 /// Streams that a caller got reset for breaking the rules, in the life of a connection.
@@ -92,7 +94,7 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
         idle,
         quiet_since: Some(now),
         alarm: Box::pin(tokio::time::sleep_until(now + IDLE_TIMEOUT)),
-        leaves: false,
+        leaves: None,
     };
     let shared = Rc::new(shared);
     loop {
@@ -100,16 +102,19 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
             // Before it is asked whether the end has begun: see `Ending::begins`.
             let _woken = ends.as_mut().poll(cx).is_ready();
             if ending.has_begun() {
-                serving.leave();
+                serving.leave(LAST_FAREWELL_TIMEOUT);
             }
             serving.poll_event(cx)
         });
         match event.await {
-            Event::Request(request, respond) => {
-                let work = stream::serve(Rc::clone(&shared), request, respond);
-                serving.begin(work);
-            }
-            Event::IdleTooLong => serving.leave(),
+            Event::Request(request, mut respond) => match serving.seat() {
+                Some(seat) => {
+                    let work = stream::serve(Rc::clone(&shared), request, respond);
+                    serving.begin(seat, work);
+                }
+                None => respond.send_reset(Reason::REFUSED_STREAM),
+            },
+            Event::IdleTooLong => serving.leave(FAREWELL_TIMEOUT),
             Event::Over => return,
         }
     }
@@ -155,9 +160,12 @@ struct Serving<'a> {
     quiet_since: Option<Instant>,
     /// Set anew when it rings early, not for each stream.
     alarm: Pin<Box<Sleep>>,
-    /// The caller was told to go away.
-    leaves: bool,
+    /// The caller was told to go away, and how long it may take when nothing is in flight.
+    leaves: Option<Duration>,
 }
+
+/// What a stream takes of all callers' places: nothing, for the first one of a connection.
+struct StreamSeat(#[expect(dead_code, reason = "given back when dropped")] Option<Seat>);
 
 impl Serving<'_> {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
@@ -177,17 +185,22 @@ impl Serving<'_> {
                 tracing::error!(%error, "a stream's task failed");
             }
         }
-        if self.streams.is_empty() && self.quiet_since.is_none() {
+        // The end of an answer may still wait for a caller that reads slowly.
+        let is_quiet = self.streams.is_empty() && !self.connection.has_streams();
+        if is_quiet && self.quiet_since.is_none() {
             let now = Instant::now();
             self.quiet_since = Some(now);
             self.idle.begin(now);
+            if let Some(timeout) = self.leaves {
+                self.alarm.as_mut().reset(now + timeout);
+            }
         }
         self.poll_idle(cx)
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         while self.alarm.as_mut().poll(cx).is_ready() {
-            if self.leaves && self.quiet_since.is_some() {
+            if self.leaves.is_some() && self.quiet_since.is_some() {
                 return Poll::Ready(Event::Over);
             }
             let now = Instant::now();
@@ -200,17 +213,29 @@ impl Serving<'_> {
         Poll::Pending
     }
 
-    fn begin(&mut self, work: impl Future<Output = ()> + 'static) {
+    /// `None`: its source, or all callers together, have as much in flight as they may.
+    fn seat(&self) -> Option<StreamSeat> {
+        if self.streams.is_empty() {
+            return Some(StreamSeat(None));
+        }
+        self.idle.another_seat().map(|seat| StreamSeat(Some(seat)))
+    }
+
+    fn begin(&mut self, seat: StreamSeat, work: impl Future<Output = ()> + 'static) {
         self.idle.end();
         self.quiet_since = None;
-        self.streams.spawn_local(work);
+        self.streams.spawn_local(async move {
+            work.await;
+            drop(seat);
+        });
     }
 
     /// Lets what is in flight go on, and no more begin than the caller has sent already.
-    fn leave(&mut self) {
-        if !std::mem::replace(&mut self.leaves, true) {
+    fn leave(&mut self, timeout: Duration) {
+        if self.leaves.is_none() {
+            self.leaves = Some(timeout);
             self.connection.graceful_shutdown();
-            self.alarm.as_mut().reset(Instant::now() + FAREWELL_TIMEOUT);
+            self.alarm.as_mut().reset(Instant::now() + timeout);
         }
     }
 }

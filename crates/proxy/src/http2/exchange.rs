@@ -22,6 +22,9 @@ use crate::http::response;
 /// Bytes of a Machine's trailers; more than that the framing refuses.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
 
+/// Interim answers that are passed on to one caller: they wait without limit in memory if it reads none.
+const INTERIM_MAX: usize = 16;
+
 /// Why an exchange ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -179,16 +182,22 @@ async fn download(
     mut machine: impl AsyncRead + Unpin,
     terms: Terms<'_>,
 ) -> Result<After, Broken> {
-    let mut input = read(&mut machine, |cx| respond.poll_reset(cx).map(drop)).await?;
+    let reset = |cx: &mut Context<'_>| respond.poll_reset(cx).map(drop);
+    let mut input = read(&mut machine, reset).await?;
     if input.is_empty() {
         return Err(Broken::NoAnswer);
     }
+    let mut interim = 0;
     let (facts, response) = loop {
         let parsed = answer::parse(input.filled(), &terms.head.request, terms.signature);
         match parsed.map_err(|_| Broken::Malformed)? {
             None => read_more(respond, &mut machine, &mut input).await?,
             Some((facts, response)) if facts.is_interim() => {
                 input.consume(facts.head_len);
+                interim += 1;
+                if INTERIM_MAX < interim {
+                    return Err(Broken::Malformed);
+                }
                 // A caller that takes none of these has gone, which is noticed below.
                 let _sent = respond.send_informational(response).is_ok();
             }
@@ -282,7 +291,8 @@ async fn pass_body(
             stream.send_trailers(trailers).map_err(|_| Broken::Cut)?;
             return Ok(clean);
         }
-        input = read(&mut machine, |cx| stream.poll_reset(cx).map(drop)).await?;
+        let reset = |cx: &mut Context<'_>| stream.poll_reset(cx).map(drop);
+        input = read(&mut machine, reset).await.map_err(|_| Broken::Cut)?;
         if input.is_empty() {
             if body != Progress::Close {
                 return Err(Broken::Cut);

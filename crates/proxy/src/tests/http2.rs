@@ -17,6 +17,7 @@ use super::world::*;
 use crate::control::FromProxy;
 
 mod backend;
+mod bounds;
 mod frames;
 mod hostile;
 
