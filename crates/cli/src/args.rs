@@ -106,6 +106,8 @@ pub(crate) enum Command {
     Checks(crate::command::checks::Checks),
     /// Ask the DNS server of an app's network
     Dig(crate::command::dig::Dig),
+    /// Say why Machines are awake or asleep
+    Why(crate::command::why::Why),
     /// Run programs in Machines
     #[command(subcommand)]
     Ssh(crate::command::ssh::Ssh),

@@ -26,6 +26,7 @@ pub(crate) mod ssh;
 mod status;
 pub(crate) mod version;
 pub(crate) mod volumes;
+pub(crate) mod why;
 
 use crate::args::{AppArgs, Command, Fly, Json};
 use crate::console::Console;
@@ -85,6 +86,7 @@ pub(crate) async fn dispatch(
         Command::Services(command) => services::run(&context, command).await,
         Command::Checks(command) => checks::run(&context, command).await,
         Command::Dig(args) => dig::run(&context, args).await,
+        Command::Why(args) => why::run(&context, args).await,
         Command::Ssh(command) => ssh::run(&context, command).await,
         Command::Auth(command) => auth::run(&context, command).await,
     }

@@ -1,9 +1,10 @@
 //! Why Machines are awake or asleep: the ledger and who asks for it.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::{Host, Response, wait_until};
 use serde_json::Value;
 
@@ -103,6 +104,49 @@ fn the_ledger_survives_what_kills_server_and_proxy() {
             event(host, "quotes", "hold", |it| it["trigger"]["path"] == path)?;
         }
         Ok(())
+    });
+}
+
+#[test]
+fn fly_why_says_it_in_words_and_follows_what_comes() {
+    on_host(|host| {
+        let image = hello_image(host)?;
+        let address = one_machine_of(host, "quotes", &image, SUSPENDS)?;
+        host.wait_all("quotes", "suspended", SOON)?;
+        let dir = host.dir().to_owned();
+        let mut follow = host.fly_command(&dir, &["why", "quotes", "-e", "-f", "-j"]);
+        let mut follow = follow.stdout(Stdio::piped()).spawn()?;
+        let seen = BufReader::new(follow.stdout.take().context("no output")?);
+        check_answer(&host.get(&address, 80, "/")?, "Request 1.")?;
+        let held = event(host, "quotes", "hold", |it| it["first"] == true)?;
+        let follows = || -> Result<()> {
+            for line in seen.lines() {
+                let told: Value = serde_json::from_str(&line?)?;
+                if told == held {
+                    return Ok(());
+                }
+            }
+            bail!("{held} is not told")
+        };
+        let followed = follows();
+        follow.kill()?;
+        follow.wait()?;
+        followed?;
+        host.wait_all("quotes", "suspended", SOON)?;
+        event(host, "quotes", "suspend", |it| is_after(it, &held))?;
+        host.fly(&["why", "quotes"])?.says(&[
+            "quotes ",
+            " is suspended since ",
+            ": no load for 1.",
+            "last woken ",
+            " from suspended by the host with GET / at ",
+            "its first caller waited ",
+        ])?;
+        host.fly(&["why", "-a", "quotes", "--events", "-n", "1000"])?
+            .says(&[" hold ", "answer "])?;
+        let refused = host.fly(&["why", "nobody"])?.fails()?;
+        ensure!(refused.contains("nobody"), "{refused}");
+        host.fly(&["why"])?.says(&["quotes "])
     });
 }
 
