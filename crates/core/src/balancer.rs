@@ -104,7 +104,7 @@ use crate::checks::Status;
 use crate::ids::{MachineId, Region};
 use crate::lifecycle::MachineState;
 use crate::mutant::Mutant;
-use crate::service::ServiceSpec;
+use crate::service::{PublishedPort, ServiceSpec};
 use crate::time::Timestamp;
 
 mod aimed;
@@ -181,7 +181,7 @@ pub enum Event {
     /// that the balancer did not cause itself.
     Demand {
         /// The published port they called.
-        port: u16,
+        port: PublishedPort,
         /// The length of the queue.
         waiting: usize,
     },
@@ -189,7 +189,7 @@ pub enum Event {
     /// (AS-23): before [`Event::Demand`] whenever it is another number.
     OwnCalls {
         /// The published port they called.
-        port: u16,
+        port: PublishedPort,
         /// How many of the queue.
         waiting: usize,
     },
@@ -197,7 +197,7 @@ pub enum Event {
     /// the balancer did not cause itself.
     Aimed {
         /// The published port they called.
-        port: u16,
+        port: PublishedPort,
         /// The Machine.
         machine: MachineId,
         /// How many.
@@ -371,7 +371,7 @@ pub enum Effect {
         attempt: u64,
         /// Whose callers wait; the cause to report is the first of its queue. `None` when the pool
         /// wants one more because the running ones are busy.
-        port: Option<u16>,
+        port: Option<PublishedPort>,
     },
     /// Thaw a suspended Machine at once, and feed [`Event::Thawed`]. The server hears of it
     /// afterwards as of a start with this attempt; until it has answered ([`Event::StartDone`]), its
@@ -384,7 +384,7 @@ pub enum Effect {
         /// To be given back with the answer.
         attempt: u64,
         /// As in [`Effect::Start`].
-        port: Option<u16>,
+        port: Option<PublishedPort>,
     },
     /// Ask the server to stop a Machine; it is closed and empty already.
     Stop {
@@ -401,21 +401,21 @@ pub enum Effect {
     /// just left, release the claim.
     Admit {
         /// The port.
-        port: u16,
+        port: PublishedPort,
         /// The place; counted.
         claim: Claim,
     },
     /// As `Admit`, from the queue of those who wait for the claim's Machine at this port.
     AdmitAimed {
         /// The port.
-        port: u16,
+        port: PublishedPort,
         /// The first caller's place.
         claim: Claim,
     },
     /// Send the first so many of those who wait for this Machine at this port away.
     FailAimed {
         /// The port.
-        port: u16,
+        port: PublishedPort,
         /// The Machine.
         machine: MachineId,
         /// How many.
@@ -432,7 +432,7 @@ pub enum Effect {
     /// Send the first so many callers of the queue away.
     Fail {
         /// The port.
-        port: u16,
+        port: PublishedPort,
         /// How many.
         waiters: usize,
         /// What to tell them.
@@ -483,12 +483,12 @@ pub struct Balancer {
     settings: Settings,
     server: Server,
     machines: Few<MachineId, Machine>,
-    segments: Few<u16, Segment>,
+    segments: Few<PublishedPort, Segment>,
     clocks: Few<PoolKey, PoolClock>,
-    waiting: BTreeMap<u16, usize>,
-    own_calls: BTreeMap<u16, usize>,
+    waiting: BTreeMap<PublishedPort, usize>,
+    own_calls: BTreeMap<PublishedPort, usize>,
     /// Who waits for one Machine, by port.
-    aimed: BTreeMap<(u16, MachineId), usize>,
+    aimed: BTreeMap<(PublishedPort, MachineId), usize>,
     /// Whether those come before the others next time.
     aimed_first: bool,
     last_attempt: u64,
@@ -587,13 +587,13 @@ impl Balancer {
 
     /// The Machines behind a published port; `None`: nobody publishes it. Good for one request,
     /// wrong to keep for longer.
-    pub fn route(&self, port: u16) -> Option<&Arc<Route>> {
+    pub fn route(&self, port: PublishedPort) -> Option<&Arc<Route>> {
         let (_, segment) = self.segments.last_up_to(&port)?;
         (port <= segment.end).then_some(&segment.route)
     }
 
     /// [`Route::choose`] for a port; a port that nobody publishes is refused.
-    pub fn choose(&self, port: u16, origin: Origin, random: u64) -> Choice {
+    pub fn choose(&self, port: PublishedPort, origin: Origin, random: u64) -> Choice {
         self.route(port).map_or(Choice::Refuse, |route| route.choose(origin, random))
     }
 
@@ -662,7 +662,7 @@ impl Balancer {
         self.rebuild();
     }
 
-    fn on_demand(&mut self, port: u16, waiting: usize) {
+    fn on_demand(&mut self, port: PublishedPort, waiting: usize) {
         if waiting == 0 {
             self.waiting.remove(&port);
             self.own_calls.remove(&port);
@@ -791,7 +791,7 @@ impl Balancer {
 
     /// Lets waiting callers in wherever there is room, each with the same step as a new one.
     fn admit_waiting(&mut self, now: Timestamp) {
-        let ports: Vec<u16> = self.waiting.keys().copied().collect();
+        let ports: Vec<PublishedPort> = self.waiting.keys().copied().collect();
         for port in ports {
             while let Some(admission) = self.admit_one(port) {
                 let claim = admission.claim;
@@ -804,7 +804,7 @@ impl Balancer {
         }
     }
 
-    fn admit_one(&mut self, port: u16) -> Option<Admission> {
+    fn admit_one(&mut self, port: PublishedPort) -> Option<Admission> {
         let waiting = *self.waiting.get(&port)?;
         self.lots += 1;
         let route = self.route(port)?;
@@ -828,7 +828,7 @@ impl Balancer {
     /// Tells callers who wait in vain: nothing publishes or can ever serve their port, or every
     /// Machine has failed to start again and again.
     fn fail_hopeless(&mut self, now: Timestamp) {
-        let ports: Vec<(u16, usize)> = self.waiting.iter().map(|(p, w)| (*p, *w)).collect();
+        let ports: Vec<_> = self.waiting.iter().map(|(p, w)| (*p, *w)).collect();
         for (port, waiters) in ports {
             if let Some(reason) = self.hopeless(port, now) {
                 self.on_demand(port, 0);
@@ -837,7 +837,7 @@ impl Balancer {
         }
     }
 
-    fn hopeless(&self, port: u16, now: Timestamp) -> Option<FailReason> {
+    fn hopeless(&self, port: PublishedPort, now: Timestamp) -> Option<FailReason> {
         let serving = || self.machines.values().filter(|m| m.may_serve(port));
         if serving().next().is_none() {
             let forgotten = self.mutant == Mutant::CallersOfDestroyedAppForgotten;

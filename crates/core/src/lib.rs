@@ -15,6 +15,7 @@
 //! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`cpu`] | which Machines yield the CPUs to others |
+//! | [`datagrams`] | what is kept of a UDP session while its Machine wakes |
 //! | [`deploy`] | the steps of a deploy |
 //! | [`ledger`] | what a caller's wait consisted of, and which records of it are kept |
 //! | [`address`] | which addresses networks, apps and Machines get |
@@ -27,6 +28,7 @@ pub mod arming;
 pub mod balancer;
 pub mod checks;
 pub mod cpu;
+pub mod datagrams;
 pub mod deploy;
 pub mod dns;
 #[doc(hidden)]

@@ -3,6 +3,7 @@
 //! These are the decided values: defaults are filled in by whoever reads `fly.toml` or the Machine
 //! config; the constants for that are here.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,73 @@ pub enum Handler {
     ProxyProto,
 }
 
+/// What carries a service's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// Connections.
+    Tcp,
+    /// Datagrams; those of one caller's address and port are a session, which counts as a connection.
+    Udp,
+}
+
+/// A published port as callers see it. TCP's and UDP's are apart: one Machine may publish port 53 of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedPort(u32);
+
+impl PublishedPort {
+    /// The last of all.
+    pub const MAX: Self = Self::udp(u16::MAX);
+    /// Those of UDP come behind all of TCP.
+    const UDP_FROM: u32 = 1 << 16;
+
+    /// A port of TCP.
+    pub const fn tcp(port: u16) -> Self {
+        Self(port as u32)
+    }
+
+    /// A port of UDP.
+    pub const fn udp(port: u16) -> Self {
+        Self(Self::UDP_FROM | port as u32)
+    }
+
+    /// A port of either.
+    pub const fn of(transport: Transport, port: u16) -> Self {
+        match transport {
+            Transport::Tcp => Self::tcp(port),
+            Transport::Udp => Self::udp(port),
+        }
+    }
+
+    /// Whose it is.
+    pub const fn transport(self) -> Transport {
+        if self.0 < Self::UDP_FROM { Transport::Tcp } else { Transport::Udp }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u16 {
+        (self.0 % Self::UDP_FROM) as u16
+    }
+
+    /// The next one in the order of all.
+    pub(crate) fn next(self) -> Option<Self> {
+        (self < Self::MAX).then_some(Self(self.0 + 1))
+    }
+
+    /// The one before it; the first is its own.
+    pub(crate) fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
+impl fmt::Display for PublishedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.transport() {
+            Transport::Tcp => write!(f, "{}", self.number()),
+            Transport::Udp => write!(f, "{}/udp", self.number()),
+        }
+    }
+}
+
 /// Published ports `start..=end`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortSpec {
@@ -104,9 +172,11 @@ impl PortSpec {
     }
 }
 
-/// One TCP service of a Machine.
+/// One service of a Machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServiceSpec {
+    /// What carries it.
+    pub transport: Transport,
     /// Where the program listens in the Machine.
     pub internal_port: u16,
     /// Where callers connect; empty: the service is not published.
@@ -129,7 +199,30 @@ pub struct ServiceSpec {
 
 impl ServiceSpec {
     /// Whether callers of `port` come to this service.
-    pub fn publishes(&self, port: u16) -> bool {
-        self.ports.iter().any(|p| p.contains(port))
+    pub fn publishes(&self, port: PublishedPort) -> bool {
+        self.transport == port.transport() && self.ports.iter().any(|p| p.contains(port.number()))
+    }
+
+    /// Its ports, each range by its first and last.
+    pub fn published(&self) -> impl Iterator<Item = (PublishedPort, PublishedPort)> {
+        let of = |port| PublishedPort::of(self.transport, port);
+        self.ports.iter().map(move |range| (of(range.start), of(range.end)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_both_transports_are_apart_and_in_one_order() {
+        let (tcp, udp) = (PublishedPort::tcp(53), PublishedPort::udp(53));
+        assert_ne!(tcp, udp);
+        assert_eq!([tcp.number(), udp.number()], [53, 53]);
+        assert_eq!([tcp.to_string(), udp.to_string()], ["53", "53/udp"]);
+        let last = PublishedPort::tcp(u16::MAX);
+        assert_eq!(last.next(), Some(PublishedPort::udp(0)));
+        assert_eq!(PublishedPort::udp(0).previous(), last);
+        assert_eq!(PublishedPort::MAX.next(), None);
     }
 }

@@ -9,13 +9,15 @@
 //!
 //! With `$HOLD_MB` it holds so much memory from its start on; `GET /held` reads all of it.
 //!
+//! With `$UDP_PORT` it also answers each datagram to that port with its number, its sender and itself.
+//!
 //! It listens on `0.0.0.0:$PORT` (default 8080), or with `$LISTEN_STDIN` on the socket that is its standard input, as
 //! inetd hands it over. SIGINT and SIGTERM end it at once, as the kernel does by itself.
 
 mod http;
 
 use std::io::{self, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ use http::{Request, Response};
 const CONNECTIONS_MAX: usize = 1024;
 /// A connection that says nothing for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The largest datagram.
+const DATAGRAM_BYTES_MAX: usize = 64 * 1024;
 const THREAD_STACK_BYTES: usize = 64 * 1024;
 const SLEEP_MS_MAX: u64 = 60_000;
 const HOLD_MB_MAX: usize = 65_536;
@@ -60,6 +64,10 @@ fn serve(address: &str) -> io::Result<()> {
         None => TcpListener::bind(address)?,
     };
     let local = listener.local_addr()?;
+    if let Ok(port) = std::env::var("UDP_PORT") {
+        let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+        thread::Builder::new().stack_size(2 * DATAGRAM_BYTES_MAX).spawn(move || echo(&socket))?;
+    }
     // Whoever hands over a socket may have made standard output the same.
     drop(writeln!(io::stdout(), "hello from {}, listening on {local}", machine()));
     let app = Arc::new(App { held: hold(), ..App::default() });
@@ -87,6 +95,21 @@ fn hold() -> Vec<u64> {
 fn held(words: &[u64]) -> String {
     let sum = words.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word));
     format!("{} MB, sum {sum:x}\n", words.len() / MEGABYTE)
+}
+
+/// Answers datagrams until the socket fails.
+fn echo(socket: &UdpSocket) {
+    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    for number in 1_u64.. {
+        let answered = socket.recv_from(&mut buffer).and_then(|(length, sender)| {
+            let mut answer = format!("{number} {sender} ").into_bytes();
+            answer.extend_from_slice(&buffer[..length]);
+            socket.send_to(&answer, sender)
+        });
+        if let Err(error) = answered {
+            eprintln!("could not answer a datagram: {error}");
+        }
+    }
 }
 
 fn machine() -> String {
@@ -240,6 +263,23 @@ mod tests {
         assert_eq!(first.headers, [("fly-replay".to_owned(), "app=x".to_owned())]);
         assert_eq!(first.body, b"hi");
         assert!(respond(&[("fly-replay-src", "z")]).headers.is_empty());
+    }
+
+    #[test]
+    fn a_datagram_comes_back_with_its_number_and_sender() -> io::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let (at, caller) = (socket.local_addr()?, UdpSocket::bind("127.0.0.1:0")?);
+        // Ends with the process.
+        thread::spawn(move || echo(&socket));
+        caller.connect(at)?;
+        let mut buffer = [0; 64];
+        for number in 1..=2 {
+            caller.send(b"hello")?;
+            let length = caller.recv(&mut buffer)?;
+            let wanted = format!("{number} {} hello", caller.local_addr()?);
+            assert_eq!(String::from_utf8_lossy(&buffer[..length]), wanted);
+        }
+        Ok(())
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! ```text
 //! raw   every packet has its sender's own source, else it is dropped; of IPv4 only egress is tracked
 //! fly   to a published address . port that the sender may see: to the transparent listener; a SYN
-//!       that finds none is dropped, since a retry may find the successor
+//!       that finds none is dropped, since a retry may find the successor; UDP's to a socket of its own
 //! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
 //! forward within one /48; IPv4 from Machines to the world; the rest is refused
 //! raw_out, to_host  nothing goes to the host by IPv6 but TCP that opens nothing, and answers
@@ -63,6 +63,11 @@ pub(crate) const RANGES6: Set = Set { kind: SetKind::Ranges, ..set("ranges6", &[
 pub(crate) const PORTS4: Set = set("ports4", &[Ipv4, Port]);
 /// Like `RANGES6`.
 pub(crate) const RANGES4: Set = Set { kind: SetKind::Ranges, ..set("ranges4", &[Ipv4, Port]) };
+/// Ports of UDP services, like `PORTS6`.
+pub(crate) const UDP_PORTS6: Set = set("udp_ports6", &[Ipv6, Port]);
+/// Like `RANGES6`.
+pub(crate) const UDP_RANGES6: Set =
+    Set { kind: SetKind::Ranges, ..set("udp_ranges6", &[Ipv6, Port]) };
 /// `<prefix>::3` of each network.
 pub(crate) const RESOLVERS: Set = set("resolvers", &[Ipv6]);
 /// The host's own IPv4 addresses, which egress must not reach.
@@ -77,9 +82,23 @@ const PINGED6: Set = Set { kind: ASKED, ..set("pinged6", &[Ipv6, Ipv6, Port]) };
 /// both ways. Each key takes some 150 bytes: 10 MB at most for each of the two sets.
 const ASKED: SetKind = SetKind::Remembered { seconds: 120, len_max: 65_536 };
 
-const SETS: [Set; 14] = [
-    SOURCES6, SOURCES4, NETWORKS, VISIBLE6, PUBLIC6, PUBLIC4, PORTS6, RANGES6, PORTS4, RANGES4,
-    RESOLVERS, HOST4, ASKED6, PINGED6,
+const SETS: [Set; 16] = [
+    SOURCES6,
+    SOURCES4,
+    NETWORKS,
+    VISIBLE6,
+    PUBLIC6,
+    PUBLIC4,
+    PORTS6,
+    RANGES6,
+    PORTS4,
+    RANGES4,
+    RESOLVERS,
+    HOST4,
+    ASKED6,
+    PINGED6,
+    UDP_PORTS6,
+    UDP_RANGES6,
 ];
 
 const fn set(name: &'static str, fields: &'static [Field]) -> Set {
@@ -166,6 +185,7 @@ pub(crate) fn ensure_plane(
         raw_rules(config),
         raw_out_rules(),
         fly_rules(),
+        fly_udp_rules(),
         input_rules(config),
         forward_rules(),
         to_host_rules(),
@@ -200,6 +220,8 @@ fn add_chains(batch: &mut Batch<'_>) {
     batch.add_chain("ports6");
     batch.add_chain("catch6");
     batch.add_chain("catch4");
+    batch.add_chain("udp6");
+    batch.add_chain("catch_udp6");
     batch.add_chain("refuse");
     batch.add_filter("input", Hook::Input, PRIORITY_FILTER);
     batch.add_filter("forward", Hook::Forward, PRIORITY_FILTER);
@@ -270,6 +292,24 @@ fn fly_rules() -> Vec<Rule> {
     ]
 }
 
+/// The same for UDP services. There is none at an IPv4 address, which is shared by apps.
+fn fly_udp_rules() -> Vec<Rule> {
+    let on = || Rule::on("fly").v6().proto(UDP);
+    let udp6 = || Rule::on("udp6").load_daddr6(R1).load_dport(R2);
+    let catch = || Rule::on("catch_udp6");
+    let socket = Ipv6Addr::LOCALHOST.octets();
+    vec![
+        on().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6).jump("udp6"),
+        on().load_daddr6(R1).in_set(PUBLIC6).jump("udp6"),
+        udp6().in_set(UDP_PORTS6).jump("catch_udp6"),
+        udp6().in_set(UDP_RANGES6).jump("catch_udp6"),
+        // Else the answer would not pass to the host.
+        remember_udp(catch().iif(Cmp::Eq, INSIDE)),
+        catch().tproxy(NFPROTO_IPV6, &socket, TRANSPARENT_PORT).set_mark(MARK).accept(),
+        catch().count().drop(),
+    ]
+}
+
 fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
     let on = || Rule::on("input");
     let dns = || on().v6().load_daddr6(R1).cmp(Cmp::Eq, &config.dns.octets());
@@ -291,6 +331,9 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
         resolver().proto(UDP).dport(DNS_PORT).accept(),
         resolver().proto(TCP).dport(DNS_PORT).accept(),
         on().v6().icmp(ICMPV6, ERRORS_V6.0, ERRORS_V6.1).accept(),
+        // What Machines answer to the proxy's sessions; its sockets hear whom they are connected to. Nothing
+        // else reads UDP at the plane's ends of links.
+        on().v4().iif(Cmp::Neq, INSIDE).proto(UDP).daddr4_in(LINKS.0, LINKS.1).accept(),
         on().v4().icmp(ICMP, 3, 3).accept(),
         on().v4().icmp(ICMP, 11, 12).accept(),
         // FC-05: with nothing running.

@@ -3,19 +3,25 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
+use rustix::net::sockopt::{
+    set_ipv6_v6only, set_socket_recv_buffer_size_force, set_socket_reuseaddr,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 
 use crate::error::NetError;
 use crate::sys;
 
-/// Port of both transparent listeners on the plane's loopback. Nothing else binds in there.
+/// Port of the transparent listeners on the plane's loopback. Nothing else binds in there.
 pub(crate) const TRANSPARENT_PORT: u16 = 10080;
 const DNS_PORT: u16 = 53;
 
 /// As many connections wait while no proxy lives: one pool's hold queue (10,000) and some. Each
 /// costs the kernel about 5 kB. `net.core.somaxconn` of the plane is set to the same.
 pub(crate) const BACKLOG_MAX: u16 = 16_384;
+
+/// Datagrams to UDP services that nobody has read yet, and all that come while no proxy lives: of small
+/// ones, which take the kernel 768 bytes each, some 10,000.
+const UDP_BUFFER_BYTES: usize = 8 << 20;
 
 /// Listening sockets, made inside the plane's namespace, non-blocking and close-on-exec.
 ///
@@ -26,6 +32,9 @@ pub struct Listeners {
     pub tcp6: OwnedFd,
     /// Transparent TCP listener for the shared IPv4 address.
     pub tcp4: OwnedFd,
+    /// Transparent UDP socket for Flycast and public IPv6 addresses. Says with each datagram to which address
+    /// and port it was sent (`IPV6_ORIGDSTADDR`).
+    pub udp6: OwnedFd,
     /// DNS over UDP, port 53 of every address that the plane lets questions pass to: the resolver's
     /// and `<prefix>::3` of the asker's network. Says with each to which it was sent (`IPV6_PKTINFO`),
     /// and an answer must come from there.
@@ -38,11 +47,14 @@ pub struct Listeners {
 pub(crate) fn open() -> Result<Listeners, NetError> {
     let resolver = SocketAddr::from((Ipv6Addr::UNSPECIFIED, DNS_PORT));
     let dns_udp = bound(SocketType::DGRAM, resolver)?;
+    // A UDP service may be at port 53 of its own address, and answers from there.
+    set_socket_reuseaddr(&dns_udp, true).map_err(failed(resolver))?;
     sys::set_says_destination(dns_udp.as_fd())
         .map_err(|source| NetError::kernel("ask for destinations of questions", source))?;
     Ok(Listeners {
         tcp6: tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
         tcp4: tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRANSPARENT_PORT)))?,
+        udp6: udp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
         dns_udp,
         dns_tcp: tcp(resolver)?,
     })
@@ -51,6 +63,14 @@ pub(crate) fn open() -> Result<Listeners, NetError> {
 fn tcp(addr: SocketAddr) -> Result<OwnedFd, NetError> {
     let socket = bound(SocketType::STREAM, addr)?;
     listen(&socket, i32::from(BACKLOG_MAX)).map_err(failed(addr))?;
+    Ok(socket)
+}
+
+fn udp(addr: SocketAddr) -> Result<OwnedFd, NetError> {
+    let socket = bound(SocketType::DGRAM, addr)?;
+    let made = sys::set_says_original_destination(socket.as_fd());
+    made.map_err(|source| NetError::kernel("ask for destinations of datagrams", source))?;
+    set_socket_recv_buffer_size_force(&socket, UDP_BUFFER_BYTES).map_err(failed(addr))?;
     Ok(socket)
 }
 

@@ -52,6 +52,22 @@ pub enum Visible {
     Everyone,
 }
 
+/// What is published at an address, by inclusive ranges in any order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports<'a> {
+    /// For connections.
+    pub tcp: &'a [(u16, u16)],
+    /// For datagrams.
+    pub udp: &'a [(u16, u16)],
+}
+
+impl<'a> Ports<'a> {
+    /// Only these, of TCP.
+    pub fn tcp(tcp: &'a [(u16, u16)]) -> Self {
+        Self { tcp, udp: &[] }
+    }
+}
+
 /// One Machine's place in the plane.
 #[derive(Debug, Clone)]
 pub struct Attach {
@@ -214,8 +230,8 @@ impl Plane {
         Ok(())
     }
 
-    /// Sends new TCP connections to `addr` on any of the inclusive port ranges to the listeners,
-    /// for those who may see it. Replaces what was published at `addr`, in one step. With no ports
+    /// Sends new TCP connections and datagrams to `addr` on any of these ports to the listeners,
+    /// for those who may see it; datagrams to an IPv4 address, which is shared by apps, to none. Replaces what was published at `addr`, in one step. With no ports
     /// the address answers pings only.
     ///
     /// # Errors
@@ -225,7 +241,7 @@ impl Plane {
     pub fn publish(
         &self,
         addr: IpAddr,
-        ports: &[(u16, u16)],
+        ports: Ports<'_>,
         visible: Visible,
     ) -> Result<(), NetError> {
         let inner = &mut *self.lock();
@@ -235,7 +251,9 @@ impl Plane {
         if addr.is_ipv4() && visible != Visible::Everyone {
             return Err(NetError::NotForOneNetwork { addr });
         }
-        let wanted = Published { ports: state::merged(ports), visible: vec![visible] };
+        let udp_ports = if addr.is_ipv4() { Vec::new() } else { state::merged(ports.udp) };
+        let wanted =
+            Published { ports: state::merged(ports.tcp), udp_ports, visible: vec![visible] };
         if inner.state.published.get(&addr).is_some_and(|former| former.is_same(&wanted)) {
             return Ok(());
         }

@@ -41,6 +41,11 @@ pub(crate) fn set_says_destination(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO)
 }
 
+/// Lets a transparent IPv6 socket say with each datagram to which address and port it was sent.
+pub(crate) fn set_says_original_destination(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flag(fd, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR)
+}
+
 fn set_flag(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     let len = size_of_val(&on) as libc::socklen_t;

@@ -14,7 +14,7 @@ use lab::{
     Lab, MachineLab, accept, become_user, dial, dial_as, echo, ip, listen_in, prefix, receive, say,
     v4, v6,
 };
-use perch_net::{Attach, HostAccess, NetError, Plane, Prefix48, Visible, doctor};
+use perch_net::{Attach, HostAccess, NetError, Plane, Ports, Prefix48, Visible, doctor};
 
 /// The blueprint's port.
 const HTTP: u16 = 80;
@@ -26,7 +26,9 @@ fn a_call_to_a_flycast_address_reaches_the_listener_and_shows_what_was_dialled()
     let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let app = v6("fdaa:0:1:0:1::2");
     let visible = Visible::Network(network);
-    lab.plane.publish(app.into(), &[(HTTP, HTTP), (8000, 8100)], visible).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP), (8000, 8100)]), visible)
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
 
     for port in [HTTP, 8000, 8050, 8100] {
@@ -45,7 +47,9 @@ fn unpublished_ports_and_addresses_are_refused_at_once() {
     let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let app = v6("fdaa:0:1:0:1::2");
     let visible = Visible::Network(network);
-    lab.plane.publish(app.into(), &[(HTTP, HTTP), (8000, 8100)], visible).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP), (8000, 8100)]), visible)
+        .expect("publish");
     let _listeners = lab.plane.listeners().expect("listeners");
     let refused = |addr, port| {
         let error = dial(caller.netns.as_fd(), (addr, port)).expect_err("nothing is published");
@@ -56,7 +60,9 @@ fn unpublished_ports_and_addresses_are_refused_at_once() {
         refused(app, port);
     }
     refused(v6("fdaa:0:1:0:1::3"), HTTP);
-    lab.plane.publish(app.into(), &[(443, 443)], visible).expect("publish other ports instead");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(443, 443)]), visible)
+        .expect("publish other ports instead");
     refused(app, HTTP);
     refused(app, 8050);
     dial(caller.netns.as_fd(), (app, 443)).expect("the new port");
@@ -71,7 +77,9 @@ fn open_connections_outlive_the_publication_of_their_address() {
     let network = lab.network("fdaa:0:1::");
     let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
     let client = dial(caller.netns.as_fd(), (app, HTTP)).expect("connect");
     let (server, _, _) = accept(&listeners.tcp6);
@@ -87,7 +95,9 @@ fn a_published_address_without_a_listener_stays_silent_until_one_comes() {
     let network = lab.network("fdaa:0:1::");
     let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
 
     let error = dial(caller.netns.as_fd(), (app, HTTP)).expect_err("nobody listens");
     assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -107,7 +117,7 @@ fn the_shared_and_the_public_addresses_serve_every_network_and_the_host() {
     let two = lab.machine("m2", "fdaa:0:2:a7b:1:0:1:2", 2);
     let (public, shared) = (v6("2001:db8:5::7"), v4("192.0.2.10"));
     for addr in [public.into(), shared.into()] {
-        lab.plane.publish(addr, &[(HTTP, HTTP)], Visible::Everyone).expect("publish");
+        lab.plane.publish(addr, Ports::tcp(&[(HTTP, HTTP)]), Visible::Everyone).expect("publish");
     }
     let listeners = lab.plane.listeners().expect("listeners");
 
@@ -121,7 +131,8 @@ fn the_shared_and_the_public_addresses_serve_every_network_and_the_host() {
         let error = dial(from, (shared, 81)).expect_err("not published");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
-    let error = lab.plane.publish(shared.into(), &[], Visible::Network(prefix("fdaa:0:1::")));
+    let error =
+        lab.plane.publish(shared.into(), Ports::tcp(&[]), Visible::Network(prefix("fdaa:0:1::")));
     assert!(matches!(error, Err(NetError::NotForOneNetwork { .. })));
 }
 
@@ -133,7 +144,7 @@ fn pings_are_answered_with_nothing_running() {
     let caller = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let stranger = lab.machine("m2", "fdaa:0:2:a7b:1:0:1:2", 2);
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[], Visible::Network(network)).expect("publish");
+    lab.plane.publish(app.into(), Ports::tcp(&[]), Visible::Network(network)).expect("publish");
 
     assert!(echo(caller.netns.as_fd(), app.into()), "FC-05");
     assert!(echo(caller.netns.as_fd(), v6("fdaa::3").into()));
@@ -154,8 +165,8 @@ fn machines_of_one_network_reach_each_other_and_those_of_two_do_not() {
     let port = server.local_addr().expect("a bound socket").port();
     let (mine, theirs) = (v6("fdaa:0:1:0:1::2"), v6("fdaa:0:2:0:1::2"));
     let http = [(HTTP, HTTP)];
-    lab.plane.publish(mine.into(), &http, Visible::Network(first)).expect("publish");
-    lab.plane.publish(theirs.into(), &http, Visible::Network(second)).expect("publish");
+    lab.plane.publish(mine.into(), Ports::tcp(&http), Visible::Network(first)).expect("publish");
+    lab.plane.publish(theirs.into(), Ports::tcp(&http), Visible::Network(second)).expect("publish");
     let _listeners = lab.plane.listeners().expect("listeners");
 
     dial(one.netns.as_fd(), (peer.private_ip, port)).expect("6PN within a network");
@@ -167,7 +178,7 @@ fn machines_of_one_network_reach_each_other_and_those_of_two_do_not() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
     // FC-13: published for another network only, it is that network's.
-    lab.plane.publish(mine.into(), &http, Visible::Network(second)).expect("publish");
+    lab.plane.publish(mine.into(), Ports::tcp(&http), Visible::Network(second)).expect("publish");
     dial(stranger.netns.as_fd(), (mine, HTTP)).expect("made visible");
     dial(one.netns.as_fd(), (mine, HTTP)).expect_err("no longer visible to its own network");
     let link = listen_in(peer.netns.as_fd(), "0.0.0.0:0");
@@ -256,7 +267,9 @@ fn a_machine_is_reachable_and_may_call_the_moment_it_is_attached() {
     let Some(lab) = Lab::start("moment") else { return };
     let network = lab.network("fdaa:0:1::");
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
     lab.plane.stock_up().expect("the first runs get a namespace made in advance");
     for run in 0..40 {
@@ -283,7 +296,7 @@ fn the_host_is_a_member_of_the_networks_that_have_its_peer_only() {
     let (app, foreign) = (v6("fdaa:0:1:0:1::2"), v6("fdaa:0:2:0:1::2"));
     for (addr, network) in [(app, home), (foreign, away)] {
         let visible = Visible::Network(network);
-        lab.plane.publish(addr.into(), &[(HTTP, HTTP)], visible).expect("publish");
+        lab.plane.publish(addr.into(), Ports::tcp(&[(HTTP, HTTP)]), visible).expect("publish");
     }
     let listeners = lab.plane.listeners().expect("listeners");
     let server = listen_in(machine.netns.as_fd(), "[::]:0");
@@ -411,7 +424,9 @@ fn a_host_without_ipv4_rules_of_its_own_tracks_no_private_connection() {
     let network = prefix("fdaa:0:1::");
     lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
 
     let client = dial(lab.host(), (app, HTTP)).expect("connect");
@@ -457,7 +472,9 @@ fn egress_reaches_the_world_but_neither_the_host_nor_metadata() {
     ip(world.as_fd(), "route add 192.0.2.10/32 via 198.51.100.2");
     ip(world.as_fd(), "route add 172.16.0.0/16 via 198.51.100.2");
     let all = Visible::Everyone;
-    lab.plane.publish(lab.config.shared_v4.into(), &[(HTTP, HTTP)], all).expect("publish");
+    lab.plane
+        .publish(lab.config.shared_v4.into(), Ports::tcp(&[(HTTP, HTTP)]), all)
+        .expect("publish");
     let _listeners = lab.plane.listeners().expect("listeners");
     dial(world.as_fd(), (lab.config.shared_v4, HTTP)).expect_err("not from outside");
     dial(world.as_fd(), (machine.link.1, HTTP)).expect_err("not from outside");
@@ -471,7 +488,9 @@ fn drop_policies_and_a_flushed_ruleset_on_the_host_change_nothing_private() {
     let one = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let two = lab.machine("m2", "fdaa:0:1:a7b:1:0:2:2", 2);
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
     let server = listen_in(two.netns.as_fd(), "[::]:0");
     let port = server.local_addr().expect("a bound socket").port();
@@ -519,8 +538,10 @@ fn a_plane_is_adopted_with_all_that_it_carries() {
     lab.plane.ensure_network(network, Some(host_peer)).expect("network");
     let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let (app, wide) = (v6("fdaa:0:1:0:1::2"), v6("2001:db8:5::7"));
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
-    lab.plane.publish(wide.into(), &[(1, 65535)], Visible::Everyone).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
+    lab.plane.publish(wide.into(), Ports::tcp(&[(1, 65535)]), Visible::Everyone).expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
     let client = dial(machine.netns.as_fd(), (app, HTTP)).expect("connect");
     let (server, _, _) = accept(&listeners.tcp6);
@@ -566,7 +587,8 @@ fn a_machine_that_starts_again_takes_the_place_of_its_former_run() {
     assert!(matches!(bad_name, Err(NetError::BadName { .. })));
     let no_network = lab.plane.attach(&attach("m1", "fdaa:0:9:a7b:1:0:1:2"));
     assert!(matches!(no_network, Err(NetError::ForeignAddress { .. })));
-    let foreign = lab.plane.publish(v6("fdaa:0:9:0:1::2").into(), &[], Visible::Everyone);
+    let foreign =
+        lab.plane.publish(v6("fdaa:0:9:0:1::2").into(), Ports::tcp(&[]), Visible::Everyone);
     assert!(matches!(foreign, Err(NetError::ForeignAddress { .. })));
 }
 
@@ -623,7 +645,9 @@ fn two_planes_on_one_host_do_not_meet() {
     let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
     let twin = MachineLab::attach(&other, "m1", "fdaa:0:2:a7b:1:0:1:2", 0);
     let app = v6("fdaa:0:1:0:1::2");
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
     let listeners = lab.plane.listeners().expect("listeners");
     let _others = other.listeners().expect("listeners of the other plane");
 
@@ -756,8 +780,12 @@ fn host_and_app(lab: &Lab) -> (SocketAddr, SocketAddr) {
     let network = prefix("fdaa:0:1::");
     lab.plane.ensure_network(network, Some(v6("fdaa:0:1:a7b:1:0:a:2"))).expect("network");
     let (app, public) = (v6("fdaa:0:1:0:1::2"), v6("2001:db8:5::2"));
-    lab.plane.publish(app.into(), &[(HTTP, HTTP)], Visible::Network(network)).expect("publish");
-    lab.plane.publish(public.into(), &[(HTTP, HTTP)], Visible::Everyone).expect("publish");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
+    lab.plane
+        .publish(public.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Everyone)
+        .expect("publish");
     ((app, HTTP).into(), (public, HTTP).into())
 }
 

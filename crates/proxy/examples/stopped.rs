@@ -123,6 +123,7 @@ fn proxy(path: &Path) -> Outcome {
     let listeners = Listeners {
         tcp6: tcp()?.into(),
         tcp4: tcp()?.into(),
+        udp6: udp(v6)?.into(),
         dns_udp: udp(v4)?.into(),
         dns_tcp: tcp()?.into(),
         forward_v4: udp(v4)?.into(),

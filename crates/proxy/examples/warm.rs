@@ -71,6 +71,7 @@ fn proxy(port: u16, app: AppView) -> Outcome {
     let listeners = Listeners {
         tcp6: http.into(),
         tcp4: TcpListener::bind((v4, 0))?.into(),
+        udp6: udp(v6)?.into(),
         dns_udp: udp(v4)?.into(),
         dns_tcp: TcpListener::bind((v4, 0))?.into(),
         forward_v4: udp(v4)?.into(),

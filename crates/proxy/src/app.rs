@@ -29,6 +29,7 @@ use perch_core::ids::{MachineId, Region};
 use perch_core::ledger::Quota;
 use perch_core::lifecycle::MachineState;
 use perch_core::replay::cache::Cache;
+use perch_core::service::{PublishedPort, Transport};
 use perch_core::time::Timestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -55,8 +56,8 @@ const NOTES_PER_SECOND: u32 = 100;
 /// How a published port is served; the same for all Machines of the app that publish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PortFacts {
-    pub(crate) start: u16,
-    pub(crate) end: u16,
+    pub(crate) start: PublishedPort,
+    pub(crate) end: PublishedPort,
     pub(crate) protocol: Protocol,
     pub(crate) start_timeout: Duration,
     pub(crate) reuse: Reuse,
@@ -76,9 +77,11 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
-    pub(crate) fn of(port: &PortView) -> Self {
+    pub(crate) fn of(port: &PortView, transport: Transport) -> Self {
         match port.handlers.as_slice() {
             [] => Self::Raw,
+            // PX-89: handlers are for connections.
+            _ if transport == Transport::Udp => Self::Unsupported,
             [only] if only == "http" && port.force_https => Self::HttpRedirected,
             [only] if only == "http" => Self::Http,
             _ => Self::Unsupported,
@@ -219,9 +222,9 @@ pub(crate) struct App {
     machines: RefCell<Vec<MachineView>>,
     events: RefCell<VecDeque<Event>>,
     busy: Cell<bool>,
-    queues: RefCell<BTreeMap<u16, Queue>>,
+    queues: RefCell<BTreeMap<PublishedPort, Queue>>,
     /// Who waits for one Machine, by port.
-    aimed: RefCell<BTreeMap<(u16, MachineId), Queue>>,
+    aimed: RefCell<BTreeMap<(PublishedPort, MachineId), Queue>>,
     last_ticket: Cell<u64>,
     ports: RefCell<Box<[PortFacts]>>,
     pub(crate) upstreams: Upstreams,
@@ -277,15 +280,15 @@ impl App {
     }
 
     /// How a port is served, if it is published.
-    pub(crate) fn port(&self, port: u16) -> Option<PortFacts> {
+    pub(crate) fn port(&self, port: PublishedPort) -> Option<PortFacts> {
         self.ports.borrow().iter().find(|p| (p.start..=p.end).contains(&port)).copied()
     }
 
     /// Whether this Machine publishes the port.
-    pub(crate) fn publishes(&self, machine: MachineId, port: u16) -> bool {
+    pub(crate) fn publishes(&self, machine: MachineId, port: PublishedPort) -> bool {
         let machines = self.machines.borrow();
-        let services = machines.iter().filter(|m| m.id == machine).flat_map(|m| &*m.services);
-        services.flat_map(|s| &s.ports).any(|p| (p.start..=p.end).contains(&port))
+        let mut own = machines.iter().filter(|m| m.id == machine).flat_map(|m| &*m.services);
+        own.any(|service| service.publishes(port))
     }
 
     /// Where a Machine is.
@@ -297,7 +300,7 @@ impl App {
     /// Takes a place if there is one at once; else says why one should wait, or that it is no use.
     pub(crate) fn choose(
         self: &Rc<Self>,
-        port: u16,
+        port: PublishedPort,
         origin: Origin,
     ) -> Result<Place, Option<HoldReason>> {
         let choice = self.balancer.borrow().choose(port, origin, clock::random());
@@ -321,6 +324,7 @@ impl App {
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.
     pub(crate) async fn hold(
         self: &Rc<Self>,
+        port: PublishedPort,
         cause: Cause,
         origin: Origin,
         reason: HoldReason,
@@ -331,7 +335,7 @@ impl App {
             HoldReason::Wake => (deadline, HELD_MAX),
             HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
         };
-        let (port, begun) = (cause.dest.port(), clock::now());
+        let begun = clock::now();
         if waiting_max <= self.waiting(port) {
             self.note_refusal(None, cause, &NoPlace::QueueFull);
             return Err(NoPlace::QueueFull);
@@ -355,7 +359,7 @@ impl App {
     /// For who has waited since then, when his time is over.
     fn choose_late(
         self: &Rc<Self>,
-        port: u16,
+        port: PublishedPort,
         origin: Origin,
         since: Instant,
     ) -> Result<Place, NoPlace> {
@@ -367,7 +371,7 @@ impl App {
     }
 
     /// What a caller is told who waits since then.
-    fn not_started(&self, port: u16, since: Instant) -> NoPlace {
+    fn not_started(&self, port: PublishedPort, since: Instant) -> NoPlace {
         if self.checks.are_any() && self.balancer.borrow().is_unfit(port) {
             return NoPlace::Unhealthy;
         }
@@ -379,7 +383,7 @@ impl App {
 
     fn enqueue(
         self: &Rc<Self>,
-        port: u16,
+        port: PublishedPort,
         cause: Cause,
         origin: Origin,
         since: Timestamp,
@@ -393,11 +397,11 @@ impl App {
         (Ticket { app: Rc::clone(self), port, number }, receiver)
     }
 
-    fn waiting(&self, port: u16) -> usize {
+    fn waiting(&self, port: PublishedPort) -> usize {
         self.queues.borrow().get(&port).map_or(0, |queue| queue.waiters.len())
     }
 
-    fn announce_demand(self: &Rc<Self>, port: u16) {
+    fn announce_demand(self: &Rc<Self>, port: PublishedPort) {
         let (own, told) = match self.queues.borrow_mut().get_mut(&port) {
             Some(queue) => (queue.own, std::mem::replace(&mut queue.own_told, queue.own)),
             None => (0, 0),
@@ -570,7 +574,7 @@ impl App {
         }
     }
 
-    fn cause(&self, port: Option<u16>, machine: MachineId) -> Option<Cause> {
+    fn cause(&self, port: Option<PublishedPort>, machine: MachineId) -> Option<Cause> {
         let port = port?;
         if let Some(cause) = self.cause_of_aimed(port, machine) {
             return Some(cause);
@@ -580,7 +584,7 @@ impl App {
         queue.waiters.first_key_value().map(|(_, waiter)| waiter.cause.clone())
     }
 
-    fn admit(self: &Rc<Self>, port: u16, claim: Claim) {
+    fn admit(self: &Rc<Self>, port: PublishedPort, claim: Claim) {
         // A place that nobody takes any more is given back by its own drop.
         let place = self.guard(claim);
         if let Some(waiter) = self.pop(port) {
@@ -588,14 +592,14 @@ impl App {
         }
     }
 
-    fn fail(&self, port: u16, waiters: usize, reason: &FailReason) {
+    fn fail(&self, port: PublishedPort, waiters: usize, reason: &FailReason) {
         for _ in 0..waiters {
             let Some(waiter) = self.pop(port) else { return };
             drop(waiter.answer.send((Err(NoPlace::of(reason)), waiter.cause)));
         }
     }
 
-    fn pop(&self, port: u16) -> Option<Waiter> {
+    fn pop(&self, port: PublishedPort) -> Option<Waiter> {
         self.queues.borrow_mut().get_mut(&port)?.pop()
     }
 
@@ -636,7 +640,7 @@ impl App {
 #[derive(Debug)]
 struct Ticket {
     app: Rc<App>,
-    port: u16,
+    port: PublishedPort,
     number: u64,
 }
 
@@ -678,10 +682,12 @@ pub(crate) mod planted {
     use perch_core::balancer::MachineView;
     use perch_core::ids::{MachineId, Region};
     use perch_core::lifecycle::MachineState;
-    use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
+    use perch_core::service::{
+        Autostart, Autostop, Concurrency, PortSpec, PublishedPort, ServiceSpec, Transport, Unit,
+    };
 
     /// Of [`machine`]; what goes there is raw.
-    pub(crate) const PORT: u16 = 5432;
+    pub(crate) const PORT: PublishedPort = PublishedPort::tcp(5432);
 
     /// A Machine of one service, which sleeps in this way after so long.
     pub(crate) fn machine(
@@ -690,9 +696,12 @@ pub(crate) mod planted {
         run: u64,
         (autostop, auto_stop_after): (Autostop, Duration),
     ) -> MachineView {
-        let port = PortSpec { start: PORT, end: PORT, handlers: Vec::new(), force_https: false };
+        let number = PORT.number();
+        let port =
+            PortSpec { start: number, end: number, handlers: Vec::new(), force_https: false };
         let service = ServiceSpec {
-            internal_port: PORT,
+            transport: Transport::Tcp,
+            internal_port: number,
             ports: vec![port],
             autostop,
             autostart: Autostart::On,

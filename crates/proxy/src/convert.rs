@@ -6,7 +6,9 @@ use perch_core::balancer::{self, MachineView};
 use perch_core::checks::{CheckKind, CheckSpec, Times};
 use perch_core::ids::BadId;
 use perch_core::lifecycle::MachineState;
-use perch_core::service::{Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Unit};
+use perch_core::service::{
+    Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Transport, Unit,
+};
 
 use crate::control;
 use crate::interning::Interner;
@@ -30,7 +32,7 @@ pub(crate) fn machine(
 ) -> Result<MachineView, BadView> {
     let bad_id = |source| BadView::Id { machine: view.id.clone(), source };
     let bad_state = || BadView::State { machine: view.id.clone(), state: view.state.clone() };
-    let services = view.services.iter().filter(|s| s.protocol == "tcp").map(service);
+    let services = view.services.iter().map(service);
     Ok(MachineView {
         id: view.id.parse().map_err(bad_id)?,
         run: view.run,
@@ -51,6 +53,7 @@ fn state(text: &str) -> Option<MachineState> {
 
 fn service(view: &control::ServiceView) -> ServiceSpec {
     ServiceSpec {
+        transport: transport(view),
         internal_port: view.internal_port,
         ports: view.ports.iter().map(port).collect(),
         autostop: match view.autostop {
@@ -89,6 +92,14 @@ pub(crate) fn check(view: &control::CheckView) -> CheckSpec {
         grace: Duration::from_millis(view.grace_ms),
     };
     CheckSpec { name: view.name.clone(), port: view.port, kind, times }
+}
+
+/// What carries a service; a server sends no other protocols than these two.
+pub(crate) fn transport(view: &control::ServiceView) -> Transport {
+    match view.protocol.as_str() {
+        "udp" => Transport::Udp,
+        _ => Transport::Tcp,
+    }
 }
 
 fn port(view: &control::PortView) -> PortSpec {

@@ -12,7 +12,7 @@ use perch_core::admission::Origin;
 use perch_core::balancer;
 use perch_core::dns::{Member, Presence};
 use perch_core::ids::{BadId, MachineId, ProcessGroup, Region};
-use perch_core::service::ServiceSpec;
+use perch_core::service::{PublishedPort, ServiceSpec};
 use tokio::sync::watch;
 
 use crate::app::{App, PortFacts, Protocol, Reuse};
@@ -111,10 +111,24 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
+    /// The port that was called by a connection.
+    pub(crate) fn port(&self) -> PublishedPort {
+        PublishedPort::tcp(self.endpoints.dest.port())
+    }
+
+    /// The port that was called by a datagram.
+    pub(crate) fn udp_port(&self) -> PublishedPort {
+        PublishedPort::udp(self.endpoints.dest.port())
+    }
+
     /// Whether a request restarts the idle clock of `app` (AS-23). A Machine of the app that does not
     /// publish the port itself is a caller as any other.
     pub(crate) fn origin(&self, app: &Rc<App>) -> Origin {
-        let port = self.endpoints.dest.port();
+        self.origin_at(self.port(), app)
+    }
+
+    /// The same of a call of this port.
+    pub(crate) fn origin_at(&self, port: PublishedPort, app: &Rc<App>) -> Origin {
         match &self.caller {
             Some((own, machine)) if Rc::ptr_eq(own, app) && app.publishes(*machine, port) => {
                 Origin::SamePool
@@ -170,11 +184,12 @@ impl Directory {
         filled.wait_for(|filled| *filled).await.expect("the sender lives as long as we do");
     }
 
-    /// Finds out what a new connection is.
+    /// Finds out what a new connection or session is.
     pub(crate) fn resolve(&self, endpoints: Endpoints) -> Destination {
         let (source, caller) = self.source(endpoints.caller.ip());
         let target = self.target(endpoints);
-        Destination { endpoints, target, source, caller, generation: self.generation.get() }
+        let generation = self.generation.get();
+        Destination { endpoints, target, source, caller, generation }
     }
 
     /// Looks again if anything has changed since the connection was resolved.
@@ -520,7 +535,7 @@ fn prefix(ip: Ipv6Addr) -> [u8; 6] {
 fn ports(view: &AppView) -> Box<[PortFacts]> {
     let services = view.machines.iter().flat_map(|m| &m.services);
     let mut ports: Vec<PortFacts> = Vec::new();
-    for facts in services.filter(|s| s.protocol == "tcp").flat_map(service_ports) {
+    for facts in services.flat_map(service_ports) {
         match ports.iter_mut().find(|p| (p.start, p.end) == (facts.start, facts.end)) {
             Some(known) => known.start_timeout = known.start_timeout.max(facts.start_timeout),
             None => ports.push(facts),
@@ -530,15 +545,16 @@ fn ports(view: &AppView) -> Box<[PortFacts]> {
 }
 
 fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
+    let transport = convert::transport(service);
     let reuse = match service.unit {
         Unit::Requests => Reuse::Pooled,
         Unit::Connections => Reuse::OneRequest,
     };
     let start_timeout = Duration::from_millis(service.start_timeout_ms);
     service.ports.iter().map(move |port| PortFacts {
-        start: port.start,
-        end: port.end,
-        protocol: Protocol::of(port),
+        start: PublishedPort::of(transport, port.start),
+        end: PublishedPort::of(transport, port.end),
+        protocol: Protocol::of(port, transport),
         start_timeout,
         reuse,
         h2_backend: port.h2_backend,

@@ -1,5 +1,5 @@
 //! The data plane's proxy: accepts connections at Flycast and public addresses, finds the app, holds
-//! the caller while a Machine wakes, and carries HTTP/1.1, HTTP/2 and raw TCP; it also answers DNS.
+//! the caller while a Machine wakes, and carries HTTP/1.1, HTTP/2, raw TCP and UDP; it also answers DNS.
 //!
 //! It is a process of its own without privileges. Everything that needs them is handed to it:
 //! listening sockets by [`Handover`], knowledge of apps and starts of Machines over [`control`]. When
@@ -31,6 +31,7 @@ mod server;
 mod server_side;
 mod shares;
 mod tcp;
+mod udp;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -40,7 +41,7 @@ use std::sync::Arc;
 pub use control::{Handover, Listeners};
 
 /// Who connected to where, as the kernel says (`getpeername`, `getsockname`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Endpoints {
     /// Address of the caller.
     pub caller: SocketAddr,

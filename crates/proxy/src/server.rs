@@ -20,12 +20,14 @@ use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
 use crate::crowd::{Crowd, Idle};
 use crate::directory::{Destination, Directory, Target};
-use crate::{Endpoints, Options, ProxyError, dns, http, moderation, tcp};
+use crate::{Endpoints, Options, ProxyError, dns, http, moderation, tcp, udp};
 
 /// Connections of callers at once; more wait in the kernel's queue. 60,000 idle ones are 0.1 GB here.
 const CONNECTIONS_MAX: u64 = 60_000;
 /// Descriptors that are not for callers and their Machines: listeners, DNS, timers, spare.
 const DESCRIPTORS_KEPT: u64 = 512;
+/// Of so many pairs of descriptors and one more, that one is for a UDP session.
+const CONNECTIONS_PER_SESSION: u64 = 15;
 /// After this long without a first server a waiting caller is let go.
 const FIRST_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// What is in flight may go on for so long after the first signal: the server kills a proxy after 5 s,
@@ -98,6 +100,7 @@ pub(crate) fn start_with(
     connections_max: u32,
 ) -> Result<Running, ProxyError> {
     let directory = Directory::new(options);
+    let sessions_max = sessions_max(connections_max);
     let listeners = Rc::new(listeners);
     let crowd = Crowd::new(connections_max as usize);
     let limit = crowd.limit();
@@ -109,6 +112,9 @@ pub(crate) fn start_with(
         let listener = tcp_listener(fd).map_err(failed)?;
         accepting.push(spawn_local(accept(listener, door.clone())).abort_handle());
     }
+    let failed = |source| ProxyError::Listener { name: "UDP", source };
+    let udp = udp::start(&listeners.udp6, &directory, &door.options, sessions_max);
+    accepting.push(udp.map_err(failed)?);
     dns::start(&listeners, &directory)?;
     let failed = |source| ProxyError::Listener { name: "control", source };
     control.set_nonblocking(true).map_err(failed)?;
@@ -155,12 +161,19 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// As many callers as there are pairs of descriptors for.
+/// As many callers as there are pairs of descriptors for, but for those of UDP sessions.
 fn connections_max() -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let descriptors = limit.current.unwrap_or(u64::MAX);
     let pairs = descriptors.saturating_sub(DESCRIPTORS_KEPT) / 2;
+    let pairs = pairs - pairs / (CONNECTIONS_PER_SESSION + 1);
     u32::try_from(pairs.clamp(1, CONNECTIONS_MAX)).unwrap_or(1)
+}
+
+/// UDP sessions beside so many connections.
+fn sessions_max(connections_max: u32) -> usize {
+    let beside = u64::from(connections_max) / CONNECTIONS_PER_SESSION;
+    usize::try_from(beside).unwrap_or(usize::MAX).clamp(1, udp::SESSIONS_MAX)
 }
 
 /// A caller whose host vanished without a word would keep its Machine awake for ever; after this it
@@ -317,7 +330,7 @@ enum Route {
 
 fn route(to: &Destination) -> Route {
     match &to.target {
-        Target::App(app) => match app.port(to.endpoints.dest.port()) {
+        Target::App(app) => match app.port(to.port()) {
             Some(facts) => match facts.protocol {
                 Protocol::Http | Protocol::HttpRedirected => Route::Http,
                 Protocol::Raw => Route::Raw(Rc::clone(app), facts),

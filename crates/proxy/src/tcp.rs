@@ -84,13 +84,13 @@ async fn connect(
 
 async fn place(to: &Destination, app: &Rc<App>, deadline: Instant) -> Result<Place, NoPlace> {
     let origin = to.origin(app);
-    match app.choose(to.endpoints.dest.port(), origin) {
+    match app.choose(to.port(), origin) {
         Ok(place) => Ok(place),
         Err(None) => {
             app.note_refused(to.cause(None));
             Err(NoPlace::Refused)
         }
-        Err(Some(reason)) => app.hold(to.cause(None), origin, reason, deadline).await,
+        Err(Some(reason)) => app.hold(to.port(), to.cause(None), origin, reason, deadline).await,
     }
 }
 

@@ -21,5 +21,6 @@ mod replay;
 mod resting;
 mod routing;
 mod sleeper;
+mod udp;
 mod upgrade;
 mod world;

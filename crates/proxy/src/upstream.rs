@@ -296,7 +296,7 @@ async fn lead(
 
 /// The pause between two tries: a native program listens within a millisecond, an interpreter within
 /// 60; each try costs about 40 us, so the pace slows down.
-fn pace(elapsed: Duration) -> Duration {
+pub(crate) fn pace(elapsed: Duration) -> Duration {
     match elapsed.as_millis() {
         0..50 => Duration::from_micros(100),
         50..1_000 => Duration::from_millis(1),

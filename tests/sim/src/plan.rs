@@ -7,12 +7,14 @@ use std::time::Duration;
 use perch_core::balancer::MachineView;
 use perch_core::ids::{MachineId, Region};
 use perch_core::lifecycle::{MachineState, Policy, RestartPolicy, SleepBy};
-use perch_core::service::{Autostart, Autostop, Concurrency, PortSpec, ServiceSpec, Unit};
+use perch_core::service::{
+    Autostart, Autostop, Concurrency, PortSpec, PublishedPort, ServiceSpec, Transport, Unit,
+};
 
 use crate::choices::Choices;
 
-/// The ports that callers may use.
-pub(crate) const PORTS: [u16; 2] = [80, 5432];
+/// The ports that callers may use; the same number twice, of which each is a service of its own.
+pub(crate) const PORTS: [PublishedPort; 2] = [PublishedPort::tcp(80), PublishedPort::udp(80)];
 /// How long a caller waits, as the shell's own timer has it.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -156,6 +158,7 @@ fn service(choices: &mut Choices) -> ServiceSpec {
     let soft_limit = 1 + choices.below(4) as u32;
     let hard = soft_limit + choices.below(3) as u32;
     ServiceSpec {
+        transport: Transport::Tcp,
         internal_port: 8080,
         ports: Vec::new(),
         autostop: [Autostop::Stop, Autostop::Suspend][choices.below(2)],
@@ -172,9 +175,11 @@ fn service(choices: &mut Choices) -> ServiceSpec {
     }
 }
 
-fn on_port(service: &ServiceSpec, port: u16) -> ServiceSpec {
+fn on_port(service: &ServiceSpec, published: PublishedPort) -> ServiceSpec {
+    let (transport, port) = (published.transport(), published.number());
     let port_spec = PortSpec { start: port, end: port, handlers: Vec::new(), force_https: false };
-    ServiceSpec { internal_port: 8000 + port, ports: vec![port_spec], ..service.clone() }
+    let (internal_port, ports) = (8000 + port, vec![port_spec]);
+    ServiceSpec { transport, internal_port, ports, ..service.clone() }
 }
 
 fn policy(choices: &mut Choices) -> Policy {

@@ -11,6 +11,7 @@ use perch_core::balancer::{
 };
 use perch_core::ids::Region;
 use perch_core::lifecycle::MachineState;
+use perch_core::service::PublishedPort;
 use perch_core::time::Timestamp;
 
 use crate::plan::{START_TIMEOUT, id, index};
@@ -42,7 +43,7 @@ pub(crate) struct Proxy {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) balancer: Balancer,
-    pub(crate) queues: BTreeMap<u16, VecDeque<u64>>,
+    pub(crate) queues: BTreeMap<PublishedPort, VecDeque<u64>>,
 }
 
 impl Proxy {
@@ -50,7 +51,7 @@ impl Proxy {
         self.apps[app].as_ref().map(|app| &app.balancer)
     }
 
-    fn queue(&mut self, app: usize, port: u16) -> Option<&mut VecDeque<u64>> {
+    fn queue(&mut self, app: usize, port: PublishedPort) -> Option<&mut VecDeque<u64>> {
         self.apps[app].as_mut().and_then(|app| app.queues.get_mut(&port))
     }
 
@@ -58,7 +59,7 @@ impl Proxy {
         self.server_ready
     }
 
-    fn waiting(&self, app: usize, port: u16) -> usize {
+    fn waiting(&self, app: usize, port: PublishedPort) -> usize {
         let queue = self.apps[app].as_ref().and_then(|app| app.queues.get(&port));
         queue.map_or(0, VecDeque::len)
     }
@@ -111,7 +112,7 @@ impl Book {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub(crate) app: usize,
-    pub(crate) port: u16,
+    pub(crate) port: PublishedPort,
     pub(crate) origin: Origin,
     /// How long the Machine works for it.
     pub(crate) work: Duration,
@@ -446,7 +447,7 @@ impl World {
         self.demand(caller.app, caller.port);
     }
 
-    fn demand(&mut self, app: usize, port: u16) {
+    fn demand(&mut self, app: usize, port: PublishedPort) {
         let Some(proxy) = &self.proxy else { return };
         let waiting = proxy.waiting(app, port);
         self.balancer_event(app, Event::Demand { port, waiting });
@@ -609,7 +610,7 @@ impl World {
         }
     }
 
-    fn ask_start(&mut self, machine: usize, attempt: u64, port: Option<u16>) {
+    fn ask_start(&mut self, machine: usize, attempt: u64, port: Option<PublishedPort>) {
         self.check_start(machine, port);
         if let Some(proxy) = &mut self.proxy {
             proxy.books[machine].start = Some(attempt);
@@ -619,7 +620,7 @@ impl World {
     }
 
     /// One write to its freezer, and then the server hears of it, now or later.
-    fn thaw_alone(&mut self, machine: usize, run: u64, attempt: u64, port: Option<u16>) {
+    fn thaw_alone(&mut self, machine: usize, run: u64, attempt: u64, port: Option<PublishedPort>) {
         self.check_start_of_one(machine);
         if let Some(port) = port {
             self.check_start_is_needed(self.plan.owner(machine), port);
@@ -663,7 +664,7 @@ impl World {
         self.send_to_server(ToServer::Stop { index: machine, run, attempt });
     }
 
-    fn admit(&mut self, app: usize, port: u16, claim: Claim) {
+    fn admit(&mut self, app: usize, port: PublishedPort, claim: Claim) {
         let queue = self.proxy.as_mut().and_then(|p| p.queue(app, port));
         let Some(name) = queue.and_then(VecDeque::pop_front) else {
             self.fail("somebody is let in, but nobody waits");
@@ -674,7 +675,7 @@ impl World {
         self.serve(name, claim);
     }
 
-    fn send_away(&mut self, app: usize, port: u16, waiters: usize, reason: &FailReason) {
+    fn send_away(&mut self, app: usize, port: PublishedPort, waiters: usize, reason: &FailReason) {
         self.check_hopeless(app, port, reason);
         let queue = self.proxy.as_mut().and_then(|p| p.queue(app, port));
         let Some(queue) = queue else { return };
@@ -773,7 +774,7 @@ impl World {
     }
 
     /// One start at a time per Machine, and no more than the demand needs.
-    fn check_start(&mut self, machine: usize, port: Option<u16>) {
+    fn check_start(&mut self, machine: usize, port: Option<PublishedPort>) {
         self.check_start_of_one(machine);
         if self.proxy.as_ref().is_some_and(|proxy| !proxy.server_ready) {
             self.fail("a start is asked for without a server");
@@ -802,7 +803,7 @@ impl World {
         here.any(|m| loads[m].0 && loads[m].1.iter().all(|l| *l < app.soft()))
     }
 
-    fn check_start_is_needed(&mut self, app: usize, port: u16) {
+    fn check_start_is_needed(&mut self, app: usize, port: PublishedPort) {
         let Some(proxy) = &self.proxy else { return };
         let waiting = proxy.waiting(app, port) as u32;
         let app = &self.plan.apps[app];
@@ -910,7 +911,7 @@ impl World {
     }
 
     /// Callers are sent away only when every Machine has failed again and again.
-    fn check_hopeless(&mut self, app: usize, port: u16, reason: &FailReason) {
+    fn check_hopeless(&mut self, app: usize, port: PublishedPort, reason: &FailReason) {
         let Some(proxy) = &self.proxy else { return };
         let books = || self.plan.apps[app].machines.clone().map(|m| &proxy.books[m]);
         let usable = |b: &&Book| b.there && !b.view.cordoned && !is_destroyed(b.view.state);

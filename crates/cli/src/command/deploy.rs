@@ -228,16 +228,8 @@ pub(super) fn refuse_unsupported(config: &Config) -> Outcome {
 
 /// What is left out and said, because the app runs without it.
 fn note_what_is_not_there(context: &Context<'_>, config: &Config) {
-    let services = || config.http_service.iter().chain(&config.services);
-    let notes = [
-        (
-            services().any(|service| service.protocol.as_deref() == Some("udp")),
-            "UDP services are not served yet; reach them by the Machines' own addresses",
-        ),
-        (!config.statics.is_empty(), "[[statics]] is not served yet; the app has to"),
-    ];
-    for (_, text) in notes.iter().filter(|(used, _)| *used) {
-        context.console.line(format!("NOTE: {text}"));
+    if !config.statics.is_empty() {
+        context.console.line("NOTE: [[statics]] is not served yet; the app has to");
     }
     for text in ports::unserved(config) {
         context.console.line(format!("NOTE: {text}"));

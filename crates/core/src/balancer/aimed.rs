@@ -11,6 +11,7 @@ use crate::admission::Origin;
 use crate::aim::Target;
 use crate::checks::Status;
 use crate::ids::MachineId;
+use crate::service::PublishedPort;
 use crate::time::Timestamp;
 
 /// The answer to "who of these takes this request?".
@@ -43,7 +44,7 @@ enum Prospect {
 }
 
 impl Machine {
-    fn prospect(&self, port: u16, now: Timestamp) -> Option<Prospect> {
+    fn prospect(&self, port: PublishedPort, now: Timestamp) -> Option<Prospect> {
         if !self.may_serve(port) {
             return None;
         }
@@ -66,7 +67,7 @@ impl Balancer {
     /// Takes a place in one of the Machines that `target` allows, as [`super::Route::choose`] does among all.
     pub fn choose_among(
         &self,
-        port: u16,
+        port: PublishedPort,
         origin: Origin,
         random: u64,
         target: Target,
@@ -96,13 +97,13 @@ impl Balancer {
     }
 
     /// Whether all Machines that may serve the port, if there is one, are meant: then nobody waits for a certain one.
-    pub fn allows_all(&self, port: u16, target: Target) -> bool {
+    pub fn allows_all(&self, port: PublishedPort, target: Target) -> bool {
         let mut serving = self.machines.values().filter(|m| m.may_serve(port)).peekable();
         serving.peek().is_some() && serving.all(|m| target.allows(m.view.id, m.view.region))
     }
 
     /// Whether another Machine than this one would take a request now.
-    pub fn has_other(&self, port: u16, machine: MachineId) -> bool {
+    pub fn has_other(&self, port: PublishedPort, machine: MachineId) -> bool {
         self.route(port).is_some_and(|route| route.has_other(machine))
     }
 
@@ -135,7 +136,7 @@ impl Balancer {
         }
     }
 
-    fn admit_aimed_one(&mut self, port: u16, machine: MachineId) -> Option<Admission> {
+    fn admit_aimed_one(&mut self, port: PublishedPort, machine: MachineId) -> Option<Admission> {
         let waiting = *self.aimed.get(&(port, machine))?;
         let route = self.route(port)?;
         let admission = route.choose_allowed(Origin::Caller, 0, |e| e.machine == machine)?;
@@ -143,7 +144,7 @@ impl Balancer {
         Some(admission)
     }
 
-    pub(super) fn on_aimed(&mut self, port: u16, machine: MachineId, waiting: usize) {
+    pub(super) fn on_aimed(&mut self, port: PublishedPort, machine: MachineId, waiting: usize) {
         if waiting == 0 {
             self.aimed.remove(&(port, machine));
         } else {
@@ -173,7 +174,12 @@ impl Balancer {
         }
     }
 
-    fn hopeless_aimed(&self, port: u16, id: MachineId, now: Timestamp) -> Option<FailReason> {
+    fn hopeless_aimed(
+        &self,
+        port: PublishedPort,
+        id: MachineId,
+        now: Timestamp,
+    ) -> Option<FailReason> {
         let Some(machine) = self.machines.get(&id).filter(|m| m.may_serve(port)) else {
             return Some(FailReason::NothingToWake);
         };
@@ -181,7 +187,7 @@ impl Balancer {
         failed.then(|| FailReason::StartsFailed { last: machine.last_failure.clone() })
     }
 
-    fn aimed(&self) -> Vec<((u16, MachineId), usize)> {
+    fn aimed(&self) -> Vec<((PublishedPort, MachineId), usize)> {
         self.aimed.iter().map(|(key, waiting)| (*key, *waiting)).collect()
     }
 }

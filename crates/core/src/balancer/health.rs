@@ -7,6 +7,7 @@ use super::Balancer;
 use super::machine::Machine;
 use crate::checks::Status;
 use crate::ids::MachineId;
+use crate::service::PublishedPort;
 
 impl Balancer {
     pub(super) fn on_checked(&mut self, id: MachineId, run: u64, service: usize, status: Status) {
@@ -19,12 +20,12 @@ impl Balancer {
     }
 
     /// Whether callers of the port may go there.
-    pub(super) fn serves_now(&self, machine: &Machine, port: u16) -> bool {
+    pub(super) fn serves_now(&self, machine: &Machine, port: PublishedPort) -> bool {
         machine.health_at(port) == Status::Passing
     }
 
     /// Takes callers of the port, or would if there was room.
-    pub(super) fn is_capacity(&self, machine: &Machine, port: u16) -> bool {
+    pub(super) fn is_capacity(&self, machine: &Machine, port: PublishedPort) -> bool {
         machine.is_open() && self.serves_now(machine, port)
     }
 
@@ -48,7 +49,7 @@ impl Balancer {
     }
 
     /// Whether a Machine that is up publishes the port and gets no callers, because its checks do not pass.
-    pub fn is_unfit(&self, port: u16) -> bool {
+    pub fn is_unfit(&self, port: PublishedPort) -> bool {
         let mut publishing = self.machines.values().filter(|m| m.publishes(port) && m.is_open());
         publishing.any(|m| m.health_at(port) != Status::Passing)
     }

@@ -12,7 +12,7 @@ use crate::checks::Status;
 use crate::heartbeat::GRACE;
 use crate::ids::Region;
 use crate::lifecycle::MachineState;
-use crate::service::{Autostart, Autostop, ServiceSpec};
+use crate::service::{Autostart, Autostop, PublishedPort, ServiceSpec};
 use crate::time::Timestamp;
 
 /// A start that the server has not answered by then counts as failed: longer than a launch may take
@@ -91,7 +91,7 @@ pub(super) struct Machine {
     pub(super) view: MachineView,
     doors: Vec<Door>,
     /// The first port of its pool; `None`: it publishes nothing and is left alone (AS-41).
-    pub(super) pool: Option<u16>,
+    pub(super) pool: Option<PublishedPort>,
     pub(super) quiet_since: Timestamp,
     pub(super) start: Option<StartAsked>,
     pub(super) stop: Option<StopAsked>,
@@ -184,7 +184,7 @@ impl Machine {
     }
 
     /// Of the service behind `port`.
-    pub(super) fn health_at(&self, port: u16) -> Status {
+    pub(super) fn health_at(&self, port: PublishedPort) -> Status {
         self.door(port).map_or(Status::Passing, |door| door.health)
     }
 
@@ -206,7 +206,7 @@ impl Machine {
     }
 
     /// Has come up, and nobody knows yet whether it serves the port.
-    pub(super) fn is_settling_at(&self, port: u16) -> bool {
+    pub(super) fn is_settling_at(&self, port: PublishedPort) -> bool {
         self.is_open() && self.health_at(port) == Status::Warning
     }
 
@@ -273,36 +273,36 @@ impl Machine {
         self.is_counted() && self.start.is_none() && self.autostop() != Autostop::Off
     }
 
-    fn service_for(&self, port: u16) -> Option<(usize, &ServiceSpec)> {
+    fn service_for(&self, port: PublishedPort) -> Option<(usize, &ServiceSpec)> {
         self.view.services.iter().enumerate().find(|(_, s)| s.publishes(port))
     }
 
-    pub(super) fn publishes(&self, port: u16) -> bool {
+    pub(super) fn publishes(&self, port: PublishedPort) -> bool {
         self.is_there() && self.service_for(port).is_some()
     }
 
-    pub(super) fn soft_limit(&self, port: u16) -> Option<u64> {
+    pub(super) fn soft_limit(&self, port: PublishedPort) -> Option<u64> {
         self.door(port).map(|door| u64::from(door.limits.soft()))
     }
 
     /// Load of the service behind `port`.
-    pub(super) fn load_at(&self, port: u16) -> u64 {
+    pub(super) fn load_at(&self, port: PublishedPort) -> u64 {
         self.door(port).map_or(0, |door| u64::from(door.word.load(self.view.run)))
     }
 
     /// The same for who waits: with all places taken there is no room for them, so it counts as at `soft_limit`
     /// at least, also if most of those inside rest.
-    pub(super) fn carried_at(&self, port: u16) -> u64 {
+    pub(super) fn carried_at(&self, port: PublishedPort) -> u64 {
         let soft = self.soft_limit(port).filter(|_| !self.has_room_at(port));
         self.load_at(port).max(soft.unwrap_or(0))
     }
 
     /// Whether one more may enter by this port while it is open.
-    pub(super) fn has_room_at(&self, port: u16) -> bool {
+    pub(super) fn has_room_at(&self, port: PublishedPort) -> bool {
         self.door(port).is_some_and(|door| door.has_room(self.view.run))
     }
 
-    fn door(&self, port: u16) -> Option<&Door> {
+    fn door(&self, port: PublishedPort) -> Option<&Door> {
         self.service_for(port).and_then(|(index, _)| self.doors.get(index))
     }
 
@@ -328,7 +328,7 @@ impl Machine {
     }
 
     /// Serves the port, or will, or can be woken for it: callers may wait.
-    pub(super) fn may_serve(&self, port: u16) -> bool {
+    pub(super) fn may_serve(&self, port: PublishedPort) -> bool {
         let Some((_, service)) = self.service_for(port) else { return false };
         if !self.is_there() || self.view.cordoned {
             return false;
@@ -353,7 +353,7 @@ impl Machine {
     }
 
     /// Whether and how readily it can be woken for `port` now (AS-68).
-    pub(super) fn readiness(&self, port: u16, now: Timestamp) -> Option<Readiness> {
+    pub(super) fn readiness(&self, port: PublishedPort, now: Timestamp) -> Option<Readiness> {
         let (_, service) = self.service_for(port)?;
         let backing_off = self.retry_at.is_some_and(|at| now < at);
         if service.autostart == Autostart::Off || self.view.cordoned || backing_off {
@@ -404,7 +404,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn endpoint(&self, port: u16, home: Region) -> Option<Endpoint> {
+    pub(super) fn endpoint(&self, port: PublishedPort, home: Region) -> Option<Endpoint> {
         let (index, service) = self.service_for(port)?;
         let door = self.doors.get(index)?;
         let home = self.view.region == home;
@@ -667,9 +667,7 @@ fn limits(service: &ServiceSpec) -> Limits {
 }
 
 /// What makes a service the same one in a newer view.
-fn keys(services: &[ServiceSpec]) -> Vec<(u16, Vec<(u16, u16)>)> {
-    let key = |s: &ServiceSpec| {
-        (s.internal_port, s.ports.iter().map(|p| (p.start, p.end)).collect::<Vec<_>>())
-    };
+fn keys(services: &[ServiceSpec]) -> Vec<(u16, Vec<(PublishedPort, PublishedPort)>)> {
+    let key = |s: &ServiceSpec| (s.internal_port, s.published().collect::<Vec<_>>());
     services.iter().map(key).collect()
 }

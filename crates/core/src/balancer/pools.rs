@@ -8,15 +8,16 @@ use super::machine::Machine;
 use super::route::WhenNone;
 use super::{Balancer, Route};
 use crate::ids::Region;
+use crate::service::{PublishedPort, ServiceSpec};
 use crate::time::Timestamp;
 
 /// One pool in one region: what autostop judges (AS-34).
-pub(super) type PoolKey = (u16, Region);
+pub(super) type PoolKey = (PublishedPort, Region);
 
 /// Ports of one pool that all lead to the same Machines.
 #[derive(Debug)]
 pub(super) struct Segment {
-    pub(super) end: u16,
+    pub(super) end: PublishedPort,
     pub(super) route: Arc<Route>,
 }
 
@@ -29,7 +30,7 @@ pub(super) struct PoolClock {
     pub(super) drained_at: Option<Timestamp>,
 }
 
-type Ranges = Vec<(u16, u16)>;
+type Ranges = Vec<(PublishedPort, PublishedPort)>;
 
 impl Balancer {
     /// Makes routes and pools anew from the Machines.
@@ -46,7 +47,11 @@ impl Balancer {
         self.clocks = alive.into_iter().map(|key| (key, clock(&key))).collect();
     }
 
-    fn segment(&self, start: u16, end: u16) -> Option<(u16, Segment)> {
+    fn segment(
+        &self,
+        start: PublishedPort,
+        end: PublishedPort,
+    ) -> Option<(PublishedPort, Segment)> {
         let publishing = || self.machines.values().filter(|m| m.publishes(start));
         publishing().next()?;
         let home = self.settings.region;
@@ -80,15 +85,15 @@ fn ranges(machine: &Machine) -> Ranges {
     if !machine.is_there() {
         return Vec::new();
     }
-    let ports = machine.view.services.iter().flat_map(|s| &s.ports);
-    let mut ranges: Ranges = ports.map(|p| (p.start, p.end)).collect();
+    let mut ranges: Ranges =
+        machine.view.services.iter().flat_map(ServiceSpec::published).collect();
     ranges.sort_unstable();
     ranges
 }
 
 /// Sets of ports that share a port belong to one pool, named by its lowest port.
-fn pools(sets: &BTreeSet<Ranges>) -> BTreeMap<Ranges, u16> {
-    let mut named: Vec<(&Ranges, u16)> =
+fn pools(sets: &BTreeSet<Ranges>) -> BTreeMap<Ranges, PublishedPort> {
+    let mut named: Vec<(&Ranges, PublishedPort)> =
         sets.iter().filter_map(|set| set.first().map(|first| (set, first.0))).collect();
     let mut changed = true;
     while changed {
@@ -110,12 +115,12 @@ fn overlap(a: &Ranges, b: &Ranges) -> bool {
 }
 
 /// Cuts all ports into ranges within which every port leads to the same Machines.
-fn segments(sets: &BTreeSet<Ranges>) -> Vec<(u16, u16)> {
+fn segments(sets: &BTreeSet<Ranges>) -> Ranges {
     let all = || sets.iter().flatten();
     let starts = all().map(|r| r.0);
-    let after_ends = all().filter_map(|r| r.1.checked_add(1));
-    let cuts: Vec<u16> = starts.chain(after_ends).collect::<BTreeSet<_>>().into_iter().collect();
-    let ends = cuts.iter().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    let after_ends = all().filter_map(|r| r.1.next());
+    let cuts: Vec<_> = starts.chain(after_ends).collect::<BTreeSet<_>>().into_iter().collect();
+    let ends = cuts.iter().skip(1).map(|next| next.previous()).chain([PublishedPort::MAX]);
     cuts.iter().copied().zip(ends).collect()
 }
 
@@ -125,24 +130,38 @@ mod tests {
 
     #[test]
     fn sets_that_share_a_port_are_one_pool_also_through_a_third() {
-        let web = vec![(80, 80), (443, 443)];
-        let admin = vec![(8000, 8000)];
-        let both = vec![(443, 443), (5000, 9000)];
-        let db = vec![(70, 70), (5432, 5432)];
-        let apart = vec![(10, 20)];
+        let web = tcp(&[(80, 80), (443, 443)]);
+        let admin = tcp(&[(8000, 8000)]);
+        let both = tcp(&[(443, 443), (5000, 9000)]);
+        let db = tcp(&[(70, 70), (5432, 5432)]);
+        let apart = tcp(&[(10, 20)]);
         let sets: BTreeSet<Ranges> =
             [&web, &admin, &both, &db, &apart].into_iter().cloned().collect();
         let pools = pools(&sets);
         for member in [&web, &admin, &both, &db] {
-            assert_eq!(pools[member], 70, "{member:?}");
+            assert_eq!(pools[member], PublishedPort::tcp(70), "{member:?}");
         }
-        assert_eq!(pools[&apart], 10);
+        assert_eq!(pools[&apart], PublishedPort::tcp(10));
     }
 
     #[test]
     fn ports_are_cut_where_anything_begins_or_ends() {
-        let sets = BTreeSet::from([vec![(10, 20)], vec![(15, 30), (65535, 65535)], Vec::new()]);
-        let wanted = [(10, 14), (15, 20), (21, 30), (31, 65534), (65535, 65535)];
-        assert_eq!(segments(&sets), wanted);
+        let sets = BTreeSet::from([tcp(&[(10, 20)]), tcp(&[(15, 30), (65534, 65534)]), Vec::new()]);
+        let wanted = tcp(&[(10, 14), (15, 20), (21, 30), (31, 65533), (65534, 65534)]);
+        let rest = (PublishedPort::tcp(65535), PublishedPort::MAX);
+        assert_eq!(segments(&sets), [wanted, vec![rest]].concat());
+    }
+
+    #[test]
+    fn a_port_of_udp_is_another_than_that_of_tcp() {
+        let (tcp, udp) = (PublishedPort::tcp(53), PublishedPort::udp(53));
+        let sets = BTreeSet::from([vec![(tcp, tcp)], vec![(udp, udp)]]);
+        let pools = pools(&sets);
+        assert_eq!([pools[&vec![(tcp, tcp)]], pools[&vec![(udp, udp)]]], [tcp, udp]);
+        assert!(segments(&sets).contains(&(udp, udp)));
+    }
+
+    fn tcp(ports: &[(u16, u16)]) -> Ranges {
+        ports.iter().map(|(a, b)| (PublishedPort::tcp(*a), PublishedPort::tcp(*b))).collect()
     }
 }

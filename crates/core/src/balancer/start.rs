@@ -8,6 +8,7 @@ use super::{Balancer, Effect, Server};
 use crate::checks::Status;
 use crate::ids::MachineId;
 use crate::mutant::Mutant;
+use crate::service::PublishedPort;
 use crate::time::Timestamp;
 
 /// What a port's Machines carry and what they are asked for.
@@ -30,7 +31,8 @@ impl Demand {
 impl Balancer {
     /// Asks for as many starts as those who wait need.
     pub(super) fn wake(&mut self, now: Timestamp) {
-        let segments: Vec<(u16, u16)> = self.segments.iter().map(|(s, g)| (*s, g.end)).collect();
+        let segments: Vec<(PublishedPort, PublishedPort)> =
+            self.segments.iter().map(|(s, g)| (*s, g.end)).collect();
         for (start, end) in segments {
             if self.waiting.range(start..=end).next().is_some() {
                 self.wake_for(start, end, now);
@@ -43,9 +45,9 @@ impl Balancer {
     /// excess what was woken, for ever.
     pub(super) fn on_pressure(&mut self, id: MachineId, service: usize, now: Timestamp) {
         let Some(machine) = self.machines.get(&id) else { return };
-        let ports = machine.view.services.get(service).map(|s| s.ports.clone());
-        for port in ports.unwrap_or_default() {
-            let segment = self.segments.last_up_to(&port.start);
+        let ports = machine.view.services.get(service).map(|s| s.published().collect::<Vec<_>>());
+        for (first, _) in ports.unwrap_or_default() {
+            let segment = self.segments.last_up_to(&first);
             if let Some((start, end)) = segment.map(|(start, s)| (*start, s.end)) {
                 self.wake_for(start, end, now);
             }
@@ -64,7 +66,7 @@ impl Balancer {
         }
     }
 
-    fn wake_for(&mut self, start: u16, end: u16, now: Timestamp) {
+    fn wake_for(&mut self, start: PublishedPort, end: PublishedPort, now: Timestamp) {
         let caller = self.waiting.range(start..=end).next().map(|(port, _)| *port);
         for _ in 0..self.demand(start, end, now).starts_wanted() {
             if self.put_back(start) {
@@ -80,7 +82,7 @@ impl Balancer {
         }
     }
 
-    fn demand(&self, start: u16, end: u16, now: Timestamp) -> Demand {
+    fn demand(&self, start: PublishedPort, end: PublishedPort, now: Timestamp) -> Demand {
         let publishing = || self.machines.values().filter(|m| m.publishes(start));
         let open = || publishing().filter(|m| self.is_capacity(m, start));
         let waiting: usize = self.waiting.range(start..=end).map(|(_, waiting)| waiting).sum();
@@ -104,7 +106,7 @@ impl Balancer {
 
     /// Starts that will be over soon. One that waits behind a stop counts only while there is nothing
     /// better to wake: callers must not wait for a slow stop while another Machine just sleeps.
-    fn starting(&self, port: u16, now: Timestamp) -> u64 {
+    fn starting(&self, port: PublishedPort, now: Timestamp) -> u64 {
         let next = self.next_to_wake(port, now);
         let better = next.is_some_and(|(readiness, _)| readiness < Readiness::GoingDown);
         let publishing = self.machines.values().filter(|m| m.publishes(port) && m.is_starting());
@@ -115,7 +117,7 @@ impl Balancer {
     }
 
     /// A Machine that was being drained as one too many is needed after all, if it can take anybody.
-    fn put_back(&mut self, port: u16) -> bool {
+    fn put_back(&mut self, port: PublishedPort) -> bool {
         let drained = |m: &&mut Machine| {
             m.publishes(port)
                 && m.is_excess_drained()
@@ -128,7 +130,7 @@ impl Balancer {
 
     /// Suspended before stopped, then the one that fell asleep last, then by ID (AS-68); after all others
     /// those in which nobody else can enter, wherever they are.
-    fn next_to_wake(&self, port: u16, now: Timestamp) -> Option<(Readiness, MachineId)> {
+    fn next_to_wake(&self, port: PublishedPort, now: Timestamp) -> Option<(Readiness, MachineId)> {
         let alone = self.server == Server::Lost;
         let twice = self.mutant == Mutant::StartIssuedTwice;
         let free = |m: &&Machine| {
@@ -143,7 +145,7 @@ impl Balancer {
         ranked.min().map(|(_, _, readiness, _, id)| (readiness, id))
     }
 
-    pub(super) fn ask_start(&mut self, id: MachineId, port: Option<u16>, now: Timestamp) {
+    pub(super) fn ask_start(&mut self, id: MachineId, port: Option<PublishedPort>, now: Timestamp) {
         let attempt = self.next_attempt();
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.set_start(attempt, now);

@@ -2,9 +2,9 @@ use super::*;
 use crate::aim::{Among, Area, Target};
 use crate::checks::{CheckKind, CheckSpec, Status, Times};
 use crate::heartbeat::GRACE;
-use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Unit};
+use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Transport, Unit};
 
-const PORT: u16 = 80;
+const PORT: PublishedPort = PublishedPort::tcp(80);
 const AFTER: Duration = Duration::from_secs(60);
 
 // ---- the warm path ------------------------------------------------------------------------------
@@ -59,7 +59,10 @@ fn cordoned_and_drained_machines_get_nothing() {
 fn nothing_running_and_autostart_off_is_refused() {
     let world = World::new(vec![asleep(1).autostart(Autostart::Off)]);
     assert!(matches!(world.choose(), Choice::Refuse), "AS-73");
-    assert!(world.balancer.route(81).is_none(), "an unpublished port has no route");
+    assert!(
+        world.balancer.route(PublishedPort::tcp(81)).is_none(),
+        "an unpublished port has no route"
+    );
 }
 
 #[test]
@@ -345,7 +348,9 @@ fn all_services_of_a_machine_must_be_quiet_and_the_longest_time_counts() {
     second.auto_stop_after = 3 * AFTER;
     view.services = [view.services[0].clone(), second].into();
     let mut world = World::new(vec![View(view)]);
-    let Choice::Admitted(inside) = world.balancer.choose(5432, Origin::Caller, 0) else {
+    let Choice::Admitted(inside) =
+        world.balancer.choose(PublishedPort::tcp(5432), Origin::Caller, 0)
+    else {
         panic!("the Machine is up");
     };
     world.edge(inside.edge);
@@ -744,8 +749,9 @@ fn checked(n: u64, run: u64, status: Status) -> Event {
 
 fn up(n: u64) -> View {
     let service = ServiceSpec {
+        transport: Transport::Tcp,
         internal_port: 8080,
-        ports: vec![PortSpec { start: PORT, end: PORT, handlers: Vec::new(), force_https: false }],
+        ports: vec![PortSpec { start: 80, end: 80, handlers: Vec::new(), force_https: false }],
         autostop: Autostop::Stop,
         autostart: Autostart::On,
         min_machines_running: 0,
@@ -1024,7 +1030,10 @@ fn whoever_may_go_to_all_machines_of_a_port_waits_for_none_of_them() {
     let home = Among::Area(Area::Region(Region::LOCAL));
     assert!(world.balancer.allows_all(PORT, target(home)));
     assert!(!world.balancer.allows_all(PORT, target(Among::Machine(id(1)))));
-    assert!(!world.balancer.allows_all(PORT + 1, target(Among::All)), "nobody serves it");
+    assert!(
+        !world.balancer.allows_all(PublishedPort::tcp(81), target(Among::All)),
+        "nobody serves it"
+    );
     assert!(!world.balancer.allows_all(PORT, Target { among: home, except: Some(id(2)) }));
 }
 

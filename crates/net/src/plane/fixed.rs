@@ -131,6 +131,8 @@ fn prepare_plane() -> Result<(Socket, Socket), NetError> {
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
+        // The proxy answers from ports of UDP services, and is nobody.
+        ("ipv4/ip_unprivileged_port_start", "0"),
         ("core/somaxconn", &backlog),
         ("ipv4/tcp_max_syn_backlog", &backlog),
         // A cookie's connection has no socket before its third packet, which then finds none: the
@@ -230,6 +232,8 @@ pub(super) fn prepare_machine() -> Result<Socket, NetError> {
         // In the Machine everybody may listen on port 80 and send echo requests.
         ("ipv4/ip_unprivileged_port_start", "0"),
         ("ipv4/ping_group_range", "0 2147483647"),
+        // All but "unreachable" are limited as by default: by it the proxy knows that nobody reads a UDP port yet.
+        ("ipv4/icmp_ratemask", "6160"),
     ];
     for (name, value) in settings {
         set_sysctl(name, value)?;

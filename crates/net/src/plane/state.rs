@@ -21,6 +21,7 @@ pub(super) struct State {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Published {
     pub(super) ports: Vec<(u16, u16)>,
+    pub(super) udp_ports: Vec<(u16, u16)>,
     pub(super) visible: Vec<Visible>,
 }
 
@@ -51,6 +52,11 @@ impl State {
         for set in port_sets {
             for (addr, range) in read(set)?.iter().filter_map(ports) {
                 state.published.entry(addr).or_default().ports.push(range);
+            }
+        }
+        for set in [firewall::UDP_PORTS6, firewall::UDP_RANGES6] {
+            for (addr, range) in read(set)?.iter().filter_map(ports) {
+                state.published.entry(addr).or_default().udp_ports.push(range);
             }
         }
         Ok(state)
@@ -100,7 +106,10 @@ impl Published {
 
     /// Whether the kernel would hold the same for both: what was read back has the order of its sets.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        merged(&self.ports) == merged(&other.ports) && self.visible == other.visible
+        let same = |ours: &[_], theirs: &[_]| merged(ours) == merged(theirs);
+        same(&self.ports, &other.ports)
+            && same(&self.udp_ports, &other.udp_ports)
+            && self.visible == other.visible
     }
 
     fn elements(&self, addr: IpAddr) -> Vec<(Set, Element)> {
@@ -116,14 +125,17 @@ impl Published {
             (Visible::Everyone, IpAddr::V6(_)) => (firewall::PUBLIC6, address_key(addr)),
             (_, IpAddr::V4(_)) => (firewall::PUBLIC4, address_key(addr)),
         });
-        let ports = self.ports.iter().map(|&(first, last)| {
+        let of = |single, ranges, &(first, last): &(u16, u16)| {
             if first == last {
                 (single, Element::of(&[&octets, &first.to_be_bytes()]))
             } else {
                 (ranges, firewall::port_range(&octets, (first, last)))
             }
-        });
-        visible.chain(ports).collect()
+        };
+        let tcp = self.ports.iter().map(|ports| of(single, ranges, ports));
+        let udp = self.udp_ports.iter();
+        let udp = udp.map(|ports| of(firewall::UDP_PORTS6, firewall::UDP_RANGES6, ports));
+        visible.chain(tcp).chain(udp).collect()
     }
 }
 
@@ -213,11 +225,17 @@ mod tests {
     fn the_order_in_which_the_kernel_lists_ports_makes_no_difference() {
         let of = |ports: &[(u16, u16)], visible| Published {
             ports: ports.to_vec(),
+            udp_ports: Vec::new(),
             visible: vec![visible],
         };
         let read = of(&[(8000, 8100), (80, 80)], Visible::Everyone);
         assert!(read.is_same(&of(&[(80, 80), (8000, 8100)], Visible::Everyone)));
         assert!(!read.is_same(&of(&[(80, 80)], Visible::Everyone)));
+        let with_udp = Published {
+            udp_ports: vec![(53, 53)],
+            ..of(&[(80, 80), (8000, 8100)], Visible::Everyone)
+        };
+        assert!(!read.is_same(&with_udp));
         let network = Visible::Network(Prefix48::of("fdaa:1:2::".parse().expect("an address")));
         assert!(!read.is_same(&of(&[(80, 80), (8000, 8100)], network)));
     }
@@ -228,6 +246,7 @@ mod tests {
         let network = Prefix48::of("fdaa:1:2::".parse().expect("a literal address"));
         let written = Published {
             ports: vec![(80, 80), (8000, 8100)],
+            udp_ports: vec![(53, 53)],
             visible: vec![Visible::Network(network)],
         };
         let elements = written.elements(addr);
@@ -237,6 +256,8 @@ mod tests {
         );
         assert_eq!(ports(&elements[1].1), Some((addr, (80, 80))));
         assert_eq!(ports(&elements[2].1), Some((addr, (8000, 8100))));
+        assert_eq!(elements[3].0.name, firewall::UDP_PORTS6.name);
+        assert_eq!(ports(&elements[3].1), Some((addr, (53, 53))));
         assert_eq!(
             source(&firewall::source4("m1", Ipv4Addr::new(172, 16, 0, 1))),
             Some(("m1".to_owned(), IpAddr::from([172, 16, 0, 1])))

@@ -416,6 +416,7 @@ fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
     Ok(Listeners {
         tcp6: made.tcp6,
         tcp4: made.tcp4,
+        udp6: made.udp6,
         dns_udp: made.dns_udp,
         dns_tcp: made.dns_tcp,
         forward_v4,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 
 use perch_api::wire::{IpKind, Port};
-use perch_net::{NetError, Plane, Prefix48, Visible};
+use perch_net::{NetError, Plane, Ports, Prefix48, Visible};
 
 use super::keeper::{Catalog, Keeper};
 use super::records::{IpRecord, Wish};
@@ -33,7 +33,7 @@ pub(crate) trait Board {
 
 impl Board for Plane {
     fn publish(&self, ip: IpAddr, at: &AtAddress) -> Result<(), NetError> {
-        Plane::publish(self, ip, &at.ports, at.visible)
+        Plane::publish(self, ip, Ports { tcp: &at.ports, udp: &at.udp_ports }, at.visible)
     }
 
     fn unpublish(&self, ip: IpAddr) -> Result<(), NetError> {
@@ -41,10 +41,11 @@ impl Board for Plane {
     }
 }
 
-/// TCP ports of an address, merged and sorted, and who may call.
+/// Ports of an address by transport, merged and sorted, and who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AtAddress {
     ports: Vec<(u16, u16)>,
+    udp_ports: Vec<(u16, u16)>,
     visible: Visible,
 }
 
@@ -93,12 +94,16 @@ fn wanted(catalog: &Catalog, ips: &[IpAddr]) -> BTreeMap<IpAddr, Option<AtAddres
     for app in catalog.apps.values().filter(|app| !app.going) {
         for own in &app.ips {
             let Some(at) = all.get_mut(&own.ip) else { continue };
-            let new = || AtAddress { ports: Vec::new(), visible: visible(own) };
-            at.get_or_insert_with(new).ports.extend(ports_of(catalog, &app.name));
+            let (ports, udp_ports) = (Vec::new(), Vec::new());
+            let new = || AtAddress { ports, udp_ports, visible: visible(own) };
+            let at = at.get_or_insert_with(new);
+            at.ports.extend(ports_of(catalog, &app.name, "tcp"));
+            at.udp_ports.extend(ports_of(catalog, &app.name, "udp"));
         }
     }
     for at in all.values_mut().flatten() {
         at.ports = merged(std::mem::take(&mut at.ports));
+        at.udp_ports = merged(std::mem::take(&mut at.udp_ports));
     }
     all
 }
@@ -112,13 +117,13 @@ fn visible(ip: &IpRecord) -> Visible {
     }
 }
 
-/// External TCP ports of an app's Machines.
-fn ports_of(catalog: &Catalog, app: &str) -> Vec<(u16, u16)> {
+/// External ports of this protocol of an app's Machines.
+fn ports_of(catalog: &Catalog, app: &str, protocol: &str) -> Vec<(u16, u16)> {
     let machines = catalog.machines_of(app).filter(|machine| machine.life.wish != Wish::Gone);
     let views: Vec<_> = machines.map(|machine| machine.config.view()).collect();
     let services = views.iter().flat_map(|view| &view.services);
     let ports =
-        services.filter(|service| service.protocol == "tcp").flat_map(|service| &service.ports);
+        services.filter(|service| service.protocol == protocol).flat_map(|service| &service.ports);
     ports.filter_map(Port::range).collect()
 }
 

@@ -139,7 +139,6 @@ fn services(world: &World, record: &MachineRecord, state: wire::MachineState) ->
         return Vec::new();
     }
     let services = view.services.iter().enumerate();
-    let services = services.filter(|(_, service)| service.protocol == "tcp");
     let services = services.map(|(index, it)| ServiceView {
         checks: checks::views(&view, Some(index)),
         ..service_view(world, it)

@@ -8,6 +8,7 @@ use perch_core::admission::Origin;
 use perch_core::aim::{Among, Target};
 use perch_core::balancer::{AimedChoice, Claim, Event, FailReason, HoldReason};
 use perch_core::ids::MachineId;
+use perch_core::service::PublishedPort;
 use tokio::time::Instant;
 
 use super::{App, FULL_MAX, FULL_TIMEOUT, HELD_MAX, NoPlace, Place, Waiter};
@@ -18,7 +19,7 @@ impl App {
     /// [`App::choose`] among some Machines; says for which one to wait.
     pub(crate) fn choose_among(
         self: &Rc<Self>,
-        port: u16,
+        port: PublishedPort,
         origin: Origin,
         target: Target,
     ) -> Result<Place, Option<(MachineId, HoldReason)>> {
@@ -40,7 +41,7 @@ impl App {
     /// Takes a place in any Machine but this one, if there is one at once.
     pub(crate) fn choose_beside(
         self: &Rc<Self>,
-        port: u16,
+        port: PublishedPort,
         origin: Origin,
         machine: MachineId,
     ) -> Option<Place> {
@@ -49,12 +50,12 @@ impl App {
     }
 
     /// Whether no Machine of this port is ruled out.
-    pub(crate) fn allows_all(&self, port: u16, target: Target) -> bool {
+    pub(crate) fn allows_all(&self, port: PublishedPort, target: Target) -> bool {
         self.balancer.borrow().allows_all(port, target)
     }
 
     /// Whether another Machine than this one would take a request now.
-    pub(crate) fn has_other(&self, port: u16, machine: MachineId) -> bool {
+    pub(crate) fn has_other(&self, port: PublishedPort, machine: MachineId) -> bool {
         self.balancer.borrow().has_other(port, machine)
     }
 
@@ -72,7 +73,8 @@ impl App {
             HoldReason::Wake => (deadline, HELD_MAX),
             HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
         };
-        let (port, begun) = (cause.dest.port(), clock::now());
+        // Only requests say whom they want.
+        let (port, begun) = (PublishedPort::tcp(cause.dest.port()), clock::now());
         if waiting_max <= self.waiting(port) + self.waiting_aimed(port) {
             return Err(NoPlace::QueueFull);
         }
@@ -103,13 +105,13 @@ impl App {
     }
 
     /// Who waits longest for this Machine.
-    pub(super) fn cause_of_aimed(&self, port: u16, machine: MachineId) -> Option<Cause> {
+    pub(super) fn cause_of_aimed(&self, port: PublishedPort, machine: MachineId) -> Option<Cause> {
         let queues = self.aimed.borrow();
         let queue = queues.get(&(port, machine))?;
         queue.waiters.first_key_value().map(|(_, waiter)| waiter.cause.clone())
     }
 
-    pub(super) fn admit_aimed(self: &Rc<Self>, port: u16, claim: Claim) {
+    pub(super) fn admit_aimed(self: &Rc<Self>, port: PublishedPort, claim: Claim) {
         let machine = claim.endpoint().machine;
         // A place that nobody takes any more is given back by its own drop.
         let place = self.guard(claim);
@@ -120,7 +122,7 @@ impl App {
 
     pub(super) fn fail_aimed(
         &self,
-        port: u16,
+        port: PublishedPort,
         machine: MachineId,
         waiters: usize,
         reason: &FailReason,
@@ -141,7 +143,7 @@ impl App {
         events.collect()
     }
 
-    fn pop_aimed(&self, port: u16, machine: MachineId) -> Option<Waiter> {
+    fn pop_aimed(&self, port: PublishedPort, machine: MachineId) -> Option<Waiter> {
         let mut queues = self.aimed.borrow_mut();
         let queue = queues.get_mut(&(port, machine))?;
         let waiter = queue.pop();
@@ -151,13 +153,13 @@ impl App {
         waiter
     }
 
-    fn waiting_aimed(&self, port: u16) -> usize {
+    fn waiting_aimed(&self, port: PublishedPort) -> usize {
         let queues = self.aimed.borrow();
         let of_port = queues.iter().filter(|((at, _), _)| *at == port);
         of_port.map(|(_, queue)| queue.waiters.len()).sum()
     }
 
-    fn announce_aimed(self: &Rc<Self>, port: u16, machine: MachineId) {
+    fn announce_aimed(self: &Rc<Self>, port: PublishedPort, machine: MachineId) {
         let queued = self.aimed.borrow().get(&(port, machine)).map(|queue| queue.waiters.len());
         self.handle(Event::Aimed { port, machine, waiting: queued.unwrap_or(0) });
     }
@@ -167,7 +169,7 @@ impl App {
 #[derive(Debug)]
 struct AimedTicket {
     app: Rc<App>,
-    port: u16,
+    port: PublishedPort,
     machine: MachineId,
     number: u64,
 }

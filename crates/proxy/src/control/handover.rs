@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 /// Sockets of [`Listeners`].
-const LISTENER_COUNT: usize = 8;
+const LISTENER_COUNT: usize = 9;
 /// Sockets of [`Handover`].
 const HANDOVER_COUNT: usize = LISTENER_COUNT + 1;
 /// The one byte that carries the descriptors of a [`Handover`].
@@ -27,6 +27,8 @@ pub struct Listeners {
     pub tcp6: OwnedFd,
     /// Transparent TCP, IPv4, on `127.0.0.1`.
     pub tcp4: OwnedFd,
+    /// Transparent UDP, IPv6, on `[::1]`; says with each datagram where it was sent to.
+    pub udp6: OwnedFd,
     /// DNS over UDP, port 53 of all addresses; says with each question to which one it was sent.
     pub dns_udp: OwnedFd,
     /// DNS over TCP, port 53 of all addresses.
@@ -46,6 +48,7 @@ impl Listeners {
     pub const NAMES: [&str; LISTENER_COUNT] = [
         "proxy-tcp6",
         "proxy-tcp4",
+        "proxy-udp6",
         "proxy-dns-udp",
         "proxy-dns-tcp",
         "proxy-forward4",
@@ -59,10 +62,11 @@ impl Listeners {
     /// # Errors
     /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let [a, b, c, d, e, f, g, h] = self.as_fds();
+        let [a, b, udp, c, d, e, f, g, h] = self.as_fds();
         Ok(Self {
             tcp6: a.try_clone_to_owned()?,
             tcp4: b.try_clone_to_owned()?,
+            udp6: udp.try_clone_to_owned()?,
             dns_udp: c.try_clone_to_owned()?,
             dns_tcp: d.try_clone_to_owned()?,
             forward_v4: e.try_clone_to_owned()?,
@@ -77,6 +81,7 @@ impl Listeners {
         [
             self.tcp6.as_fd(),
             self.tcp4.as_fd(),
+            self.udp6.as_fd(),
             self.dns_udp.as_fd(),
             self.dns_tcp.as_fd(),
             self.forward_v4.as_fd(),
@@ -95,11 +100,21 @@ impl Listeners {
         let Ok(fds) = <[OwnedFd; LISTENER_COUNT]>::try_from(fds) else {
             return Err(HandoverError::Count { got, wanted: LISTENER_COUNT });
         };
-        let [tcp6, tcp4, dns_udp, dns_tcp, forward_v4, forward_v6, forward_tcp_v4, forward_tcp_v6] =
-            fds;
+        let [
+            tcp6,
+            tcp4,
+            udp6,
+            dns_udp,
+            dns_tcp,
+            forward_v4,
+            forward_v6,
+            forward_tcp_v4,
+            forward_tcp_v6,
+        ] = fds;
         Ok(Self {
             tcp6,
             tcp4,
+            udp6,
             dns_udp,
             dns_tcp,
             forward_v4,

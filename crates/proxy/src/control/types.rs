@@ -273,7 +273,8 @@ pub struct Cause {
     pub source: Source,
     /// Address and port that were called.
     pub dest: SocketAddr,
-    /// `METHOD path` (without the query, at most 256 bytes), if the port has the `http` handler.
+    /// `METHOD path` (without the query, at most 256 bytes), if the port has the `http` handler; of a UDP
+    /// service `a datagram`.
     pub request: Option<String>,
 }
 
@@ -442,7 +443,7 @@ pub struct MachineView {
 /// One service of a Machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceView {
-    /// `tcp`; others are ignored.
+    /// `tcp` or `udp`.
     pub protocol: String,
     /// Port inside the Machine.
     pub internal_port: u16,

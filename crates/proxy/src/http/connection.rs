@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use perch_core::balancer::Endpoint;
 use perch_core::ids::MachineId;
+use perch_core::service::PublishedPort;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -403,9 +404,8 @@ impl Connection {
                     place
                 }
             };
-            let Some(mut machine) = tries
-                .connection(hop, &place, (incoming, self.to.endpoints.dest.port()), stream)
-                .await?
+            let Some(mut machine) =
+                tries.connection(hop, &place, (incoming, self.to.port()), stream).await?
             else {
                 continue;
             };
@@ -483,7 +483,7 @@ impl Connection {
         deadline: &mut Deadline,
     ) -> Result<Place, Failure> {
         let origin = self.to.origin(app);
-        let reason = match app.choose(self.to.endpoints.dest.port(), origin) {
+        let reason = match app.choose(self.to.port(), origin) {
             Ok(place) => return Ok(place),
             Err(None) => {
                 app.note_refused(self.to.cause(describe(&scratch.request)));
@@ -494,7 +494,7 @@ impl Connection {
         scratch.request.shrink_to_fit();
         scratch.answer = Vec::new();
         let cause = self.to.cause(describe(&scratch.request));
-        let hold = Box::pin(app.hold(cause, origin, reason, deadline.at()));
+        let hold = Box::pin(app.hold(self.to.port(), cause, origin, reason, deadline.at()));
         Ok(unless_left(stream, hold).await??)
     }
 
@@ -506,7 +506,7 @@ impl Connection {
         app: &Rc<App>,
         tries: &mut Tries,
     ) -> Result<Place, Failure> {
-        let port = self.to.endpoints.dest.port();
+        let port = self.to.port();
         let beside = tries
             .trouble
             .as_ref()
@@ -610,7 +610,7 @@ pub(crate) fn find(
             .ok_or(Reply::new(404, "no app has this name here"))?,
         Target::Nobody => return Err(Reply::new(404, "no app has this address any more")),
     };
-    let facts = app.port(to.endpoints.dest.port());
+    let facts = app.port(to.port());
     let facts = facts.ok_or(Reply::new(404, "the app does not publish this port"))?;
     Ok((app, facts))
 }
@@ -707,7 +707,7 @@ impl Tries {
         &mut self,
         hop: &Hop,
         place: &Place,
-        (incoming, port): (&Incoming, u16),
+        (incoming, port): (&Incoming, PublishedPort),
         caller: &TcpStream,
     ) -> Result<Option<Upstream>, Failure> {
         if !self.fresh

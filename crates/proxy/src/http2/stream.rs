@@ -276,7 +276,7 @@ impl Call {
     ) -> Result<Place, Failure> {
         let (origin, port) = {
             let to = self.shared.to.borrow();
-            (to.origin(app), to.endpoints.dest.port())
+            (to.origin(app), to.port())
         };
         let reason = match app.choose(port, origin) {
             Ok(place) => return Ok(place),
@@ -287,7 +287,7 @@ impl Call {
             Err(Some(reason)) => reason,
         };
         let cause = self.shared.to.borrow().cause(describe(head));
-        let hold = Box::pin(app.hold(cause, origin, reason, tries.deadline()));
+        let hold = Box::pin(app.hold(port, cause, origin, reason, tries.deadline()));
         Ok(unless_left(&mut self.respond, &mut self.body, hold).await??)
     }
 

@@ -147,6 +147,7 @@ fn a_handover_brings_all_sockets_in_their_order() {
     let listeners = Listeners {
         tcp6: tcp6.into(),
         tcp4: tcp().into(),
+        udp6: udp().into(),
         dns_udp: udp().into(),
         dns_tcp: tcp().into(),
         forward_v4: udp().into(),

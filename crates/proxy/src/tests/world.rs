@@ -37,6 +37,7 @@ pub(super) struct World {
     pub(super) raw: SocketAddr,
     pub(super) dns_udp: SocketAddr,
     pub(super) dns_tcp: SocketAddr,
+    pub(super) udp: SocketAddr,
     pub(super) control: PathBuf,
     pub(super) link: Link,
     pub(super) running: Running,
@@ -65,13 +66,13 @@ impl World {
     pub(super) async fn with_places(count: u32) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let control = dir.path().join("proxy.sock");
-        let (listeners, [http, raw, dns_udp, dns_tcp]) = listeners();
+        let (listeners, [http, raw, dns_udp, dns_tcp, udp]) = listeners();
         let listener = UnixListener::bind(&control).expect("the path is free");
         let running = server::start_with(listeners, listener, &options(http), count)
             .expect("the sockets are good");
         let (mut link, _listeners) = Link::connect(&control).await.expect("the proxy listens");
         link.send(&ToProxy::Settings(settings())).await.expect("the proxy reads");
-        Self { http, raw, dns_udp, dns_tcp, control, link, running, _dir: dir }
+        Self { http, raw, dns_udp, dns_tcp, udp, control, link, running, _dir: dir }
     }
 
     pub(super) async fn send(&mut self, message: ToProxy) {
@@ -130,18 +131,23 @@ pub(super) async fn start(link: &mut Link, mut app: AppView, index: usize) {
     link.send(&ToProxy::App(app)).await.expect("the proxy reads");
 }
 
-/// Sockets for a proxy, and where HTTP, raw TCP, DNS over UDP and over TCP are.
-pub(super) fn listeners() -> (Listeners, [SocketAddr; 4]) {
+/// Sockets for a proxy, and where HTTP, raw TCP, DNS over UDP and over TCP, and UDP services are.
+pub(super) fn listeners() -> (Listeners, [SocketAddr; 5]) {
     let tcp = |at| std::net::TcpListener::bind(at).expect("a port");
     let udp = |at| std::net::UdpSocket::bind(at).expect("a port");
     let (tcp6, tcp4) = (tcp("127.0.0.1:0"), tcp("127.0.0.1:0"));
     let (dns_tcp, dns_udp) = (tcp("[::1]:0"), udp("[::1]:0"));
+    let udp6 = udp("[::1]:0");
+    nix::sys::socket::setsockopt(&udp6, nix::sys::socket::sockopt::Ipv6OrigDstAddr, &true)
+        .expect("the kernel says where datagrams were sent to");
+    let udp6_at = udp6.local_addr().expect("it is bound");
     let at = |listener: &std::net::TcpListener| listener.local_addr().expect("it is bound");
     let dns_udp_at = dns_udp.local_addr().expect("it is bound");
-    let addresses = [at(&tcp6), at(&tcp4), dns_udp_at, at(&dns_tcp)];
+    let addresses = [at(&tcp6), at(&tcp4), dns_udp_at, at(&dns_tcp), udp6_at];
     let listeners = Listeners {
         tcp6: fd(tcp6),
         tcp4: fd(tcp4),
+        udp6: fd(udp6),
         dns_udp: fd(dns_udp),
         dns_tcp: fd(dns_tcp),
         forward_v4: fd(udp("127.0.0.1:0")),

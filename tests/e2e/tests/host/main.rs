@@ -66,6 +66,7 @@ mod table;
 mod tcp;
 mod thaw;
 mod token;
+mod udp;
 mod uninterruptible;
 mod unruly;
 mod upgrade;

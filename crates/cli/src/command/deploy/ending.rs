@@ -81,11 +81,15 @@ fn print_curl(context: &Context<'_>, ip: IpAddr, shown: Shown) {
     let address = shown.at(&format!("[{ip}]"));
     context.console.line(match shown.speech {
         Speech::Http => format!("From this host: curl {address}/"),
-        Speech::Raw => format!("From this host: {address}"),
+        Speech::Raw | Speech::Udp => format!("From this host: {address}"),
     });
 }
 
 fn print_proxy(context: &Context<'_>, job: &Job, shown: Shown) {
+    if shown.speech == Speech::Udp {
+        // It carries connections only.
+        return;
+    }
     let (app, port) = (&job.app.name, shown.number);
     context.console.line(format!("From elsewhere: fly proxy {PROXY_PORT}:{port} -a {app}"));
 }
@@ -109,7 +113,7 @@ fn print_public(context: &Context<'_>, job: &Job, ip: IpAddr, shown: Shown) {
     let at = shown.at(&host);
     context.console.line(match shown.speech {
         Speech::Http => format!("Visit your newly deployed app at {at}/"),
-        Speech::Raw => format!("Your newly deployed app is available at {at}"),
+        Speech::Raw | Speech::Udp => format!("Your newly deployed app is available at {at}"),
     });
     print_curl(context, ip, shown);
     print_proxy(context, job, shown);

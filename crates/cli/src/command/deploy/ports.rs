@@ -7,6 +7,8 @@ use crate::flytoml::{Config, Port, Service};
 pub(super) enum Speech {
     Http,
     Raw,
+    /// Datagrams.
+    Udp,
 }
 
 /// The port by which an app is shown to be reached.
@@ -28,9 +30,11 @@ pub(super) enum Reach {
 
 impl Speech {
     /// `None` when the proxy does not do what the handlers ask for and resets connections.
-    fn of(port: &Port) -> Option<Self> {
+    fn of(service: &Service, port: &Port) -> Option<Self> {
         match port.handlers.as_slice() {
+            [] if !is_tcp(service) => Some(Self::Udp),
             [] => Some(Self::Raw),
+            _ if !is_tcp(service) => None,
             [only] if only == "http" => Some(Self::Http),
             _ => None,
         }
@@ -44,19 +48,20 @@ impl Shown {
             (Speech::Http, 80) => format!("http://{host}"),
             (Speech::Http, number) => format!("http://{host}:{number}"),
             (Speech::Raw, number) => format!("{host}:{number}"),
+            (Speech::Udp, number) => format!("{host}:{number}/udp"),
         }
     }
 }
 
 impl Reach {
-    /// HTTP before raw TCP, port 80 before others, then the lowest.
+    /// HTTP before raw TCP before UDP, port 80 before others, then the lowest.
     pub(super) fn of(config: &Config) -> Self {
         let groups = config.groups();
         let services: Vec<_> = groups.iter().flat_map(|group| config.services_of(group)).collect();
-        let ports = services.iter().filter(|service| is_tcp(service)).flat_map(|it| &it.ports);
-        let shown = ports.filter_map(|port| {
+        let ports = services.iter().flat_map(|it| it.ports.iter().map(move |port| (it, port)));
+        let shown = ports.filter_map(|(service, port)| {
             let number = u16::try_from(port.port.or(port.start_port)?).ok()?;
-            Some(Shown { number, speech: Speech::of(port)? })
+            Some(Shown { number, speech: Speech::of(service, port)? })
         });
         match shown.min_by_key(|it| (it.speech, it.number != 80, it.number)) {
             Some(shown) => Self::At(shown),
@@ -69,21 +74,26 @@ impl Reach {
 /// A sentence for each port that the file asks for and at which nobody answers.
 pub(super) fn unserved(config: &Config) -> Vec<String> {
     // The port 443 that `[http_service]` implies is not asked for by a line of the file.
-    let services = config.services.iter().filter(|service| is_tcp(service));
-    let ports = services.flat_map(|service| &service.ports);
-    ports.filter(|port| Speech::of(port).is_none()).map(sentence).collect()
+    let ports = config.services.iter().flat_map(|it| it.ports.iter().map(move |port| (it, port)));
+    let unserved = ports.filter(|(service, port)| Speech::of(service, port).is_none());
+    unserved.map(|(service, port)| sentence(service, port)).collect()
 }
 
 fn is_tcp(service: &Service) -> bool {
     service.protocol.as_deref() != Some("udp")
 }
 
-fn sentence(port: &Port) -> String {
+fn sentence(service: &Service, port: &Port) -> String {
     let number = match (port.port, port.start_port, port.end_port) {
         (None, Some(start), Some(end)) => format!("ports {start} to {end} are"),
         (port, start, _) => format!("port {} is", port.or(start).unwrap_or_default()),
     };
     let handlers = port.handlers.join(", ");
+    if !is_tcp(service) {
+        return format!(
+            "{number} not served: UDP has no handlers (PX-89); remove {handlers} to have it served"
+        );
+    }
     let handlers = match port.handlers.len() {
         1 => format!("handler {handlers} is"),
         _ => format!("handlers {handlers} are"),
@@ -99,9 +109,18 @@ mod tests {
     fn a_range_is_named_as_a_whole() {
         let handlers = vec!["tls".to_owned()];
         let (start_port, end_port) = (Some(8000), Some(8009));
-        let text = sentence(&Port { start_port, end_port, handlers, ..Port::default() });
+        let port = Port { start_port, end_port, handlers, ..Port::default() };
+        let text = sentence(&Service::default(), &port);
         assert!(
             text.starts_with("ports 8000 to 8009 are not served: handler tls is not"),
+            "{text}"
+        );
+        let udp = Service { protocol: Some("udp".to_owned()), ..Service::default() };
+        let text = sentence(&udp, &port);
+        assert!(
+            text.ends_with(
+                "are not served: UDP has no handlers (PX-89); remove tls to have it served"
+            ),
             "{text}"
         );
     }

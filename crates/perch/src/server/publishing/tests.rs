@@ -68,7 +68,12 @@ fn sharer(name: &str) -> AppRecord {
 
 /// A Machine of an app with a service on this port.
 fn machine(app: &str, port: u16) -> MachineRecord {
-    let service = format!(r#"{{"protocol":"tcp","internal_port":1,"ports":[{{"port":{port}}}]}}"#);
+    machine_by("tcp", app, port)
+}
+
+fn machine_by(protocol: &str, app: &str, port: u16) -> MachineRecord {
+    let service =
+        format!(r#"{{"protocol":"{protocol}","internal_port":1,"ports":[{{"port":{port}}}]}}"#);
     let config = format!(r#"{{"image":"x","services":[{service}]}}"#);
     MachineRecord {
         app: app.to_owned(),
@@ -80,6 +85,19 @@ fn machine(app: &str, port: u16) -> MachineRecord {
 fn put(app: AppRecord, port: u16) -> Vec<Change> {
     let machine = machine(&app.name, port);
     vec![Change::PutApp(app), Change::PutMachine(Box::new(machine))]
+}
+
+#[test]
+fn ports_of_both_transports_are_published_apart() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let udp = MachineRecord { id: "u".into(), ..machine_by("udp", "a", 53) };
+    let more = vec![Change::PutMachine(Box::new(udp))];
+    let keeper = keeper(dir.path(), [put(sharer("a"), 80), more].concat());
+    let (published, board) = (Published::default(), FakeBoard::default());
+    published.settle(&board, &keeper, &[SHARED]);
+    assert_eq!(board.ports(SHARED), Some(vec![(80, 80)]));
+    let at = lock(&board.at).get(&SHARED).cloned().expect("it is published");
+    assert_eq!(at.udp_ports, [(53, 53)]);
 }
 
 #[test]
@@ -156,7 +174,8 @@ fn of_many_addresses_each_gets_its_own() {
     let ips = vec![own(1), own(2), own(10)];
     write(&keeper, put(AppRecord { ips, ..records::app("c") }, 8080));
     let (published, board) = (Published::default(), FakeBoard::default());
-    lock(&board.at).insert(ip(3), AtAddress { ports: Vec::new(), visible: Visible::Everyone });
+    let (ports, udp_ports) = (Vec::new(), Vec::new());
+    lock(&board.at).insert(ip(3), AtAddress { ports, udp_ports, visible: Visible::Everyone });
     // As after a start: what the kernel has, and what the apps have, some of it twice.
     published.settle(&board, &keeper, &[ip(3), ip(2), SHARED, ip(1), ip(2), SHARED]);
     assert_eq!(board.ports(ip(1)), Some(vec![(8080, 8080)]));

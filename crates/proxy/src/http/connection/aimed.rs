@@ -78,7 +78,7 @@ impl Connection {
             let placed = self.forced_place(stream, scratch, app, deadline, (forced, aimed)).await;
             return placed.inspect_err(|failure| self.note_refused(app, scratch, failure));
         }
-        let port = self.to.endpoints.dest.port();
+        let port = self.to.port();
         let mut last = None;
         for target in aimed.aim.targets() {
             let is_free = (target.among, target.except) == (Among::All, None);
@@ -113,7 +113,7 @@ impl Connection {
         deadline: &mut Deadline,
         (machine, aimed): (Option<MachineId>, &Aimed),
     ) -> Result<Place, Failure> {
-        let port = self.to.endpoints.dest.port();
+        let port = self.to.port();
         let mut last = None;
         for attempt in 0..TRIES_MAX {
             if attempt != 0 {
@@ -156,7 +156,7 @@ impl Connection {
         (target, must): (Target, Must),
     ) -> Result<Result<Place, Option<NoPlace>>, Failure> {
         let origin = self.to.origin(app);
-        let port = self.to.endpoints.dest.port();
+        let port = self.to.port();
         let one = matches!(target.among, Among::Machine(_));
         let preferred = one && must == Must::Prefer;
         let mut last = None;

@@ -147,7 +147,7 @@ impl Connection {
 
     /// PX-48: a service on the port that was called, whatever its addresses.
     fn replay_port(&self, app: &App) -> Result<PortFacts, Failure> {
-        let port = self.to.endpoints.dest.port();
+        let port = self.to.port();
         let facts = app.port(port);
         let facts =
             facts.filter(|f| matches!(f.protocol, Protocol::Http | Protocol::HttpRedirected));
