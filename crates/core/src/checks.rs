@@ -21,6 +21,9 @@ use crate::time::Timestamp;
 pub const FAST_INTERVAL: Duration = Duration::from_millis(200);
 /// So many intervals after a start the ordinary rhythm begins also without a pass (AS-75).
 const FAST_INTERVALS: u32 = 2;
+/// After a start, a program that does not listen yet is waited for at the pace of a caller for so long; later each try
+/// connects once, or a port where nobody ever listens would keep the proxy busy.
+const EAGER: Duration = Duration::from_secs(1);
 
 /// What a Machine is asked, and how often.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -142,6 +145,7 @@ pub struct Check {
     grace_until: Timestamp,
     /// Tries follow each other fast until then; zero after a pass.
     fast_until: Timestamp,
+    eager_until: Timestamp,
     last_probe: u64,
     wanted: Option<Effect>,
 }
@@ -155,6 +159,7 @@ impl Check {
             phase: Phase::Rests,
             grace_until: Timestamp::ZERO,
             fast_until: Timestamp::ZERO,
+            eager_until: Timestamp::ZERO,
             last_probe: 0,
             wanted: None,
         }
@@ -187,7 +192,8 @@ impl Check {
         }
         self.last_probe += 1;
         self.phase = Phase::Probing { probe: self.last_probe, since: now };
-        let patience = if self.is_fast(now) { FAST_INTERVAL } else { Duration::ZERO };
+        let is_eager = self.is_fast(now) && now < self.eager_until;
+        let patience = if is_eager { FAST_INTERVAL } else { Duration::ZERO };
         let patience = patience.min(self.times.timeout);
         self.wanted = Some(Effect::Probe { probe: self.last_probe, patience });
     }
@@ -216,6 +222,7 @@ impl Check {
             }
             Status::Warning | Status::Critical => {
                 self.fast_until = now + self.times.interval * FAST_INTERVALS;
+                self.eager_until = now + EAGER;
                 now
             }
         };

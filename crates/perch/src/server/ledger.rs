@@ -75,7 +75,9 @@ impl Ledger {
 
     /// Adds a record, of `unix_micros` or of now. Never blocks.
     pub(crate) fn enter(&self, mut event: LedgerEvent, unix_micros: Option<u64>) {
-        let micros = unix_micros.unwrap_or_else(|| clock::unix().as_micros() as u64);
+        let now = clock::unix().as_micros() as u64;
+        // The proxy need not be trusted: an id far ahead would be the last of all.
+        let micros = unix_micros.map_or(now, |it| it.min(now));
         event.timestamp = clock::stamp_micros(micros);
         cut(&mut event.reason);
         event.left_out += self.unwritten.swap(0, Ordering::Relaxed);

@@ -531,7 +531,12 @@ fn hear(world: &Arc<World>, message: FromProxy) {
         }
         FromProxy::Drained { token, .. } => world.proxy.drained(token),
         FromProxy::Note(note) => enter(world, *note),
-        FromProxy::Checks { machine, run, results } => world.health.note(&machine, run, results),
+        FromProxy::Checks { machine, run, results } => {
+            // What was under way when it was removed is nobody's.
+            if world.handle(&machine).is_some() {
+                world.health.note(&machine, run, results);
+            }
+        }
         FromProxy::Log { app, machine, level, text, event } => {
             if event.as_deref() == Some(HEARTBEAT)
                 && let Some(handle) = machine.as_deref().and_then(|machine| world.handle(machine))

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use perch_core::balancer::{Event, MachineView};
 use perch_core::checks::{self, Check, CheckSpec, Effect, Outcome, Status};
@@ -17,7 +18,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::App;
-use crate::control::{AppView, CheckResult, FromProxy};
+use crate::control::{AppView, CheckResult, CheckView, FromProxy};
 use crate::{clock, convert, probe};
 
 /// All of one app.
@@ -49,6 +50,9 @@ struct One {
     spec: CheckSpec,
     check: RefCell<Check>,
     output: RefCell<String>,
+    /// What it says is other than the server knows.
+    untold: Cell<bool>,
+    told_at: Cell<Option<Instant>>,
     since_unix_ms: Cell<u64>,
     task: RefCell<Option<AbortHandle>>,
 }
@@ -56,15 +60,25 @@ struct One {
 /// The index of its service, if it has one, and what to do.
 type Wanted = (Option<usize>, CheckSpec);
 
+/// The checks of Machines that are of no service.
+type Others<'a> = BTreeMap<MachineId, &'a [CheckView]>;
+
+fn others(view: &AppView) -> Others<'_> {
+    let checked = view.machines.iter().filter(|machine| !machine.checks.is_empty());
+    checked.filter_map(|it| Some((it.id.parse().ok()?, it.checks.as_slice()))).collect()
+}
+
 /// The checks of a Machine: those of its services, then the others.
-fn wanted(view: &AppView, machine: &MachineView) -> Vec<Wanted> {
+fn wanted(others: &Others<'_>, machine: &MachineView) -> Vec<Wanted> {
     let services = machine.services.iter().enumerate();
     let own = services
         .flat_map(|(index, it)| it.checks.iter().map(move |spec| (Some(index), spec.clone())));
-    let found = view.machines.iter().find(|it| it.id.parse() == Ok(machine.id));
-    let others = found.into_iter().flat_map(|it| &it.checks);
+    let others = others.get(&machine.id).into_iter().copied().flatten();
     own.chain(others.map(|it| (None, convert::check(it)))).collect()
 }
+
+/// A check that fails with another text each time tells it so often at most.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// As long as nothing was seen.
 const NOTHING_SEEN: &str = "waiting for status update";
@@ -143,6 +157,8 @@ impl One {
             check: RefCell::new(Check::new(spec.times)),
             spec,
             output: RefCell::new(NOTHING_SEEN.to_owned()),
+            untold: Cell::new(false),
+            told_at: Cell::new(None),
             since_unix_ms: Cell::new(clock::unix_millis()),
             task: RefCell::default(),
         })
@@ -171,9 +187,16 @@ impl One {
         }
         // In its grace period a failure is seen and does not count; a pass that says something else each
         // time is not worth a message.
-        let news = status != before || status != Status::Passing;
         let other = self.output.replace(output) != *self.output.borrow();
-        status != before || (news && other)
+        self.untold.set(self.untold.get() || other);
+        let now = Instant::now();
+        let is_due = self.told_at.get().is_none_or(|told| told + TELL_INTERVAL <= now);
+        let tells = status != before || (status != Status::Passing && self.untold.get() && is_due);
+        if tells {
+            self.told_at.set(Some(now));
+            self.untold.set(false);
+        }
+        tells
     }
 
     fn result(&self) -> CheckResult {
@@ -193,8 +216,9 @@ impl App {
         let mut known = self.checks.machines.borrow_mut();
         let is_there = |id: &MachineId| machines.iter().any(|machine| machine.id == *id);
         known.retain(|id, watched| is_there(id) || watched.end());
+        let others = others(view);
         for machine in machines {
-            let wanted = wanted(view, machine);
+            let wanted = wanted(&others, machine);
             if !wanted.is_empty() {
                 let watched = known.entry(machine.id).or_insert_with(Watched::nothing);
                 watched.take_in(machine, wanted);

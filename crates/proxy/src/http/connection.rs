@@ -152,7 +152,7 @@ struct Incoming {
     request: Request,
     /// Bytes of the head as we wrote it.
     head_len: usize,
-    /// What is still to come of its body; `None`: it came whole.
+    /// What is still to come of its body, or has come since; `None`: it came whole.
     sending: Option<Box<Sending>>,
     id: RequestId,
 }
@@ -182,6 +182,11 @@ impl Hop {
     fn timeout(&self) -> Duration {
         self.aimed.as_ref().and_then(|aimed| aimed.timeout).unwrap_or(self.facts.start_timeout)
     }
+}
+
+/// What is still to come of a body.
+fn to_come(sending: &mut Option<Box<Sending>>) -> Option<&mut Sending> {
+    sending.as_deref_mut().filter(|sending| !sending.body.is_done())
 }
 
 /// `Fly-Request-Id` of one request.
@@ -453,8 +458,8 @@ impl Connection {
 
     /// A body that has come whole, and what came with its end.
     fn settle(&mut self, incoming: &mut Incoming) {
-        if let Some(sending) = incoming.sending.take_if(|sending| sending.body.is_done()) {
-            self.pending.extend_from_slice(&sending.next);
+        if let Some(sending) = incoming.sending.as_mut().filter(|sending| sending.body.is_done()) {
+            self.pending.append(&mut sending.next);
         }
     }
 
@@ -534,7 +539,7 @@ impl Connection {
             wake: wake.as_deref(),
             ending: &self.directory.ending,
         };
-        let message = (scratch.request.as_slice(), incoming.sending.as_deref_mut());
+        let message = (scratch.request.as_slice(), to_come(&mut incoming.sending));
         let spaces = (&mut scratch.answer, &mut self.pending);
         let request = &incoming.request;
         let sides = (stream, &mut machine.stream);

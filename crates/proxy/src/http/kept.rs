@@ -53,11 +53,24 @@ impl Drop for Kept {
     }
 }
 
+/// What was kept and is in the message now: counted as before, until the request is over.
+#[derive(Debug, Default)]
+struct Recovered {
+    bytes: usize,
+}
+
+impl Drop for Recovered {
+    fn drop(&mut self) {
+        ALL.set(ALL.get().saturating_sub(self.bytes));
+    }
+}
+
 /// A body that is still coming.
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) body: Progress,
     kept: Kept,
+    recovered: Recovered,
     /// Bytes of it that are in the message.
     before: usize,
     /// The beginning of the next request, which came with its end.
@@ -70,7 +83,8 @@ impl Sending {
         let mut kept = Kept::default();
         // What is known to be too long is not kept at all.
         kept.lost = matches!(body, Progress::Length(left) if (KEPT_BYTES_MAX - before.min(KEPT_BYTES_MAX)) as u64 <= left);
-        Box::new(Self { body, kept, before, next: Vec::new() })
+        let recovered = Recovered::default();
+        Box::new(Self { body, kept, recovered, before, next: Vec::new() })
     }
 
     /// Whether all that was sent is still there.
@@ -90,10 +104,10 @@ impl Sending {
         if self.kept.lost {
             return false;
         }
-        message.extend_from_slice(&self.kept.bytes);
-        self.before += self.kept.bytes.len();
-        self.kept.release();
-        self.kept.bytes = Vec::new();
+        let bytes = std::mem::take(&mut self.kept.bytes);
+        message.extend_from_slice(&bytes);
+        self.before += bytes.len();
+        self.recovered.bytes += bytes.len();
         true
     }
 }
@@ -112,7 +126,8 @@ mod tests {
         sent.note(b"ab", b"");
         sent.note(b"cd", b"next");
         let mut message = b"head".to_vec();
-        assert!(sent.recover(&mut message) && message == b"headabcd" && sent.next == b"next");
+        assert!(sent.recover(&mut message));
+        assert!(message == b"headabcd" && sent.next == b"next");
         sent.note(&vec![0; KEPT_BYTES_MAX - 4], b"");
         assert!(!sent.kept.lost);
         sent.note(b"x", b"");
@@ -129,6 +144,8 @@ mod tests {
         }
         assert_eq!(all.iter().filter(|sent| sent.kept.lost).count(), 1);
         assert_eq!(ALL.get(), ALL_BYTES_MAX);
+        assert!(all[0].recover(&mut Vec::new()));
+        assert_eq!(ALL.get(), ALL_BYTES_MAX, "what is in a message is still there");
         drop(all);
         assert_eq!(ALL.get(), 0, "given back");
     }

@@ -243,6 +243,8 @@ fn after_a_resume_the_last_result_stands() {
         let (patient, port) = Patient::new(false).await;
         let mut view = sleeper(port, Autostop::Suspend);
         view.machines[0].services[0].checks[0].interval_ms = 60_000;
+        // The first look is over by then.
+        view.machines[0].services[0].auto_stop_after_ms = 1_500;
         world.publish(view.clone()).await;
         let FromProxy::Stop { machine, attempt, .. } = asked(&mut world).await else {
             panic!("a stop was expected");

@@ -1,6 +1,7 @@
 //! One session: its place in a Machine, what waits for it, and how answers go back.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddrV4};
 use std::pin::pin;
@@ -35,6 +36,9 @@ const VERDICT_TIMEOUT: Duration = Duration::from_millis(20);
 const FAILED_PAUSE: Duration =
     if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(1) };
 
+/// A session whose program may listen by now knocks at least so often, however many others do.
+const KNOCK_PAUSE_MAX: Duration = Duration::from_millis(250);
+
 /// See the module's head.
 pub(super) struct Session {
     udp: Rc<Udp>,
@@ -51,6 +55,37 @@ pub(super) struct Session {
     /// When the last datagram passed, in either direction.
     heard: Cell<Timestamp>,
     _share: Share<IpAddr>,
+}
+
+thread_local! {
+    /// How many sessions wait for a program to read there.
+    static KNOCKERS: RefCell<BTreeMap<SocketAddrV4, u32>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// One of those: all of a port together knock as often as one of them would.
+struct Knocker(SocketAddrV4);
+
+impl Knocker {
+    fn new(target: SocketAddrV4) -> Self {
+        KNOCKERS.with_borrow_mut(|all| *all.entry(target).or_insert(0) += 1);
+        Self(target)
+    }
+
+    fn count(&self) -> u32 {
+        KNOCKERS.with_borrow(|all| all.get(&self.0).copied().unwrap_or(1))
+    }
+}
+
+impl Drop for Knocker {
+    fn drop(&mut self) {
+        KNOCKERS.with_borrow_mut(|all| {
+            let Some(count) = all.get_mut(&self.0) else { return };
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.0);
+            }
+        });
+    }
 }
 
 /// A place in a Machine, and the socket to it.
@@ -230,6 +265,7 @@ impl Session {
     async fn until_listening(&self, way: &Way) -> io::Result<bool> {
         let ticker = Ticker::new()?;
         let since = Instant::now();
+        let knocker = Knocker::new(way.place.endpoint().target);
         while way.place.is_current() {
             let Some(first) = self.waiting.borrow().first().map(Box::<[u8]>::from) else {
                 return Ok(true);
@@ -241,7 +277,8 @@ impl Session {
             if self.facts.start_timeout < since.elapsed() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            ticker.wait(pace(since.elapsed())).await?;
+            let pause = pace(since.elapsed()) * knocker.count();
+            ticker.wait(pause.min(KNOCK_PAUSE_MAX)).await?;
         }
         Ok(false)
     }

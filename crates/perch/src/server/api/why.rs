@@ -1,6 +1,6 @@
 //! Why Machines are awake or asleep.
 
-use perch_api::wire::{ApiError, LedgerPage, LedgerQuery};
+use perch_api::wire::{ApiError, LedgerEvent, LedgerPage, LedgerQuery};
 
 use crate::server::world::World;
 
@@ -15,5 +15,18 @@ pub(crate) async fn read_ledger(
             return Err(ApiError::no_app(app));
         }
     }
-    Ok(world.ledger.read(query).await)
+    let mut page = world.ledger.read(query).await;
+    if query.apps.is_some() {
+        page.events.retain(|event| is_of_the_living(world, event));
+    }
+    Ok(page)
+}
+
+/// Whether it is not about an earlier app of the same name, which may have been somebody else's.
+fn is_of_the_living(world: &World, event: &LedgerEvent) -> bool {
+    const SECONDS_LEN: usize = "2026-01-01T00:00:00".len();
+    let known = world.keeper.read();
+    let Some(app) = known.apps.get(&event.app) else { return true };
+    let seconds = |stamp: &str| stamp.get(..SECONDS_LEN).unwrap_or_default().to_owned();
+    seconds(&app.created_at) <= seconds(&event.timestamp)
 }
