@@ -237,6 +237,14 @@ pub(crate) struct App {
     checks: checks::Checks,
 }
 
+/// When who is held since then gives up, and how many may wait so.
+fn bounds(reason: HoldReason, deadline: Instant, since: Instant) -> (Instant, usize) {
+    match reason {
+        HoldReason::Wake => (deadline, HELD_MAX),
+        HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
+    }
+}
+
 impl App {
     pub(crate) fn new(name: &str, settings: Settings, server: Rc<ServerSide>) -> Rc<Self> {
         Rc::new(Self {
@@ -331,10 +339,7 @@ impl App {
         deadline: Instant,
     ) -> Result<Place, NoPlace> {
         let since = Instant::now();
-        let (deadline, waiting_max) = match reason {
-            HoldReason::Wake => (deadline, HELD_MAX),
-            HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
-        };
+        let (deadline, waiting_max) = bounds(reason, deadline, since);
         let begun = clock::now();
         if waiting_max <= self.waiting(port) {
             self.note_refusal(None, cause, &NoPlace::QueueFull);

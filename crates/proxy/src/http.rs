@@ -22,5 +22,6 @@ mod kept;
 mod replay;
 pub(crate) mod reply;
 pub(crate) mod response;
+pub(crate) mod silent;
 mod upgrade;
 mod watch;

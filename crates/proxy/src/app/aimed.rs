@@ -11,7 +11,7 @@ use perch_core::ids::MachineId;
 use perch_core::service::PublishedPort;
 use tokio::time::Instant;
 
-use super::{App, FULL_MAX, FULL_TIMEOUT, HELD_MAX, NoPlace, Place, Waiter};
+use super::{App, NoPlace, Place, Waiter, bounds};
 use crate::clock;
 use crate::control::Cause;
 
@@ -69,10 +69,7 @@ impl App {
         deadline: Instant,
     ) -> Result<Place, NoPlace> {
         let since = Instant::now();
-        let (deadline, waiting_max) = match reason {
-            HoldReason::Wake => (deadline, HELD_MAX),
-            HoldReason::Full => (deadline.min(since + FULL_TIMEOUT), FULL_MAX),
-        };
+        let (deadline, waiting_max) = bounds(reason, deadline, since);
         // Only requests say whom they want.
         let (port, begun) = (PublishedPort::tcp(cause.dest.port()), clock::now());
         if waiting_max <= self.waiting(port) + self.waiting_aimed(port) {

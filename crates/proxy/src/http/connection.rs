@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use perch_core::balancer::Endpoint;
 use perch_core::ids::MachineId;
 use perch_core::service::PublishedPort;
 use tokio::io::{AsyncWriteExt, Interest};
@@ -24,6 +23,7 @@ use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Re
 use super::kept::Sending;
 use super::reply::Reply;
 use super::response::Signature;
+use super::silent::{self, Silent};
 use super::upgrade;
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::buffer::Buffer;
@@ -46,16 +46,9 @@ const SCRATCH_BYTES_MAX: usize = 2 * 1024;
 pub(crate) const RETRY_AFTER_SECONDS: u32 = 5;
 /// Tries of one request on Machines that vanish under it or close without an answer.
 pub(crate) const TRIES_MAX: u32 = 5;
-/// New connections that one run may close without an answer: a dying one can take two while it is killed, its sockets
-/// are closed one by one.
-pub(crate) const SILENT_MAX: u32 = 2;
-/// How long a run that has closed so many has to be known as ended: the longest pause between two tries (AS-69).
-pub(crate) const SILENT_PAUSE: Duration = Duration::from_millis(500);
 /// A Machine that refuses for so long is passed over, if another one would take the request: a program that was just
 /// started listens sooner, or has the load to itself.
 const REFUSED_MAX: Duration = Duration::from_millis(250);
-/// How often it is looked at meanwhile; rare, so that nobody has to be told of each end.
-pub(crate) const SILENT_LOOK: Duration = Duration::from_millis(5);
 
 /// Serves a connection until one side ends it.
 ///
@@ -667,13 +660,17 @@ impl From<Broken> for Failure {
 
 /// When waiting for a Machine and for its program to listen ends, both together; the clock starts when
 /// one of them is needed.
-struct Deadline {
+pub(crate) struct Deadline {
     timeout: Duration,
     since: Option<Instant>,
 }
 
 impl Deadline {
-    fn at(&mut self) -> Instant {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, since: None }
+    }
+
+    pub(crate) fn at(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now) + self.timeout
     }
 
@@ -697,14 +694,12 @@ struct Tries {
 struct Trouble {
     /// The Machine that it was, which others come before.
     avoid: MachineId,
-    /// The first run that closed new connections without an answer, and how many.
-    silent: Option<(MachineId, u64, u32)>,
+    silent: Silent,
 }
 
 impl Tries {
     fn new(timeout: Duration) -> Self {
-        let deadline = Deadline { timeout, since: None };
-        Self { left: TRIES_MAX, fresh: false, trouble: None, deadline }
+        Self { left: TRIES_MAX, fresh: false, trouble: None, deadline: Deadline::new(timeout) }
     }
 
     /// A connection to the place's Machine; `None`: the Machine has gone, choose again.
@@ -752,17 +747,11 @@ impl Tries {
         if used {
             return true;
         }
-        // It may have been a dying run's; if the next run does the same, or this one goes on, that is the program's
-        // doing.
-        let Endpoint { machine, run, .. } = *place.endpoint();
-        let trouble = self.trouble_with(machine);
-        let (first, first_run, count) = trouble.silent.unwrap_or((machine, run, 0));
-        trouble.silent = Some((first, first_run, count + 1));
-        (first, first_run) == (machine, run) && count < SILENT_MAX
+        self.trouble_with(place.endpoint().machine).silent.may_repeat(place)
     }
 
     fn trouble_with(&mut self, avoid: MachineId) -> &mut Trouble {
-        let new = || Box::new(Trouble { avoid, silent: None });
+        let new = || Box::new(Trouble { avoid, silent: Silent::default() });
         let trouble = self.trouble.get_or_insert_with(new);
         trouble.avoid = avoid;
         trouble
@@ -770,19 +759,10 @@ impl Tries {
 
     /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
     async fn pause(&self, place: &Place, caller: &TcpStream) -> Result<(), Failure> {
-        let silent = self.trouble.as_ref().and_then(|trouble| trouble.silent);
-        if silent.is_none_or(|(.., count)| count < SILENT_MAX) {
+        if !self.trouble.as_ref().is_some_and(|trouble| trouble.silent.is_spent()) {
             return Ok(());
         }
-        let ended = async {
-            while place.is_current() {
-                tokio::time::sleep(SILENT_LOOK).await;
-            }
-        };
-        let ended = tokio::time::timeout(SILENT_PAUSE, ended);
-        // Ignored: the request is tried again in both cases.
-        let _elapsed = tcp::unless_reset(caller, ended).await.ok_or(Failure::Cut)?.is_err();
-        Ok(())
+        tcp::unless_reset(caller, silent::until_ended(place)).await.ok_or(Failure::Cut)
     }
 }
 

@@ -60,6 +60,43 @@ impl Response {
     }
 }
 
+/// Where the fields of one head are kept.
+type Space<'b> = [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX];
+/// Nothing of it is written before it is used.
+pub(crate) const SPACE: Space<'static> = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+
+/// A head as it came.
+pub(crate) struct Parsed<'h, 'b> {
+    /// Its bytes.
+    pub(crate) len: usize,
+    pub(crate) status: u16,
+    /// Of HTTP/1.
+    pub(crate) minor: u8,
+    pub(crate) reason: &'b str,
+    pub(crate) headers: &'h [httparse::Header<'b>],
+}
+
+impl<'h, 'b> Parsed<'h, 'b> {
+    /// The one at the front of `input`; `None`: it is not complete yet.
+    pub(crate) fn read(
+        input: &'b [u8],
+        space: &'h mut Space<'b>,
+    ) -> Result<Option<Self>, BadResponse> {
+        let mut parsed = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        let len = match config.parse_response_with_uninit_headers(&mut parsed, input, space) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) if input.len() < 4 * HEAD_BYTES_MAX => return Ok(None),
+            Ok(httparse::Status::Partial) | Err(_) => return Err(BadResponse),
+        };
+        let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
+            return Err(BadResponse);
+        };
+        let reason = parsed.reason.unwrap_or("");
+        Ok(Some(Self { len, status, minor, reason, headers: parsed.headers }))
+    }
+}
+
 /// Parses the head at the front of `input` and appends the head for the caller to `out`.
 ///
 /// `None`: the head is not complete yet, and `out` is as it was.
@@ -69,26 +106,17 @@ pub(crate) fn rewrite(
     signature: Signature<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, BadResponse> {
-    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let head_len = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut space) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if input.len() < 4 * HEAD_BYTES_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) | Err(_) => return Err(BadResponse),
-    };
-    let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
-        return Err(BadResponse);
-    };
+    let mut space = SPACE;
+    let Some(parsed) = Parsed::read(input, &mut space)? else { return Ok(None) };
     let fields = Fields::collect(parsed.headers)?;
-    let mut response = fields.response(status, minor, request, head_len)?;
+    let mut response = fields.response(parsed.status, parsed.minor, request, parsed.len)?;
     if signature.ending.has_begun() {
         response.caller_after = After::Close;
     }
     if response.replay {
         return Ok(Some(response));
     }
-    write_status(out, status, parsed.reason.unwrap_or(""));
+    write_status(out, parsed.status, parsed.reason);
     write_fields(parsed.headers, &fields, &response, out);
     if response.is_interim() {
         if response.is_switch() {

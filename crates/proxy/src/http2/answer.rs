@@ -1,13 +1,11 @@
 //! Answers: what a Machine says in HTTP/1.1, and what we say ourselves, as fields of HTTP/2.
 
-use std::mem::MaybeUninit;
-
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
-use crate::http::head::{HEAD_BYTES_MAX, HEADERS_MAX, Request, has_token};
+use crate::http::head::{HEADERS_MAX, Request, has_token};
 use crate::http::reply::Reply;
-use crate::http::response::{self, BadResponse, Field, Fields};
+use crate::http::response::{self, BadResponse, Field, Fields, Parsed};
 
 /// What we add to each answer.
 #[derive(Clone, Copy)]
@@ -44,19 +42,10 @@ pub(super) fn parse(
     request: &Request,
     signature: Signature<'_>,
 ) -> Result<Option<Head>, BadResponse> {
-    let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let head_len = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut space) {
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if input.len() < 4 * HEAD_BYTES_MAX => return Ok(None),
-        Ok(httparse::Status::Partial) | Err(_) => return Err(BadResponse),
-    };
-    let (Some(status), Some(minor)) = (parsed.code, parsed.version) else {
-        return Err(BadResponse);
-    };
-    let fields = Fields::collect(parsed.headers)?;
-    let facts = fields.response(status, minor, request, head_len)?;
+    let mut space = response::SPACE;
+    let Some(parsed) = Parsed::read(input, &mut space)? else { return Ok(None) };
+    let (status, fields) = (parsed.status, Fields::collect(parsed.headers)?);
+    let facts = fields.response(status, parsed.minor, request, parsed.len)?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status).map_err(|_| BadResponse)?;
     let headers = response.headers_mut();

@@ -10,10 +10,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use http::request::Parts;
-use perch_core::balancer::Endpoint;
-use perch_core::ids::MachineId;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::answer::{self, Signature};
 use super::backend::{self, Backend};
@@ -24,11 +21,11 @@ use super::head::{self, Head};
 use super::relay::{Sent, Whole, relay, trailing};
 use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
 use crate::http::connection::{
-    RETRY_AFTER_SECONDS, RequestId, SILENT_LOOK, SILENT_MAX, SILENT_PAUSE, TRIES_MAX, describe,
-    find, https_of,
+    Deadline, RETRY_AFTER_SECONDS, RequestId, TRIES_MAX, describe, find, https_of,
 };
 use crate::http::head::{After, Method};
 use crate::http::reply::Reply;
+use crate::http::silent::{self, Silent};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 use crate::{moderation, tcp};
 
@@ -287,7 +284,7 @@ impl Call {
             Err(Some(reason)) => reason,
         };
         let cause = self.shared.to.borrow().cause(describe(head));
-        let hold = Box::pin(app.hold(port, cause, origin, reason, tries.deadline()));
+        let hold = Box::pin(app.hold(port, cause, origin, reason, tries.deadline.at()));
         Ok(unless_left(&mut self.respond, &mut self.body, hold).await??)
     }
 
@@ -316,7 +313,7 @@ impl Call {
         place: &Place,
         tries: &mut Tries,
     ) -> Result<Option<TcpStream>, Failure> {
-        let connecting = Box::pin(upstream::connect(place, tries.deadline()));
+        let connecting = Box::pin(upstream::connect(place, tries.deadline.at()));
         match unless_left(&mut self.respond, &mut self.body, connecting).await? {
             Ok(stream) => Ok(Some(stream)),
             Err(NoConnection::Gone) if 0 < tries.left => {
@@ -383,21 +380,14 @@ struct Tries {
     left: u32,
     /// A used connection failed: the next one is new.
     fresh: bool,
-    /// The first run that closed new connections without an answer, and how many.
-    silent: Option<(MachineId, u64, u32)>,
-    timeout: Duration,
-    /// When the first wait began.
-    since: Option<Instant>,
+    silent: Silent,
+    deadline: Deadline,
 }
 
 impl Tries {
     fn new(timeout: Duration) -> Self {
-        Self { left: TRIES_MAX, fresh: false, silent: None, timeout, since: None }
-    }
-
-    /// When waiting for a Machine and for its program to listen ends, both together.
-    fn deadline(&mut self) -> Instant {
-        *self.since.get_or_insert_with(Instant::now) + self.timeout
+        let deadline = Deadline::new(timeout);
+        Self { left: TRIES_MAX, fresh: false, silent: Silent::default(), deadline }
     }
 
     /// Whether a repeatable request is sent again after a Machine gave no answer.
@@ -407,27 +397,14 @@ impl Tries {
         }
         self.left -= 1;
         self.fresh = true;
-        if used {
-            return true;
-        }
-        let Endpoint { machine, run, .. } = *place.endpoint();
-        let (first, first_run, count) = self.silent.unwrap_or((machine, run, 0));
-        self.silent = Some((first, first_run, count + 1));
-        (first, first_run) == (machine, run) && count < SILENT_MAX
+        used || self.silent.may_repeat(place)
     }
 
     /// Waits until a run that has closed all that it may without an answer is known as ended, or is not.
     async fn pause(&self, place: &Place) {
-        if self.silent.is_none_or(|(.., count)| count < SILENT_MAX) {
-            return;
+        if self.silent.is_spent() {
+            silent::until_ended(place).await;
         }
-        let ended = async {
-            while place.is_current() {
-                tokio::time::sleep(SILENT_LOOK).await;
-            }
-        };
-        // Ignored: the request is tried again in both cases.
-        let _elapsed = tokio::time::timeout(SILENT_PAUSE, ended).await.is_err();
     }
 }
 
