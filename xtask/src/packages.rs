@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("/usr/lib/python3/dist-packages/websockets/__init__.py", "python3-websockets"),
     ("pg_ctlcluster", "postgresql"),
     ("h2load", "nghttp2-client"),
+    ("haproxy", "haproxy"),
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
 ];
 

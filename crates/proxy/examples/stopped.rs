@@ -211,6 +211,7 @@ fn service() -> ServiceView {
             handlers,
             force_https: false,
             h2_backend: false,
+            proxy_proto_v2: false,
         }],
         autostop: Autostop::Stop,
         autostart: true,

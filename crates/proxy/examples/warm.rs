@@ -128,6 +128,7 @@ fn app(state: &str, internal_port: u16) -> AppView {
         handlers: vec!["http".to_owned()],
         force_https: false,
         h2_backend: false,
+        proxy_proto_v2: false,
     }];
     let service = ServiceView {
         protocol: "tcp".to_owned(),

@@ -38,6 +38,7 @@ use crate::clock;
 use crate::control::{Cause, FromProxy, PortView};
 use crate::convert;
 use crate::freezer::Freezer;
+use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
 use crate::upstream::Upstreams;
 
@@ -63,6 +64,8 @@ pub(crate) struct PortFacts {
     pub(crate) reuse: Reuse,
     /// The program speaks HTTP/2 by prior knowledge (PX-81).
     pub(crate) h2_backend: bool,
+    /// Each connection to the program begins with the PROXY protocol.
+    pub(crate) header: Option<ProxyHeader>,
 }
 
 /// What the bytes of a port are.
@@ -71,6 +74,7 @@ pub(crate) enum Protocol {
     Http,
     /// HTTP that is redirected to `https` (PX-86).
     HttpRedirected,
+    /// Bytes as they come, behind a header of the PROXY protocol where one is wanted.
     Raw,
     /// Handlers that this version cannot do.
     Unsupported,
@@ -84,6 +88,7 @@ impl Protocol {
             _ if transport == Transport::Udp => Self::Unsupported,
             [only] if only == "http" && port.force_https => Self::HttpRedirected,
             [only] if only == "http" => Self::Http,
+            [only] if only == "proxy_proto" => Self::Raw,
             _ => Self::Unsupported,
         }
     }

@@ -17,12 +17,13 @@ use tokio::sync::watch;
 
 use crate::app::{App, PortFacts, Protocol, Reuse};
 use crate::control::{
-    AddressKind, AddressView, AppView, Cause, MachineView, ServiceView, Settings, Source, ToProxy,
-    Unit,
+    AddressKind, AddressView, AppView, Cause, MachineView, PortView, ServiceView, Settings, Source,
+    ToProxy, Unit,
 };
 use crate::ending::Ending;
 use crate::freezer::Freezer;
 use crate::interning::Interner;
+use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
 use crate::{Endpoints, Options, clock, convert};
 
@@ -558,5 +559,13 @@ fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
         start_timeout,
         reuse,
         h2_backend: port.h2_backend,
+        header: proxy_header(port),
     })
+}
+
+/// PX-84.
+fn proxy_header(port: &PortView) -> Option<ProxyHeader> {
+    let wanted = port.handlers.iter().any(|handler| handler == "proxy_proto");
+    let version = if port.proxy_proto_v2 { ProxyHeader::V2 } else { ProxyHeader::V1 };
+    wanted.then_some(version)
 }

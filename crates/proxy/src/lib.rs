@@ -27,6 +27,7 @@ mod interning;
 mod line;
 mod moderation;
 mod probe;
+mod proxy_header;
 mod server;
 mod server_side;
 mod shares;

@@ -47,6 +47,11 @@ pub(crate) async fn serve(caller: TcpStream, to: Destination, app: Rc<App>, fact
     let mut caller = Stream::midway(caller);
     let Some((place, machine)) = connect(&caller.tcp, &to, &app, &facts).await else { return };
     let mut machine = Stream::midway(machine);
+    if let Some(header) = facts.header
+        && machine.tcp.write_all(&header.of(to.endpoints)).await.is_err()
+    {
+        return;
+    }
     let line = Line::new(&place, &to, facts.start_timeout);
     if relay(&mut caller.tcp, &mut machine.tcp, &line, Said::default()).await.is_ok() {
         caller.midway = false;

@@ -398,6 +398,9 @@ pub struct Port {
     /// Of the `http` handler, as received; `h2_backend` is obeyed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_options: Option<Value>,
+    /// Of the `proxy_proto` handler, as received; `version` is obeyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_proto_options: Option<Value>,
 }
 
 impl Port {
@@ -414,6 +417,12 @@ impl Port {
     pub fn h2_backend(&self) -> bool {
         let options = self.http_options.as_ref();
         options.and_then(|options| options.get("h2_backend")?.as_bool()).unwrap_or(false)
+    }
+
+    /// Whether the PROXY protocol is spoken in its binary form (PX-84).
+    pub fn proxy_proto_v2(&self) -> bool {
+        let options = self.proxy_proto_options.as_ref();
+        options.is_some_and(|options| options.get("version").is_some_and(|it| it == "v2"))
     }
 }
 

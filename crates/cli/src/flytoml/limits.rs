@@ -90,6 +90,19 @@ fn check_external_port(port: &Port, path: &str, notes: &Notes<'_>) {
         let remedy = format!("use {}", HANDLERS.join(", "));
         refuse(notes, &format!("{path}.handlers"), text, remedy);
     }
+    check_proxy_proto(port, path, notes);
+}
+
+/// PX-84.
+fn check_proxy_proto(port: &Port, path: &str, notes: &Notes<'_>) {
+    let version = port.proxy_proto_options.as_ref().and_then(|options| options.get("version"));
+    let Some(version) = version.filter(|version| !["", "v1", "v2"].iter().any(|it| version == it))
+    else {
+        return;
+    };
+    let text = format!("unknown version {version} of the PROXY protocol");
+    let remedy = "write version = \"v2\" for the binary form, or \"v1\"";
+    refuse(notes, &format!("{path}.proxy_proto_options.version"), text, remedy);
 }
 
 fn check_port(port: Option<i64>, path: &str, notes: &Notes<'_>) {

@@ -65,6 +65,21 @@ fn a_port_out_of_range_is_an_error_at_its_place() {
 }
 
 #[test]
+fn another_version_of_the_proxy_protocol_is_refused_where_it_stands() {
+    let text = |version: &str| {
+        format!(
+            "[[services]]\ninternal_port = 1\n[[services.ports]]\nport = 9\nhandlers = \
+             [\"proxy_proto\"]\nproxy_proto_options = {{ version = \"{version}\" }}\n"
+        )
+    };
+    assert_eq!(problems(&text("v2")), Vec::<String>::new());
+    let found = problems(&text("v3"));
+    assert!(found[0].starts_with("6:") && found[0].contains("unknown version \"v3\""), "{found:?}");
+    let port = &machine(&text("v2"), "app")["services"][0]["ports"][0];
+    assert_eq!(port["proxy_proto_options"]["version"], "v2");
+}
+
+#[test]
 fn an_unknown_way_to_stop_names_the_known_ones() {
     let found = problems("[http_service]\ninternal_port = 1\nauto_stop_machines = \"on\"\n");
     assert!(found[0].contains("write auto_stop_machines = \"off\", \"stop\" or \"suspend\""));

@@ -191,8 +191,14 @@ fn unset(service: &wire::Service) -> bool {
 
 fn port_view(port: &wire::Port) -> Option<PortView> {
     let (start, end) = port.range()?;
-    let (handlers, h2_backend) = (port.handlers.clone(), port.h2_backend());
-    Some(PortView { start, end, handlers, force_https: port.force_https, h2_backend })
+    Some(PortView {
+        start,
+        end,
+        handlers: port.handlers.clone(),
+        force_https: port.force_https,
+        h2_backend: port.h2_backend(),
+        proxy_proto_v2: port.proxy_proto_v2(),
+    })
 }
 
 pub(super) fn millis(length: std::time::Duration) -> u64 {

@@ -484,6 +484,9 @@ pub struct PortView {
     /// The program speaks HTTP/2 by prior knowledge (PX-81).
     #[serde(default)]
     pub h2_backend: bool,
+    /// The PROXY protocol in its binary form, where `handlers` has it (PX-84).
+    #[serde(default)]
+    pub proxy_proto_v2: bool,
 }
 
 /// What happens to an idle Machine.

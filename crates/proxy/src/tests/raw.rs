@@ -3,8 +3,9 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::sleeper::napping;
 use super::world::*;
-use crate::control::{FromProxy, ToProxy};
+use crate::control::{AppView, FromProxy, ToProxy};
 
 #[test]
 fn each_side_can_end_its_direction_alone() {
@@ -52,6 +53,95 @@ fn a_port_with_handlers_that_are_not_there_resets_and_says_so_in_the_apps_log() 
         };
         assert_eq!(app, APP);
         assert!(text.starts_with("port 5432 is not served: its handlers"), "{text}");
+    });
+}
+
+fn with_header(mut view: AppView, v2: bool) -> AppView {
+    let port = &mut view.machines[0].services[1].ports[0];
+    (port.handlers, port.proxy_proto_v2) = (vec!["proxy_proto".to_owned()], v2);
+    view
+}
+
+/// Says what comes first, up to the end of a line, and then what it gets.
+async fn reads_a_line(mut stream: TcpStream) {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.expect("a header comes"));
+    }
+    stream.write_all(&line).await.expect("the proxy reads");
+    let (mut read, mut write) = stream.split();
+    let _gone = tokio::io::copy(&mut read, &mut write).await.is_err();
+}
+
+fn line_of(caller: &TcpStream) -> String {
+    let port = caller.local_addr().expect("it is connected").port();
+    format!("PROXY TCP6 {CALLER} {FLYCAST} {port} 5432\r\n")
+}
+
+#[test]
+fn a_program_learns_its_caller_by_the_proxy_protocol_before_the_first_byte() {
+    run(|mut world| async move {
+        let view = with_header(app("stopped", machine(reads_a_line).await), false);
+        world.publish(view.clone()).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        // What it says by itself is content, also if it looks the same.
+        caller.write_all(b"PROXY UNKNOWN\r\n").await.expect("the proxy reads");
+        caller.shutdown().await.expect("it is open");
+        world.start(view, 0).await;
+        let header = line_of(&caller);
+        assert_eq!(read_all(&mut caller).await, format!("{header}PROXY UNKNOWN\r\n"));
+    });
+}
+
+#[test]
+fn the_header_of_the_binary_form_is_ahead_of_the_content() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            let mut header = [0; 16 + 36];
+            stream.read_exact(&mut header).await.expect("a header comes");
+            stream.write_all(&header).await.expect("the proxy reads");
+        })
+        .await;
+        world.publish(with_header(app("started", port), true)).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        let mut header = [0; 16 + 36];
+        caller.read_exact(&mut header).await.expect("it is sent back");
+        let at = caller.local_addr().expect("it is connected").port();
+        assert_eq!(header[..16], *b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24");
+        assert_eq!(header[48..], [at.to_be_bytes(), 5432_u16.to_be_bytes()].concat());
+    });
+}
+
+#[test]
+fn the_header_comes_once_and_is_no_word_of_the_callers() {
+    run(|mut world| async move {
+        let mut view = with_header(napping(machine(reads_a_line).await), false);
+        world.publish(view.clone()).await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        let mut line = vec![0; line_of(&caller).len()];
+        caller.read_exact(&mut line).await.expect("it is sent back");
+        assert_eq!(line, line_of(&caller).into_bytes());
+        world.suspend(&mut view).await;
+        caller.write_all(b"next").await.expect("the proxy reads");
+        world.thaw(&mut view).await;
+        let mut next = [0; 4];
+        caller.read_exact(&mut next).await.expect("it is sent back");
+        assert_eq!(&next, b"next");
+    });
+}
+
+#[test]
+fn a_header_that_nobody_answers_is_no_use_and_owes_nothing() {
+    run(|mut world| async move {
+        let port = machine(|silent| async move {
+            std::future::pending::<()>().await;
+            drop(silent);
+        })
+        .await;
+        let mut view = with_header(napping(port), false);
+        world.publish(view.clone()).await;
+        let _caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        world.suspend(&mut view).await;
     });
 }
 

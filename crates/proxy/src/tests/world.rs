@@ -214,6 +214,7 @@ fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
             handlers,
             force_https: false,
             h2_backend: false,
+            proxy_proto_v2: false,
         }],
         autostop: Autostop::Stop,
         autostart: true,

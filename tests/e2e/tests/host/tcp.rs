@@ -5,9 +5,12 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use perch_testkit::holds_for;
+use perch_testkit::{Entry, Image, holds_for};
 
-use crate::stage::{SNIPPET, SOON, on_host, private_app, private_app_of, shell_image, wait_asleep};
+use crate::real_http::Caller;
+use crate::stage::{
+    SNIPPET, SOON, on_host, one_machine_of, private_app, private_app_of, shell_image, wait_asleep,
+};
 
 const SERVICE: &str = "\
 [[services]]
@@ -45,6 +48,61 @@ fn a_tcp_connection_wakes_is_carried_both_ways_and_keeps_awake() {
         stream.read_to_string(&mut rest)?;
         ensure!(rest == "bye", "half-close lost the rest: {rest:?}");
         wait_asleep(host, "db")
+    });
+}
+
+/// Wants the PROXY protocol, and tells each caller who it is and what it has asked for.
+const HAPROXY: &str = "\
+global
+  maxconn 100
+defaults
+  mode http
+  timeout client 60s
+  timeout connect 5s
+  timeout server 5s
+frontend all
+  bind 0.0.0.0:8080 accept-proxy
+  http-request return status 200 content-type text/plain lf-string \"%[src] %[dst]:%[dst_port]\"
+";
+
+const PROXY_PROTOCOL: &str = "\
+[[services]]
+  protocol = 'tcp'
+  internal_port = 8080
+  auto_stop_machines = 'suspend'
+  auto_start_machines = true
+  min_machines_running = 0
+  [[services.ports]]
+    port = 8001
+    handlers = ['proxy_proto']
+  [[services.ports]]
+    port = 8002
+    handlers = ['proxy_proto']
+    proxy_proto_options = { version = 'v2' }
+";
+
+#[test]
+fn haproxy_learns_its_callers_by_both_forms_of_the_proxy_protocol_over_sleeps() {
+    on_host(|host| {
+        let config = Entry::File(HAPROXY.as_bytes().to_vec(), 0o644);
+        let image = Image::program("haproxy", "haproxy")?.entry("haproxy.cfg", &config);
+        let image = image.entrypoint(&["/haproxy", "-db", "-f", "/haproxy.cfg"]);
+        let image = image.write(&host.dir().join("haproxy-image"))?;
+        let address = one_machine_of(host, "who", &image, PROXY_PROTOCOL)?;
+        let ip: IpAddr = address.parse()?;
+        let connect = |port| host.inside(|| Caller::connect(SocketAddr::new(ip, port)));
+        host.wait_all("who", "suspended", SOON)?;
+        let (mut text, mut binary) = (connect(8001)?, connect(8002)?);
+        for round in 0..2 {
+            for (caller, port) in [(&mut text, 8001), (&mut binary, 8002)] {
+                let said = caller.get("/")?;
+                let (caller, asked) = said.split_once(' ').unwrap_or_default();
+                ensure!(caller.starts_with("fdaa:") && caller != address, "round {round}: {said}");
+                ensure!(asked == format!("{address}:{port}"), "round {round}: {said}");
+            }
+            host.wait_all("who", "suspended", SOON)?;
+        }
+        Ok(())
     });
 }
 

@@ -36,6 +36,7 @@ impl Speech {
             [] => Some(Self::Raw),
             _ if !is_tcp(service) => None,
             [only] if only == "http" => Some(Self::Http),
+            [only] if only == "proxy_proto" => Some(Self::Raw),
             _ => None,
         }
     }
@@ -94,6 +95,12 @@ fn sentence(service: &Service, port: &Port) -> String {
             "{number} not served: UDP has no handlers (PX-89); remove {handlers} to have it served"
         );
     }
+    if ["http", "proxy_proto"].iter().all(|it| port.handlers.iter().any(|handler| handler == it)) {
+        return format!(
+            "{number} not served: behind http a program learns its callers by X-Forwarded-For, not by \
+             proxy_proto; remove one of the two"
+        );
+    }
     let handlers = match port.handlers.len() {
         1 => format!("handler {handlers} is"),
         _ => format!("handlers {handlers} are"),
@@ -123,5 +130,18 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_proxy_protocol_is_served_alone_and_not_behind_http() {
+        let port = |handlers: &[&str]| {
+            let handlers = handlers.iter().map(|it| (*it).to_owned()).collect();
+            Port { port: Some(80), handlers, ..Port::default() }
+        };
+        let service = Service::default();
+        assert_eq!(Speech::of(&service, &port(&["proxy_proto"])), Some(Speech::Raw));
+        let both = port(&["http", "proxy_proto"]);
+        assert_eq!(Speech::of(&service, &both), None);
+        assert!(sentence(&service, &both).contains("remove one of the two"));
     }
 }
