@@ -16,6 +16,7 @@ mod duration;
 mod error;
 mod exec;
 mod file;
+mod http_options;
 mod image;
 mod log;
 mod machine;
@@ -48,6 +49,7 @@ pub use error::{ApiError, Done};
 pub(crate) use error::{ErrorBody, RegistryErrors};
 pub use exec::{ConsoleInput, ExecAnswer, ExecInput};
 pub use file::{FileContent, GuestFile};
+pub use http_options::{BadHttpOption, HttpOptions};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{

@@ -212,6 +212,7 @@ fn service() -> ServiceView {
             force_https: false,
             h2_backend: false,
             proxy_proto_v2: false,
+            http: None,
         }],
         autostop: Autostop::Stop,
         autostart: true,

@@ -129,6 +129,7 @@ fn app(state: &str, internal_port: u16) -> AppView {
         force_https: false,
         h2_backend: false,
         proxy_proto_v2: false,
+        http: None,
     }];
     let service = ServiceView {
         protocol: "tcp".to_owned(),

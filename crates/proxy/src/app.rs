@@ -38,6 +38,7 @@ use crate::clock;
 use crate::control::{Cause, FromProxy, PortView};
 use crate::convert;
 use crate::freezer::Freezer;
+use crate::http::treatment::Treatment;
 use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
 use crate::upstream::Upstreams;
@@ -55,7 +56,7 @@ const FULL_TIMEOUT: Duration = Duration::from_secs(30);
 const NOTES_PER_SECOND: u32 = 100;
 
 /// How a published port is served; the same for all Machines of the app that publish it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PortFacts {
     pub(crate) start: PublishedPort,
     pub(crate) end: PublishedPort,
@@ -66,6 +67,15 @@ pub(crate) struct PortFacts {
     pub(crate) h2_backend: bool,
     /// Each connection to the program begins with the PROXY protocol.
     pub(crate) header: Option<ProxyHeader>,
+    /// What is done to answers.
+    pub(crate) treatment: Option<Rc<Treatment>>,
+}
+
+impl PortFacts {
+    /// How long silence may last in a request.
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.treatment.as_ref().and_then(|treatment| treatment.idle)
+    }
 }
 
 /// What the bytes of a port are.
@@ -294,7 +304,7 @@ impl App {
 
     /// How a port is served, if it is published.
     pub(crate) fn port(&self, port: PublishedPort) -> Option<PortFacts> {
-        self.ports.borrow().iter().find(|p| (p.start..=p.end).contains(&port)).copied()
+        self.ports.borrow().iter().find(|p| (p.start..=p.end).contains(&port)).cloned()
     }
 
     /// Whether this Machine publishes the port.

@@ -22,6 +22,7 @@ use crate::control::{
 };
 use crate::ending::Ending;
 use crate::freezer::Freezer;
+use crate::http::treatment::Treatment;
 use crate::interning::Interner;
 use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
@@ -560,6 +561,7 @@ fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
         reuse,
         h2_backend: port.h2_backend,
         header: proxy_header(port),
+        treatment: port.http.as_ref().map(Treatment::of),
     })
 }
 

@@ -23,5 +23,6 @@ mod replay;
 pub(crate) mod reply;
 pub(crate) mod response;
 pub(crate) mod silent;
+pub(crate) mod treatment;
 mod upgrade;
 mod watch;

@@ -24,10 +24,11 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::app::{NoPlace, Place};
+use crate::app::{NoPlace, Place, PortFacts};
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some_of};
 use crate::clock::Ticker;
 use crate::directory::Destination;
+use crate::idleness::Idleness;
 use crate::moderation;
 use crate::tcp::unless_reset;
 
@@ -46,21 +47,28 @@ pub(crate) struct Line<'a> {
     /// The caller has sent another request behind this one.
     ahead: Cell<bool>,
     changed: Notify,
+    idle: Idleness,
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn new(place: &'a Place, to: &'a Destination, start_timeout: Duration) -> Self {
+    pub(crate) fn new(place: &'a Place, to: &'a Destination, facts: &PortFacts) -> Self {
         Self {
             place,
             to,
             naps: place.naps(),
-            start_timeout,
+            start_timeout: facts.start_timeout,
             quiet: Cell::new(Quiet::begun(moderation::turn())),
             stuck: Cell::new(false),
             uploads: Cell::new(false),
             ahead: Cell::new(false),
             changed: Notify::new(),
+            idle: Idleness::new(facts.idle()),
         }
+    }
+
+    /// What may be said too seldom on it.
+    pub(crate) fn idle(&self) -> &Idleness {
+        &self.idle
     }
 
     pub(crate) fn place(&self) -> &'a Place {
@@ -94,11 +102,13 @@ impl<'a> Line<'a> {
     }
 
     pub(crate) fn note_asked(&self) {
+        self.idle.note();
         self.note(Quiet::note_asked);
     }
 
     /// The Machine has said something: it is awake, or was when it said that.
     pub(crate) fn note_answered(&self) {
+        self.idle.note();
         self.note(Quiet::note_answered);
         if self.place.is_parked() {
             self.unpark(self.origin());
@@ -115,6 +125,7 @@ impl<'a> Line<'a> {
     }
 
     fn hear(&self, side: Side, bytes: usize) {
+        self.idle.note();
         let mut quiet = self.quiet.get();
         let said = quiet.hear(side, bytes, moderation::turn());
         self.quiet.set(quiet);

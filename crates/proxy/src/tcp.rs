@@ -52,7 +52,7 @@ pub(crate) async fn serve(caller: TcpStream, to: Destination, app: Rc<App>, fact
     {
         return;
     }
-    let line = Line::new(&place, &to, facts.start_timeout);
+    let line = Line::new(&place, &to, &facts);
     if relay(&mut caller.tcp, &mut machine.tcp, &line, Said::default()).await.is_ok() {
         caller.midway = false;
         machine.midway = false;

@@ -21,6 +21,7 @@ mod replay;
 mod resting;
 mod routing;
 mod sleeper;
+mod treatment;
 mod udp;
 mod upgrade;
 mod world;

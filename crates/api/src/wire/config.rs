@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::http_options::{BadHttpOption, HttpOptions};
 use super::{
     GoDuration, GuestFile, Schedule, Signal, file, null_default, object, schedule, schema,
     unless_empty,
@@ -395,7 +396,7 @@ pub struct Port {
     #[serde(deserialize_with = "null_default")]
     #[schemars(transform = schema::nullable)]
     pub force_https: bool,
-    /// Of the `http` handler, as received; `h2_backend` is obeyed.
+    /// Of the `http` handler, as received; [`HttpOptions`] says what of them is obeyed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_options: Option<Value>,
     /// Of the `proxy_proto` handler, as received; `version` is obeyed.
@@ -413,10 +414,9 @@ impl Port {
         }
     }
 
-    /// Whether the program is spoken to in HTTP/2 (PX-81).
-    pub fn h2_backend(&self) -> bool {
-        let options = self.http_options.as_ref();
-        options.and_then(|options| options.get("h2_backend")?.as_bool()).unwrap_or(false)
+    /// What the `http` handler is asked for, and what of that cannot be done.
+    pub fn http(&self) -> (HttpOptions, Vec<BadHttpOption>) {
+        self.http_options.as_ref().map_or_else(Default::default, HttpOptions::read)
     }
 
     /// Whether the PROXY protocol is spoken in its binary form (PX-84).

@@ -6,6 +6,8 @@ use super::check::one_of;
 use super::config::{Check, Config, Port, Service};
 use super::problem::Level;
 use super::section::Notes;
+use perch_api::wire::{BadHttpOption, HttpOptions};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 const HANDLERS: [&str; 4] = ["http", "tls", "pg_tls", "proxy_proto"];
@@ -45,6 +47,7 @@ fn check_service(service: &Service, path: &str, notes: &Notes<'_>) {
         let text = "is missing, so nothing answers";
         notes.add(Level::Hint, &format!("{path}.internal_port"), text, remedy);
     }
+    check_http_options(service.http_options.as_ref(), path, notes);
     for (index, port) in service.ports.iter().enumerate() {
         check_external_port(port, &format!("{path}.ports[{index}]"), notes);
     }
@@ -91,6 +94,15 @@ fn check_external_port(port: &Port, path: &str, notes: &Notes<'_>) {
         refuse(notes, &format!("{path}.handlers"), text, remedy);
     }
     check_proxy_proto(port, path, notes);
+    check_http_options(port.http_options.as_ref(), path, notes);
+}
+
+/// PX-21.
+fn check_http_options(options: Option<&Value>, path: &str, notes: &Notes<'_>) {
+    let Some(options) = options else { return };
+    for BadHttpOption { key, text, remedy } in HttpOptions::read(options).1 {
+        refuse(notes, &format!("{path}.http_options.{key}"), text, remedy);
+    }
 }
 
 /// PX-84.

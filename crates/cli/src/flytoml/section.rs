@@ -353,6 +353,10 @@ impl<'n, 'a> Section<'n, 'a> {
     /// A table whose content is free; absent or empty is none.
     pub(crate) fn free_table(&mut self, key: &str) -> Option<Value> {
         let section = self.section(key)?;
+        for entry in &section.map.0 {
+            let span = entry.key_span.clone().or(entry.value.span.clone());
+            self.notes.remember(&section.path(&entry.key), span);
+        }
         (!section.map.0.is_empty()).then(|| as_json(&Node::Table(section.map)))
     }
 

@@ -80,6 +80,22 @@ fn another_version_of_the_proxy_protocol_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_field_of_answers_that_is_not_the_apps_to_change_is_refused_where_it_stands() {
+    let found = problems(
+        "[http_service]\ninternal_port = 1\n[http_service.http_options.response.headers]\n\
+         X-Frame-Options = \"DENY\"\nServer = false\nContent-Length = \"1\"\nX-List = [\"a\", true]\n",
+    );
+    let starts: Vec<_> = found.iter().filter_map(|it| it.split_once(": ")).collect();
+    let key = |name: &str| format!("http_service.http_options.response.headers.{name}: ");
+    assert_eq!(starts.len(), 3, "{found:?}");
+    for ((place, text), (line, name)) in
+        starts.iter().zip([("5:", "Server"), ("6:", "Content-Length"), ("7:", "X-List")])
+    {
+        assert!(place.starts_with(line) && text.starts_with(&key(name)), "{found:?}");
+    }
+}
+
+#[test]
 fn an_unknown_way_to_stop_names_the_known_ones() {
     let found = problems("[http_service]\ninternal_port = 1\nauto_stop_machines = \"on\"\n");
     assert!(found[0].contains("write auto_stop_machines = \"off\", \"stop\" or \"suspend\""));

@@ -44,7 +44,7 @@ fn ports_with_handlers_that_nobody_serves_are_named_and_left_out_of_the_ending()
                 connections there are reset\n";
     assert!(run.out.contains(note), "{}", run.out);
     assert!(run.out.contains("under http://web.flycast:8000\n"), "{}", run.out);
-    for handler in ["'pg_tls'", "'proxy_proto'", "'tls'"] {
+    for handler in ["'pg_tls'", "'tls'"] {
         let run = deployed(&service(&[(80, handler)]));
         let word = handler.trim_matches('\'');
         let note = format!("NOTE: port 80 is not served: handler {word} is not there yet;");

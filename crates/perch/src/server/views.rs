@@ -6,8 +6,8 @@ use std::time::Duration;
 use perch_api::wire;
 use perch_core::service;
 use perch_proxy::control::{
-    AddressKind, AddressView, AppView, Autostop, Cause, MachineView, NetworkView, PortView,
-    ServiceView, Settings, Source, Thaw, Unit,
+    AddressKind, AddressView, AppView, Autostop, Cause, HttpView, MachineView, NetworkView,
+    PortView, ServiceView, Settings, Source, Thaw, Unit,
 };
 
 use super::checks;
@@ -191,13 +191,19 @@ fn unset(service: &wire::Service) -> bool {
 
 fn port_view(port: &wire::Port) -> Option<PortView> {
     let (start, end) = port.range()?;
+    let (http, _bad) = port.http();
+    let treated = http.idle_timeout.is_some() || !http.response_headers.is_empty();
     Some(PortView {
         start,
         end,
         handlers: port.handlers.clone(),
         force_https: port.force_https,
-        h2_backend: port.h2_backend(),
+        h2_backend: http.h2_backend,
         proxy_proto_v2: port.proxy_proto_v2(),
+        http: treated.then_some(HttpView {
+            idle_timeout_ms: http.idle_timeout.map(|seconds| u64::from(seconds) * 1000),
+            response_headers: http.response_headers,
+        }),
     })
 }
 

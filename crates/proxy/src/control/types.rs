@@ -487,6 +487,20 @@ pub struct PortView {
     /// The PROXY protocol in its binary form, where `handlers` has it (PX-84).
     #[serde(default)]
     pub proxy_proto_v2: bool,
+    /// What is done to answers; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpView>,
+}
+
+/// What `http_options` ask to be done to answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpView {
+    /// Silence for so many milliseconds ends a request or an upgraded connection (PX-88).
+    #[serde(default)]
+    pub idle_timeout_ms: Option<u64>,
+    /// Fields by name: none of this name is passed on, these values are set (PX-21).
+    #[serde(default)]
+    pub response_headers: Vec<(String, Vec<String>)>,
 }
 
 /// What happens to an idle Machine.

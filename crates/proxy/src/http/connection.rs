@@ -410,7 +410,7 @@ impl Connection {
             place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
-            let line = (&place, hop.facts.start_timeout);
+            let line = (&place, &hop.facts);
             let exchange = self.exchange(stream, scratch, incoming, line, &mut machine);
             match Box::pin(exchange).await {
                 Ok(Done::Answered { caller_after, machine_after }) => {
@@ -462,11 +462,11 @@ impl Connection {
         sides: (&'a mut TcpStream, TcpStream),
         scratch: Scratch,
         place: &'a Place,
-        facts: &PortFacts,
+        facts: &'a PortFacts,
     ) -> Pin<Box<impl Future<Output = Failure> + use<'a>>> {
         let by_caller = std::mem::take(&mut self.pending);
         let said = Said { by_caller, by_machine: scratch.answer };
-        let line = (place, &self.to, facts.start_timeout);
+        let line = (place, &self.to, facts);
         Box::pin(async move {
             let served = upgrade::serve(sides, line, said).await;
             if served.is_ok() { Failure::Over } else { Failure::Cut }
@@ -521,16 +521,17 @@ impl Connection {
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
-        (place, start_timeout): (&Place, Duration),
+        (place, facts): (&Place, &PortFacts),
         machine: &mut Upstream,
     ) -> Result<Done, (Broken, bool)> {
-        let line = Line::new(place, &self.to, start_timeout);
+        let line = Line::new(place, &self.to, facts);
         let wake = place.wake_header();
         let signature = Signature {
             fixed: self.directory.signature(),
             request_id: incoming.id.as_str(),
             wake: wake.as_deref(),
             ending: &self.directory.ending,
+            treatment: facts.treatment.as_deref(),
         };
         let message = (scratch.request.as_slice(), to_come(&mut incoming.sending));
         let spaces = (&mut scratch.answer, &mut self.pending);
@@ -573,6 +574,7 @@ impl Connection {
             request_id: id.as_str(),
             wake: None,
             ending: &self.directory.ending,
+            treatment: None,
         };
         let mut out = Vec::new();
         reply.write(version, method, after, signature, &mut out);
@@ -652,6 +654,7 @@ impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
             Broken::NoAnswer | Broken::Malformed => Self::Reply(502, broken.to_string()),
+            Broken::Silent => Self::Reply(504, broken.to_string()),
             Broken::BadBody => Self::Reply(400, broken.to_string()),
             Broken::Cut => Self::Cut,
         }
@@ -786,9 +789,11 @@ fn put_back(
     place: &Place,
     (incoming, facts): (&Incoming, &PortFacts),
 ) {
+    // Kept ones are closed after 4 s.
+    let may_keep = facts.idle().is_none_or(|limit| Duration::from_secs(4) <= limit);
     match (facts.reuse, after) {
         // A Machine that sleeps is left with no idle connection.
-        (Reuse::Pooled, After::Keep) if !place.is_parked() => {
+        (Reuse::Pooled, After::Keep) if may_keep && !place.is_parked() => {
             Upstreams::keep(place.app(), place, stream);
         }
         (Reuse::Pooled, After::Close) if incoming.request.method != Method::Head => {}

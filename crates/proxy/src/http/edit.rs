@@ -5,7 +5,7 @@
 use super::head::write_field;
 
 /// What to change. Names are compared without case; what is put in replaces fields of its name.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Edit {
     /// Path and query.
     pub(super) path: Option<String>,

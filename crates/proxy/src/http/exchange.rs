@@ -71,6 +71,9 @@ pub(crate) enum Broken {
     /// The request's body is malformed, and nothing was answered yet.
     #[error("malformed request body")]
     BadBody,
+    /// Neither side said anything for `idle_timeout`, and nothing was answered yet.
+    #[error("nothing was said for longer than idle_timeout allows")]
+    Silent,
     /// The caller has gone, or the answer broke in the middle: nothing more can be said to anybody.
     #[error("the exchange was cut")]
     Cut,
@@ -102,10 +105,15 @@ pub(crate) async fn exchange(
     let caller = Noted { stream: caller_write, written: &written };
     let terms = Terms { request, message, signature, line };
     let download = pin!(download(caller, machine_read, terms, answer, &last));
-    if let Some(sending) = sending {
-        return Box::pin(both_ways(watch, download, machine_write, sending, &written)).await;
-    }
-    watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
+    let work = async {
+        if let Some(sending) = sending {
+            return Box::pin(both_ways(watch, download, machine_write, sending, (&written, line)))
+                .await;
+        }
+        watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
+    };
+    let broken = || if written.get() == 0 { Broken::Silent } else { Broken::Cut };
+    line.idle().unless_silent(work).await.unwrap_or_else(|| Err(broken()))
 }
 
 /// Waits for the answer and passes it on.
@@ -310,10 +318,10 @@ async fn both_ways(
     mut download: Pin<&mut impl Future<Output = Result<Done, Broken>>>,
     mut machine: impl AsyncWrite + Unpin,
     sending: &mut Sending,
-    written: &Cell<u64>,
+    (written, line): (&Cell<u64>, &Line<'_>),
 ) -> Result<Done, Broken> {
     let uploaded = {
-        let mut upload = pin!(upload(watch.caller(), &mut machine, sending));
+        let mut upload = pin!(upload(watch.caller(), &mut machine, sending, line));
         let mut reset = pin!(watch.reset());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
@@ -354,12 +362,14 @@ async fn upload(
     caller: &TcpStream,
     machine: &mut (impl AsyncWrite + Unpin),
     sending: &mut Sending,
+    line: &Line<'_>,
 ) -> Upload {
     loop {
         let input = match read_some_of(caller, BUFFER_BYTES).await {
             Ok(input) if !input.is_empty() => input,
             Ok(_) | Err(_) => return Upload::CallerGone,
         };
+        line.idle().note();
         let Ok(piece) = sending.body.step(input.filled(), |_| {}) else { return Upload::BadBody };
         let (content, next) = input.filled().split_at(piece.consumed);
         // Before the write: an answer may come in the middle of it, and then this one goes no further.

@@ -7,6 +7,7 @@ use super::head::{
     After, HEAD_BYTES_MAX, HEADERS_MAX, Method, Request, Version, has_token, parse_length,
     write_field,
 };
+use super::treatment::Treatment;
 use super::{replay, upgrade};
 use crate::ending::Ending;
 
@@ -29,6 +30,8 @@ pub(crate) struct Signature<'a> {
     pub(crate) wake: Option<&'a str>,
     /// Whether it must be the connection's last.
     pub(crate) ending: &'a Ending,
+    /// What the port's options change.
+    pub(crate) treatment: Option<&'a Treatment>,
 }
 
 /// A response as the exchange needs to know it; its head is written already.
@@ -126,6 +129,9 @@ pub(crate) fn rewrite(
     } else {
         write_signature(signature, out);
         write_connection(request, &response, out);
+        if let Some(treatment) = signature.treatment {
+            treatment.edit_lines(out);
+        }
     }
     Ok(Some(response))
 }
@@ -325,6 +331,7 @@ mod tests {
         request_id: "01ARZ-lcl",
         wake: None,
         ending: &ENDING,
+        treatment: None,
     };
 
     fn request() -> Request {

@@ -8,13 +8,12 @@
 //! Everything here is rare, and off the way of other requests.
 
 use std::io;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use super::body::is_token_byte;
 use super::head::write_field;
-use crate::app::Place;
+use crate::app::{Place, PortFacts};
 use crate::directory::Destination;
 use crate::line::Line;
 use crate::tcp::{Said, Stream, relay};
@@ -63,12 +62,14 @@ fn written(head: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Serves the connection from the 101 on, until both sides have ended it.
 pub(super) async fn serve(
     (caller, machine): (&mut TcpStream, TcpStream),
-    (place, to, start_timeout): (&Place, &Destination, Duration),
+    (place, to, facts): (&Place, &Destination, &PortFacts),
     said: Said,
 ) -> io::Result<()> {
     let mut machine = Stream::midway(machine);
-    let line = Line::new(place, to, start_timeout);
-    let done = relay(caller, &mut machine.tcp, &line, said).await;
+    let line = Line::new(place, to, facts);
+    let relayed = line.idle().unless_silent(relay(caller, &mut machine.tcp, &line, said));
+    // Who was silent for too long has nothing on its way that a reset would have to tell.
+    let done = relayed.await.unwrap_or(Ok(()));
     machine.midway = done.is_err();
     done
 }

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use crate::http::head::{HEADERS_MAX, Request, has_token};
 use crate::http::reply::Reply;
 use crate::http::response::{self, BadResponse, Field, Fields, Parsed};
+use crate::http::treatment::Treatment;
 
 /// What we add to each answer.
 #[derive(Clone, Copy)]
@@ -13,10 +14,15 @@ pub(super) struct Signature<'a> {
     pub(super) fixed: &'a HeaderMap,
     pub(super) request_id: &'a str,
     pub(super) wake: Option<&'a str>,
+    /// What the port's options change.
+    pub(super) treatment: Option<&'a Treatment>,
 }
 
 impl Signature<'_> {
     pub(super) fn write(&self, headers: &mut HeaderMap) {
+        if let Some(treatment) = self.treatment {
+            treatment.edit_fields(headers);
+        }
         for (name, value) in self.fixed {
             headers.append(name, value.clone());
         }

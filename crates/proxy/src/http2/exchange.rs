@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,7 +17,7 @@ use crate::app::Place;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some};
 use crate::http::body::{Framing, Progress};
 use crate::http::head::{After, HEAD_BYTES_MAX};
-use crate::http::response;
+use crate::idleness::Idleness;
 
 /// Bytes of a Machine's trailers; more than that the framing refuses.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
@@ -37,6 +37,9 @@ pub(super) enum Broken {
     /// The Machine says that it has not looked at the request: another try is no second one.
     #[error("PU02 the Machine refused the request unseen")]
     Unseen,
+    /// Neither side said anything for `idle_timeout`.
+    #[error("nothing was said for longer than idle_timeout allows")]
+    Silent,
     /// The Machine was to speak HTTP/2, and does not.
     #[error("PU01 the Machine does not speak HTTP/2, as h2_backend says it does")]
     NoHttp2,
@@ -51,6 +54,7 @@ pub(super) struct Terms<'a> {
     pub(super) head: &'a Head,
     pub(super) signature: Signature<'a>,
     pub(super) place: &'a Place,
+    pub(super) idle: &'a Idleness,
 }
 
 /// The parts of a request's body as the Machine gets them, by the framing that its head names.
@@ -96,7 +100,7 @@ pub(super) async fn exchange(
     let (read, write) = machine.split();
     let mut download = pin!(download(respond, read, terms));
     let Some(body) = rest else { return download.await };
-    let mut upload = pin!(upload(body, write, terms.head.request.framing));
+    let mut upload = pin!(upload(body, write, terms));
     let mut uploaded = None;
     let answered = std::future::poll_fn(|cx| {
         if uploaded.is_none()
@@ -122,7 +126,8 @@ enum Upload {
     MachineGone,
 }
 
-async fn upload(body: &mut Body, mut machine: impl AsyncWrite + Unpin, framing: Framing) -> Upload {
+async fn upload(body: &mut Body, mut machine: impl AsyncWrite + Unpin, terms: Terms<'_>) -> Upload {
+    let framing = terms.head.request.framing;
     // `h2` has compared the length with the content; a Machine must not depend on that.
     let mut left = match framing {
         Framing::Length(length) => length,
@@ -149,6 +154,7 @@ async fn upload(body: &mut Body, mut machine: impl AsyncWrite + Unpin, framing: 
             }
             Piece::Broken => return Upload::CallerGone,
         };
+        terms.idle.note();
         if write_all(body, &mut machine, &out).await.is_err() {
             return Upload::MachineGone;
         }
@@ -206,7 +212,7 @@ async fn download(
     };
     input.consume(facts.head_len);
     terms.place.note_answered();
-    pass(respond, machine, facts, response, input).await
+    pass(respond, machine, (facts, response), input, terms.idle).await
 }
 
 /// Reads, unless the caller resets the stream.
@@ -245,9 +251,9 @@ async fn read_more(
 async fn pass(
     respond: &mut SendResponse<Bytes>,
     machine: impl AsyncRead + Unpin,
-    facts: response::Response,
-    response: Response<()>,
+    (facts, response): answer::Head,
     input: Buffer,
+    idle: &Idleness,
 ) -> Result<After, Broken> {
     let body = Progress::new(facts.framing);
     let ended = body.is_done();
@@ -255,7 +261,7 @@ async fn pass(
     if ended {
         return Ok(if input.is_empty() { facts.machine_after } else { After::Close });
     }
-    let passed = pass_body(&mut stream, machine, body, input).await;
+    let passed = pass_body(&mut stream, machine, body, input, idle).await;
     if passed.is_err() {
         stream.send_reset(Reason::INTERNAL_ERROR);
     }
@@ -268,9 +274,11 @@ async fn pass_body(
     mut machine: impl AsyncRead + Unpin,
     mut body: Progress,
     mut input: Buffer,
+    idle: &Idleness,
 ) -> Result<bool, Broken> {
     let mut trailing = Vec::new();
     loop {
+        idle.note();
         let bytes = input.filled();
         let mut content = BytesMut::new();
         let piece = body.step_to_trailers(

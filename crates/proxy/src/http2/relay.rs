@@ -14,6 +14,7 @@ use super::answer::{self, Signature};
 use super::body::{Body, Piece};
 use super::exchange::{Broken, Terms, send};
 use crate::http::response::Field;
+use crate::idleness::Idleness;
 
 /// A body that was there whole, and may be sent again.
 #[derive(Debug, Clone, Default)]
@@ -48,7 +49,7 @@ pub(super) async fn relay(
         match body {
             Sent::Whole(_) if empty => Upload::Over,
             Sent::Whole(whole) => upload_whole(&mut stream, whole).await,
-            Sent::Rest(body) => upload(&mut stream, body).await,
+            Sent::Rest(body) => upload(&mut stream, body, terms.idle).await,
         }
     });
     let mut download = pin!(download(respond, answer, terms));
@@ -94,10 +95,11 @@ async fn upload_whole(stream: &mut SendStream<Bytes>, whole: &Whole) -> Upload {
     Upload::Over
 }
 
-async fn upload(stream: &mut SendStream<Bytes>, body: &mut Body) -> Upload {
+async fn upload(stream: &mut SendStream<Bytes>, body: &mut Body, idle: &Idleness) -> Upload {
     loop {
         match std::future::poll_fn(|cx| body.poll_next(cx)).await {
             Piece::Content(piece) => {
+                idle.note();
                 let count = piece.len();
                 let mut sending = pin!(send(stream, Bytes::from(piece), false));
                 let sent = std::future::poll_fn(|cx| {
@@ -162,7 +164,7 @@ async fn download(
     if ended {
         return Ok(());
     }
-    match pass(&mut stream, &mut body).await {
+    match pass(&mut stream, &mut body, terms.idle).await {
         Ok(()) => Ok(()),
         Err(reason) => {
             stream.send_reset(reason);
@@ -189,12 +191,17 @@ pub(super) fn fields(from: &HeaderMap, status: u16, signature: Signature<'_>) ->
 }
 
 /// Passes the body on; otherwise says by what the caller's stream is to be reset.
-async fn pass(stream: &mut SendStream<Bytes>, body: &mut RecvStream) -> Result<(), Reason> {
+async fn pass(
+    stream: &mut SendStream<Bytes>,
+    body: &mut RecvStream,
+    idle: &Idleness,
+) -> Result<(), Reason> {
     loop {
         let data =
             std::future::poll_fn(|cx| poll_unless_reset(cx, stream, |cx| body.poll_data(cx)));
         match data.await? {
             Some(Ok(data)) => {
+                idle.note();
                 let (count, last) = (data.len(), body.is_end_stream());
                 send(stream, data, last).await.map_err(|_| Reason::CANCEL)?;
                 if last {

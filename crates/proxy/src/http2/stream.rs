@@ -26,6 +26,7 @@ use crate::http::connection::{
 use crate::http::head::{After, Method};
 use crate::http::reply::Reply;
 use crate::http::silent::{self, Silent};
+use crate::idleness::Idleness;
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
 use crate::{moderation, tcp};
 
@@ -76,6 +77,7 @@ impl From<Broken> for Failure {
             Broken::NoAnswer | Broken::Malformed | Broken::Unseen | Broken::NoHttp2 => {
                 Self::Reply(502, broken.to_string())
             }
+            Broken::Silent => Self::Reply(504, broken.to_string()),
             Broken::Cut => Self::Over,
         }
     }
@@ -137,7 +139,8 @@ impl Call {
             else {
                 continue;
             };
-            let exchange = self.exchange(&head, &place, &mut machine.stream, &message, whole);
+            let machine_side = (&place, &mut machine.stream);
+            let exchange = self.exchange(&head, machine_side, facts, &message, whole);
             match Box::pin(exchange).await {
                 Ok(after) => {
                     finish(app, &place, machine.stream, (facts.reuse, after), head.request.method);
@@ -176,13 +179,15 @@ impl Call {
             let Some((backend, used)) = self.backend(app, &place, &mut tries).await? else {
                 continue;
             };
-            let broken = match Box::pin(self.relay(&head, &place, &backend, request, &whole)).await
-            {
-                Ok(()) => return Ok(()),
-                Err(broken) => broken,
-            };
+            let broken =
+                match Box::pin(self.relay(&head, (&place, facts), &backend, request, &whole)).await
+                {
+                    Ok(()) => return Ok(()),
+                    Err(broken) => broken,
+                };
             let repeatable = match broken {
                 Broken::Cut => return Err(Failure::Over),
+                Broken::Silent => false,
                 Broken::Unseen => whole.is_some(),
                 Broken::NoAnswer | Broken::Malformed | Broken::NoHttp2 => {
                     whole.is_some() && head.request.method != Method::Other
@@ -224,7 +229,7 @@ impl Call {
     async fn relay(
         &mut self,
         head: &Head,
-        place: &Place,
+        (place, facts): (&Place, &PortFacts),
         backend: &Backend,
         request: Request<()>,
         whole: &Option<Whole>,
@@ -232,10 +237,13 @@ impl Call {
         place.note_connected();
         let wake = place.wake_header();
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
-        let signature = Signature { fixed, request_id, wake: wake.as_deref() };
-        let terms = Terms { head, signature, place };
+        let treatment = facts.treatment.as_deref();
+        let signature = Signature { fixed, request_id, wake: wake.as_deref(), treatment };
+        let idle = Idleness::new(facts.idle());
+        let terms = Terms { head, signature, place, idle: &idle };
         let body = whole.as_ref().map_or(Sent::Rest(&mut self.body), Sent::Whole);
-        relay(&mut self.respond, backend.requests(), terms, request, body).await
+        let done = relay(&mut self.respond, backend.requests(), terms, request, body);
+        idle.unless_silent(done).await.unwrap_or(Err(Broken::Silent))
     }
 
     /// All of the body, which has come.
@@ -327,23 +335,27 @@ impl Call {
     async fn exchange(
         &mut self,
         head: &Head,
-        place: &Place,
-        machine: &mut TcpStream,
+        (place, machine): (&Place, &mut TcpStream),
+        facts: &PortFacts,
         message: &[u8],
         whole: bool,
     ) -> Result<After, Broken> {
         place.note_connected();
         let wake = place.wake_header();
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
-        let signature = Signature { fixed, request_id, wake: wake.as_deref() };
-        let terms = Terms { head, signature, place };
+        let treatment = facts.treatment.as_deref();
+        let signature = Signature { fixed, request_id, wake: wake.as_deref(), treatment };
+        let idle = Idleness::new(facts.idle());
+        let terms = Terms { head, signature, place, idle: &idle };
         let rest = if whole { None } else { Some(&mut self.body) };
-        exchange(&mut self.respond, machine, terms, message, rest).await
+        let done = exchange(&mut self.respond, machine, terms, message, rest);
+        idle.unless_silent(done).await.unwrap_or(Err(Broken::Silent))
     }
 
     async fn reply(&mut self, reply: Reply<'_>, only_head: bool) {
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
-        let response = answer::own(&reply, Signature { fixed, request_id, wake: None });
+        let response =
+            answer::own(&reply, Signature { fixed, request_id, wake: None, treatment: None });
         // Errors below: the caller has gone.
         let Ok(mut stream) = self.respond.send_response(response, only_head) else { return };
         if !only_head {

@@ -16,15 +16,15 @@ use tokio::task::spawn_local;
 use super::world::*;
 use crate::control::FromProxy;
 
-mod backend;
+pub(super) mod backend;
 mod bounds;
 mod frames;
 mod hostile;
 
-type Client = SendRequest<Bytes>;
+pub(super) type Client = SendRequest<Bytes>;
 
 /// A client whose connection is driven until it ends.
-async fn client(world: &World) -> (Client, oneshot::Receiver<Result<(), h2::Error>>) {
+pub(super) async fn client(world: &World) -> (Client, oneshot::Receiver<Result<(), h2::Error>>) {
     let (client, connection) =
         h2::client::handshake(world.connect().await).await.expect("the proxy speaks HTTP/2");
     let (sender, ended) = oneshot::channel();
@@ -35,12 +35,12 @@ async fn client(world: &World) -> (Client, oneshot::Receiver<Result<(), h2::Erro
     (client, ended)
 }
 
-fn request(method: &str, path: &str) -> Request<()> {
+pub(super) fn request(method: &str, path: &str) -> Request<()> {
     let uri = format!("http://app.flycast{path}");
     Request::builder().method(method).uri(uri).body(()).expect("it is one")
 }
 
-async fn ask(client: &Client, request: Request<()>) -> (Response<RecvStream>, String) {
+pub(super) async fn ask(client: &Client, request: Request<()>) -> (Response<RecvStream>, String) {
     let mut ready = client.clone().ready().await.expect("the connection is there");
     let (answer, _) = ready.send_request(request, true).expect("it goes out");
     read_answer(answer).await
@@ -64,7 +64,7 @@ async fn read_answer(answer: ResponseFuture) -> (Response<RecvStream>, String) {
     (answer, String::from_utf8(body).expect("bodies of these tests are text"))
 }
 
-fn field<'a>(answer: &'a Response<RecvStream>, name: &str) -> &'a str {
+pub(super) fn field<'a>(answer: &'a Response<RecvStream>, name: &str) -> &'a str {
     answer.headers().get(name).map_or("", |value| value.to_str().expect("text"))
 }
 

@@ -17,7 +17,7 @@ const TAKEN: &[u8] =
                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nServer: x\r\n\r\n";
 
 /// Takes the offer of each connection's first request, and sends back all that comes then, and its end.
-async fn socket_server() -> u16 {
+pub(super) async fn socket_server() -> u16 {
     machine(|mut stream| async move {
         let Some(_head) = read_head(&mut stream).await else { return };
         stream.write_all(TAKEN).await.expect("the proxy reads");
@@ -29,7 +29,7 @@ async fn socket_server() -> u16 {
 }
 
 /// A connection that is a WebSocket already.
-async fn socket(world: &World) -> TcpStream {
+pub(super) async fn socket(world: &World) -> TcpStream {
     let mut caller = world.connect().await;
     caller.write_all(ASK.as_bytes()).await.expect("the proxy reads");
     let head = read_head(&mut caller).await.expect("a head comes");
@@ -38,7 +38,7 @@ async fn socket(world: &World) -> TcpStream {
 }
 
 /// More than a farewell, there and back.
-async fn echo(caller: &mut TcpStream) {
+pub(super) async fn echo(caller: &mut TcpStream) {
     caller.write_all(b"a question").await.expect("the proxy reads");
     echoed(caller).await;
 }

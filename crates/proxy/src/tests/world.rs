@@ -215,6 +215,7 @@ fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
             force_https: false,
             h2_backend: false,
             proxy_proto_v2: false,
+            http: None,
         }],
         autostop: Autostop::Stop,
         autostart: true,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use perch_api::server::{DeleteMachine, MachineTarget, Peer};
 use perch_api::wire::{
-    ApiError, LaunchInput, Lease, ListenSocket, Machine, MachineConfig, MachineFilter,
-    MachineState, Process, RestartQuery, SignalInput, StartAnswer, StopInput, WaitQuery, WaitState,
+    ApiError, BadHttpOption, LaunchInput, Lease, ListenSocket, Machine, MachineConfig,
+    MachineFilter, MachineState, Process, RestartQuery, SignalInput, StartAnswer, StopInput,
+    WaitQuery, WaitState,
 };
 use perch_core::address;
 use perch_core::fault::{self, Point};
@@ -65,6 +66,7 @@ pub(crate) async fn create(
             let record = plan(catalog, &name, &wanted, &ready, &region, random)?;
             runnable(&record, &ready)?;
             standby::check(catalog, &name, &record.id, &wanted.config)?;
+            check_ports(&wanted.config)?;
             let (config, mut changes) =
                 volumes::attach(catalog, &name, &record.id, &wanted.config)?;
             let record = MachineRecord { config: config.into(), ..record };
@@ -272,6 +274,20 @@ pub(crate) async fn update(
     get(&world, &target)
 }
 
+/// Refuses `http_options` that cannot be obeyed.
+fn check_ports(config: &MachineConfig) -> Result<(), ApiError> {
+    for (number, service) in config.view().services.iter().enumerate() {
+        for (port, it) in service.ports.iter().enumerate() {
+            if let Some(BadHttpOption { key, text, remedy }) = it.http().1.first() {
+                return Err(ApiError::invalid(format!(
+                    "config.services[{number}].ports[{port}].http_options.{key}: {text}; {remedy}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The image may have taken its time: what was true before is looked at again.
 fn decide_update(
     catalog: &Catalog,
@@ -283,6 +299,7 @@ fn decide_update(
     let pinned = secrets::pin(catalog, &target.app, &input)?;
     let old = catalog.machine(&target.app, &target.id)?;
     standby::check(catalog, &target.app, &target.id, &input.config)?;
+    check_ports(&input.config)?;
     let config = volumes::keep(catalog, old, &input.config)?;
     let record = updated(old, LaunchInput { config, ..input }, ready)?;
     let record = MachineRecord { secrets: pinned, ..record };

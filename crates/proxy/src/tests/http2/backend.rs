@@ -20,7 +20,7 @@ fn grpc(state: &str, port: u16) -> AppView {
 }
 
 /// Answers each stream by its body, and trailers; the fields that it got are in `got`.
-async fn echo(stream: TcpStream) {
+pub(in crate::tests) async fn echo(stream: TcpStream) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         spawn_local(async move {
