@@ -121,8 +121,9 @@ mod stop;
 mod tests;
 mod thaw;
 
+use aimed::Waiting;
 use few::Few;
-use machine::{Drain, Machine};
+use machine::{Drain, Machine, Turn};
 use pools::{PoolClock, PoolKey, Segment};
 
 pub use aimed::AimedChoice;
@@ -202,6 +203,8 @@ pub enum Event {
         machine: MachineId,
         /// How many.
         waiting: usize,
+        /// How many of them are Machines of the same pool, whose calls are no use (AS-23).
+        own: usize,
     },
     /// A claim or release made an edge.
     Edge(Edge),
@@ -488,9 +491,7 @@ pub struct Balancer {
     waiting: BTreeMap<PublishedPort, usize>,
     own_calls: BTreeMap<PublishedPort, usize>,
     /// Who waits for one Machine, by port.
-    aimed: BTreeMap<(PublishedPort, MachineId), usize>,
-    /// Whether those come before the others next time.
-    aimed_first: bool,
+    aimed: BTreeMap<(PublishedPort, MachineId), Waiting>,
     last_attempt: u64,
     lots: u64,
     /// When connections were last let go on.
@@ -518,7 +519,6 @@ impl Balancer {
             waiting: BTreeMap::new(),
             own_calls: BTreeMap::new(),
             aimed: BTreeMap::new(),
-            aimed_first: true,
             last_attempt: settings.first_attempt,
             lots: 0,
             recalled_at: None,
@@ -535,7 +535,9 @@ impl Balancer {
             Event::PoolChanged(views) => self.on_pool_changed(views, now),
             Event::Demand { port, waiting } => self.on_demand(port, waiting),
             Event::OwnCalls { port, waiting } => drop(self.own_calls.insert(port, waiting)),
-            Event::Aimed { port, machine, waiting } => self.on_aimed(port, machine, waiting),
+            Event::Aimed { port, machine, waiting, own } => {
+                self.on_aimed(port, machine, Waiting { all: waiting, own });
+            }
             Event::Edge(edge) => {
                 self.on_edge(edge, now);
                 if edge.pressure == Pressure::OverSoft {
@@ -641,7 +643,9 @@ impl Balancer {
         let mut new = Vec::new();
         for view in views {
             if let Some(known) = self.machines.get_mut(&view.id) {
+                let former = (self.mutant == Mutant::FormerHealthBelieved).then(|| known.health());
                 known.update(view, now);
+                former.iter().for_each(|former| known.believe(former));
             } else {
                 let mut machine = Machine::new(view.clone(), now);
                 machine.update(view, now);
@@ -795,7 +799,7 @@ impl Balancer {
         for port in ports {
             while let Some(admission) = self.admit_one(port) {
                 let claim = admission.claim;
-                self.aimed_first = true;
+                self.note_admitted(&claim, Turn::Aimed);
                 self.effects.push_back(Effect::Admit { port, claim });
                 if let Some(edge) = admission.edge {
                     self.on_edge(edge, now);

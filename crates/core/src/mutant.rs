@@ -67,11 +67,32 @@ pub enum Mutant {
     PingIsUse,
     /// Who answers a Machine's heartbeat waits for an answer.
     PongIsOwed,
+    /// Who wants certain Machines is let into any.
+    TargetIgnored,
+    /// Who waits for one Machine is let into another that has room.
+    AimedAdmittedElsewhere,
+    /// Who waits for one Machine does not wake it.
+    AimedDemandIgnored,
+    /// Who waits for a Machine that will never take them is not told.
+    AimedForgotten,
+    /// Who waits for anybody always comes before who waits for one Machine.
+    AimedStarved,
+    /// Who waits for one Machine and is of its pool restarts the idle clock.
+    AimedOwnCallIsUse,
+    /// A Machine gets callers although its check does not pass.
+    UnfitServes,
+    /// A Machine whose check does not pass counts as one that takes callers.
+    UnfitIsCapacity,
+    /// What was found of a run is believed of the next.
+    FormerHealthBelieved,
+    /// A Machine is put to sleep under those who wait for it to pass.
+    AwaitedSleeps,
 }
 
 impl Mutant {
-    /// All planted bugs: those of the issue in its order, then what several apps and their ends added.
-    pub const ALL: [Self; 30] = [
+    /// All planted bugs: those of the issue in its order, then what several apps, their ends,
+    /// connections that rest, aims and health added.
+    pub const ALL: [Self; 40] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -102,5 +123,15 @@ impl Mutant {
         Self::RhythmIgnored,
         Self::PingIsUse,
         Self::PongIsOwed,
+        Self::TargetIgnored,
+        Self::AimedAdmittedElsewhere,
+        Self::AimedDemandIgnored,
+        Self::AimedForgotten,
+        Self::AimedStarved,
+        Self::AimedOwnCallIsUse,
+        Self::UnfitServes,
+        Self::UnfitIsCapacity,
+        Self::FormerHealthBelieved,
+        Self::AwaitedSleeps,
     ];
 }

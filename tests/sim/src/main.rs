@@ -14,7 +14,9 @@
 //! under constant load, then one last request. Safety is checked at each decision against the shell's own books, liveness at rest:
 //! belief equals the world, who may sleep sleeps, who asks is answered, what was destroyed is gone.
 
+mod aimed;
 mod choices;
+mod health;
 mod plan;
 mod proxy;
 mod server;

@@ -4,7 +4,9 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::Duration;
 
+use perch_core::aim::{Among, Area, Target};
 use perch_core::balancer::MachineView;
+use perch_core::checks::{CheckKind, CheckSpec, Times};
 use perch_core::ids::{MachineId, Region};
 use perch_core::lifecycle::{MachineState, Policy, RestartPolicy, SleepBy};
 use perch_core::service::{
@@ -46,6 +48,10 @@ pub(crate) struct AppPlan {
     regions: Vec<Region>,
     pub(crate) services: Vec<ServiceSpec>,
     pub(crate) policy: Policy,
+    /// In percent, of callers who want certain Machines.
+    aimed: usize,
+    /// Its check fails for good after healing; all the others pass.
+    pub(crate) sick: Option<usize>,
 }
 
 impl AppPlan {
@@ -65,7 +71,39 @@ impl AppPlan {
             regions,
             services: PORTS[..services].iter().map(|p| on_port(&service, *p)).collect(),
             policy: Policy { sleep, ..policy(choices) },
+            aimed: 0,
+            sick: None,
         }
+    }
+
+    /// What some apps have and others have not.
+    fn draw_extras(&mut self, extras: &mut Choices) {
+        self.aimed = [0, 10, 50, 90][extras.below(4)];
+        if extras.chance(50) {
+            // The other service, if there is one, is not checked.
+            self.services[0].checks = [check(extras)].into();
+            let sick = self.machines.start + extras.below(self.machines.len());
+            self.sick = (1 < self.machines.len() && extras.chance(50)).then_some(sick);
+        }
+    }
+
+    /// Whether Machines have a check, which is of their first service.
+    pub(crate) fn is_checked(&self) -> bool {
+        !self.services[0].checks.is_empty()
+    }
+
+    /// The Machines that a caller wants, if it wants certain ones.
+    pub(crate) fn target(&self, extras: &mut Choices) -> Option<Target> {
+        if !extras.chance(self.aimed) {
+            return None;
+        }
+        let one = id(self.machines.start + extras.below(self.machines.len()));
+        Some(match extras.below(8) {
+            0 => Target { among: Among::All, except: Some(one) },
+            1 | 2 => Target { among: Among::Area(Area::Region(region(true))), except: None },
+            3 => Target { among: Among::Area(Area::Region(region(false))), except: Some(one) },
+            _ => Target { among: Among::Machine(one), except: None },
+        })
     }
 
     pub(crate) fn soft(&self) -> u32 {
@@ -86,12 +124,14 @@ impl AppPlan {
 }
 
 impl Plan {
-    pub(crate) fn draw(choices: &mut Choices) -> Self {
+    /// `extras` were added later, and leave older worlds' other choices as they were.
+    pub(crate) fn draw(choices: &mut Choices, extras: &mut Choices) -> Self {
         let mut apps: Vec<AppPlan> = Vec::new();
         for _ in 0..[1, 1, 2, 4][choices.below(4)] {
             let first = apps.last().map_or(0, |app| app.machines.end);
             apps.push(AppPlan::draw(choices, first));
         }
+        apps.iter_mut().for_each(|app| app.draw_extras(extras));
         Self {
             apps,
             starts_max: [1, 2, STARTS_MAX, STARTS_MAX][choices.below(4)],
@@ -173,6 +213,15 @@ fn service(choices: &mut Choices) -> ServiceSpec {
         start_timeout: START_TIMEOUT,
         checks: std::sync::Arc::default(),
     }
+}
+
+fn check(extras: &mut Choices) -> CheckSpec {
+    let times = Times {
+        interval: extras.millis(500, 5_000),
+        timeout: extras.millis(100, 2_000),
+        grace: [Duration::ZERO, extras.millis(100, 3_000)][extras.below(2)],
+    };
+    CheckSpec { name: "alive".to_owned(), port: 8080, kind: CheckKind::Tcp, times }
 }
 
 fn on_port(service: &ServiceSpec, published: PublishedPort) -> ServiceSpec {

@@ -5,22 +5,26 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use perch_core::admission::Origin;
+use perch_core::aim::Target;
 use perch_core::balancer::{
     Admission, Balancer, Belief, Choice, Claim, Edge, Effect, Event, FailReason, MachineView,
     Settings, StartOutcome, StartSlots, StopReason, ThawOutcome,
 };
+use perch_core::checks::Status;
 use perch_core::ids::Region;
 use perch_core::lifecycle::MachineState;
 use perch_core::service::PublishedPort;
 use perch_core::time::Timestamp;
 
+use crate::aimed::Aimed;
+use crate::health::Watch;
 use crate::plan::{START_TIMEOUT, id, index};
 use crate::server::{AppTruth, End};
 use crate::talk::Talk;
 use crate::world::{Ev, ToProxy, ToServer, World};
 
 /// The longest pause before a Machine that failed is started again (AS-69).
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+pub(crate) const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// One life of the proxy.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub(crate) struct Proxy {
     pub(crate) serving: BTreeMap<u64, Claim>,
     pub(crate) talks: BTreeMap<u64, Talk>,
     pub(crate) books: Vec<Book>,
+    pub(crate) watches: BTreeMap<usize, Watch>,
+    pub(crate) born_at: Timestamp,
     server_ready: bool,
 }
 
@@ -44,6 +50,23 @@ pub(crate) struct Proxy {
 pub(crate) struct App {
     pub(crate) balancer: Balancer,
     pub(crate) queues: BTreeMap<PublishedPort, VecDeque<u64>>,
+    /// Who waits for one Machine, by port.
+    pub(crate) aimed: BTreeMap<(PublishedPort, usize), Aimed>,
+    /// How many of those were let in since somebody was from the queue of the port.
+    pub(crate) overtaken: BTreeMap<PublishedPort, u32>,
+}
+
+impl App {
+    fn new(balancer: Balancer) -> Self {
+        let (queues, aimed) = (BTreeMap::new(), BTreeMap::new());
+        Self { balancer, queues, aimed, overtaken: BTreeMap::new() }
+    }
+
+    /// Everybody who waits.
+    pub(crate) fn queued(&self) -> impl Iterator<Item = u64> {
+        let aimed = self.aimed.values().flat_map(|aimed| &aimed.names);
+        self.queues.values().flatten().chain(aimed).copied()
+    }
 }
 
 impl Proxy {
@@ -59,7 +82,7 @@ impl Proxy {
         self.server_ready
     }
 
-    fn waiting(&self, app: usize, port: PublishedPort) -> usize {
+    pub(crate) fn waiting(&self, app: usize, port: PublishedPort) -> usize {
         let queue = self.apps[app].as_ref().and_then(|app| app.queues.get(&port));
         queue.map_or(0, VecDeque::len)
     }
@@ -70,7 +93,7 @@ impl Proxy {
 pub(crate) struct Book {
     pub(crate) view: MachineView,
     /// The server speaks of it.
-    there: bool,
+    pub(crate) there: bool,
     start: Option<u64>,
     /// The run that the server wants drained, and the token.
     drain: Option<(u64, u64)>,
@@ -88,9 +111,9 @@ pub(crate) struct Book {
     pub(crate) in_use: bool,
     /// Heartbeats have woken it, or are about to: that is no use.
     pub(crate) beats: bool,
-    failures: u32,
+    pub(crate) failures: u32,
     /// When something last gave a reason to wait before its next start.
-    failed_at: Option<Timestamp>,
+    pub(crate) failed_at: Option<Timestamp>,
 }
 
 impl Book {
@@ -119,6 +142,23 @@ pub(crate) struct Caller {
     /// It leaves the queue by itself after this.
     pub(crate) patience: Duration,
     pub(crate) came_at: Timestamp,
+    /// The Machines that it wants, if it wants certain ones.
+    pub(crate) target: Option<Target>,
+    /// How often it was told that the one it waited for will not take it.
+    pub(crate) tries: u32,
+}
+
+impl Caller {
+    /// Who goes wherever there is room, and works and waits so long.
+    pub(crate) fn anybody(
+        app: usize,
+        port: PublishedPort,
+        origin: Origin,
+        (work, patience): (Duration, Duration),
+        came_at: Timestamp,
+    ) -> Self {
+        Self { app, port, origin, work, patience, came_at, target: None, tries: 0 }
+    }
 }
 
 impl World {
@@ -148,7 +188,7 @@ impl World {
         };
         let app = |gone: &AppTruth| {
             let balancer = Balancer::with_mutant(settings, self.mutant);
-            (*gone != AppTruth::Gone).then(|| App { balancer, queues: BTreeMap::new() })
+            (*gone != AppTruth::Gone).then(|| App::new(balancer))
         };
         self.proxy = Some(Proxy {
             apps: self.apps.iter().map(app).collect(),
@@ -158,6 +198,8 @@ impl World {
             serving: BTreeMap::new(),
             talks: BTreeMap::new(),
             books: (0..self.truths.len()).map(book).collect(),
+            watches: BTreeMap::new(),
+            born_at: self.now,
             server_ready: false,
         });
         self.tell_all(&Event::ServerLost);
@@ -169,9 +211,8 @@ impl World {
     pub(crate) fn kill_proxy(&mut self) {
         let Some(proxy) = self.proxy.take() else { return };
         self.note("proxy dies");
-        let queues = proxy.apps.into_iter().flatten().flat_map(|app| app.queues.into_values());
-        let queued = queues.flatten();
-        for caller in queued.chain(proxy.serving.into_keys()) {
+        let queued: Vec<u64> = proxy.apps.iter().flatten().flat_map(App::queued).collect();
+        for caller in queued.into_iter().chain(proxy.serving.into_keys()) {
             self.callers.remove(&caller);
         }
         // What it had sent is read to its end, up to some point, before anybody takes its place.
@@ -249,7 +290,7 @@ impl World {
         self.balancer_event(app, Event::PoolChanged(Vec::new()));
         let Some(proxy) = &mut self.proxy else { return };
         let gone = proxy.apps[app].take();
-        if gone.is_some_and(|gone| gone.queues.values().any(|queue| !queue.is_empty())) {
+        if gone.is_some_and(|gone| gone.queued().next().is_some()) {
             self.fail(&format!("app {app} is destroyed, but callers of it wait on"));
         }
     }
@@ -340,6 +381,7 @@ impl World {
         if let Some(attempt) = asked {
             self.free_slot(index, attempt);
         }
+        self.rest_check(index);
     }
 
     fn write_start_done(&mut self, index: usize, attempt: u64, outcome: &StartOutcome) {
@@ -403,6 +445,11 @@ impl World {
         self.next_caller += 1;
         let name = self.next_caller;
         self.callers.insert(name, caller);
+        self.come(name);
+    }
+
+    /// A caller comes, or chooses again.
+    pub(crate) fn come(&mut self, name: u64) {
         if self.proxy.is_some() {
             self.route(name);
         } else {
@@ -412,6 +459,9 @@ impl World {
 
     pub(crate) fn route(&mut self, name: u64) {
         let Some(caller) = self.callers.get(&name).copied() else { return };
+        if self.route_aimed(name, caller) {
+            return;
+        }
         let random = self.choices.any();
         let before = self.seats();
         let Some(proxy) = &self.proxy else { return };
@@ -422,7 +472,7 @@ impl World {
         };
         match balancer.choose(caller.port, caller.origin, random) {
             Choice::Admitted(Admission { claim, edge }) => {
-                self.check_admission(&claim, &before);
+                self.check_admission(&claim, &before, None);
                 self.serve(name, claim);
                 self.edge(edge);
             }
@@ -467,7 +517,7 @@ impl World {
         self.demand(caller.app, caller.port);
     }
 
-    fn serve(&mut self, name: u64, claim: Claim) {
+    pub(crate) fn serve(&mut self, name: u64, claim: Claim) {
         if let Some(proxy) = &mut self.proxy {
             proxy.serving.insert(name, claim);
         }
@@ -559,7 +609,9 @@ impl World {
         if let Some(balancer) = self.balancer_mut(app) {
             balancer.handle_event(event, now);
             self.do_balancer_effects(app);
+            self.follow_checks(app);
             self.check_somebody_wakes(app);
+            self.check_aimed(app);
         }
     }
 
@@ -571,6 +623,7 @@ impl World {
                 self.fail("the balancer asks for a timer that is already over");
             }
             self.do_balancer_effects(app);
+            self.follow_checks(app);
         }
     }
 
@@ -596,8 +649,9 @@ impl World {
                     self.ask_stop(index(machine), run, attempt, reason);
                 }
                 Effect::Admit { port, claim } => self.admit(app, port, claim),
-                Effect::AdmitAimed { .. } | Effect::FailAimed { .. } => {
-                    self.fail("nobody here wants a certain Machine");
+                Effect::AdmitAimed { port, claim } => self.admit_aimed(app, port, claim),
+                Effect::FailAimed { port, machine, waiters, reason } => {
+                    self.fail_aimed(app, port, index(machine), waiters, &reason);
                 }
                 Effect::Recalled { machine } => self.recalled(index(machine)),
                 Effect::Fail { port, waiters, reason } => {
@@ -623,7 +677,7 @@ impl World {
     fn thaw_alone(&mut self, machine: usize, run: u64, attempt: u64, port: Option<PublishedPort>) {
         self.check_start_of_one(machine);
         if let Some(port) = port {
-            self.check_start_is_needed(self.plan.owner(machine), port);
+            self.check_start_is_needed(machine, port);
         }
         let now = self.now;
         let alive = self.thaw_process(machine, run);
@@ -658,6 +712,7 @@ impl World {
 
     fn ask_stop(&mut self, machine: usize, run: u64, attempt: u64, reason: StopReason) {
         self.check_stop(machine, run, reason);
+        self.rest_check(machine);
         if let Some(proxy) = &mut self.proxy {
             proxy.books[machine].stop = Some((run, attempt));
         }
@@ -672,6 +727,7 @@ impl World {
         };
         // Several may be let in at once, so the order among Machines cannot be checked from here.
         self.check_limits(&claim);
+        self.note_overtaken(app, port, index(claim.endpoint().machine));
         self.serve(name, claim);
     }
 
@@ -705,7 +761,7 @@ impl World {
     }
 
     /// Per Machine: open for new requests, in flight per service.
-    fn seats(&self) -> Vec<(bool, Vec<u32>)> {
+    pub(crate) fn seats(&self) -> Vec<(bool, Vec<u32>)> {
         self.per_service(Self::seated)
     }
 
@@ -735,7 +791,8 @@ impl World {
     }
 
     /// Never over `hard_limit`, never into a Machine that is being stopped or is not up.
-    fn check_limits(&mut self, claim: &Claim) {
+    pub(crate) fn check_limits(&mut self, claim: &Claim) {
+        self.check_fit(claim);
         let endpoint = claim.endpoint();
         let (machine, run, service) = (index(endpoint.machine), endpoint.run, endpoint.service);
         let others = self.seated(machine, run, Some(service));
@@ -753,8 +810,14 @@ impl World {
         }
     }
 
-    /// PX-61, PX-62: over soft only if all others of the region are; least loaded within the band.
-    fn check_admission(&mut self, claim: &Claim, before: &[(bool, Vec<u32>)]) {
+    /// PX-61, PX-62: over soft only if all others of the region are; least loaded within the band; of those that the
+    /// caller wants.
+    pub(crate) fn check_admission(
+        &mut self,
+        claim: &Claim,
+        before: &[(bool, Vec<u32>)],
+        target: Option<Target>,
+    ) {
         self.check_limits(claim);
         let (machine, service) = (index(claim.endpoint().machine), claim.endpoint().service);
         let (app, region) = (self.plan.app_of(machine), self.plan.region(machine));
@@ -765,12 +828,23 @@ impl World {
         let chosen = before.get(machine).map(|(_, loads)| cost(machine, loads[service]));
         let usable =
             |(_, (open, loads)): &(usize, &(bool, Vec<u32>))| *open && loads[service] < hard;
-        let own = before.iter().enumerate().filter(|(index, _)| app.machines.contains(index));
+        let meant = |m: usize| {
+            let fits = self.fits(m, service);
+            fits && target.is_none_or(|t| t.allows(id(m), self.plan.region(m)))
+        };
+        let own = before.iter().enumerate();
+        let own = own.filter(|(index, _)| app.machines.contains(index) && meant(*index));
         let best = own.filter(usable);
         let best = best.map(|(index, (_, loads))| cost(index, loads[service]));
         if chosen > best.min() {
             self.fail(&format!("{} of {region} is not the best choice", id(machine)));
         }
+    }
+
+    /// Whether its check passes.
+    fn fits(&self, machine: usize, service: usize) -> bool {
+        let book = self.proxy.as_ref().map(|proxy| &proxy.books[machine]);
+        book.is_some_and(|b| self.health_found(machine, b.view.run, service) == Status::Passing)
     }
 
     /// One start at a time per Machine, and no more than the demand needs.
@@ -779,7 +853,7 @@ impl World {
         if self.proxy.as_ref().is_some_and(|proxy| !proxy.server_ready) {
             self.fail("a start is asked for without a server");
         } else if let Some(port) = port {
-            self.check_start_is_needed(self.plan.owner(machine), port);
+            self.check_start_is_needed(machine, port);
         } else if !self.is_recalled(machine) && self.has_room_at_home(self.plan.owner(machine)) {
             self.fail("a start because of load though one has room");
         }
@@ -800,16 +874,25 @@ impl World {
     fn has_room_at_home(&self, app: usize) -> bool {
         let (loads, app) = (self.seats(), &self.plan.apps[app]);
         let mut here = app.machines.clone().filter(|m| self.plan.region(*m) == Region::LOCAL);
-        here.any(|m| loads[m].0 && loads[m].1.iter().all(|l| *l < app.soft()))
+        here.any(|m| loads[m].0 && self.fits(m, 0) && loads[m].1.iter().all(|l| *l < app.soft()))
     }
 
-    fn check_start_is_needed(&mut self, app: usize, port: PublishedPort) {
+    fn check_start_is_needed(&mut self, machine: usize, port: PublishedPort) {
         let Some(proxy) = &self.proxy else { return };
+        let app = self.plan.owner(machine);
+        if proxy.waiting_for(app, port, machine) != 0 {
+            return;
+        }
         let waiting = proxy.waiting(app, port) as u32;
         let app = &self.plan.apps[app];
         let service = app.services.iter().position(|s| s.publishes(port)).unwrap_or(0);
         let (loads, seats) = (self.loads(), self.seats());
-        let open = || app.machines.clone().filter(|m| loads[*m].0);
+        let open = || app.machines.clone().filter(|m| loads[*m].0 && self.fits(*m, service));
+        let settling = |m: &usize| {
+            loads[*m].0
+                && self.health_found(*m, proxy.books[*m].view.run, service) == Status::Warning
+        };
+        let settling = app.machines.clone().filter(settling);
         let carried = open().map(|m| {
             let (load, is_full) = (loads[m].1[service], app.hard() <= seats[m].1[service]);
             // Where nobody fits in, it is no matter how many of those inside rest.
@@ -825,7 +908,7 @@ impl World {
             let ends = !book.there || is_destroyed(book.view.state);
             coming && !ends && !loads[*index].0 && !book.view.cordoned
         });
-        let there = open().count() + starting.count();
+        let there = open().count() + settling.count() + starting.count();
         if demand.div_ceil(app.soft()) as usize <= there {
             self.fail(&format!("a start for {demand} requests though {there} are there"));
         }
@@ -841,7 +924,10 @@ impl World {
         let service = plan.services.iter().position(|s| s.publishes(*port)).unwrap_or(0);
         let seats = self.seats();
         let beliefs = || plan.machines.clone().filter_map(|m| Some((m, self.belief(m)?)));
-        let has_room = |m: usize| seats[m].0 && seats[m].1[service] < plan.hard();
+        let run = |m: usize| proxy.books[m].view.run;
+        let settles = |m: usize| self.health_found(m, run(m), service) == Status::Warning;
+        let takes = |m: usize| self.fits(m, service) && seats[m].1[service] < plan.hard();
+        let has_room = |m: usize| seats[m].0 && (takes(m) || settles(m));
         let moves = |belief: Belief| belief.asked || !belief.open && !is_asleep(belief.state);
         if beliefs().any(|(m, belief)| has_room(m) || moves(belief)) {
             return;
@@ -870,6 +956,8 @@ impl World {
             Some("though it is leased or cordoned")
         } else if !proxy.server_ready {
             Some("without a server")
+        } else if self.is_awaited(machine, run) {
+            Some("under those who wait for it")
         } else if reason != StopReason::ExcessDrained && quiet < self.plan.app_of(machine).after() {
             Some("too early")
         } else {
@@ -935,6 +1023,16 @@ impl World {
         for (index, book) in proxy.books.iter().enumerate() {
             let Some(belief) = self.belief(index) else { continue };
             let inside = u64::from(self.inside(index, belief.run, None));
+            let used_at = book.used_at.max(book.idle_from).max(book.woke_at);
+            if belief.run == book.view.run
+                && belief.open
+                && belief.in_flight == 0
+                && used_at < belief.quiet_since
+            {
+                let quiet = belief.quiet_since;
+                self.fail(&format!("{}: used {used_at}, but quiet since {quiet}", id(index)));
+                return;
+            }
             if belief.run == book.view.run && belief.in_flight != inside {
                 let text = format!("{}: {} counted, {inside} inside", id(index), belief.in_flight);
                 self.fail(&text);
@@ -961,11 +1059,11 @@ impl World {
     }
 }
 
-fn is_destroyed(state: MachineState) -> bool {
+pub(crate) fn is_destroyed(state: MachineState) -> bool {
     matches!(state, MachineState::Destroying | MachineState::Destroyed)
 }
 
-fn is_asleep(state: MachineState) -> bool {
+pub(crate) fn is_asleep(state: MachineState) -> bool {
     use MachineState as S;
     matches!(state, S::Created | S::Stopped | S::Suspended | S::Failed)
 }

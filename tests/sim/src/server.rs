@@ -54,6 +54,8 @@ pub(crate) struct Truth {
     pub(crate) leased: bool,
     pub(crate) cordoned: bool,
     pub(crate) end: End,
+    /// Its check would pass.
+    pub(crate) is_well: bool,
     /// The current run is being stopped because the proxy asked for it.
     stopped_by_proxy: bool,
 }
@@ -93,6 +95,7 @@ impl Truth {
             leased: false,
             cordoned: false,
             end: End::None,
+            is_well: true,
             stopped_by_proxy: false,
         }
     }

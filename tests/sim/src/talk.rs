@@ -315,7 +315,9 @@ impl World {
         let used_at = book.idle_from.max(book.used_at).max(book.woke_at);
         let idle_at = used_at + self.plan.app_of(machine).after().max(GRACE);
         let moments = idle_at + Duration::from_millis(1);
-        let may_sleep = proxy.is_server_ready() && !book.view.leased && !book.is_asked();
+        let awaited = self.is_awaited(machine, book.view.run);
+        let may_sleep =
+            proxy.is_server_ready() && !book.view.leased && !book.is_asked() && !awaited;
         let idle = self.belief(machine).is_some_and(|b| b.open && !b.asked && b.in_flight == 0);
         if moments < self.now && may_sleep && idle && self.wrong_in_region(machine).is_none() {
             self.fail(&format!("{} is awake for nothing but heartbeats", id(machine)));

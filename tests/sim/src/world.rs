@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perch_core::admission::Origin;
+use perch_core::aim::{Among, Target};
 use perch_core::balancer::{MachineView, StartOutcome, StopOutcome, ThawOutcome};
 use perch_core::ids::Region;
 use perch_core::lifecycle::{Event, Exit, MachineState, StartBy, StopBy};
@@ -12,8 +13,9 @@ use perch_core::mutant::Mutant;
 use perch_core::time::Timestamp;
 
 use crate::choices::Choices;
+use crate::health::Try;
 use crate::plan::{AppPlan, PORTS, Plan, START_TIMEOUT, id};
-use crate::proxy::{Caller, Proxy};
+use crate::proxy::{App, Caller, Proxy};
 use crate::server::{AppTruth, End, Process, Server, Truth};
 
 /// More steps than any world needs: beyond, something turns in circles.
@@ -27,6 +29,9 @@ const LEASE: Duration = Duration::from_secs(13);
 /// A request that finds nothing broken is answered within this: a stop under way takes up to 5 s,
 /// the launch after it below 1 s, and each message up to 0.3 s.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(8);
+/// Where a check has to pass first: it fails in its grace period (3 s), hangs (2 s), or another Machine is woken in place of
+/// one that is sick.
+const CHECKED_WITHIN: Duration = Duration::from_secs(8);
 
 /// What is on the agenda.
 #[derive(Debug, Clone)]
@@ -75,6 +80,15 @@ pub(crate) enum Ev {
     Connect(u64),
     Finish(u64),
     LeaveQueue(u64),
+    LeaveAimed {
+        name: u64,
+        machine: usize,
+    },
+    Arrive(u64),
+    /// Programs fall ill and recover; a check is due, and was tried.
+    Weather,
+    CheckIsDue(usize),
+    Tried(Try),
     /// A connection that stays: its answer comes, the Machine pings, its caller says more, it is looked at.
     Answer(u64),
     Ping(u64),
@@ -123,6 +137,8 @@ enum Phase {
 pub(crate) struct World {
     pub(crate) mutant: Mutant,
     pub(crate) choices: Choices,
+    /// For what only some worlds have.
+    pub(crate) extras: Choices,
     pub(crate) plan: Plan,
     pub(crate) now: Timestamp,
     pub(crate) server: Option<Server>,
@@ -171,6 +187,7 @@ pub(crate) fn run(seed: u64, mutant: Mutant, notes: Notes) -> Outcome {
     world.start_proxy();
     world.connect();
     world.later(Duration::ZERO, Ev::Chaos);
+    world.later(Duration::ZERO, Ev::Weather);
     let mut steps = 0;
     while world.violation.is_none() && world.step() {
         steps += 1;
@@ -184,12 +201,13 @@ pub(crate) fn run(seed: u64, mutant: Mutant, notes: Notes) -> Outcome {
 
 impl World {
     fn new(seed: u64, mutant: Mutant, notes: Notes) -> Self {
-        let mut choices = Choices::from_seed(seed);
-        let plan = Plan::draw(&mut choices);
+        let (mut choices, mut extras) = (Choices::from_seed(seed), Choices::from_seed(!seed));
+        let plan = Plan::draw(&mut choices, &mut extras);
         let now = Timestamp::from_micros(1_000_000);
         Self {
             mutant,
             choices,
+            extras,
             now,
             server: None,
             proxy: None,
@@ -291,6 +309,11 @@ impl World {
             Ev::Connect(name) => self.connect_to_machine(name),
             Ev::Finish(name) => self.finish(name),
             Ev::LeaveQueue(name) => self.leave_queue(name),
+            Ev::LeaveAimed { name, machine } => self.leave_aimed(name, machine),
+            Ev::Arrive(name) => self.come(name),
+            Ev::Weather => self.weather(),
+            Ev::CheckIsDue(machine) => self.check_is_due(machine),
+            Ev::Tried(tried) => self.on_tried(tried),
             Ev::Answer(name) => self.answer(name),
             Ev::Ping(name) => self.ping(name),
             Ev::Talk(name) => self.go_on(name),
@@ -480,8 +503,9 @@ impl World {
         } else {
             self.choices.millis(1, 200)
         };
-        let (port, came_at) = (PORTS[service], self.now);
-        self.arrive(Caller { app, port, origin, work, patience, came_at });
+        let (port, came_at, tries) = (PORTS[service], self.now, 0);
+        let target = self.plan.apps[app].target(&mut self.extras);
+        self.arrive(Caller { app, port, origin, work, patience, came_at, target, tries });
     }
 
     // ---- after chaos --------------------------------------------------------------------------
@@ -490,6 +514,7 @@ impl World {
     fn heal(&mut self) {
         self.note("healing");
         self.phase = Phase::Calm;
+        self.settle_health();
         self.start_server();
         self.spawn_proxy();
         for index in 0..self.truths.len() {
@@ -517,7 +542,7 @@ impl World {
             let work = if ends { LONG_ENDS } else { Duration::from_secs(100_000) };
             let (port, came_at) = (PORTS[0], self.now);
             let (origin, patience) = (Origin::Caller, Duration::from_secs(50));
-            self.arrive(Caller { app, port, origin, work, patience, came_at });
+            self.arrive(Caller::anybody(app, port, origin, (work, patience), came_at));
             if !ends {
                 self.long.push(self.next_caller);
             }
@@ -528,7 +553,7 @@ impl World {
     fn own_call(&mut self, app: usize) {
         let (port, came_at) = (PORTS[0], self.now);
         let (origin, work) = (Origin::SamePool, Duration::from_millis(1));
-        self.arrive(Caller { app, port, origin, work, patience: work, came_at });
+        self.arrive(Caller::anybody(app, port, origin, (work, work), came_at));
         self.later(self.plan.apps[app].after() / 3, Ev::OwnCall(app));
     }
 
@@ -558,14 +583,30 @@ impl World {
             for port in PORTS.into_iter().take(services) {
                 let came_at = self.now;
                 let (origin, work) = (Origin::Caller, Duration::from_millis(10));
-                let patience = START_TIMEOUT;
-                self.arrive(Caller { app, port, origin, work, patience, came_at });
+                let times = (work, START_TIMEOUT);
+                self.arrive(Caller::anybody(app, port, origin, times, came_at));
                 self.last.push(self.next_caller);
             }
+            starts += self.want_each(app);
         }
         // Starts beyond the host's limit come one after the other.
         let rounds = starts.div_ceil(self.plan.starts_max) as u32;
-        self.later(rounds * ANSWERED_WITHIN, Ev::End);
+        self.later(rounds * (ANSWERED_WITHIN + CHECKED_WITHIN), Ev::End);
+    }
+
+    /// The last request to each Machine by name; returns how many. Where connections rest, they may have all places.
+    fn want_each(&mut self, app: usize) -> usize {
+        let machines = self.plan.apps[app].machines.clone();
+        let free = |m: &usize| self.belief(*m).is_some_and(|belief| belief.parked == 0);
+        let sound: Vec<usize> = machines.filter(|m| self.is_sound(*m) && free(m)).collect();
+        for machine in &sound {
+            let target = Target { among: Among::Machine(id(*machine)), except: None };
+            let times = (Duration::from_millis(10), START_TIMEOUT);
+            let caller = Caller::anybody(app, PORTS[0], Origin::Caller, times, self.now);
+            self.arrive(Caller { target: Some(target), ..caller });
+            self.last.push(self.next_caller);
+        }
+        sound.len()
     }
 
     // ---- what must hold at rest ---------------------------------------------------------------
@@ -599,6 +640,7 @@ impl World {
                 format!("{}: {state} run {run}, but the balancer believes {belief:?}", id(index));
             self.fail(&text);
         }
+        self.check_health_at_rest(index);
     }
 
     /// Who was told that it is destroyed was told the truth, whatever crashed meanwhile.
@@ -645,9 +687,8 @@ impl World {
         } else if self.refused > 0 {
             self.fail("a request was refused though nothing is broken");
         }
-        let queues = self.proxy.iter().flat_map(|p| p.apps.iter().flatten());
-        let queued: usize = queues.flat_map(|app| app.queues.values()).map(|q| q.len()).sum();
-        if queued > 0 {
+        let apps = self.proxy.iter().flat_map(|p| p.apps.iter().flatten());
+        if apps.flat_map(App::queued).next().is_some() {
             self.fail("callers wait at the end");
         }
         self.check_talks();

@@ -4,13 +4,14 @@
 //! Machine is woken for them, whatever the others do (AS-80); when it cannot take them they are told at once, and
 //! choose again ([`Effect::FailAimed`]).
 
-use super::machine::{Machine, Readiness};
+use super::machine::{Machine, Readiness, Turn};
 use super::route::Pressure;
-use super::{Admission, Balancer, Effect, FailReason, HoldReason, Server};
+use super::{Admission, Balancer, Claim, Effect, FailReason, HoldReason, Server};
 use crate::admission::Origin;
 use crate::aim::Target;
 use crate::checks::Status;
 use crate::ids::MachineId;
+use crate::mutant::Mutant;
 use crate::service::PublishedPort;
 use crate::time::Timestamp;
 
@@ -29,6 +30,23 @@ pub enum AimedChoice {
     },
     /// None of them can take it, now or later.
     Refuse,
+}
+
+/// Who waits for one Machine at one port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) all: usize,
+    /// Of them Machines of the same pool.
+    pub(super) own: usize,
+}
+
+impl Waiting {
+    /// Without the first, who is let in as this. The queue's order is not known here: while anybody else waits,
+    /// all count as use.
+    fn without_first(self) -> (Origin, Self) {
+        let origin = if self.own < self.all { Origin::Caller } else { Origin::SamePool };
+        (origin, Self { all: self.all - 1, own: self.own.saturating_sub(1) })
+    }
 }
 
 /// How good it is to wait for a Machine; less is better.
@@ -78,7 +96,9 @@ impl Balancer {
             let machine = self.machines.get(&id);
             machine.is_some_and(|m| target.allows(id, m.view.region))
         };
-        if let Some(admission) = route.choose_allowed(origin, random, |e| allowed(e.machine)) {
+        let anybody = self.mutant == Mutant::TargetIgnored;
+        let allowed_now = |e: &super::Endpoint| anybody || allowed(e.machine);
+        if let Some(admission) = route.choose_allowed(origin, random, allowed_now) {
             return AimedChoice::Admitted(admission);
         }
         let candidates = self.machines.values().filter(|m| allowed(m.view.id));
@@ -107,27 +127,30 @@ impl Balancer {
         self.route(port).is_some_and(|route| route.has_other(machine))
     }
 
-    /// Lets callers in for whom there is room, from both queues by turns: neither starves the other at `hard_limit`.
+    /// Lets callers in for whom there is room, into each Machine from both queues by turns: neither starves the other
+    /// at `hard_limit`.
     pub(super) fn admit(&mut self, now: Timestamp) {
-        if self.aimed_first {
-            self.admit_aimed(now);
+        if self.mutant != Mutant::AimedStarved {
+            let theirs = |m: &Machine, port| m.turn_at(port) == Turn::Aimed;
+            self.admit_aimed(theirs, now);
         }
         self.admit_waiting(now);
-        if !self.aimed_first {
-            self.admit_aimed(now);
-        }
+        self.admit_aimed(|_, _| true, now);
     }
 
-    /// Lets callers in who wait for a Machine that has room.
-    fn admit_aimed(&mut self, now: Timestamp) {
+    /// Lets callers in who wait for a Machine that has room, where it may be.
+    fn admit_aimed(&mut self, may: impl Fn(&Machine, PublishedPort) -> bool, now: Timestamp) {
         for ((port, machine), _) in self.aimed() {
+            if !self.machines.get(&machine).is_some_and(|m| may(m, port)) {
+                continue;
+            }
             if let Some(machine) = self.machines.get_mut(&machine)
                 && machine.is_excess_drained()
             {
                 machine.clear_drain();
             }
             while let Some(Admission { claim, edge }) = self.admit_aimed_one(port, machine) {
-                self.aimed_first = false;
+                self.note_admitted(&claim, Turn::Anybody);
                 self.effects.push_back(Effect::AdmitAimed { port, claim });
                 if let Some(edge) = edge {
                     self.on_edge(edge, now);
@@ -136,16 +159,30 @@ impl Balancer {
         }
     }
 
+    /// Next time those come first.
+    pub(super) fn note_admitted(&mut self, claim: &Claim, next: Turn) {
+        let endpoint = claim.endpoint();
+        if let Some(machine) = self.machines.get_mut(&endpoint.machine) {
+            machine.set_turn(endpoint.service, next);
+        }
+    }
+
     fn admit_aimed_one(&mut self, port: PublishedPort, machine: MachineId) -> Option<Admission> {
-        let waiting = *self.aimed.get(&(port, machine))?;
+        let (origin, left) = self.aimed.get(&(port, machine))?.without_first();
+        let origin = match self.mutant {
+            Mutant::AimedOwnCallIsUse => Origin::Caller,
+            _ => origin,
+        };
         let route = self.route(port)?;
-        let admission = route.choose_allowed(Origin::Caller, 0, |e| e.machine == machine)?;
-        self.on_aimed(port, machine, waiting - 1);
+        let anywhere = self.mutant == Mutant::AimedAdmittedElsewhere;
+        let meant = |e: &super::Endpoint| anywhere || e.machine == machine;
+        let admission = route.choose_allowed(origin, 0, meant)?;
+        self.on_aimed(port, machine, left);
         Some(admission)
     }
 
-    pub(super) fn on_aimed(&mut self, port: PublishedPort, machine: MachineId, waiting: usize) {
-        if waiting == 0 {
+    pub(super) fn on_aimed(&mut self, port: PublishedPort, machine: MachineId, waiting: Waiting) {
+        if waiting.all == 0 {
             self.aimed.remove(&(port, machine));
         } else {
             self.aimed.insert((port, machine), waiting);
@@ -154,6 +191,9 @@ impl Balancer {
 
     /// Starts the Machines that somebody waits for.
     pub(super) fn wake_aimed(&mut self, now: Timestamp) {
+        if self.mutant == Mutant::AimedDemandIgnored {
+            return;
+        }
         for ((port, id), _) in self.aimed() {
             let Some(machine) = self.machines.get(&id) else { continue };
             let asleep = machine.publishes(port) && machine.readiness(port, now).is_some();
@@ -166,9 +206,12 @@ impl Balancer {
 
     /// Tells callers whose Machine will not take them: it is gone, may not be woken, or has failed to start.
     pub(super) fn fail_aimed(&mut self, now: Timestamp) {
-        for ((port, machine), waiters) in self.aimed() {
+        for ((port, machine), Waiting { all: waiters, .. }) in self.aimed() {
             if let Some(reason) = self.hopeless_aimed(port, machine, now) {
-                self.on_aimed(port, machine, 0);
+                self.aimed.remove(&(port, machine));
+                if self.mutant == Mutant::AimedForgotten {
+                    continue;
+                }
                 self.effects.push_back(Effect::FailAimed { port, machine, waiters, reason });
             }
         }
@@ -187,7 +230,7 @@ impl Balancer {
         failed.then(|| FailReason::StartsFailed { last: machine.last_failure.clone() })
     }
 
-    fn aimed(&self) -> Vec<((PublishedPort, MachineId), usize)> {
+    fn aimed(&self) -> Vec<((PublishedPort, MachineId), Waiting)> {
         self.aimed.iter().map(|(key, waiting)| (*key, *waiting)).collect()
     }
 }

@@ -7,13 +7,13 @@ use super::Balancer;
 use super::machine::Machine;
 use crate::checks::Status;
 use crate::ids::MachineId;
+use crate::mutant::Mutant;
 use crate::service::PublishedPort;
 
 impl Balancer {
     pub(super) fn on_checked(&mut self, id: MachineId, run: u64, service: usize, status: Status) {
-        let Some(machine) = self.machines.get_mut(&id).filter(|m| m.view.run == run) else {
-            return;
-        };
+        let machine = self.machines.get_mut(&id);
+        let Some(machine) = machine.filter(|m| m.view.run == run) else { return };
         if machine.set_health(service, status) {
             self.rebuild();
         }
@@ -21,16 +21,20 @@ impl Balancer {
 
     /// Whether callers of the port may go there.
     pub(super) fn serves_now(&self, machine: &Machine, port: PublishedPort) -> bool {
-        machine.health_at(port) == Status::Passing
+        machine.health_at(port) == Status::Passing || self.mutant == Mutant::UnfitServes
     }
 
     /// Takes callers of the port, or would if there was room.
     pub(super) fn is_capacity(&self, machine: &Machine, port: PublishedPort) -> bool {
-        machine.is_open() && self.serves_now(machine, port)
+        let counts = self.mutant == Mutant::UnfitIsCapacity || self.serves_now(machine, port);
+        machine.is_open() && counts
     }
 
     /// Callers wait for it to pass: it must not fall asleep under them.
     pub(super) fn is_awaited(&self, machine: &Machine) -> bool {
+        if self.mutant == Mutant::AwaitedSleeps {
+            return false;
+        }
         let anybody = self.waiting.keys();
         let aimed = self.aimed.keys().filter(|(_, id)| *id == machine.view.id);
         let ports = anybody.chain(aimed.map(|(port, _)| port));

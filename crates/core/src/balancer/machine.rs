@@ -77,6 +77,16 @@ struct Door {
     limits: Limits,
     /// The worst of the service's checks in this run; without any it passes.
     health: Status,
+    turn: Turn,
+}
+
+/// Which of those who wait for a place comes first, when one is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Who waits for this very Machine.
+    Aimed,
+    /// Who waits for any.
+    Anybody,
 }
 
 impl Door {
@@ -198,6 +208,17 @@ impl Machine {
         door.is_some_and(|door| std::mem::replace(&mut door.health, status) != status)
     }
 
+    /// Of each service.
+    pub(super) fn health(&self) -> Vec<Status> {
+        self.doors.iter().map(|door| door.health).collect()
+    }
+
+    /// Only for planted bugs.
+    pub(super) fn believe(&mut self, health: &[Status]) {
+        let doors = self.doors.iter_mut().zip(health);
+        doors.for_each(|(door, former)| door.health = *former);
+    }
+
     /// What was found of an earlier run says nothing of this one.
     fn forget_health(&mut self) {
         for (door, service) in self.doors.iter_mut().zip(self.view.services.iter()) {
@@ -300,6 +321,16 @@ impl Machine {
     /// Whether one more may enter by this port while it is open.
     pub(super) fn has_room_at(&self, port: PublishedPort) -> bool {
         self.door(port).is_some_and(|door| door.has_room(self.view.run))
+    }
+
+    pub(super) fn turn_at(&self, port: PublishedPort) -> Turn {
+        self.door(port).map_or(Turn::Aimed, |door| door.turn)
+    }
+
+    pub(super) fn set_turn(&mut self, service: usize, turn: Turn) {
+        if let Some(door) = self.doors.get_mut(service) {
+            door.turn = turn;
+        }
     }
 
     fn door(&self, port: PublishedPort) -> Option<&Door> {
@@ -427,11 +458,12 @@ impl Machine {
         let view = self.with_thaw(view);
         let (run, state) = (view.run, view.state);
         let moved = run != self.view.run || state != self.view.state;
-        if view.config_version != self.view.config_version {
-            (self.failures, self.retry_at) = (0, None);
-        }
         if moved && self.is_up() {
             self.on_down(now);
+        }
+        // After it: what ended a run together with its config was the update.
+        if view.config_version != self.view.config_version {
+            (self.failures, self.retry_at) = (0, None);
         }
         if run != self.view.run {
             (self.drain, self.in_limbo) = (None, false);
@@ -644,6 +676,7 @@ fn doors(services: &[ServiceSpec]) -> Vec<Door> {
         word: Arc::new(AdmissionWord::new_closed()),
         limits: limits(s),
         health: unchecked(s),
+        turn: Turn::Aimed,
     };
     services.iter().map(new).collect()
 }

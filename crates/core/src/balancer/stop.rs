@@ -163,12 +163,14 @@ impl Balancer {
     /// Empty: asleep, if it is still one too many. It is closed and not counted as running.
     fn finish_drain(&mut self, key: PoolKey, id: MachineId) {
         let census = self.census(key);
+        let awaited = self.machines.get(&id).is_some_and(|m| self.is_awaited(m));
         let Some(machine) = self.machines.get_mut(&id) else { return };
         // The census leaves it out; with it excess is one more, and must be at least one.
         let spare = 0 <= census.excess;
         let floor = census.floor.max(machine.min_machines_running());
         let above = !machine.view.primary || floor <= census.running;
         let free = machine.start.is_none() && !machine.view.leased && !machine.view.cordoned;
+        let free = free && !awaited;
         if spare && above && free && 1 <= census.running {
             self.ask_stop(id, StopReason::ExcessDrained);
         } else {

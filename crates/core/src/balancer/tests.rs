@@ -970,7 +970,7 @@ impl World {
 }
 
 fn aimed(n: u64, waiting: usize) -> Event {
-    Event::Aimed { port: PORT, machine: id(n), waiting }
+    Event::Aimed { port: PORT, machine: id(n), waiting, own: 0 }
 }
 
 #[test]
@@ -1056,4 +1056,78 @@ fn a_sleeper_is_woken_for_those_who_want_it_only_while_somebody_can() {
     world.event(Event::ServerLost);
     assert_eq!(world.event(aimed(1, 1)), Vec::<String>::new());
     assert_eq!(world.event(Event::ServerReady), ["start 1"]);
+}
+
+#[test]
+fn a_call_of_the_same_pool_that_waited_for_one_machine_does_not_restart_the_clock() {
+    for (own, stops) in [(1, vec!["stop 1 run 1"]), (0, vec![])] {
+        let mut world = World::new(vec![up(1).limits(1, Some(1))]);
+        let inside = world.enter();
+        world.run_until(Duration::from_secs(1));
+        world.event(Event::Aimed { port: PORT, machine: id(1), waiting: 1, own });
+        assert_eq!(world.leave(inside), ["admit aimed 80 to 1"]);
+        let held = world.admitted.pop().expect("it was admitted");
+        assert_eq!(world.run_until(AFTER), Vec::<String>::new(), "load is load");
+        assert_eq!(world.leave(held), stops, "AS-23");
+    }
+}
+
+#[test]
+fn who_waits_for_one_machine_is_let_in_beside_others_whoever_came_last() {
+    let mut world = World::new(vec![asleep(1).limits(1, Some(1)), asleep(2)]);
+    assert_eq!(world.event(aimed(1, 1)), ["start 1"]);
+    assert_eq!(world.event(started(1, 1, 2)), ["admit aimed 80 to 1"]);
+    assert_eq!(world.event(waiting(1)), ["start 2"]);
+    world.event(aimed(2, 1));
+    assert_eq!(world.event(started(2, 2, 2)), ["admit aimed 80 to 2", "admit 80 to 2"]);
+}
+
+#[test]
+fn two_full_machines_that_free_their_places_by_turns_starve_nobody() {
+    let limited = |m: View| m.limits(1, Some(1));
+    let mut world = World::new(vec![limited(up(1)), limited(up(2))]);
+    let mut inside = [world.enter(), world.enter()];
+    world.event(aimed(1, 4));
+    world.event(aimed(2, 4));
+    world.event(waiting(8));
+    let mut let_in = Vec::new();
+    for turn in 0..8 {
+        let [next, other] = inside;
+        let_in.extend(world.leave(next));
+        inside = [other, world.admitted.pop().expect("a place is free")];
+        assert_eq!(let_in.len(), turn + 1);
+    }
+    for machine in [1, 2] {
+        let wanted = format!("admit aimed 80 to {machine}");
+        assert_eq!(let_in.iter().filter(|it| **it == wanted).count(), 2, "{let_in:?}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_drained_machine_to_pass_keeps_it_awake() {
+    let mut world = World::new(vec![up(1).checked(), up(2).checked()]);
+    world.event(checked(1, 1, Status::Passing));
+    world.event(checked(2, 1, Status::Passing));
+    let mut inside = vec![world.enter(), world.enter()];
+    world.run_until(AFTER + Duration::from_secs(1));
+    let drained = if world.belief(1).open { 2 } else { 1 };
+    inside.retain(|claim| claim.endpoint().machine == id(drained));
+    let left = inside.pop().expect("one is in each");
+    world.event(checked(1, 1, Status::Critical));
+    world.event(checked(2, 1, Status::Critical));
+    world.event(waiting(1));
+    assert_eq!(world.leave(left), Vec::<String>::new());
+    assert!(world.belief(drained).open, "back in rotation");
+}
+
+#[test]
+fn an_update_that_ends_a_young_run_is_no_failure_of_it() {
+    let mut world = World::new(vec![up(1)]);
+    let _inside = world.enter();
+    world.change(vec![View(MachineView {
+        state: MachineState::Stopping,
+        config_version: 2,
+        ..up(1).0
+    })]);
+    assert_eq!(world.event(aimed(1, 1)), ["start 1"], "not `fail 1 for 1`");
 }

@@ -134,8 +134,8 @@ impl App {
     pub(super) fn aimed_events(&self) -> Vec<Event> {
         let queues = self.aimed.borrow();
         let events = queues.iter().map(|((port, machine), queue)| {
-            let waiting = queue.waiters.len();
-            Event::Aimed { port: *port, machine: *machine, waiting }
+            let (waiting, own) = (queue.waiters.len(), queue.own);
+            Event::Aimed { port: *port, machine: *machine, waiting, own }
         });
         events.collect()
     }
@@ -157,8 +157,12 @@ impl App {
     }
 
     fn announce_aimed(self: &Rc<Self>, port: PublishedPort, machine: MachineId) {
-        let queued = self.aimed.borrow().get(&(port, machine)).map(|queue| queue.waiters.len());
-        self.handle(Event::Aimed { port, machine, waiting: queued.unwrap_or(0) });
+        let queued = {
+            let queues = self.aimed.borrow();
+            queues.get(&(port, machine)).map(|queue| (queue.waiters.len(), queue.own))
+        };
+        let (waiting, own) = queued.unwrap_or_default();
+        self.handle(Event::Aimed { port, machine, waiting, own });
     }
 }
 

@@ -305,7 +305,7 @@ fn an_idle_machine_is_put_to_sleep_and_its_idle_connections_are_closed_first() {
 }
 
 /// The app with a second Machine, which calls; it publishes what `services` says.
-fn with_calling_machine(port: u16, publishes: bool) -> crate::control::AppView {
+pub(super) fn with_calling_machine(port: u16, publishes: bool) -> crate::control::AppView {
     let mut view = app("started", port);
     view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 300);
     let mut caller = view.machines[0].clone();

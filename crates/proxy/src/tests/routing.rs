@@ -1,10 +1,13 @@
 //! Requests that say where they want to go (PX-30..33, PX-36, AS-80).
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::http::with_calling_machine;
 use super::world::*;
 use crate::control::{AppView, FromProxy, StartOutcome, ToProxy};
 
@@ -263,6 +266,44 @@ fn many_and_strange_fields_do_no_harm() {
         ] {
             let answer = world.ask(&get(&fields)).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{fields:.80}: {answer:.200}");
+        }
+    });
+}
+
+#[test]
+fn calls_of_the_same_pool_that_had_to_wait_for_their_machine_do_not_keep_it_awake() {
+    run(|mut world| async move {
+        let slow = machine(|mut stream| async move {
+            while read_head(&mut stream).await.is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                if stream.write_all(answer).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let mut view = with_calling_machine(slow, true);
+        view.machines.iter_mut().for_each(|m| m.services[0].hard_limit = Some(1));
+        world.publish(view).await;
+        let (http, request) = (world.http, get(&format!("Fly-Force-Instance-Id: {MACHINE}\r\n")));
+        let call = async || {
+            let mut stream = TcpStream::connect(http).await.expect("the proxy listens");
+            stream.write_all(request.as_bytes()).await.expect("the proxy reads");
+            assert!(read_all(&mut stream).await.starts_with("HTTP/1.1 200"));
+        };
+        let calls = async {
+            loop {
+                // Of two at once one has to wait.
+                tokio::join!(call(), call());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let is_it = |heard: &FromProxy| matches!(heard, FromProxy::Stop { machine, .. } if machine == MACHINE);
+        let stopped = async { while !is_it(&world.heard().await) {} };
+        tokio::select! {
+            () = calls => {}
+            () = stopped => {}
         }
     });
 }

@@ -51,7 +51,8 @@ async fn echoed(caller: &mut TcpStream) {
 
 fn check_502(answer: &str) {
     assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
-    assert!(!answer.contains("101"), "{answer}");
+    // Its id may have these digits.
+    assert!(!answer.contains(" 101 "), "{answer}");
 }
 
 #[test]
