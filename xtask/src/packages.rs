@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("jq", "jq"),
+    ("openssl", "openssl"),
     ("ldd", "libc-bin"),
     ("redis-cli", "redis-tools"),
     ("mandoc", "mandoc"),

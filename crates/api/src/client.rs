@@ -24,8 +24,9 @@ use crate::wire::{
     Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LedgerQuery, LogPage,
     LogQuery, Machine, MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer,
     OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery,
-    Secret, SecretPage, SecretsAnswer, SignalInput, Snapshot, StartAnswer, StopInput, Token,
-    TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitQuery, Whoami,
+    RotateKeys, Secret, SecretPage, SecretsAnswer, SignalInput, Snapshot, SourceKeys, StartAnswer,
+    StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitQuery,
+    Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -66,6 +67,16 @@ impl Client {
     /// unencrypted beyond this host.
     pub fn remote(url: impl Into<String>, token: Option<String>, roots: Option<PathBuf>) -> Self {
         Self { target: Target::remote(url.into(), token, roots) }
+    }
+
+    /// Lists the keys that sign `Fly-Src`. Only over the Unix socket, as the next ones.
+    pub async fn list_keys(&self) -> Result<SourceKeys> {
+        self.get("/perch/v1/keys".to_owned()).await
+    }
+
+    /// Makes another key.
+    pub async fn rotate_keys(&self, input: RotateKeys) -> Result<SourceKeys> {
+        self.send(Method::POST, "/perch/v1/keys".to_owned(), &input).await
     }
 
     /// Makes a token. Only over the Unix socket, as the next two.

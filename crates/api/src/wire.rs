@@ -7,7 +7,6 @@
 //! backend converts.
 
 mod app;
-mod base64;
 mod caller;
 mod check;
 mod config;
@@ -28,6 +27,7 @@ mod schedule;
 pub(crate) mod schema;
 mod secret;
 mod signal;
+mod source_key;
 mod token;
 mod volume;
 mod why;
@@ -36,7 +36,6 @@ pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
     IpPage, OrganizationRef,
 };
-pub use base64::{decode_base64, encode_base64};
 pub use caller::Whoami;
 pub use check::{Check, CheckHeader, HealthCheck, HttpCheck};
 pub use config::{
@@ -69,9 +68,12 @@ pub use secret::{
     UpdateSecrets,
 };
 pub use signal::{BadSignal, Signal, SignalInput};
+pub use source_key::{RotateKeys, SourceKey, SourceKeys};
 pub use token::{CreateToken, NewToken, Token, TokenPage};
 pub use volume::{CreateVolume, ExtendVolume, ExtendedVolume, Snapshot, UpdateVolume, Volume};
 pub use why::{LedgerEvent, LedgerPage, LedgerPhase, LedgerQuery, Trigger};
+
+pub use perch_core::base64::{decode_base64, encode_base64};
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;

@@ -8,10 +8,12 @@
 //! |---|---|
 //! | [`admission`] | whether one more request may enter a Machine (lock-free, warm path) |
 //! | [`aim`] | where a request says that it wants to go |
+//! | [`base64`] | nothing: how bytes are written as text |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
 //! | [`replay`] | what a program means that wants a request replayed |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
 //! | [`checks`] | when a health check is tried, and what its results mean |
+//! | [`rotation`] | which of two keys signs, and which are shown |
 //! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
 //! | [`cpu`] | which Machines yield the CPUs to others |
@@ -26,6 +28,7 @@ pub mod admission;
 pub mod aim;
 pub mod arming;
 pub mod balancer;
+pub mod base64;
 pub mod checks;
 pub mod cpu;
 pub mod datagrams;
@@ -42,6 +45,7 @@ pub mod memory;
 pub mod mutant;
 pub mod quiet;
 pub mod replay;
+pub mod rotation;
 pub mod schedule;
 pub mod service;
 pub mod time;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{backup, down, quickstart, restore, server, swap, token};
+use crate::{backup, down, keys, quickstart, restore, server, swap, token};
 
 /// Run private apps on this machine and wake them with their next request
 #[derive(Debug, PartialEq, Eq, Parser)]
@@ -28,6 +28,9 @@ pub(crate) enum Command {
     /// Make, list and revoke tokens for the API over TCP
     #[command(subcommand)]
     Token(token::Command),
+    /// List and rotate the keys that sign Fly-Src, by which apps know who calls
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Write what the server keeps into one file, also while it runs
     #[command(
         after_help = "The key of the secrets is not in it; keep a copy of that in another place"
@@ -109,7 +112,7 @@ pub(crate) mod tests {
         assert!(said(&["server", "--region", "x", "y"]).contains("'y'"));
         assert!(said(&["down", "--purge=no"]).contains("--purge"));
         assert!(said(&["backup"]).contains("<FILE>"));
-        for words in [&[][..], &["token"], &["swap"]] {
+        for words in [&[][..], &["token"], &["keys"], &["swap"]] {
             assert!(said(words).contains("Usage: perch"), "{words:?}");
         }
     }

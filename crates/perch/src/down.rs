@@ -253,6 +253,8 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.log",
         "ledger.jsonl",
         "ledger.1.jsonl",
+        "fly-src.key",
+        "fly-src.key.new",
         "proxy.json",
         "tag",
         "cgroup-parent",

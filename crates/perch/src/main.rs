@@ -13,6 +13,7 @@ mod down;
 mod embedded;
 mod fault;
 mod ids;
+mod keys;
 mod manual;
 mod paths;
 mod process;
@@ -63,6 +64,7 @@ fn operate(command: Command) -> ExitCode {
     match command {
         Command::Server(options) => server::main(options),
         Command::Token(command) => token::main(command),
+        Command::Keys(command) => keys::main(command),
         Command::Backup(options) => backup::main(&options),
         Command::Restore(options) => restore::main(&options),
         Command::Quickstart(options) => quickstart::main(options),

@@ -156,6 +156,11 @@ impl Paths {
         }
     }
 
+    /// The keys that sign `Fly-Src`.
+    pub(crate) fn signing_key(&self) -> PathBuf {
+        self.data.join("fly-src.key")
+    }
+
     /// Parent of the Machines' cgroups below the root of each hierarchy, as the last server chose it.
     pub(crate) fn cgroup_parent(&self) -> String {
         let chosen = std::fs::read_to_string(self.cgroup_parent_file()).ok();

@@ -45,6 +45,7 @@ mod records;
 mod schedule;
 mod seat;
 mod secrets;
+mod signing;
 mod standby;
 mod steps;
 mod stored_config;
@@ -315,6 +316,7 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(api::finish_removals(world.clone()));
     world.tracker.spawn(schedule::keep(world.clone()));
     world.tracker.spawn(standby::keep(world.clone()));
+    world.tracker.spawn(signing::keep(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
     world.tracker.spawn(cpu::watch(world.clone()));
@@ -345,6 +347,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     steps.done("data plane");
     let host_ids = HostIds::of_this_host(paths.tag(), config.host_ids.as_ref())?;
     let vault = Vault::new(secrets_key(&paths, &config)?);
+    let signing = signing::Signing::open(paths.signing_key())?;
     let images = open_images(&paths, &keeper, &host_ids)?;
     steps.done("images");
     let init_layer = perch_machine::install_init(&paths.init(), crate::embedded::INIT)
@@ -373,6 +376,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
         host_ids,
         proxy,
         vault,
+        signing,
         events,
         ledger,
         pager,

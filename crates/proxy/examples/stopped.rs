@@ -150,6 +150,7 @@ fn settings() -> Settings {
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
         notes: false,
+        source_key: None,
     }
 }
 

@@ -106,7 +106,14 @@ pub(crate) fn secret_u16() -> u16 {
 /// Milliseconds since 1970.
 pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    #[cfg(test)]
+    let since = since + AHEAD.get();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole seconds since 1970.
+pub(crate) fn unix_secs() -> u64 {
+    unix_millis() / 1000
 }
 
 /// Microseconds since 1970, for people and programs; nothing here is decided by it.
@@ -117,11 +124,11 @@ pub(crate) fn wall_micros() -> u128 {
 /// Length of the text of a ULID.
 pub(crate) const ULID_LEN: usize = 26;
 
-/// A new ULID: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.
-pub(crate) fn ulid() -> [u8; ULID_LEN] {
+/// A new ULID of this time: 48 bits of milliseconds, 80 random bits, in Crockford's base 32.
+pub(crate) fn ulid(unix_millis: u64) -> [u8; ULID_LEN] {
     const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let random_bits = (u128::from(random()) << 64 | u128::from(random())) >> 48;
-    let mut value = (u128::from(unix_millis()) & 0xffff_ffff_ffff) << 80 | random_bits;
+    let mut value = (u128::from(unix_millis) & 0xffff_ffff_ffff) << 80 | random_bits;
     let mut text = [b'0'; ULID_LEN];
     for digit in text.iter_mut().rev() {
         *digit = DIGITS[(value & 31) as usize];
@@ -136,7 +143,7 @@ mod tests {
 
     #[test]
     fn ids_are_in_the_order_of_time_and_differ() {
-        let (first, second) = (ulid(), ulid());
+        let (first, second) = (ulid(unix_millis()), ulid(unix_millis()));
         assert!(first[..10] <= second[..10]);
         assert_ne!(first, second);
         assert!(first[0] <= b'7', "48 bits of time fit in ten digits");

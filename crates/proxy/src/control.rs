@@ -21,5 +21,6 @@ pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{
     AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, HttpView,
     LINE_BYTES_MAX, MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView,
-    Settings, Source, StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit, VERSION,
+    Settings, SigningSeed, Source, StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit,
+    VERSION,
 };

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perch_core::address;
 use perch_core::admission::Origin;
 use perch_core::balancer;
 use perch_core::dns::{Member, Presence};
@@ -23,6 +24,7 @@ use crate::control::{
 use crate::ending::Ending;
 use crate::freezer::Freezer;
 use crate::http::treatment::Treatment;
+use crate::identity::{Consent, Signer, Stamp};
 use crate::interning::Interner;
 use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
@@ -40,6 +42,7 @@ pub(crate) struct Directory {
     /// `Server` and `Via`, ready to write.
     signature: String,
     first_attempt: u64,
+    signer: Signer,
     /// Whether a server has ever told all that it knows.
     filled: watch::Sender<bool>,
 }
@@ -60,6 +63,8 @@ struct State {
     settings: Option<Settings>,
     /// The first 48 bits of each network's addresses.
     networks: HashMap<[u8; 6], u32>,
+    /// The organization of each.
+    orgs: HashMap<u32, Box<str>>,
 }
 
 /// What is kept of an app's view, beside what the app itself keeps.
@@ -163,6 +168,7 @@ impl Directory {
             generation: Cell::new(0),
             signature: format!("Server: perch/{}\r\nVia: 1.1 perch\r\n", options.version),
             first_attempt: clock::now().as_micros(),
+            signer: Signer::default(),
             filled: watch::Sender::new(false),
         })
     }
@@ -239,10 +245,7 @@ impl Directory {
         if known.network == from {
             return Ok(Rc::clone(&known.app));
         }
-        let org = |network: u32| {
-            let networks = state.settings.iter().flat_map(|settings| &settings.networks);
-            networks.filter(|n| n.id == network).map(|n| n.org.as_str()).next()
-        };
+        let org = |network: u32| state.orgs.get(&network);
         let what = match org(from).is_some() && org(from) == org(known.network) {
             true => "network",
             false => "organization",
@@ -259,6 +262,18 @@ impl Directory {
         }
         let host = state.settings.as_ref().is_some_and(|s| s.host_peers.contains(&caller));
         (if host { Source::Host } else { Source::Unknown }, None)
+    }
+
+    /// What requests of a connection say of their caller; `None`: nobody that we know.
+    pub(crate) fn signed(&self, to: &Destination) -> Option<(Rc<Stamp>, Consent)> {
+        let (caller, dest) = (to.endpoints.caller.ip(), to.endpoints.dest.ip());
+        let state = self.state.borrow();
+        let who = state.who(caller, &to.source)?;
+        let entries = state.addresses.get(&dest).into_iter().flatten();
+        let mut kinds = entries.map(|entry| entry.kind);
+        let is_public = kinds.any(|kind| kind != AddressKind::Private);
+        let consent = if is_public { Consent::Asked } else { Consent::Given };
+        Some((self.signer.stamp(caller, &who), consent))
     }
 
     /// Calls `read` with all apps, for DNS.
@@ -349,8 +364,10 @@ impl Directory {
         *self.region.borrow_mut() = settings.region.as_str().into();
         self.server.set_starts_max(settings.starts_max);
         self.server.set_notes(settings.notes);
+        self.signer.set_key(settings.source_key.as_ref());
         let mut state = self.state.borrow_mut();
         state.networks = settings.networks.iter().map(|n| (prefix(n.prefix), n.id)).collect();
+        state.orgs = settings.networks.iter().map(|n| (n.id, n.org.as_str().into())).collect();
         state.settings = Some(settings);
         self.generation.set(self.generation.get() + 1);
     }
@@ -456,6 +473,23 @@ impl State {
         }
     }
 
+    /// The caller in the words of `Fly-Src` (FC-40, FC-48).
+    fn who(&self, caller: IpAddr, source: &Source) -> Option<String> {
+        let network = match source {
+            Source::Machine { app, .. } => self.apps.get(app.as_str()).map(|known| known.network),
+            Source::Host | Source::Unknown => self.network_of(caller),
+        };
+        let org = self.orgs.get(&network?)?;
+        match source {
+            Source::Machine { app, machine } => {
+                Some(format!("instance={machine};app={app};org={org}"))
+            }
+            Source::Host | Source::Unknown => {
+                Some(format!("peer={};org={org}", peer_name(caller, source)?))
+            }
+        }
+    }
+
     /// Removes an app's entries from all tables but `apps`.
     fn forget(&mut self, name: &str) {
         let Some(known) = self.apps.get(name) else { return };
@@ -525,6 +559,18 @@ impl State {
             presence: if view.state == "started" { Presence::Started } else { Presence::Asleep },
             metadata: self.metadata.intern(metadata),
         })
+    }
+}
+
+/// What a caller is called that is no Machine.
+fn peer_name(caller: IpAddr, source: &Source) -> Option<&'static str> {
+    let IpAddr::V6(ip) = caller else { return None };
+    match source {
+        Source::Host => Some("host"),
+        Source::Unknown if address::network_of(ip).map(address::resolver) == Some(ip) => {
+            Some("fly-proxy")
+        }
+        Source::Unknown | Source::Machine { .. } => None,
     }
 }
 

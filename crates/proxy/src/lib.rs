@@ -23,6 +23,7 @@ mod ending;
 mod freezer;
 mod http;
 mod http2;
+mod identity;
 mod idleness;
 mod interning;
 mod line;

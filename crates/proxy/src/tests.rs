@@ -10,6 +10,7 @@ mod dying;
 mod end;
 mod http;
 mod http2;
+mod identity;
 mod leaving;
 mod lost;
 mod notes;

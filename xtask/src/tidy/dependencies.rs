@@ -30,6 +30,7 @@ const PROXY: &[&str] = &[
     "httparse",
     "libc",
     "nix",
+    "ring",
     "rustix",
     "serde",
     "serde_json",

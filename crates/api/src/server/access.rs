@@ -90,7 +90,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
         Route::Organizations | Route::Info | Route::WhyEvents => Subject::Cut,
         Route::Description | Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
-        Route::Tokens | Route::Token(_) => Subject::Host,
+        Route::Keys | Route::Tokens | Route::Token(_) => Subject::Host,
     };
     (effect, subject)
 }
@@ -181,7 +181,7 @@ pub(super) async fn check<B: Backend>(
     let Peer::Token(holder) = peer else { return Ok(()) };
     if subject == Subject::Host {
         return Err(ApiError::forbidden(
-            "tokens are made and revoked on the server's host only, with `perch token`",
+            "tokens and keys are made on the server's host only, with `perch token` and `perch keys`",
         ));
     }
     if holder.scope.read_only && effect == Effect::Write {

@@ -13,9 +13,9 @@ use crate::wire::{
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
     LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
-    Organization, Process, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput,
-    Snapshot, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume,
-    UploadState, Volume, WaitQuery,
+    Organization, Process, RegionPage, Release, RestartQuery, RotateKeys, Secret, SecretsAnswer,
+    SignalInput, Snapshot, SourceKeys, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 /// A Machine that a call is about.
@@ -60,6 +60,10 @@ pub trait Backend: Send + Sync + 'static {
     fn authenticate(&self, secret: &str) -> Option<Arc<TokenHolder>>;
     /// Resolves when the token with this id is revoked, or its time is over.
     fn token_ended(&self, id: String) -> impl Future<Output = ()> + Send;
+    /// Lists the keys that sign `Fly-Src`, the one that signs first.
+    fn list_keys(&self, peer: Peer) -> impl BackendFuture<SourceKeys>;
+    /// Makes another one; 409 while two are in use, unless all are replaced.
+    fn rotate_keys(&self, peer: Peer, input: RotateKeys) -> impl BackendFuture<SourceKeys>;
     /// Lists tokens by name.
     fn list_tokens(&self, peer: Peer) -> impl BackendFuture<Vec<Token>>;
     /// Makes a token; 422 when its name is taken.

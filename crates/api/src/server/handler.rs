@@ -223,7 +223,7 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
         Route::Whoami | Route::AppDns(_) | Route::OrganizationDns(_) => {
             lookup::answer(call, route).await
         }
-        Route::Tokens | Route::Token(_) => tokens(call, route).await,
+        Route::Keys | Route::Tokens | Route::Token(_) => tokens(call, route).await,
         Route::Secrets(_) | Route::Secret(..) => secret_handler::answer(call, route).await,
         Route::Volumes(_) | Route::Volume(..) | Route::ExtendVolume(..) | Route::Snapshots(..) => {
             volume_handler::answer(call, route).await
@@ -360,6 +360,11 @@ async fn releases<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
 async fn tokens<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
     let peer = call.peer.clone();
     match (call.head.method.clone(), route) {
+        (Method::GET, Route::Keys) => json(&call.backend().list_keys(peer).await?),
+        (Method::POST, Route::Keys) => {
+            let input = call.read().await?;
+            json(&call.backend().rotate_keys(peer, input).await?)
+        }
         (Method::GET, Route::Tokens) => {
             json(&TokenPage { tokens: call.backend().list_tokens(peer).await? })
         }

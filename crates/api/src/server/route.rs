@@ -59,6 +59,7 @@ pub(super) const PATHS: &[&str] = &[
     "/perch/v1/apps/{app}/dns",
     "/perch/v1/apps/{app}/machines/{id}/console",
     "/perch/v1/organizations/{org}/dns",
+    "/perch/v1/keys",
     "/perch/v1/tokens",
     "/perch/v1/tokens/{token}",
     "/v2/",
@@ -102,6 +103,7 @@ pub(super) enum Route {
     AppDns(String),
     Console(String, String),
     OrganizationDns(String),
+    Keys,
     Tokens,
     Token(String),
     Registry,
@@ -155,6 +157,7 @@ impl Route {
             ["perch", "v1", "organizations", org, "dns"] => {
                 Ok(Some(Self::OrganizationDns(name(org)?)))
             }
+            ["perch", "v1", "keys"] => Ok(Some(Self::Keys)),
             ["perch", "v1", "tokens"] => Ok(Some(Self::Tokens)),
             ["perch", "v1", "tokens", token] => Ok(Some(Self::Token(name(token)?))),
             _ => Ok(None),
@@ -171,6 +174,7 @@ impl Route {
             | Self::Secrets(_)
             | Self::Volumes(_)
             | Self::Snapshots(..)
+            | Self::Keys
             | Self::Tokens => "GET, POST",
             Self::Volume(..) => "GET, PUT, DELETE",
             Self::ExtendVolume(..) => "PUT",

@@ -12,9 +12,9 @@ use perch_api::wire::{
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData,
     LeaseInput, LedgerEvent, LedgerPage, LedgerQuery, LogEntry, LogPage, LogQuery, Machine,
     MachineFilter, MachineState, ManifestInfo, NewToken, Organization, OrganizationRef, Process,
-    Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer, SignalInput, Snapshot,
-    StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets, UpdateVolume, UploadState, Volume,
-    WaitQuery, WaitState,
+    Region, RegionPage, Release, RestartQuery, RotateKeys, Secret, SecretsAnswer, SignalInput,
+    Snapshot, SourceKeys, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
+    UpdateVolume, UploadState, Volume, WaitQuery, WaitState,
 };
 use perch_api::{Backend, Peer};
 use tokio::io::DuplexStream;
@@ -126,6 +126,15 @@ impl Backend for Memory {
             }
             changed.await;
         }
+    }
+
+    async fn list_keys(&self, _: Peer) -> Result<SourceKeys> {
+        Ok(SourceKeys::default())
+    }
+
+    async fn rotate_keys(&self, _: Peer, input: RotateKeys) -> Result<SourceKeys> {
+        self.saw(format!("rotate {}", input.now));
+        Ok(SourceKeys::default())
     }
 
     async fn list_tokens(&self, _: Peer) -> Result<Vec<Token>> {

@@ -25,15 +25,16 @@ use perch_api::wire::{
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
     LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
-    Organization, Process, Region, RegionPage, Release, RestartQuery, Secret, SecretsAnswer,
-    SignalInput, Snapshot, StartAnswer, StopInput, Token, UpdateRelease, UpdateSecrets,
-    UpdateVolume, UploadState, Volume, WaitQuery,
+    Organization, Process, Region, RegionPage, Release, RestartQuery, RotateKeys, Secret,
+    SecretsAnswer, SignalInput, Snapshot, SourceKeys, StartAnswer, StopInput, Token, UpdateRelease,
+    UpdateSecrets, UpdateVolume, UploadState, Volume, WaitQuery,
 };
 
 use tokio::sync::watch;
 
 use super::clock;
 use super::history::Source;
+use super::signing;
 use super::views;
 use super::world::World;
 
@@ -88,6 +89,14 @@ impl Backend for Api {
 
     async fn token_ended(&self, id: String) {
         tokens::ended(&self.world, self.token_ends.subscribe(), &id).await;
+    }
+
+    async fn list_keys(&self, _peer: Peer) -> Result<SourceKeys, ApiError> {
+        Ok(self.world.signing.list())
+    }
+
+    async fn rotate_keys(&self, _peer: Peer, input: RotateKeys) -> Result<SourceKeys, ApiError> {
+        self.detached(signing::rotate(self.world.clone(), input.now)).await
     }
 
     async fn list_tokens(&self, _peer: Peer) -> Result<Vec<Token>, ApiError> {

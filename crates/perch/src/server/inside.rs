@@ -1,4 +1,5 @@
-//! `/.fly/api` in each Machine: a socket over which the Machine may ask about itself, without a token (AS-92).
+//! `/.fly` in each Machine: `api`, a socket over which the Machine may ask about itself, without a token (AS-92), and
+//! `fly-src.pub`, by which it knows who calls (FC-42).
 //!
 //! The socket lies in the Machine's directory on the host, which is mounted, read-only, into the Machine's root. A new
 //! server listens there anew, in the same directory, so Machines that went on meanwhile find it again. Who calls is told
@@ -52,7 +53,7 @@ pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf>
 /// The directory to be mounted, and what to [`serve`] when the run begins.
 pub(crate) fn prepare(world: &World, id: &str) -> Option<(PathBuf, UnixListener)> {
     let dir = world.paths.machine(id).join(DIR);
-    match bind(&dir) {
+    match bind(&dir).inspect(|_| show(world, id, &dir)) {
         Ok(listener) => Some((dir, listener)),
         Err(error) => {
             tracing::warn!(machine = id, %error, "a Machine starts without /.fly/api");
@@ -76,7 +77,25 @@ pub(crate) fn serve(world: &Arc<World>, app: &str, id: &str, listener: UnixListe
 /// The directory to be mounted for a run that may begin; nobody listens there yet.
 pub(crate) fn place(world: &World, id: &str) -> Option<PathBuf> {
     let dir = world.paths.machine(id).join(DIR);
-    make(&dir).ok().map(|()| dir)
+    make(&dir).ok().map(|()| {
+        show(world, id, &dir);
+        dir
+    })
+}
+
+/// Shows the keys of `Fly-Src` as they are now to a Machine that has ever begun to run.
+pub(crate) fn show_again(world: &World, id: &str) {
+    let dir = world.paths.machine(id).join(DIR);
+    if dir.is_dir() {
+        show(world, id, &dir);
+    }
+}
+
+/// A Machine does without if that cannot be.
+fn show(world: &World, id: &str, dir: &Path) {
+    if let Err(error) = world.signing.show(dir) {
+        tracing::warn!(machine = id, %error, "a Machine is not shown the keys of Fly-Src");
+    }
 }
 
 fn make(dir: &Path) -> io::Result<()> {

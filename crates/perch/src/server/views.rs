@@ -7,7 +7,7 @@ use perch_api::wire;
 use perch_core::service;
 use perch_proxy::control::{
     AddressKind, AddressView, AppView, Autostop, Cause, HttpView, MachineView, NetworkView,
-    PortView, ServiceView, Settings, Source, Thaw, Unit,
+    PortView, ServiceView, Settings, SigningSeed, Source, Thaw, Unit,
 };
 
 use super::checks;
@@ -36,6 +36,7 @@ pub(crate) fn settings(world: &World) -> Settings {
         public_domain: world.config.public_domain.clone(),
         starts_max: world.config.starts_max,
         notes: true,
+        source_key: Some(SigningSeed(world.signing.seed())),
     }
 }
 

@@ -37,6 +37,7 @@ use super::records::{AppRecord, MachineRecord, SecretRecord};
 use super::seat::Handle;
 use super::secrets;
 use super::secrets::vault::Vault;
+use super::signing::Signing;
 use super::volumes;
 use crate::config::Config;
 use crate::paths::Paths;
@@ -66,6 +67,7 @@ pub(crate) struct World {
     pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
+    pub(crate) signing: Signing,
     pub(crate) platform_log: PlatformLog,
     pub(crate) volume_turns: volumes::Turns,
     pub(crate) copying: Copying,
@@ -113,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) host_ids: HostIds,
     pub(crate) proxy: ProxyPort,
     pub(crate) vault: Vault,
+    pub(crate) signing: Signing,
     pub(crate) events: history::Writer,
     pub(crate) ledger: Ledger,
     pub(crate) pager: Pager,
@@ -141,6 +144,7 @@ impl World {
             host_ids: parts.host_ids,
             proxy: parts.proxy,
             vault: parts.vault,
+            signing: parts.signing,
             platform_log: PlatformLog::default(),
             events: parts.events,
             ledger: parts.ledger,

@@ -85,6 +85,11 @@ impl Place {
         }
     }
 
+    /// Whether the caller has waited for it, and nobody was told yet.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.wait.borrow().is_some()
+    }
+
     /// Value of `Perch-Wake` for who has waited, in the notation of `Server-Timing`: what for, and how many
     /// milliseconds.
     pub(crate) fn wake_header(&self) -> Option<String> {

@@ -1,6 +1,7 @@
 //! The messages themselves.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -349,6 +350,20 @@ pub struct Settings {
     /// Whether the server takes [`FromProxy::Note`].
     #[serde(default)]
     pub notes: bool,
+    /// What signs `Fly-Src` (FC-41); of a server that has none, nothing is said of callers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_key: Option<SigningSeed>,
+}
+
+/// The seed of an Ed25519 key, as 64 hexadecimal digits. Prints as dots.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SigningSeed(pub String);
+
+impl fmt::Debug for SigningSeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningSeed(…)")
+    }
 }
 
 /// A private network.

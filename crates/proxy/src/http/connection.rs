@@ -59,7 +59,7 @@ pub(crate) fn serve(
     to: Destination,
     idle: Rc<Idle>,
 ) -> impl Future<Output = ()> {
-    let forwarded = Forwarded::new(to.endpoints, &directory.region());
+    let forwarded = Forwarded::new(to.endpoints, &directory.region()).signed(directory.signed(&to));
     let ending = Rc::clone(&directory.ending);
     let pending = Vec::new();
     let mut connection = Connection { directory, to, forwarded, pending, turn: Turn::First, idle };
@@ -186,9 +186,10 @@ fn to_come(sending: &mut Option<Box<Sending>>) -> Option<&mut Sending> {
 pub(crate) struct RequestId([u8; clock::ULID_LEN + 4]);
 
 impl RequestId {
-    pub(crate) fn new(region: &str) -> Self {
+    /// `unix_millis`: now, as whoever has it already read it.
+    pub(crate) fn new(region: &str, unix_millis: u64) -> Self {
         let mut text = [b'-'; clock::ULID_LEN + 4];
-        text[..clock::ULID_LEN].copy_from_slice(&clock::ulid());
+        text[..clock::ULID_LEN].copy_from_slice(&clock::ulid(unix_millis));
         // Regions have three letters; anything longer is cut rather than refused.
         for (to, from) in text[clock::ULID_LEN + 1..].iter_mut().zip(region.bytes()) {
             *to = from;
@@ -348,7 +349,9 @@ impl Connection {
     /// On success the head and the body so far are in `out`, and the rest is pending.
     fn parse(&mut self, input: &Buffer, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {
         let bytes = skip_empty_lines(input.filled());
-        let Some(request) = head::rewrite(bytes, &self.forwarded, out)? else { return Ok(None) };
+        let now = clock::unix_millis();
+        let request = head::rewrite(bytes, &self.forwarded, now / 1000, out)?;
+        let Some(request) = request else { return Ok(None) };
         let head_len = out.len();
         let rest = &bytes[usize::from(request.head_len)..];
         let mut body = Progress::new(request.framing);
@@ -360,7 +363,7 @@ impl Connection {
         } else if self.pending.capacity() != 0 {
             self.pending = Vec::new();
         }
-        let id = RequestId::new(&self.directory.region());
+        let id = RequestId::new(&self.directory.region(), now);
         let sending = (!body.is_done()).then(|| Sending::new(body, piece.consumed));
         Ok(Some(Incoming { request, head_len, sending, id }))
     }
@@ -407,6 +410,9 @@ impl Connection {
             else {
                 continue;
             };
+            if !machine.used || place.has_waited() {
+                self.forwarded.renew(&mut scratch.request);
+            }
             place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
@@ -545,7 +551,8 @@ impl Connection {
         let text = bad.to_string();
         let reply = Reply::new(bad.status(), &text);
         let request = (Version::Http11, Method::Other, After::Close);
-        self.send(stream, reply, request, &RequestId::new(&self.directory.region())).await
+        let id = RequestId::new(&self.directory.region(), clock::unix_millis());
+        self.send(stream, reply, request, &id).await
     }
 
     async fn reply(

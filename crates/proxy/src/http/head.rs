@@ -1,10 +1,12 @@
 //! Request heads: parsed strictly, written anew for the Machine (PX-01..PX-08).
 
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 
 use super::body::Framing;
 use super::upgrade;
 use crate::Endpoints;
+use crate::identity::{Consent, Stamp};
 
 /// Longest head accepted; the same as Node's and HAProxy's default.
 pub(crate) const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -82,9 +84,12 @@ pub(crate) struct Request {
 pub(crate) struct Forwarded {
     text: String,
     /// Where `text` goes on with our part of `X-Forwarded-For`, behind the caller's.
-    addresses_at: usize,
+    addresses_at: u16,
     /// Where `text` goes on with the port, which a caller may set.
-    port_at: usize,
+    port_at: u16,
+    consent: Consent,
+    /// `None`: nothing is known of the caller.
+    stamp: Option<Rc<Stamp>>,
 }
 
 impl Forwarded {
@@ -95,20 +100,35 @@ impl Forwarded {
             "Fly-Client-IP: {caller}\r\nFly-Forwarded-Port: {port}\r\nFly-Region: {region}\r\n\
              X-Forwarded-Proto: http\r\nX-Forwarded-SSL: off\r\nVia: 1.1 perch\r\nX-Forwarded-For: "
         );
-        let addresses_at = text.len();
+        let short = |length| u16::try_from(length).expect("these are a few hundred bytes");
+        let addresses_at = short(text.len());
         text.push_str(&format!("{caller}, {dest}\r\n"));
-        let port_at = text.len();
+        let port_at = short(text.len());
         text.push_str(&format!("X-Forwarded-Port: {port}\r\n"));
-        Self { text, addresses_at, port_at }
+        Self { text, addresses_at, port_at, consent: Consent::Asked, stamp: None }
+    }
+
+    /// With what is known of the caller.
+    pub(crate) fn signed(self, signed: Option<(Rc<Stamp>, Consent)>) -> Self {
+        let Some((stamp, consent)) = signed else { return self };
+        Self { stamp: Some(stamp), consent, ..self }
+    }
+
+    /// What is said of the caller in a message that has waited is said as of now.
+    pub(crate) fn renew(&self, message: &mut [u8]) {
+        if let Some(stamp) = &self.stamp {
+            stamp.renew(message);
+        }
     }
 }
 
-/// Parses the head at the front of `input` and appends the head for the Machine to `out`.
+/// Parses the head at the front of `input` and appends the head for the Machine to `out`. `unix_secs` is now.
 ///
 /// `None`: the head is not complete yet, and `out` is as it was.
 pub(crate) fn rewrite(
     input: &[u8],
     forwarded: &Forwarded,
+    unix_secs: u64,
     out: &mut Vec<u8>,
 ) -> Result<Option<Request>, BadRequest> {
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -129,7 +149,7 @@ pub(crate) fn rewrite(
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let fields = Fields::collect(parsed.headers, version)?;
     let target = Target::parse(method, path)?;
-    write_head(method, &target, parsed.headers, &fields, forwarded, out);
+    write_head(method, &target, parsed.headers, &fields, (forwarded, unix_secs), out);
     let (framing, after) = (fields.framing, fields.after(version));
     let (method, upgrade, aimed) = (method_of(method), fields.upgrades(), fields.aimed);
     let head_len = u16::try_from(head_len).map_err(|_| BadRequest::TooLarge)?;
@@ -214,6 +234,8 @@ struct Fields<'a> {
     /// An Upgrade field offers something that we pass on.
     offers: bool,
     aimed: bool,
+    /// Wants `Fly-Src` at a public address too (FC-43).
+    opts_in: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -230,6 +252,7 @@ impl<'a> Fields<'a> {
             names_upgrade: false,
             offers: false,
             aimed: false,
+            opts_in: false,
         };
         let mut framing = RequestFraming::default();
         for header in headers {
@@ -264,6 +287,7 @@ impl<'a> Fields<'a> {
             Field::Upgrade => self.offers |= upgrade::protocols(header.value).next().is_some(),
             Field::ForwardedPort => self.forwarded_port = true,
             Field::Aim => self.aimed = true,
+            Field::OptIn => self.opts_in |= header.value.trim_ascii() == b"*",
             Field::ForwardedFor | Field::HopByHop | Field::Ours | Field::Other => {}
         }
         Ok(())
@@ -407,6 +431,8 @@ enum Field {
     HopByHop,
     /// Says where the request wants to go, and is passed on (PX-36).
     Aim,
+    /// The caller wants to be known (PX-35); passed on.
+    OptIn,
     /// Set by us alone; what a client sends is dropped (PX-02, FC-44).
     Ours,
     Other,
@@ -437,6 +463,7 @@ impl Field {
             10 if is("keep-alive") => Self::HopByHop,
             10 if is("fly-region") || is("perch-wake") => Self::Ours,
             13 if is("fly-client-ip") => Self::Ours,
+            13 if is("fly-src-optin") => Self::OptIn,
             14 if is("content-length") => Self::ContentLength,
             14 if is("fly-request-id") || is("fly-replay-src") => Self::Ours,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
@@ -463,7 +490,7 @@ fn write_head(
     target: &Target<'_>,
     headers: &[httparse::Header<'_>],
     fields: &Fields<'_>,
-    forwarded: &Forwarded,
+    (forwarded, unix_secs): (&Forwarded, u64),
     out: &mut Vec<u8>,
 ) {
     out.extend_from_slice(method.as_bytes());
@@ -479,7 +506,11 @@ fn write_head(
     for header in headers {
         let pass = match Field::of(header.name) {
             Field::Host => target.authority.is_none(),
-            Field::ContentLength | Field::ForwardedPort | Field::Aim | Field::Other => true,
+            Field::ContentLength
+            | Field::ForwardedPort
+            | Field::Aim
+            | Field::OptIn
+            | Field::Other => true,
             Field::TransferEncoding
             | Field::Connection
             | Field::Upgrade
@@ -501,6 +532,11 @@ fn write_head(
         let offers = headers.iter().filter(|h| Field::of(h.name) == Field::Upgrade);
         upgrade::write_protocols(offers.map(|h| h.value), out);
     }
+    if let Some(stamp) = &forwarded.stamp
+        && (forwarded.consent == Consent::Given || fields.opts_in)
+    {
+        stamp.write(unix_secs, out);
+    }
     write_forwarded(headers, fields, forwarded, out);
     out.extend_from_slice(b"\r\n");
 }
@@ -517,13 +553,13 @@ fn write_forwarded(
     out: &mut Vec<u8>,
 ) {
     let text = forwarded.text.as_bytes();
-    out.extend_from_slice(&text[..forwarded.addresses_at]);
+    out.extend_from_slice(&text[..usize::from(forwarded.addresses_at)]);
     for header in headers.iter().filter(|h| Field::of(h.name) == Field::ForwardedFor) {
         out.extend_from_slice(header.value);
         out.extend_from_slice(b", ");
     }
-    let end = if fields.forwarded_port { forwarded.port_at } else { text.len() };
-    out.extend_from_slice(&text[forwarded.addresses_at..end]);
+    let end = if fields.forwarded_port { forwarded.port_at.into() } else { text.len() };
+    out.extend_from_slice(&text[usize::from(forwarded.addresses_at)..end]);
 }
 
 pub(crate) fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {

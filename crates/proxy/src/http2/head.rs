@@ -19,11 +19,17 @@ pub(super) struct Head {
     pub(super) trailers: bool,
 }
 
-/// Writes the head for the Machine. `ended`: the request has no body.
-pub(super) fn write(parts: &Parts, ended: bool, forwarded: &Forwarded) -> Result<Head, BadRequest> {
+/// Writes the head for the Machine, as of now. `ended`: the request has no body.
+pub(super) fn write(
+    parts: &Parts,
+    ended: bool,
+    forwarded: &Forwarded,
+    unix_secs: u64,
+) -> Result<Head, BadRequest> {
     let lines = lines(parts, ended)?;
     let mut text = Vec::with_capacity(lines.len() + 512);
-    let request = head::rewrite(&lines, forwarded, &mut text)?.ok_or(BadRequest::Malformed)?;
+    let request = head::rewrite(&lines, forwarded, unix_secs, &mut text)?;
+    let request = request.ok_or(BadRequest::Malformed)?;
     if usize::from(request.head_len) != lines.len() {
         return Err(BadRequest::Malformed);
     }

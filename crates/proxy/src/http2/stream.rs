@@ -28,7 +28,7 @@ use crate::http::reply::Reply;
 use crate::http::silent::{self, Silent};
 use crate::idleness::Idleness;
 use crate::upstream::{self, NoConnection, Upstream, Upstreams};
-use crate::{moderation, tcp};
+use crate::{clock, moderation, tcp};
 
 /// Serves a stream. Dropped, it gives everything back: its place, and the connection to the Machine.
 pub(super) async fn serve(
@@ -39,9 +39,10 @@ pub(super) async fn serve(
     moderation::count();
     let (parts, recv) = request.into_parts();
     let ended = recv.is_end_stream();
-    let id = RequestId::new(&shared.directory.region());
+    let now = clock::unix_millis();
+    let id = RequestId::new(&shared.directory.region(), now);
     let call = Call { shared, id, respond, body: Body::new(recv) };
-    call.serve(parts, ended).await;
+    call.serve(parts, ended, now / 1000).await;
     moderation::count();
 }
 
@@ -84,9 +85,9 @@ impl From<Broken> for Failure {
 }
 
 impl Call {
-    async fn serve(mut self, parts: Parts, ended: bool) {
+    async fn serve(mut self, parts: Parts, ended: bool, unix_secs: u64) {
         let only_head = parts.method == http::Method::HEAD;
-        let written = head::write(&parts, ended, &self.shared.forwarded);
+        let written = head::write(&parts, ended, &self.shared.forwarded, unix_secs);
         // A held request keeps one head, not two.
         drop(parts);
         let head = match written {
@@ -139,6 +140,9 @@ impl Call {
             else {
                 continue;
             };
+            if !machine.used || place.has_waited() {
+                self.shared.forwarded.renew(&mut message);
+            }
             let machine_side = (&place, &mut machine.stream);
             let exchange = self.exchange(&head, machine_side, facts, &message, whole);
             match Box::pin(exchange).await {
@@ -163,7 +167,7 @@ impl Call {
     /// [`Self::forward`] to a Machine that speaks HTTP/2.
     async fn forward_on(
         &mut self,
-        head: Head,
+        mut head: Head,
         app: &Rc<App>,
         facts: &PortFacts,
     ) -> Result<(), Failure> {
@@ -174,11 +178,14 @@ impl Call {
             if whole.is_none() && self.body.is_whole().await {
                 whole = Some(self.whole_body()?);
             }
-            let request = backend::request_of(&head.text, head.trailers);
-            let request = request.map_err(|bad| Failure::Reply(bad.status(), bad.to_string()))?;
             let Some((backend, used)) = self.backend(app, &place, &mut tries).await? else {
                 continue;
             };
+            if !used || place.has_waited() {
+                self.shared.forwarded.renew(&mut head.text);
+            }
+            let request = backend::request_of(&head.text, head.trailers);
+            let request = request.map_err(|bad| Failure::Reply(bad.status(), bad.to_string()))?;
             let broken =
                 match Box::pin(self.relay(&head, (&place, facts), &backend, request, &whole)).await
                 {

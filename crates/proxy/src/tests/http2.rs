@@ -68,6 +68,23 @@ pub(super) fn field<'a>(answer: &'a Response<RecvStream>, name: &str) -> &'a str
     answer.headers().get(name).map_or("", |value| value.to_str().expect("text"))
 }
 
+#[test]
+fn a_machine_hears_who_calls_by_http2_and_no_copies_of_callers() {
+    run(|mut world| async move {
+        let seed = crate::control::SigningSeed("5a".repeat(32));
+        world.send(settings_with(|settings| settings.source_key = Some(seed))).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let (client, _) = client(&world).await;
+        let mut lying = request("GET", "/");
+        for name in ["fly-src", "fly-src-signature", "fly_src"] {
+            lying.headers_mut().insert(name, http::HeaderValue::from_static("x"));
+        }
+        let (_, head) = ask(&client, lying).await;
+        assert!(head.contains("\r\nFly-Src: peer=host;org=personal;ts="), "{head}");
+        assert_eq!(head.to_ascii_lowercase().matches("fly-src").count(), 2, "{head}");
+    });
+}
+
 /// A Machine that says this to every head.
 async fn saying(answer: &'static str) -> u16 {
     machine(move |mut stream| async move {

@@ -48,7 +48,7 @@ fn forwarded() -> Forwarded {
 
 fn rewrite(input: &[u8]) -> Result<Option<(Request, Vec<u8>)>, BadRequest> {
     let mut out = Vec::new();
-    let request = head::rewrite(input, &forwarded(), &mut out)?;
+    let request = head::rewrite(input, &forwarded(), 0, &mut out)?;
     Ok(request.map(|request| (request, out)))
 }
 

@@ -29,6 +29,7 @@ mod freezing;
 mod groups;
 mod guides;
 mod http2;
+mod identity;
 mod ids;
 mod inside;
 mod leaks;

@@ -13,9 +13,10 @@ use crate::wire::{
     CreateVolume, DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume,
     ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LogPage,
     Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
-    RegionPage, Release, ReleaseAnswer, ReleasePage, Secret, SecretAnswer, SecretPage,
-    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, Snapshot, StartAnswer,
-    StopInput, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitState, Whoami,
+    RegionPage, Release, ReleaseAnswer, ReleasePage, RotateKeys, Secret, SecretAnswer, SecretPage,
+    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, Snapshot, SourceKeys,
+    StartAnswer, StopInput, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume,
+    WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -411,6 +412,12 @@ fn releases() -> Vec<Call> {
 /// For processes of the host only, on the Unix socket.
 fn tokens() -> Vec<Call> {
     vec![
+        Call::new("GET", "/perch/v1/keys", "Lists the keys that sign Fly-Src.")
+            .gives::<SourceKeys>(200),
+        Call::new("POST", "/perch/v1/keys", "Makes another key; the old one goes a day later.")
+            .takes::<RotateKeys>()
+            .gives::<SourceKeys>(200)
+            .refuses(&[409]),
         Call::new("GET", "/perch/v1/tokens", "Lists tokens by name.").gives::<TokenPage>(200),
         Call::new("POST", "/perch/v1/tokens", "Makes a token; its secret is told this once.")
             .takes::<CreateToken>()

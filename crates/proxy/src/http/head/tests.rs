@@ -10,7 +10,7 @@ fn forwarded() -> Forwarded {
 
 fn rewritten(input: &str) -> (Request, String) {
     let mut out = Vec::new();
-    let request = rewrite(input.as_bytes(), &forwarded(), &mut out)
+    let request = rewrite(input.as_bytes(), &forwarded(), 0, &mut out)
         .expect("the request is good")
         .expect("the head is complete");
     (request, String::from_utf8(out).expect("heads of these tests are text"))
@@ -18,7 +18,7 @@ fn rewritten(input: &str) -> (Request, String) {
 
 fn check_refused(input: &str, reason: BadRequest) {
     let mut out = Vec::new();
-    assert_eq!(rewrite(input.as_bytes(), &forwarded(), &mut out), Err(reason), "{input:?}");
+    assert_eq!(rewrite(input.as_bytes(), &forwarded(), 0, &mut out), Err(reason), "{input:?}");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn an_incomplete_head_leaves_no_trace() {
     let mut out = b"kept".to_vec();
     let whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     for length in 0..whole.len() {
-        assert_eq!(rewrite(&whole[..length], &forwarded(), &mut out), Ok(None));
+        assert_eq!(rewrite(&whole[..length], &forwarded(), 0, &mut out), Ok(None));
     }
     assert_eq!(out, b"kept");
 }

@@ -1,4 +1,4 @@
-//! The standard alphabet of base64, with padding: how files travel in JSON.
+//! The standard alphabet of base64, with padding: how files travel in JSON, and signatures in headers.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
