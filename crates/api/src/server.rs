@@ -110,7 +110,7 @@ pub async fn serve_tcp<B: Backend>(
 
 /// As [`serve`], for a Machine at the socket that it finds inside: it may ask about itself only.
 pub async fn serve_machine<B: Backend>(
-    listener: UnixListener,
+    listener: Arc<UnixListener>,
     caller: MachineCaller,
     backend: Arc<B>,
     shutdown: impl Future<Output = ()>,

@@ -281,6 +281,9 @@ pub enum Event {
         /// Of its checks.
         status: Status,
     },
+    /// New callers go to another balancer, of a successor of this proxy: that one decides from now on who sleeps. It asks
+    /// ([`Balancer::rests`]). This one wakes whom its own callers and connections need, for as long as it has any.
+    Retired,
     /// The connection to the server is gone: no outstanding attempt will be answered.
     ServerLost,
     /// A server is there (again) and has told all that it knows.
@@ -485,6 +488,8 @@ pub struct Belief {
 pub struct Balancer {
     settings: Settings,
     server: Server,
+    /// Another balancer decides who sleeps.
+    retired: bool,
     machines: Few<MachineId, Machine>,
     segments: Few<PublishedPort, Segment>,
     clocks: Few<PoolKey, PoolClock>,
@@ -513,6 +518,7 @@ impl Balancer {
         Self {
             settings,
             server: Server::Ready,
+            retired: false,
             machines: Few::new(),
             segments: Few::new(),
             clocks: Few::new(),
@@ -562,6 +568,7 @@ impl Balancer {
             Event::Checked { machine, run, service, status } => {
                 self.on_checked(machine, run, service, status);
             }
+            Event::Retired => self.on_retired(),
             Event::ServerLost => self.on_server_lost(),
             Event::ServerReady => self.on_server_ready(),
         }
@@ -609,6 +616,13 @@ impl Balancer {
     /// What the balancer believes of a Machine; `None`: it knows none of that name.
     pub fn belief(&self, machine: MachineId) -> Option<Belief> {
         self.machines.get(&machine).map(Machine::belief)
+    }
+
+    /// Whether this run could sleep as far as this balancer knows: nobody is inside or waits to go on, and nobody was
+    /// for its `auto_stop_after`. Of an unknown Machine or run it knows nothing that would keep it awake.
+    pub fn rests(&self, machine: MachineId, run: u64, now: Timestamp) -> bool {
+        let machine = self.machines.get(&machine).filter(|m| m.view.run == run);
+        machine.is_none_or(|m| m.in_flight() == 0 && m.recalled.is_none() && m.idle_at() <= now)
     }
 
     /// Lets nobody in any more, for good: another balancer takes its place, and is asked by whoever is inside.
@@ -747,6 +761,12 @@ impl Balancer {
         if machine.view.run == run && machine.drain.is_some_and(Drain::is_by_server) {
             machine.clear_drain();
         }
+    }
+
+    fn on_retired(&mut self) {
+        self.retired = true;
+        let excess = self.machines.values_mut().filter(|machine| machine.is_excess_drained());
+        excess.for_each(Machine::clear_drain);
     }
 
     fn on_server_lost(&mut self) {

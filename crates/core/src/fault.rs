@@ -29,6 +29,8 @@ pub enum During {
     Blank,
     /// A stopped Machine is woken by a shim that was made ahead.
     StartBlank,
+    /// Another program takes the place of server and proxy.
+    Upgrade,
 }
 
 impl During {
@@ -46,6 +48,7 @@ impl During {
             Self::ReadBack => "read-back",
             Self::Blank => "blank",
             Self::StartBlank => "start-blank",
+            Self::Upgrade => "upgrade",
         }
     }
 }
@@ -136,6 +139,20 @@ points! {
     ServerUpdateSaved = "server.update-saved" during Update,
     /// The old run has ended, the new one has not begun.
     ServerReplacing = "server.replacing" during Update,
+    /// The server has ended its work, and nobody has taken its place.
+    ServerGivenUp = "server.given-up" during Upgrade,
+    /// The next one is a process.
+    ServerFollowed = "server.followed" during Upgrade,
+    /// It serves, and the former one does not know.
+    ServerSucceeds = "server.succeeds" during Upgrade,
+    /// The proxy's record has its other name, its socket has not.
+    ServerProxyRenamed = "server.proxy-renamed" during Upgrade,
+    /// Its socket, too; its successor is no process.
+    ServerProxyRetired = "server.proxy-retired" during Upgrade,
+    /// Its successor serves, and it does not know.
+    ServerProxyFollowed = "server.proxy-followed" during Upgrade,
+    /// It hears of it.
+    ProxyRetires = "proxy.retires" during Upgrade,
     /// Arming is decided, nothing is done.
     ServerArmBegun = "server.arm-begun" during Arm,
     /// The shim that is to wait is a process.

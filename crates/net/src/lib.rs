@@ -32,7 +32,7 @@ pub use access::HostAccess;
 pub use address::{Prefix, Prefix48};
 pub use doctor::{Check, doctor};
 pub use error::NetError;
-pub use listeners::Listeners;
+pub use listeners::{Listeners, Listening};
 pub use namespace::{new_namespace, run_in};
 pub use plane::{Attach, Plane, PlaneConfig, Ports, Visible};
 pub use sys::own_descriptor;

@@ -43,21 +43,52 @@ pub struct Listeners {
     pub dns_tcp: OwnedFd,
 }
 
+/// One of [`Listeners`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listening {
+    /// [`Listeners::tcp6`].
+    Tcp6,
+    /// [`Listeners::tcp4`].
+    Tcp4,
+    /// [`Listeners::udp6`].
+    Udp6,
+    /// [`Listeners::dns_udp`].
+    DnsUdp,
+    /// [`Listeners::dns_tcp`].
+    DnsTcp,
+}
+
 /// Makes the sockets in the calling thread's namespace.
 pub(crate) fn open() -> Result<Listeners, NetError> {
-    let resolver = SocketAddr::from((Ipv6Addr::UNSPECIFIED, DNS_PORT));
-    let dns_udp = bound(SocketType::DGRAM, resolver)?;
-    // A UDP service may be at port 53 of its own address, and answers from there.
-    set_socket_reuseaddr(&dns_udp, true).map_err(failed(resolver))?;
-    sys::set_says_destination(dns_udp.as_fd())
-        .map_err(|source| NetError::kernel("ask for destinations of questions", source))?;
     Ok(Listeners {
-        tcp6: tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
-        tcp4: tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRANSPARENT_PORT)))?,
-        udp6: udp(SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT)))?,
-        dns_udp,
-        dns_tcp: tcp(resolver)?,
+        tcp6: open_one(Listening::Tcp6)?,
+        tcp4: open_one(Listening::Tcp4)?,
+        udp6: open_one(Listening::Udp6)?,
+        dns_udp: open_one(Listening::DnsUdp)?,
+        dns_tcp: open_one(Listening::DnsTcp)?,
     })
+}
+
+/// The same for one of them.
+pub(crate) fn open_one(which: Listening) -> Result<OwnedFd, NetError> {
+    let transparent_v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, TRANSPARENT_PORT));
+    let resolver = SocketAddr::from((Ipv6Addr::UNSPECIFIED, DNS_PORT));
+    match which {
+        Listening::Tcp6 => tcp(transparent_v6),
+        Listening::Tcp4 => tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, TRANSPARENT_PORT))),
+        Listening::Udp6 => udp(transparent_v6),
+        Listening::DnsUdp => questions(resolver),
+        Listening::DnsTcp => tcp(resolver),
+    }
+}
+
+fn questions(resolver: SocketAddr) -> Result<OwnedFd, NetError> {
+    let socket = bound(SocketType::DGRAM, resolver)?;
+    // A UDP service may be at port 53 of its own address, and answers from there.
+    set_socket_reuseaddr(&socket, true).map_err(failed(resolver))?;
+    sys::set_says_destination(socket.as_fd())
+        .map_err(|source| NetError::kernel("ask for destinations of questions", source))?;
+    Ok(socket)
 }
 
 fn tcp(addr: SocketAddr) -> Result<OwnedFd, NetError> {

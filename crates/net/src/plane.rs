@@ -12,7 +12,7 @@ use crate::access::HostAccess;
 use crate::address::{Prefix, Prefix48};
 use crate::error::NetError;
 use crate::firewall::{self, INSIDE, TABLE};
-use crate::listeners::{self, Listeners};
+use crate::listeners::{self, Listeners, Listening};
 use crate::namespace;
 use crate::netlink::Socket;
 use crate::nft::Batch;
@@ -147,6 +147,14 @@ impl Plane {
     /// When a socket cannot be made, for example because a living proxy holds one.
     pub fn listeners(&self) -> Result<Listeners, NetError> {
         self.enter(listeners::open)?
+    }
+
+    /// Makes one of them; the others may be held by a living proxy.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listener(&self, which: Listening) -> Result<OwnedFd, NetError> {
+        self.enter(|| listeners::open_one(which))?
     }
 
     /// Whether a socket was made inside this plane, and not in one that is gone.

@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) armed_max: u32,
     /// Shims that are spawned before there is a Machine for them, at most; 0 for none. Each takes up to 1 MB.
     pub(crate) blank_max: u32,
+    /// How long a proxy that was replaced may go on for the connections that it still has.
+    pub(crate) upgrade_drain_max: Length,
     /// Whether Machines above their baseline of CPU yield to others (`core::cpu`).
     pub(crate) cpu_yield: bool,
     /// Who on this host may call the default organization's default network (DESIGN 6).
@@ -95,6 +97,7 @@ impl Default for Config {
             starts_max: 8,
             armed_max: 16,
             blank_max: 2,
+            upgrade_drain_max: Length(Duration::from_secs(24 * 3600)),
             cpu_yield: false,
             host_access: HostAccess::All,
             image_grace: Length(Duration::from_secs(3600)),

@@ -109,12 +109,19 @@ fn end_server(paths: &Paths) -> anyhow::Result<Option<DirLock>> {
 
 /// Ends a proxy whose server died before it.
 fn end_proxy(paths: &Paths) -> anyhow::Result<()> {
-    let record = paths.proxy_record();
-    if let Some(proxy) = process::recall(&record) {
+    for pid in paths.retired_proxies() {
+        kill_proxy(&paths.retired_record(pid))?;
+        remove_file(&paths.retired_socket(pid))?;
+    }
+    kill_proxy(&paths.proxy_record())
+}
+
+fn kill_proxy(record: &Path) -> anyhow::Result<()> {
+    if let Some(proxy) = process::recall(record) {
         process::signal(&proxy, Signal::KILL).context("could not kill the proxy")?;
         anyhow::ensure!(process::ends_within(&proxy, END_TIMEOUT), "the proxy does not die");
     }
-    remove_file(&record)
+    remove_file(record)
 }
 
 /// Ends the Machines side by side; answers how many ran. One that cannot be ended in good order is killed with its
@@ -256,6 +263,8 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "fly-src.key",
         "fly-src.key.new",
         "proxy.json",
+        "upgrade.lock",
+        "upg.sock",
         "tag",
         "cgroup-parent",
     ];
@@ -359,6 +368,8 @@ broken line";
                 pid,
                 thaws: false,
                 thawed: Vec::new(),
+                retires: false,
+                listeners: Vec::new(),
             };
             let line = serde_json::to_string(&hello).expect("JSON") + "\n";
             let fds = [stream.as_fd(); 6];

@@ -1,5 +1,6 @@
 //! Where things lie: one data directory per server, with fixed names inside.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -17,6 +18,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// File in the data directory that keeps the server's tag wherever the directory is moved.
 const TAG_FILE: &str = "tag";
+
+/// How the names of what a retired proxy has begin.
+const RETIRED: &str = "px-";
 
 /// The names inside one server's data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +91,29 @@ impl Paths {
     /// Where it is written down which process the proxy is.
     pub(crate) fn proxy_record(&self) -> PathBuf {
         self.run.join("proxy.json")
+    }
+
+    /// How the socket of a retired proxy is called; it is no longer than the other.
+    pub(crate) fn retired_socket(&self, pid: u32) -> PathBuf {
+        self.run.join(format!("{RETIRED}{pid}"))
+    }
+
+    /// Where it is written down which process it is.
+    pub(crate) fn retired_record(&self, pid: u32) -> PathBuf {
+        self.run.join(format!("{RETIRED}{pid}.json"))
+    }
+
+    /// The process ids of all retired proxies of which something is left.
+    pub(crate) fn retired_proxies(&self) -> BTreeSet<u32> {
+        let entries = std::fs::read_dir(&self.run).into_iter().flatten().flatten();
+        let number =
+            |name: &str| name.strip_prefix(RETIRED)?.trim_end_matches(".json").parse().ok();
+        entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect()
+    }
+
+    /// Where `perch server --upgrade` waits for the server.
+    pub(crate) fn upgrade_socket(&self) -> PathBuf {
+        self.run.join("upg.sock")
     }
 
     pub(crate) fn netns_pin(&self) -> PathBuf {

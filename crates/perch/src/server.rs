@@ -23,6 +23,7 @@ mod delegation;
 mod disk;
 mod freezers;
 mod guest_files;
+pub(crate) mod handoff;
 mod history;
 mod host_ids;
 mod images;
@@ -39,6 +40,7 @@ mod members;
 mod paging;
 mod platform_log;
 mod proxy_link;
+mod proxy_port;
 mod pruning;
 mod publishing;
 mod records;
@@ -49,6 +51,7 @@ mod signing;
 mod standby;
 mod steps;
 mod stored_config;
+mod upgrade;
 mod verdict;
 mod views;
 mod volumes;
@@ -57,8 +60,9 @@ mod world;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,12 +70,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use perch_api::server::Tls;
+use perch_core::fault::{self, Point};
 use perch_machine::{ImageLimits, ImageStore};
 use perch_net::{NetError, Plane, PlaneConfig, Prefix};
 use perch_store::Store;
 use rustix::fs::{Mode, OFlags};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::command::Place;
 use crate::config::{Config, check_region};
@@ -79,13 +84,16 @@ use crate::paths::Paths;
 use crate::service_manager;
 use ballast::Ballast;
 pub(crate) use contents::{Contents, contents};
+use handoff::{Asker, Handoff, Left};
 use host_ids::HostIds;
 pub(crate) use images::chain;
 use keeper::{Change, Keeper};
 use lock::DirLock;
-use proxy_link::ProxyPort;
+use proxy_link::retired;
+use proxy_port::ProxyPort;
 use secrets::vault::Vault;
 use steps::Steps;
+use upgrade::Successor;
 use world::{Parts, World};
 
 /// Name of the host's end of the link between host and data plane.
@@ -103,6 +111,10 @@ const MARKS: [&str; 4] = ["lock", "store.db", "machines", "tag"];
 const DESCRIPTORS_MAX: u64 = 65_536;
 /// Three for each of some 1,300 Machines that run; 32 kB of the kernel's memory.
 const DESCRIPTORS_READY: i32 = 4_096;
+/// How long threads may take to end that work for nobody any more.
+const RUNTIME_END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long the proxy may take to be replaced. Its own patience with a slow machine is longer.
+const PROXY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// About ten times the weight of a usual program.
 const NICE: i32 = -10;
 
@@ -117,9 +129,18 @@ pub(crate) fn main(options: Options) -> ExitCode {
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    match serve(options) {
+    let mut handoff = match Handoff::take() {
+        Ok(handoff) => handoff,
+        Err(error) => return crate::fail(&error),
+    };
+    match serve(options, &mut handoff) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => crate::fail(&error),
+        Err(error) => {
+            if let Some(Handoff { asker, .. }) = handoff {
+                asker.say(&format!("perch {}: {error:#}", env!("CARGO_PKG_VERSION")));
+            }
+            crate::fail(&error)
+        }
     }
 }
 
@@ -137,9 +158,15 @@ pub(crate) struct Options {
     /// Serve the API over TCP as well, to holders of tokens
     #[arg(long, value_name = "ADDR:PORT")]
     listen_api: Option<SocketAddr>,
+    /// Replace the running server and its proxy by this program while everybody is served
+    #[arg(long)]
+    upgrade: bool,
+    /// Say which release this is, after the configuration was read
+    #[arg(long, hide = true)]
+    trial: bool,
 }
 
-fn serve(options: Options) -> anyhow::Result<()> {
+fn serve(options: Options, handoff: &mut Option<Handoff>) -> anyhow::Result<()> {
     let mut config =
         options.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
     if let Some(region) = options.region {
@@ -148,13 +175,23 @@ fn serve(options: Options) -> anyhow::Result<()> {
     }
     config.listen_api = options.listen_api.or(config.listen_api);
     config.check_api()?;
+    if options.trial {
+        println!("{}", upgrade::answer_trial());
+        return Ok(());
+    }
     require_root()?;
+    if options.upgrade {
+        return upgrade::ask(&Paths::new(options.place.data_dir.as_deref())?);
+    }
     // What is made below is made with these modes, whatever the caller's mask is.
     rustix::process::umask(Mode::from_raw_mode(UMASK));
     let paths = Paths::new(options.place.data_dir.as_deref())?;
-    let kept = service_manager::kept().context("could not take what the service manager kept")?;
+    let kept = match handoff {
+        Some(handoff) => std::mem::take(&mut handoff.left),
+        None => service_manager::kept().context("could not take what the service manager kept")?,
+    };
     make_dirs(&paths)?;
-    let _lock = DirLock::take(&paths.lock())?;
+    let (kept, lock) = take_lock(&paths, kept)?;
     anyhow::ensure!(
         !paths.restore_swap().exists(),
         "a restore into {} was interrupted; repeat it with --force: perch restore FILE --force",
@@ -170,7 +207,20 @@ fn serve(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the runtime")?;
-    runtime.block_on(run(paths, config, kept))
+    let ended = runtime.block_on(run(paths, config, kept, handoff))?;
+    runtime.shutdown_timeout(RUNTIME_END_TIMEOUT);
+    let Some((successor, mut left)) = ended else { return Ok(()) };
+    left.push((handoff::LOCK.to_owned(), lock.try_clone().context("could not copy the lock")?));
+    upgrade::hand_on(successor, left)
+}
+
+/// Takes the data directory's lock, or goes on with the one that was left.
+fn take_lock(paths: &Paths, mut kept: Left) -> anyhow::Result<(Left, DirLock)> {
+    let lock = match handoff::take_named(&mut kept, handoff::LOCK) {
+        Some(left) => DirLock::inherit(&paths.lock(), left)?,
+        None => DirLock::take(&paths.lock())?,
+    };
+    Ok((kept, lock))
 }
 
 fn require_root() -> anyhow::Result<()> {
@@ -284,7 +334,15 @@ pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
     }
 }
 
-async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
+// long: the steps of a start, in their order
+async fn run(
+    paths: Paths,
+    config: Config,
+    kept: Left,
+    handoff: &mut Option<Handoff>,
+) -> anyhow::Result<Option<(Successor, Left)>> {
+    // From here on no signal ends it unheard.
+    let mut signals = Signals::new()?;
     let (proxy, answers) = ProxyPort::new();
     let world = tokio::task::spawn_blocking(move || bring_up(paths, config, proxy))
         .await
@@ -292,17 +350,33 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     let mut steps = Steps::begin();
     open_networks(&world).await?;
     steps.done("networks");
+    let is_listener = |name: &str| perch_proxy::Listeners::NAMES.contains(&name);
+    let (kept, others): (Left, Left) = kept.into_iter().partition(|(name, _)| is_listener(name));
+    world.inherit(others);
     let kept = service_manager::listeners(kept, &world.plane)
         .context("the service manager kept what is not ours")?;
     let standing = proxy_link::find(&world).await;
+    let is_foreign = standing.as_ref().is_some_and(proxy_link::is_of_another_release);
+    let former_proxy = standing.as_ref().map(|(link, _)| link.pid());
+    let mut retired = retired::find(&world, former_proxy).await;
     volumes::recover(world.clone()).await;
     steps.done("proxy and volumes");
-    let thawed = standing.as_ref().map(proxy_link::thawed).unwrap_or_default();
+    let found = standing.iter().chain(retired.iter().filter_map(|(_, it)| it.as_ref()));
+    let thawed = found.flat_map(proxy_link::thawed).collect();
+    // One that was retired for a successor that never came up has the newest.
+    let last = retired.iter_mut().rev().find_map(|(_, it)| it.as_mut());
+    let kept = kept.or_else(|| Some(std::mem::take(&mut last?.1)));
+    retired::keep_found(&world, retired);
     adoption::adopt_all(&world, thawed).await?;
     steps.done("Machines and addresses");
     world.restock();
-    let api = bind_api(&world.paths)?;
-    let tcp = bind_tcp(&world.config).await?;
+    let api = bind_api(&world)?;
+    let tcp = bind_tcp(&world).await?;
+    world.drop_left();
+    let sockets = copies(&api, tcp.as_ref().map(|(listener, _)| listener))?;
+    if let Err(error) = service_manager::keep_one(handoff::API, api.as_fd()) {
+        tracing::warn!(%error, "the service manager does not keep the API's socket");
+    }
     world.tracker.spawn({
         let world = world.clone();
         async move { world.lives.write_behind(&world.shutdown).await }
@@ -324,15 +398,77 @@ async fn run(paths: Paths, config: Config, kept: Vec<(String, OwnedFd)>) -> anyh
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
-    serving_traffic.wait_for(|serving| *serving).await.context("the proxy did not come up")?;
+    serving_traffic.wait_for(Option::is_some).await.context("the proxy did not come up")?;
     steps.done("proxy told");
     let serving = tokio::spawn(serve_api(world.clone(), api, tcp));
     eprintln!("ready {}", world.paths.api_socket().display());
     service_manager::ready().context("could not tell the service manager")?;
     // To start takes twice the memory that is needed afterwards.
     world.tracker.spawn_blocking(perch_machine::memory::give_back);
-    await_signal().await?;
-    end(&world, keeper, serving).await
+    let former = greet_former(handoff.take()).await;
+    let is_upgrade = former.as_ref().is_some_and(|(note, _)| note.failure.is_none());
+    match former_proxy.filter(|_| is_foreign || is_upgrade) {
+        Some(proxy) => drop(world.tracker.spawn(replace_proxy(world.clone(), former, proxy))),
+        None => tell_asker(former, "its proxy was started anew"),
+    }
+    let ending = signals.next(&world).await;
+    let mut left = sockets;
+    if let Ending::Upgrade(_) = ending {
+        left.extend(world.inside.leave());
+    }
+    let listeners = end(&world, keeper, serving, &ending).await?;
+    left.extend(listeners.into_iter().flat_map(perch_proxy::Listeners::into_named));
+    match ending {
+        Ending::Upgrade(successor) => Ok(Some((*successor, left))),
+        Ending::Everything | Ending::ServerAlone => Ok(None),
+    }
+}
+
+/// The server whose place this one takes, and who asked for that.
+type Former = Option<(handoff::Note, Asker)>;
+
+/// Tells it that this one serves, and waits until it has ended: what speaks for the service is this process then.
+async fn greet_former(handoff: Option<Handoff>) -> Former {
+    let Handoff { note, asker, ready, .. } = handoff?;
+    fault::pass(Point::ServerSucceeds);
+    let greeted = tokio::task::spawn_blocking(move || {
+        let Some(mut ready) = ready else { return Ok(()) };
+        ready.write_all(b"R")?;
+        ready.read(&mut [0]).map(drop)
+    });
+    if let Ok(Err(error)) = greeted.await {
+        tracing::debug!(%error, "the former server has ended");
+    }
+    Some((note, asker))
+}
+
+fn tell_asker(former: Former, proxy: &str) {
+    let Some((note, asker)) = former else { return };
+    let (own, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    match note.failure {
+        None => asker.done(&format!(
+            "perch {} (pid {}) was replaced by perch {own} (pid {pid}); {proxy}",
+            note.version, note.pid
+        )),
+        Some(why) => asker.failed(&format!("not upgraded: {why}; perch {own} (pid {pid}) goes on")),
+    }
+}
+
+/// Gives the listeners of the proxy that was found to another one, of this program.
+async fn replace_proxy(world: Arc<World>, former: Former, old: u32) {
+    let mut serving = world.proxy.serving();
+    world.proxy.replace();
+    let other = serving.wait_for(|now| now.is_some_and(|now| now != old));
+    let new = match tokio::time::timeout(PROXY_TIMEOUT, other).await {
+        Ok(Ok(new)) => new.unwrap_or_default(),
+        Ok(Err(_)) => return,
+        Err(_) => return tell_asker(former, "its proxy could not be replaced yet; see the log"),
+    };
+    let left = match world.proxy.left_by(PROXY_TIMEOUT).await {
+        Some(left) => format!("{left} connections end in the former one"),
+        None => "the former one does not say what it has".to_owned(),
+    };
+    tell_asker(former, &format!("proxy {old} by {new}, {left}"));
 }
 
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {
@@ -456,13 +592,19 @@ async fn open_networks(world: &Arc<World>) -> anyhow::Result<()> {
 }
 
 /// Makes the API's socket: for root and the group `perch`, if there is one, else for root alone.
-fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
-    let path = paths.api_socket();
-    if path.exists() {
-        fs::remove_file(&path).with_context(|| format!("could not replace {}", path.display()))?;
-    }
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("could not bind {}", path.display()))?;
+fn bind_api(world: &World) -> anyhow::Result<UnixListener> {
+    let path = world.paths.api_socket();
+    let listener = match left_api(world, &path) {
+        Some(listener) => listener,
+        None => {
+            if path.exists() {
+                fs::remove_file(&path)
+                    .with_context(|| format!("could not replace {}", path.display()))?;
+            }
+            UnixListener::bind(&path)
+                .with_context(|| format!("could not bind {}", path.display()))?
+        }
+    };
     let group = members::group_id();
     let mode = if group.is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(&path, fs::Permissions::from_mode(mode))
@@ -472,13 +614,41 @@ fn bind_api(paths: &Paths) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// The socket that a server before this one has left, if callers still find it.
+fn left_api(world: &World, path: &Path) -> Option<UnixListener> {
+    let left = std::os::unix::net::UnixListener::from(world.take_left(handoff::API)?);
+    let is_found = path.exists() && left.local_addr().ok()?.as_pathname() == Some(path);
+    left.set_nonblocking(true).ok()?;
+    is_found.then(|| UnixListener::from_std(left).ok()).flatten()
+}
+
+/// The same of the one over TCP, if it is where it is wanted now.
+fn left_tcp(world: &World, address: SocketAddr) -> Option<TcpListener> {
+    let left = std::net::TcpListener::from(world.take_left(handoff::API_TCP)?);
+    let bound = left.local_addr().ok()?;
+    let is_wanted = bound.ip() == address.ip() && [0, bound.port()].contains(&address.port());
+    left.set_nonblocking(true).ok()?;
+    is_wanted.then(|| TcpListener::from_std(left).ok()).flatten()
+}
+
+/// What the next server would be left of the API's sockets.
+fn copies(api: &UnixListener, tcp: Option<&TcpListener>) -> anyhow::Result<Left> {
+    let tcp = tcp.map(|tcp| (handoff::API_TCP, tcp.as_fd()));
+    let both = std::iter::once((handoff::API, api.as_fd())).chain(tcp);
+    let copies = both.map(|(name, fd)| Ok((name.to_owned(), fd.try_clone_to_owned()?)));
+    copies.collect::<std::io::Result<_>>().context("could not copy the API's sockets")
+}
+
 /// Listens for holders of tokens, if wanted, and says where: the port may be ours to choose.
-async fn bind_tcp(config: &Config) -> anyhow::Result<Option<(TcpListener, Option<Tls>)>> {
-    let Some(address) = config.listen_api else { return Ok(None) };
-    let tls = config.api_tls()?;
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("could not listen for the API at {address}"))?;
+async fn bind_tcp(world: &World) -> anyhow::Result<Option<(TcpListener, Option<Tls>)>> {
+    let Some(address) = world.config.listen_api else { return Ok(None) };
+    let tls = world.config.api_tls()?;
+    let listener = match left_tcp(world, address) {
+        Some(listener) => listener,
+        None => TcpListener::bind(address)
+            .await
+            .with_context(|| format!("could not listen for the API at {address}"))?,
+    };
     let bound = listener.local_addr().context("could not read the API's own address")?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     eprintln!("listening on {scheme}://{bound}");
@@ -505,39 +675,93 @@ async fn serve_api(
     }
 }
 
-async fn await_signal() -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate()).context("could not watch for SIGTERM")?;
-    let mut int = signal(SignalKind::interrupt()).context("could not watch for SIGINT")?;
-    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-    Ok(())
+/// How a server ends.
+#[derive(Debug)]
+enum Ending {
+    /// With its proxies; what is in flight in them has some seconds.
+    Everything,
+    /// The proxies go on until the next server replaces them.
+    ServerAlone,
+    /// Another program takes its place.
+    Upgrade(Box<Successor>),
 }
 
-/// Ends in order: nothing new, then the tasks, then what they left to write. Machines go on.
+/// The signals that end a server.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    usr1: Signal,
+    usr2: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let watch =
+            |kind, name| signal(kind).with_context(|| format!("could not watch for {name}"));
+        Ok(Self {
+            term: watch(SignalKind::terminate(), "SIGTERM")?,
+            int: watch(SignalKind::interrupt(), "SIGINT")?,
+            usr1: watch(SignalKind::user_defined1(), "SIGUSR1")?,
+            usr2: watch(SignalKind::user_defined2(), "SIGUSR2")?,
+        })
+    }
+
+    async fn next(&mut self, world: &Arc<World>) -> Ending {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return Ending::Everything,
+                _ = self.int.recv() => return Ending::Everything,
+                _ = self.usr1.recv() => return Ending::ServerAlone,
+                _ = self.usr2.recv() => {}
+            }
+            let paths = world.paths.clone();
+            let prepared = tokio::task::spawn_blocking(move || upgrade::prepare(&paths)).await;
+            if let Ok(Some(successor)) = prepared {
+                return Ending::Upgrade(Box::new(successor));
+            }
+        }
+    }
+}
+
+/// Ends in order: nothing new, then the tasks, then what they left to write. Machines go on. Answers the listeners.
 async fn end(
     world: &Arc<World>,
-    keeper: tokio::task::JoinHandle<()>,
+    keeper: tokio::task::JoinHandle<Option<perch_proxy::Listeners>>,
     serving: tokio::task::JoinHandle<()>,
-) -> anyhow::Result<()> {
+    ending: &Ending,
+) -> anyhow::Result<Option<perch_proxy::Listeners>> {
     tracing::info!("ending; Machines go on");
-    let proxy = proxy_link::process(world);
+    let is_end_of_all = matches!(ending, Ending::Everything);
+    let proxy = world.proxy.process();
     world.shutdown.cancel();
     world.pager.end();
     serving.await.context("the API ended badly")?;
-    keeper.await.context("the proxy's keeper ended badly")?;
-    if let Some(proxy) = proxy {
-        tokio::task::spawn_blocking(move || proxy_link::end(&proxy))
-            .await
-            .context("could not wait for the proxy")?;
+    let listeners = keeper.await.context("the proxy's keeper ended badly")?;
+    if is_end_of_all {
+        end_proxies(proxy, retired::processes(world)).await?;
     }
     world.tracker.close();
     world.tracker.wait().await;
     world.flush_events().await;
     world.flush_ledger().await;
+    if !is_end_of_all {
+        return Ok(listeners);
+    }
     match fs::remove_file(world.paths.api_socket()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context("could not remove the API's socket"),
     }
+}
+
+async fn end_proxies(current: Option<Arc<OwnedFd>>, retired: Vec<OwnedFd>) -> anyhow::Result<()> {
+    let all = current.into_iter().chain(retired.into_iter().map(Arc::new));
+    let endings: Vec<_> =
+        all.map(|proxy| tokio::task::spawn_blocking(move || proxy_link::end(&proxy))).collect();
+    for ending in endings {
+        ending.await.context("could not wait for the proxy")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

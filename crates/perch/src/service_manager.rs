@@ -4,15 +4,21 @@
 //! die together, connections wait in the listeners' queues for the next pair.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
 
 use perch_net::{NetError, Plane};
-use perch_proxy::control::Listeners;
+use perch_proxy::control::{Listeners, NamedListeners};
 use sd_notify::NotifyState;
 
 /// Variables by which the protocol reaches the server.
-const VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+const VARIABLES: [&str; 5] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    crate::server::handoff::VARIABLE,
+];
 
 /// Says that the server is ready, if a service manager listens.
 ///
@@ -50,6 +56,25 @@ pub(crate) fn forget() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a copy of one socket to the service manager, if one listens, in place of the one that it keeps by this name.
+///
+/// # Errors
+/// When `NOTIFY_SOCKET` is set and cannot be written to.
+pub(crate) fn keep_one(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)])?;
+    let poll = NotifyState::Custom("FDPOLL=0");
+    sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name), poll], &[fd])
+}
+
+/// Says that another process takes this one's place, and is ready. Whatever speaks for the service comes from that one
+/// then.
+///
+/// # Errors
+/// When `NOTIFY_SOCKET` is set and cannot be written to.
+pub(crate) fn succeeded_by(pid: u32) -> io::Result<()> {
+    sd_notify::notify(&[NotifyState::MainPid(pid), NotifyState::Ready])
+}
+
 /// Descriptors that the service manager kept, by name. To be called once, at the start.
 ///
 /// # Errors
@@ -59,28 +84,26 @@ pub(crate) fn kept() -> io::Result<Vec<(String, OwnedFd)>> {
     Ok(announced.filter_map(|(fd, name)| Some((name, perch_net::own_descriptor(fd)?))).collect())
 }
 
-/// The listeners among them, if they are complete and belong to this plane; an older plane's are
-/// of no use.
+/// The listeners among them, if they belong to this plane; an older plane's are of no use. Those that an earlier
+/// release had not are missing.
 ///
 /// # Errors
 /// When one of them is no socket.
 pub(crate) fn listeners(
-    kept: Vec<(String, OwnedFd)>,
+    mut kept: NamedListeners,
     plane: &Plane,
-) -> Result<Option<Listeners>, NetError> {
-    let Some(listeners) = by_name(kept) else { return Ok(None) };
-    let inside = plane.holds(listeners.tcp6.as_fd())? && plane.holds(listeners.dns_udp.as_fd())?;
-    Ok(inside.then_some(listeners))
-}
-
-/// A name that comes twice stands for the newest.
-fn by_name(mut kept: Vec<(String, OwnedFd)>) -> Option<Listeners> {
-    let mut take = |name: &str| {
-        let at = kept.iter().rposition(|(kept, _fd)| kept == name)?;
-        Some(kept.swap_remove(at).1)
-    };
-    let fds: Option<Vec<OwnedFd>> = Listeners::NAMES.into_iter().map(&mut take).collect();
-    Listeners::from_fds(fds?).ok()
+) -> Result<Option<NamedListeners>, NetError> {
+    kept.retain(|(name, _fd)| Listeners::NAMES.contains(&name.as_str()));
+    let mut of_the_plane = kept.iter().filter(|(name, _fd)| !name.contains("forward")).peekable();
+    if of_the_plane.peek().is_none() {
+        return Ok(None);
+    }
+    for (_name, fd) in of_the_plane {
+        if !plane.holds(fd.as_fd())? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(kept))
 }
 
 /// Takes the protocol's variables out of a child's environment: they are meant for the server.
@@ -93,28 +116,6 @@ pub(crate) fn hide_from(command: &mut Command) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sockets(names: &[&str]) -> Vec<(String, OwnedFd)> {
-        let open = |name: &&str| {
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback");
-            ((*name).to_owned(), OwnedFd::from(socket))
-        };
-        names.iter().map(open).collect()
-    }
-
-    #[test]
-    fn listeners_are_found_by_name_in_any_order_among_others() {
-        let mut names: Vec<&str> = Listeners::NAMES.to_vec();
-        names.reverse();
-        names.insert(2, "stranger");
-        assert!(by_name(sockets(&names)).is_some());
-    }
-
-    #[test]
-    fn an_incomplete_set_is_none() {
-        assert!(by_name(sockets(&Listeners::NAMES[1..])).is_none());
-        assert!(by_name(Vec::new()).is_none());
-    }
 
     #[test]
     fn children_do_not_see_what_is_meant_for_the_server() {

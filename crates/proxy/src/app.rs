@@ -504,6 +504,9 @@ impl App {
         for (machine, freezer) in self.freezers.borrow().iter() {
             events.push_back(Event::Freezer { machine: *machine, run: freezer.run() });
         }
+        if self.server.is_retired() {
+            events.push_back(Event::Retired);
+        }
         if self.server.is_ready() {
             events.push_back(Event::ServerReady);
         }
@@ -564,6 +567,11 @@ impl App {
                 let outcome = StopOutcome::Refused { reason };
                 self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
             }
+            // A balancer that panicked may have wanted it before it heard of that.
+            Effect::Stop { machine, attempt, .. } if self.server.is_retired() => {
+                let outcome = StopOutcome::Refused { reason: "another proxy decides".to_owned() };
+                self.events.borrow_mut().push_back(Event::StopDone { machine, attempt, outcome });
+            }
             Effect::Stop { machine, run, attempt, .. } if self.is_at_work(machine, run) => {
                 let reason = "its program is at work".to_owned();
                 self.note_veto(machine, run, reason.clone());
@@ -592,6 +600,23 @@ impl App {
                 self.server.tell(FromProxy::Drained { machine, token, in_flight });
             }
         }
+    }
+
+    /// What forbids another proxy to let this run sleep: what is in flight, or 1 for what was a moment ago. If it is
+    /// nothing the run gets no new work from here, until the server calls that off or it has slept.
+    pub(crate) fn may_stop(self: &Rc<Self>, machine: MachineId, run: u64) -> u64 {
+        let (now, balancer) = (clock::now(), self.balancer.borrow());
+        let in_flight = balancer.belief(machine).filter(|belief| belief.run == run);
+        let in_flight = in_flight.map_or(0, |belief| belief.in_flight);
+        let rests = balancer.rests(machine, run, now);
+        drop(balancer);
+        let in_flight = in_flight + self.uncounted(machine, run);
+        if in_flight != 0 || !rests || self.is_at_work(machine, run) {
+            return in_flight.max(1);
+        }
+        // What it says of its end nobody waits for: this token is no drain of the server's.
+        self.handle(Event::Drain { machine, run, token: 0, timeout: Duration::ZERO });
+        0
     }
 
     fn cause(&self, port: Option<PublishedPort>, machine: MachineId) -> Option<Cause> {

@@ -15,7 +15,7 @@ mod link;
 mod types;
 
 pub use checks::{CheckResult, CheckView, HttpCheckView};
-pub use handover::{Handover, HandoverError, Listeners};
+pub use handover::{Handover, HandoverError, Listeners, NamedListeners};
 pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{

@@ -118,6 +118,11 @@ impl Crowd {
         Rc::clone(&self.seats.limit)
     }
 
+    /// Connections that are open.
+    pub(crate) fn len(&self) -> usize {
+        self.members.borrow().len()
+    }
+
     /// `None`: the source has its share, and uses all of it.
     pub(crate) fn receive(&self, source: IpAddr) -> Option<Newcomer> {
         let share = self.seats.shares.take(source).or_else(|| {

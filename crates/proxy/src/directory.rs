@@ -12,14 +12,15 @@ use perch_core::address;
 use perch_core::admission::Origin;
 use perch_core::balancer;
 use perch_core::dns::{Member, Presence};
+use perch_core::fault::{self, Point};
 use perch_core::ids::{BadId, MachineId, ProcessGroup, Region};
 use perch_core::service::{PublishedPort, ServiceSpec};
 use tokio::sync::watch;
 
 use crate::app::{App, PortFacts, Protocol, Reuse};
 use crate::control::{
-    AddressKind, AddressView, AppView, Cause, MachineView, PortView, ServiceView, Settings, Source,
-    ToProxy, Unit,
+    AddressKind, AddressView, AppView, Cause, FromProxy, MachineView, PortView, ServiceView,
+    Settings, Source, ToProxy, Unit,
 };
 use crate::ending::Ending;
 use crate::freezer::Freezer;
@@ -45,6 +46,8 @@ pub(crate) struct Directory {
     signer: Signer,
     /// Whether a server has ever told all that it knows.
     filled: watch::Sender<bool>,
+    /// How long what is in flight may go on, when another proxy has taken the listeners over.
+    retires: watch::Sender<Option<Duration>>,
 }
 
 #[derive(Debug, Default)]
@@ -170,6 +173,7 @@ impl Directory {
             first_attempt: clock::now().as_micros(),
             signer: Signer::default(),
             filled: watch::Sender::new(false),
+            retires: watch::Sender::new(None),
         })
     }
 
@@ -190,6 +194,13 @@ impl Directory {
     pub(crate) async fn filled(&self) {
         let mut filled = self.filled.subscribe();
         filled.wait_for(|filled| *filled).await.expect("the sender lives as long as we do");
+    }
+
+    /// Waits until another proxy has taken the listeners over; how long what is in flight may go on.
+    pub(crate) async fn retires(&self) -> Duration {
+        let mut retires = self.retires.subscribe();
+        let bound = retires.wait_for(Option::is_some).await;
+        (*bound.expect("the sender lives as long as we do")).expect("it was waited for")
     }
 
     /// Finds out what a new connection or session is.
@@ -334,6 +345,18 @@ impl Directory {
                     app.handle(balancer::Event::Drain { machine, run, token, timeout });
                 });
             }
+            ToProxy::MayStop { machine, run, token } => {
+                let in_flight = self.may_stop(&machine, run);
+                self.server.tell(FromProxy::Drained { machine, token, in_flight });
+            }
+            ToProxy::Retire { bound_ms } => {
+                fault::pass(Point::ProxyRetires);
+                self.server.retire();
+                for app in self.apps() {
+                    app.handle(balancer::Event::Retired);
+                }
+                self.retires.send_replace(Some(Duration::from_millis(bound_ms)));
+            }
             ToProxy::Freezer { machine, run, thaw, inode, .. } => {
                 match Freezer::new(run, thaw, inode, descriptors) {
                     Some(freezer) => {
@@ -346,6 +369,13 @@ impl Directory {
                 app.handle(balancer::Event::Undrain { machine, run });
             }),
         }
+    }
+
+    /// What forbids that a run sleeps; 0: nothing, and it gets no new work from here.
+    fn may_stop(&self, machine: &str, run: u64) -> u64 {
+        let mut in_flight = 0;
+        self.for_machine(machine, |app, id| in_flight = app.may_stop(id, run));
+        in_flight
     }
 
     fn for_machine(&self, text: &str, act: impl FnOnce(&Rc<App>, MachineId)) {
@@ -422,6 +452,9 @@ impl Directory {
         let region = self.region().parse().unwrap_or(Region::LOCAL);
         let settings = balancer::Settings { region, first_attempt: self.first_attempt };
         let app = App::new(name, settings, Rc::clone(&self.server));
+        if self.server.is_retired() {
+            app.handle(balancer::Event::Retired);
+        }
         if self.server.is_ready() {
             app.handle(balancer::Event::ServerReady);
         }

@@ -15,12 +15,13 @@ use perch_core::ids::{NetworkId, Region};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 
 use crate::directory::Directory;
 use crate::dns::forward::{Forwarder, Leave};
 use crate::dns::udp::{Ends, Questions};
 use crate::dns::wire::{Question, Verdict};
+use crate::server::Open;
 use crate::{Listeners, ProxyError, clock, server};
 
 mod dialler;
@@ -41,19 +42,26 @@ pub(crate) struct Resolver {
     directory: Rc<Directory>,
     forwarder: Forwarder,
     zones: RefCell<zones::Cache>,
+    /// Dropped with the last question.
+    _open: Open,
 }
 
 /// Begins to answer on the sockets that were handed over.
-pub(crate) fn start(listeners: &Listeners, directory: &Rc<Directory>) -> Result<(), ProxyError> {
+pub(crate) fn start(
+    listeners: &Listeners,
+    directory: &Rc<Directory>,
+    open: Open,
+) -> Result<[AbortHandle; 2], ProxyError> {
     let failed = |name| move |source| ProxyError::Listener { name, source };
     let forwarder = Forwarder::start(listeners).map_err(failed("DNS forwarding"))?;
     let zones = RefCell::default();
-    let resolver = Rc::new(Resolver { directory: Rc::clone(directory), forwarder, zones });
+    let resolver =
+        Rc::new(Resolver { directory: Rc::clone(directory), forwarder, zones, _open: open });
     let udp = Questions::new(&listeners.dns_udp).map_err(failed("DNS over UDP"))?;
     let tcp = server::tcp_listener(&listeners.dns_tcp).map_err(failed("DNS over TCP"))?;
-    spawn_local(serve_udp(Rc::new(udp), Rc::clone(&resolver)));
-    spawn_local(serve_tcp(tcp, resolver));
-    Ok(())
+    let udp = spawn_local(serve_udp(Rc::new(udp), Rc::clone(&resolver)));
+    let tcp = spawn_local(serve_tcp(tcp, resolver));
+    Ok([udp.abort_handle(), tcp.abort_handle()])
 }
 
 pub(crate) fn udp_socket(fd: &std::os::fd::OwnedFd) -> io::Result<UdpSocket> {

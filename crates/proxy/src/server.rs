@@ -1,5 +1,6 @@
 //! The process: its runtime, its sockets, its servers, its end.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -30,6 +31,10 @@ const DESCRIPTORS_KEPT: u64 = 512;
 const CONNECTIONS_PER_SESSION: u64 = 15;
 /// After this long without a first server a waiting caller is let go.
 const FIRST_SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What somebody who has a successor waits for before it closes connections that nobody uses: who is about to ask has
+/// asked by then.
+const IDLE_GRACE: Duration =
+    if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(10) };
 /// What is in flight may go on for so long after the first signal: the server kills a proxy after 5 s,
 /// and a second is enough to reset what is left.
 const END_TIMEOUT: Duration = Duration::from_secs(4);
@@ -73,6 +78,12 @@ async fn serve(
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        ended = running.retire() => {
+            if ended == Retired::Empty {
+                tracing::info!("everybody has been served; the proxy ends");
+                return Ok(());
+            }
+        }
     }
     tracing::info!("the proxy ends");
     tokio::select! {
@@ -113,14 +124,16 @@ pub(crate) fn start_with(
         accepting.push(spawn_local(accept(listener, door.clone())).abort_handle());
     }
     let failed = |source| ProxyError::Listener { name: "UDP", source };
-    let udp = udp::start(&listeners.udp6, &directory, &door.options, sessions_max);
+    let (open, closed) = mpsc::channel(1);
+    let udp =
+        udp::start(&listeners.udp6, &directory, &door.options, sessions_max, Open(open.clone()));
     accepting.push(udp.map_err(failed)?);
-    dns::start(&listeners, &directory)?;
+    let answering = dns::start(&listeners, &directory, Open(open))?;
     let failed = |source| ProxyError::Listener { name: "control", source };
     control.set_nonblocking(true).map_err(failed)?;
     let control = UnixListener::from_std(control).map_err(failed)?;
     spawn_local(accept_servers(control, directory, Rc::clone(&listeners)));
-    Ok(Running { door, listeners, accepting, connections_max })
+    Ok(Running { door, listeners, accepting, answering, closed, connections_max })
 }
 
 /// A proxy that serves.
@@ -128,10 +141,60 @@ pub(crate) struct Running {
     door: Door,
     listeners: Rc<Listeners>,
     accepting: Vec<AbortHandle>,
+    /// DNS.
+    answering: [AbortHandle; 2],
+    /// Has an end when nobody waits for a datagram any more.
+    closed: mpsc::Receiver<Infallible>,
     connections_max: u32,
 }
 
+/// Held as long as somebody waits for datagrams.
+#[derive(Debug, Clone)]
+pub(crate) struct Open(
+    #[expect(dead_code, reason = "what counts is that it lives")] mpsc::Sender<Infallible>,
+);
+
+/// How a proxy with a successor has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retired {
+    /// Everybody has been served.
+    Empty,
+    /// Not everybody has in time.
+    Late,
+}
+
 impl Running {
+    /// Waits until another proxy has taken the listeners over, and then until everybody has been served here.
+    pub(crate) async fn retire(&mut self) -> Retired {
+        let bound = self.door.directory.retires().await;
+        let deadline = Instant::now() + bound;
+        for task in self.accepting.drain(..).chain(self.answering.clone()) {
+            // It is between two callers: each has a task of its own already.
+            task.abort();
+        }
+        let ending = Rc::clone(&self.door.directory.ending);
+        ending.begin_softly();
+        let left = self.door.crowd.len() as u64;
+        tracing::info!(left, "another proxy has the listeners");
+        self.door.directory.server.tell(FromProxy::Retired { left });
+        let closing = async {
+            tokio::time::sleep(IDLE_GRACE.min(bound)).await;
+            ending.begin();
+            std::future::pending().await
+        };
+        let everybody = async {
+            let permits = self.door.limit.acquire_many(self.connections_max).await;
+            // None is ever sent.
+            while self.closed.recv().await.is_some() {}
+            drop(permits);
+        };
+        tokio::select! {
+            () = everybody => Retired::Empty,
+            () = tokio::time::sleep_until(deadline) => Retired::Late,
+            never = closing => never,
+        }
+    }
+
     /// Accepts nobody any more, and waits until everybody has been served.
     pub(crate) async fn end(&mut self, timeout: Duration) {
         for task in self.accepting.drain(..) {

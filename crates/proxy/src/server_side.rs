@@ -33,6 +33,8 @@ pub(crate) struct ServerSide {
     /// What was thawed here and no server has answered.
     thaws: RefCell<BTreeMap<MachineId, OwnThaw>>,
     notes: RefCell<Notes>,
+    /// Another proxy has taken the listeners over.
+    retired: Cell<bool>,
 }
 
 /// What the ledger has still to hear.
@@ -62,6 +64,7 @@ impl ServerSide {
             causes: RefCell::default(),
             thaws: RefCell::default(),
             notes: RefCell::default(),
+            retired: Cell::new(false),
         })
     }
 
@@ -130,6 +133,15 @@ impl ServerSide {
             drop(notes);
             self.tell(FromProxy::Note(Box::new(note)));
         }
+    }
+
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+    }
+
+    /// Whether another proxy decides who sleeps.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.get()
     }
 
     pub(crate) fn is_ready(&self) -> bool {

@@ -37,6 +37,7 @@ use tokio::task::{AbortHandle, spawn_local};
 
 use crate::app::{PortFacts, Protocol};
 use crate::directory::{Destination, Directory, Target};
+use crate::server::Open;
 use crate::shares::Shares;
 use crate::{Endpoints, Options};
 use session::Session;
@@ -75,6 +76,8 @@ pub(crate) struct Udp {
     /// For one datagram at a time, from one system call to the next.
     buffer: RefCell<Vec<u8>>,
     tally: Tally,
+    /// Dropped with the last session.
+    _open: Open,
 }
 
 /// Begins to serve the socket that was handed over, as soon as a server has told what there is.
@@ -83,6 +86,7 @@ pub(crate) fn start(
     directory: &Rc<Directory>,
     options: &Rc<Options>,
     sessions_max: usize,
+    open: Open,
 ) -> io::Result<AbortHandle> {
     let socket = crate::dns::udp_socket(listener)?;
     let udp = Rc::new(Udp {
@@ -98,6 +102,7 @@ pub(crate) fn start(
         listening: RefCell::default(),
         buffer: RefCell::new(vec![0; DATAGRAM_BYTES_MAX]),
         tally: Tally::default(),
+        _open: open,
     });
     Ok(spawn_local(udp.receive()).abort_handle())
 }

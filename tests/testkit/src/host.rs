@@ -293,9 +293,80 @@ impl Host {
         self.reap_server()
     }
 
+    /// Ends the server alone, as a service manager does that restarts it.
+    pub fn leave_server(&mut self) -> Result<()> {
+        process::signal(self.server_process()?.pid, Signal::USR1)?;
+        self.reap_server()
+    }
+
+    /// The program under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// From now on this is the program under test.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// Lets this program replace the running server; it is the one under test then. What was said.
+    pub fn upgrade(&mut self, binary: &Path) -> Result<String> {
+        let said = self.upgrade_by(binary, "perch server --upgrade")?;
+        self.reap_server()?;
+        self.set_binary(binary);
+        Ok(said)
+    }
+
+    fn upgrade_by(&self, binary: &Path, text: &str) -> Result<String> {
+        let data = self.data_dir().to_string_lossy().into_owned();
+        let args = ["server", "--upgrade", "--data-dir", &data];
+        finish(&mut self.command(&binary.to_string_lossy(), &args), text)?.ok()
+    }
+
+    /// After an upgrade in whose midst somebody was killed: the server that runs is the one under test, or the next one
+    /// is started.
+    pub fn find_server(&mut self) -> Result<()> {
+        let is_server =
+            |it: &Process| it.state != 'Z' && it.args.get(1).is_some_and(|role| role == "server");
+        let running = wait_until("a server that answers, or none", READY_MAX, || {
+            let Some(server) = self.processes().into_iter().find(is_server) else {
+                return Ok(Some(None));
+            };
+            let answers = self.fly(&["apps", "list"])?.status.success();
+            Ok(answers.then_some(server.exe))
+        })?;
+        match running {
+            Some(program) => {
+                self.set_binary(&program);
+                Ok(())
+            }
+            None => self.start_server(),
+        }
+    }
+
+    /// Asks the running server, in the name of the command, to be replaced by any program. What was said; an error
+    /// with it if that did not come about.
+    pub fn upgrade_to(&self, program: &Path) -> Result<String> {
+        let socket = self.data_dir().join("upg.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+        process::signal(self.server_process()?.pid, Signal::USR2)?;
+        let (mut stream, _) = listener.accept()?;
+        fs::remove_file(&socket)?;
+        stream.set_read_timeout(Some(COMMAND_MAX))?;
+        std::io::Write::write_all(&mut stream, format!("{}\n", program.display()).as_bytes())?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said)?;
+        let is_done = said.lines().any(|line| line.starts_with("done "));
+        if is_done { Ok(said) } else { bail!("{said}") }
+    }
+
     fn reap_server(&mut self) -> Result<()> {
-        let Some(mut server) = self.server.take() else { return Ok(()) };
         let limit = READY_MAX;
+        let Some(mut server) = self.server.take() else {
+            return wait_until("the server to end", limit, || {
+                Ok(self.perch_processes("server").is_empty().then_some(()))
+            });
+        };
         wait_until("the server to end", limit, || Ok(server.try_wait()?)).map(drop)
     }
 

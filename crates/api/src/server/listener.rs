@@ -76,7 +76,7 @@ impl Listener for UnixListener {
 
 /// The socket that a Machine finds inside.
 pub(super) struct Inside {
-    pub(super) listener: UnixListener,
+    pub(super) listener: Arc<UnixListener>,
     pub(super) caller: Arc<MachineCaller>,
 }
 

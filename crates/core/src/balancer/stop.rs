@@ -26,7 +26,7 @@ impl Census {
 impl Balancer {
     /// Puts to sleep what may sleep now, and ends drains that have done their work or their time.
     pub(super) fn sleep(&mut self, now: Timestamp) {
-        if self.server == Server::Lost {
+        if self.server == Server::Lost || self.retired {
             return;
         }
         let keys: Vec<PoolKey> = self.clocks.keys().copied().collect();

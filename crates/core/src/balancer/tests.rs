@@ -76,6 +76,31 @@ fn a_claim_of_a_dead_run_is_worthless_and_harmless() {
     assert!(world.belief(1).open);
 }
 
+// ---- a successor --------------------------------------------------------------------------------
+
+#[test]
+fn a_retired_balancer_puts_nobody_to_sleep_and_tells_when_another_may() {
+    let mut world = World::new(vec![up(1)]);
+    world.event(Event::Retired);
+    assert!(!world.balancer.rests(id(1), 1, world.now), "it was used a moment ago");
+    assert!(world.balancer.rests(id(1), 2, world.now), "nobody knows of that run");
+    assert_eq!(world.run_until(AFTER * 3), Vec::<String>::new());
+    assert!(world.balancer.rests(id(1), 1, world.now));
+    let claim = world.enter();
+    assert!(!world.balancer.rests(id(1), 1, world.now), "somebody is inside");
+    world.leave(claim);
+    assert!(!world.balancer.rests(id(1), 1, world.now));
+    world.run_until(AFTER);
+    assert!(world.balancer.rests(id(1), 1, world.now));
+}
+
+#[test]
+fn a_retired_balancer_wakes_whom_its_callers_wait_for() {
+    let mut world = World::new(vec![asleep(1)]);
+    world.event(Event::Retired);
+    assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"]);
+}
+
 // ---- autostart ----------------------------------------------------------------------------------
 
 #[test]

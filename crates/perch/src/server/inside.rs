@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,18 +27,33 @@ const MODE: u32 = 0o755;
 
 /// The sockets of Machines that run.
 #[derive(Debug, Default)]
-pub(crate) struct Inside(Mutex<BTreeMap<String, CancellationToken>>);
+pub(crate) struct Inside(Mutex<BTreeMap<String, Listening>>);
+
+/// Ended by its token.
+type Listening = (CancellationToken, Arc<UnixListener>);
+
+/// How the names of the sockets begin that a server leaves to the next.
+pub(crate) const LEFT: &str = "inside-";
 
 impl Inside {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<String, CancellationToken>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<String, Listening>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The run has ended, or never began.
     pub(crate) fn close(&self, id: &str) {
-        if let Some(listening) = self.open().remove(id) {
+        if let Some((listening, _)) = self.open().remove(id) {
             listening.cancel();
         }
+    }
+
+    /// Copies for the next server, so that who calls meanwhile waits.
+    pub(crate) fn leave(&self) -> Vec<(String, OwnedFd)> {
+        let open = self.open();
+        let copies = open.iter().filter_map(|(id, (_, listener))| {
+            Some((format!("{LEFT}{id}"), listener.as_fd().try_clone_to_owned().ok()?))
+        });
+        copies.collect()
     }
 }
 
@@ -53,7 +68,9 @@ pub(crate) fn listen(world: &Arc<World>, app: &str, id: &str) -> Option<PathBuf>
 /// The directory to be mounted, and what to [`serve`] when the run begins.
 pub(crate) fn prepare(world: &World, id: &str) -> Option<(PathBuf, UnixListener)> {
     let dir = world.paths.machine(id).join(DIR);
-    match bind(&dir).inspect(|_| show(world, id, &dir)) {
+    let left = world.take_left(&format!("{LEFT}{id}"));
+    let listening = left.map_or_else(|| bind(&dir), |left| UnixListener::from_std(left.into()));
+    match listening.inspect(|_| show(world, id, &dir)) {
         Ok(listener) => Some((dir, listener)),
         Err(error) => {
             tracing::warn!(machine = id, %error, "a Machine starts without /.fly/api");
@@ -68,7 +85,9 @@ pub(crate) fn serve(world: &Arc<World>, app: &str, id: &str, listener: UnixListe
     let caller = MachineCaller::new(app, id);
     let backend = Arc::new(Api::new(world.clone()));
     let ended = until.clone().cancelled_owned();
-    if let Some(former) = world.inside.open().insert(id.to_owned(), until) {
+    let listener = Arc::new(listener);
+    if let Some((former, _)) = world.inside.open().insert(id.to_owned(), (until, listener.clone()))
+    {
         former.cancel();
     }
     world.tracker.spawn(perch_api::server::serve_machine(listener, caller, backend, ended));

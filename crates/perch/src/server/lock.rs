@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ const INHERITED_INTERVAL: Duration = Duration::from_millis(5);
 /// Held as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
 }
 
 /// Why the lock was not taken.
@@ -43,6 +44,27 @@ pub(crate) enum LockError {
 }
 
 impl DirLock {
+    /// Goes on with the lock that a server before this one has left to it.
+    ///
+    /// # Errors
+    /// [`LockError::Io`] when it is not written down who has it now.
+    pub(crate) fn inherit(path: &Path, left: OwnedFd) -> Result<Self, LockError> {
+        let mut file = File::from(left);
+        let failed = |source| LockError::Io { path: path.to_owned(), source };
+        write_pid(&mut file).map_err(failed)?;
+        Ok(Self { file })
+    }
+
+    /// The process that has it, by its own word.
+    pub(crate) fn holder(path: &Path) -> Option<i32> {
+        holder(&mut File::open(path).ok()?)
+    }
+
+    /// What another process goes on with.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
+    }
+
     /// Takes the lock at once or says who has it.
     ///
     /// # Errors
@@ -72,7 +94,7 @@ impl DirLock {
             std::thread::sleep(INHERITED_INTERVAL);
         }
         write_pid(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 

@@ -450,7 +450,7 @@ impl Task {
 
     /// A wish of a proxy that is gone is dropped: its successor lets callers in by what it was told, and asks anew.
     async fn on_proxy(&mut self, (event, cause, waking): Wish, session: u64) {
-        if session != self.world.proxy.session() {
+        if !self.world.proxy.hears(session) {
             return;
         }
         self.because(Source::Proxy, cause);
@@ -498,7 +498,7 @@ impl Task {
 
     /// The proxy goes on asking as long as its callers wait.
     fn on_no_room(&mut self, event: &Event, session: u64, reason: String) {
-        if session != self.world.proxy.session() {
+        if !self.world.proxy.hears(session) {
             return;
         }
         self.because(Source::Platform, String::new());

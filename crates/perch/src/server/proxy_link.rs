@@ -6,29 +6,36 @@
 //!      └──────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! A proxy that is to be replaced is *retired* ([`super::proxy_port`]): its socket and record get other names, its
+//! successor takes the listeners, and it is told so when that serves. It goes on until everybody whom it has is served.
+//!
 //! A proxy that outlived an earlier server is found by its control socket and goes on; one that lives
 //! and does not answer ends before it gets a successor. While no
 //! proxy is connected nothing is in flight that we could wait for, so drains end at once.
 
+pub(crate) mod retired;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use perch_core::balancer::{StartOutcome, StopOutcome};
 use perch_core::lifecycle::{self, StartBy, StopBy};
+use perch_net::Listening;
 use perch_proxy::Handover;
 use perch_proxy::control::{
-    self, Cause, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, Note, Thaw, ToProxy,
+    Cause, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, NamedListeners, Note,
+    Thaw, ToProxy,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::clock;
@@ -37,13 +44,11 @@ use super::history::Source;
 use super::ledger::entry;
 use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
-use super::seat::Post;
+use super::proxy_port::{Asked, USED_ELSEWHERE, Which, Wire};
 use super::views;
-use super::world::{World, lock};
+use super::world::World;
 use crate::{process, service_manager};
 
-/// Answers that wait for the proxy; they are few, because each answers a question of its own.
-const ANSWERS: usize = 4_096;
 /// A proxy that lives greets at once.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// One that lives and does not may only be slow, as everything is on a machine that is short of time: so often it is
@@ -67,139 +72,33 @@ pub(crate) struct Waking {
     pub(crate) thawed: Option<Thaw>,
 }
 
-/// What other tasks say to the proxy. Never blocks.
-#[derive(Debug)]
-pub(crate) struct ProxyPort {
-    answers: mpsc::Sender<ToProxy>,
-    changed: Mutex<BTreeSet<String>>,
-    settings_changed: AtomicBool,
-    wake: Notify,
-    /// Whom to tell about the end of a drain: the Machine's task and the lifecycle's own token.
-    drains: Mutex<BTreeMap<u64, (Post, u64)>>,
-    next_token: AtomicU64,
-    /// Whether a proxy may carry traffic that the server has to wait for.
-    connected: watch::Sender<bool>,
-    /// Whether a proxy was ever told everything.
-    serving: watch::Sender<bool>,
-    /// The proxy that was started or found last; it never says itself who it is.
-    process: Mutex<Option<Arc<OwnedFd>>>,
-    /// Counts the connections to proxies.
-    sessions: AtomicU64,
-}
-
-impl ProxyPort {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<ToProxy>) {
-        let (answers, receiver) = mpsc::channel(ANSWERS);
-        let port = Self {
-            answers,
-            changed: Mutex::default(),
-            settings_changed: AtomicBool::new(false),
-            wake: Notify::new(),
-            drains: Mutex::default(),
-            next_token: AtomicU64::new(1),
-            connected: watch::Sender::new(false),
-            serving: watch::Sender::new(false),
-            process: Mutex::default(),
-            sessions: AtomicU64::new(0),
-        };
-        (port, receiver)
-    }
-
-    /// Becomes true when a proxy has been told everything.
-    pub(crate) fn serving(&self) -> watch::Receiver<bool> {
-        self.serving.subscribe()
-    }
-
-    /// Which connection this is; what came over an earlier one is void.
-    pub(crate) fn session(&self) -> u64 {
-        self.sessions.load(Ordering::Acquire)
-    }
-
-    /// The proxy gets this app's new view.
-    pub(crate) fn app_changed(&self, app: String) {
-        lock(&self.changed).insert(app);
-        self.wake.notify_one();
-    }
-
-    /// The proxy gets the networks anew.
-    pub(crate) fn networks_changed(&self) {
-        self.settings_changed.store(true, Ordering::Release);
-        self.wake.notify_one();
-    }
-
-    pub(crate) fn drain(
-        &self,
-        machine: &str,
-        run: u64,
-        token: u64,
-        timeout: Duration,
-        mailbox: Post,
-    ) {
-        let own = self.next_token.fetch_add(1, Ordering::Relaxed);
-        lock(&self.drains).insert(own, (mailbox, token));
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let message = ToProxy::Drain { machine: machine.to_owned(), run, token: own, timeout_ms };
-        if !*self.connected.borrow() || self.answers.try_send(message).is_err() {
-            self.drained(own);
-        }
-    }
-
-    pub(crate) fn undrain(&self, machine: &str, run: u64) {
-        self.answer(ToProxy::Undrain { machine: machine.to_owned(), run });
-    }
-
-    pub(crate) fn start_done(&self, machine: &str, attempt: u64, outcome: StartOutcome) {
-        let outcome = match outcome {
-            StartOutcome::Started { run } => control::StartOutcome::Started { run },
-            StartOutcome::Failed { reason } => control::StartOutcome::Failed { reason },
-            StartOutcome::Refused { reason } => control::StartOutcome::Refused { reason },
-        };
-        self.answer(ToProxy::StartDone { machine: machine.to_owned(), attempt, outcome });
-    }
-
-    pub(crate) fn stop_done(&self, machine: &str, attempt: u64, outcome: StopOutcome) {
-        let outcome = match outcome {
-            StopOutcome::Stopped => control::StopOutcome::Stopped,
-            StopOutcome::Suspended => control::StopOutcome::Suspended,
-            StopOutcome::Refused { reason } => control::StopOutcome::Refused { reason },
-        };
-        self.answer(ToProxy::StopDone { machine: machine.to_owned(), attempt, outcome });
-    }
-
-    /// An answer to a proxy that is gone is dropped: its successor asks anew.
-    fn answer(&self, message: ToProxy) {
-        if *self.connected.borrow() && self.answers.try_send(message).is_err() {
-            tracing::warn!("the proxy does not take its answers; one was dropped");
-        }
-    }
-
-    fn drained(&self, own: u64) {
-        let Some((mailbox, token)) = lock(&self.drains).remove(&own) else { return };
-        // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
-        mailbox.try_send(MachineCommand::Drained { token }).ok();
-    }
-
-    fn all_drained(&self) {
-        let all: Vec<u64> = lock(&self.drains).keys().copied().collect();
-        for own in all {
-            self.drained(own);
-        }
-    }
-}
-
 /// A proxy that outlived an earlier server, if there is one. From now on drains are asked of it, because it
 /// carries what is in flight; it hears them when its session begins.
 pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
-    let standing = connect(world).await.ok();
-    if standing.is_some() {
-        *lock(&world.proxy.process) = process::recall(&world.paths.proxy_record()).map(Arc::new);
-        world.proxy.connected.send_replace(true);
+    let standing = connect(&world.paths.proxy_socket()).await.ok()?;
+    let record = world.paths.proxy_record();
+    if process::recall(&record).is_none()
+        && let Some(pid) = i32::try_from(standing.0.pid()).ok().and_then(Pid::from_raw)
+        && let Err(error) = process::remember(pid, &record)
+    {
+        tracing::warn!(%error, "could not write down which process the proxy is");
     }
-    standing
+    world.proxy.set_process(process::recall(&record));
+    world.proxy.connected();
+    Some(standing)
 }
 
 /// A connection whose session has not begun.
-pub(crate) type Standing = (Link, Listeners);
+pub(crate) type Standing = (Link, NamedListeners);
+
+/// Whether a proxy that was found is another program than this server's own.
+pub(crate) fn is_of_another_release((link, _): &Standing) -> bool {
+    let program = |process: &str| {
+        std::fs::metadata(format!("/proc/{process}/exe")).map(|file| (file.dev(), file.ino())).ok()
+    };
+    let theirs = program(&link.pid().to_string());
+    theirs.is_some() && theirs != program("self")
+}
 
 /// Keeps a proxy connected until the server ends; begins with the one that was found, if any. Else the
 /// first proxy gets the listeners that outlived an earlier server and its proxy, if they did.
@@ -207,8 +106,9 @@ pub(crate) async fn keep(
     world: Arc<World>,
     mut answers: mpsc::Receiver<ToProxy>,
     mut found: Option<Standing>,
-    mut listeners: Option<Listeners>,
-) {
+    kept: Option<NamedListeners>,
+) -> Option<Listeners> {
+    let mut listeners = kept.and_then(|kept| completed(&world, kept));
     let (mut unanswered, mut patience) = (0, Patience::default());
     while !world.shutdown.is_cancelled() {
         let connected = match found.take() {
@@ -216,19 +116,26 @@ pub(crate) async fn keep(
             None => {
                 // What was meant for a proxy that is gone would confuse its successor.
                 while answers.try_recv().is_ok() {}
-                connect(&world).await
+                connect(&world.paths.proxy_socket()).await
             }
         };
         match connected {
             Ok((link, theirs)) => {
                 unanswered = 0;
                 patience.greeted();
-                entrust(&theirs);
-                listeners = Some(theirs);
-                let began = Instant::now();
-                let ended = session(&world, link, &mut answers).await;
-                world.proxy.connected.send_replace(false);
-                world.proxy.all_drained();
+                if let Some(theirs) = completed(&world, theirs) {
+                    entrust(&theirs);
+                    listeners = Some(theirs);
+                }
+                let (began, pid) = (Instant::now(), link.pid());
+                let ended = session(&world, link, &mut answers, Role::Current).await;
+                if matches!(ended, Ok(Over::Replaced)) {
+                    listeners = retired::retire(&world, pid, listeners);
+                    continue;
+                }
+                for stop in world.proxy.gone(Which::Current) {
+                    do_stop(&world, stop);
+                }
                 if let Err(error) = ended {
                     tracing::warn!(
                         error = super::images::chain(&error),
@@ -257,6 +164,15 @@ pub(crate) async fn keep(
             }
         }
     }
+    listeners
+}
+
+/// With what is missing made anew; [`None`] if that cannot be.
+fn completed(world: &World, named: NamedListeners) -> Option<Listeners> {
+    let completed = Listeners::from_named(named, |name| make_listener(world, name));
+    completed
+        .inspect_err(|error| tracing::error!(error = format!("{error:#}"), "listeners are missing"))
+        .ok()
 }
 
 /// How long a proxy that lives may say nothing. A successor has no more time than its predecessor had and all its work
@@ -311,9 +227,8 @@ fn entrust(listeners: &Listeners) {
     }
 }
 
-async fn connect(world: &World) -> Result<Standing, LinkError> {
-    let socket = world.paths.proxy_socket();
-    let connecting = Link::connect(&socket);
+async fn connect(socket: &Path) -> Result<Standing, LinkError> {
+    let connecting = Link::connect(socket);
     match tokio::time::timeout(GREETING_TIMEOUT, connecting).await {
         Ok(connected) => connected,
         Err(_elapsed) => Err(LinkError::Closed),
@@ -323,7 +238,7 @@ async fn connect(world: &World) -> Result<Standing, LinkError> {
 /// The proxy that was started or written down last, if it lives.
 fn living(world: &World) -> Option<Arc<OwnedFd>> {
     let recalled = || process::recall(&world.paths.proxy_record()).map(Arc::new);
-    process(world).or_else(recalled).filter(|it| !process::ends_within(it, Duration::ZERO))
+    world.proxy.process().or_else(recalled).filter(|it| !process::ends_within(it, Duration::ZERO))
 }
 
 /// Ends a proxy that lives and says nothing, or nothing that we understand. Beside its successor it would take half
@@ -391,7 +306,7 @@ fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listener
 /// it only waits.
 fn register(world: &World, pid: Pid) -> anyhow::Result<()> {
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
-    *lock(&world.proxy.process) = Some(Arc::new(pidfd.context("could not watch the proxy")?));
+    world.proxy.set_process(Some(pidfd.context("could not watch the proxy")?));
     let path = world.paths.proxy_record();
     process::remember(pid, &path).with_context(|| format!("could not write {}", path.display()))
 }
@@ -404,56 +319,101 @@ fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
 }
 
 fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
-    let made = world.plane.listeners().context("could not make the listeners")?;
-    let udp = |address: &str| std::net::UdpSocket::bind(address).map(OwnedFd::from);
-    let forward_v4 = udp("0.0.0.0:0").context("could not make a socket for DNS")?;
-    let forward_v6 = udp("[::]:0").context("could not make a socket for DNS")?;
+    Listeners::from_named(Vec::new(), |name| make_listener(world, name))
+}
+
+/// Makes one of those of [`Listeners::NAMES`].
+fn make_listener(world: &World, name: &'static str) -> anyhow::Result<OwnedFd> {
+    let plane = |which| world.plane.listener(which).map_err(anyhow::Error::from);
+    let udp = |address: &str| Ok(std::net::UdpSocket::bind(address).map(OwnedFd::from)?);
     let tcp = |family| {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let made = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
-        made.context("could not make a socket for DNS over TCP")
+        Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
     };
-    Ok(Listeners {
-        tcp6: made.tcp6,
-        tcp4: made.tcp4,
-        udp6: made.udp6,
-        dns_udp: made.dns_udp,
-        dns_tcp: made.dns_tcp,
-        forward_v4,
-        forward_v6,
-        forward_tcp_v4: tcp(AddressFamily::INET)?,
-        forward_tcp_v6: tcp(AddressFamily::INET6)?,
-    })
+    let made = match name {
+        "proxy-tcp6" => plane(Listening::Tcp6),
+        "proxy-tcp4" => plane(Listening::Tcp4),
+        "proxy-udp6" => plane(Listening::Udp6),
+        "proxy-dns-udp" => plane(Listening::DnsUdp),
+        "proxy-dns-tcp" => plane(Listening::DnsTcp),
+        "proxy-forward4" => udp("0.0.0.0:0"),
+        "proxy-forward6" => udp("[::]:0"),
+        "proxy-forward-tcp4" => tcp(AddressFamily::INET),
+        "proxy-forward-tcp6" => tcp(AddressFamily::INET6),
+        _ => Err(anyhow::anyhow!("nobody knows how")),
+    };
+    made.with_context(|| format!("could not make the socket {name}"))
+}
+
+/// Whose connection it is.
+#[derive(Debug, Clone, Copy)]
+enum Role<'a> {
+    /// That of the proxy that has the listeners, or is about to.
+    Current,
+    /// Of one that has not, or is about to leave them.
+    Retired(u64, &'a Wire),
+}
+
+impl Role<'_> {
+    fn which(self) -> Which {
+        match self {
+            Self::Current => Which::Current,
+            Self::Retired(number, _) => Which::Retired(number),
+        }
+    }
+}
+
+/// Why a connection is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// The server ends.
+    Ended,
+    /// Another proxy is to take its place.
+    Replaced,
 }
 
 async fn session(
     world: &Arc<World>,
     link: Link,
     answers: &mut mpsc::Receiver<ToProxy>,
-) -> Result<(), LinkError> {
-    world.proxy.sessions.fetch_add(1, Ordering::AcqRel);
+    role: Role<'_>,
+) -> Result<Over, LinkError> {
+    let (wire, number) = match role {
+        Role::Current => (&**world.proxy.current(), world.proxy.begin_session()),
+        Role::Retired(number, wire) => (wire, number),
+    };
     freezers::look_for_thawed(world).await;
+    let (pid, retires) = (link.pid(), link.retires());
     let mut handed = link.thaws().then(Handed::default);
     let (mut sender, mut receiver) = link.into_split();
     let apps = send_snapshot(world, &mut sender).await?;
     hand_over(world, &mut sender, &mut handed, apps).await?;
-    world.proxy.connected.send_replace(true);
-    world.proxy.serving.send_replace(true);
+    let mut successor = world.proxy.serving();
+    let mut is_told = false;
+    if let Role::Current = role {
+        world.proxy.connected();
+        world.proxy.set_serving(pid);
+    }
     loop {
         tokio::select! {
-            message = receiver.recv() => hear(world, message?),
+            message = receiver.recv() => hear(world, message?, role.which(), number),
             answer = answers.recv() => {
-                let Some(answer) = answer else { return Ok(()) };
+                let Some(answer) = answer else { return Ok(Over::Ended) };
                 // The view first: an answer may be about a state that only the view tells.
-                let apps = send_changes(world, &mut sender).await?;
+                let apps = send_changes(world, wire, &mut sender).await?;
                 sender.send(&answer).await?;
                 hand_over(world, &mut sender, &mut handed, apps).await?;
             }
-            () = world.proxy.wake.notified() => {
-                let apps = send_changes(world, &mut sender).await?;
+            () = wire.wake.notified() => {
+                let apps = send_changes(world, wire, &mut sender).await?;
                 hand_over(world, &mut sender, &mut handed, apps).await?;
             }
-            () = world.shutdown.cancelled() => return Ok(()),
+            () = retired::has_successor(&mut successor, pid), if !is_told && role.which() != Which::Current => {
+                is_told = true;
+                retired::tell(world, &mut sender, pid, retires).await?;
+            }
+            () = world.proxy.replaced(), if role.which() == Which::Current => return Ok(Over::Replaced),
+            () = world.shutdown.cancelled() => return Ok(Over::Ended),
         }
     }
 }
@@ -492,12 +452,13 @@ async fn send_snapshot(
 
 async fn send_changes(
     world: &Arc<World>,
+    wire: &Wire,
     sender: &mut LinkSender,
 ) -> Result<BTreeSet<String>, LinkError> {
-    if world.proxy.settings_changed.swap(false, Ordering::AcqRel) {
+    if wire.take_settings_changed() {
         sender.send(&ToProxy::Settings(views::settings(world))).await?;
     }
-    let changed = std::mem::take(&mut *lock(&world.proxy.changed));
+    let changed = wire.take_changed();
     for app in &changed {
         send_app(world, sender, app).await?;
     }
@@ -511,26 +472,41 @@ async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: &str) -> Res
     }
 }
 
-fn hear(world: &Arc<World>, message: FromProxy) {
+// long: one arm for each message
+fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
     match message {
         FromProxy::Hello { .. } => {}
+        FromProxy::Retired { left } => {
+            tracing::info!(
+                left,
+                "a proxy has left its listeners; it ends when everybody it has was served"
+            );
+            world.proxy.note_left(left);
+        }
         FromProxy::Start { machine, attempt, cause, thawed } => {
+            world.proxy.start_asked(&machine, attempt);
             let event = lifecycle::Event::Start(StartBy::Proxy { attempt });
             let text = views::wake_text(cause.as_ref(), thawed);
             let waking = Some(Box::new(Waking { cause, thawed }));
-            if !tell(world, &machine, event, text, waking) {
+            if !tell(world, &machine, event, text, waking, session) {
                 let reason = "the Machine is gone".to_owned();
                 world.proxy.start_done(&machine, attempt, StartOutcome::Refused { reason });
             }
         }
         FromProxy::Stop { machine, run, attempt, reason } => {
-            let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });
-            if !tell(world, &machine, event, reason, None) {
-                world.proxy.stop_done(&machine, attempt, StopOutcome::Stopped);
+            // A retired one asks for none, unless it was about to when it was retired: it has forgotten that.
+            if which == Which::Current {
+                let wanted = world.proxy.ask_retired((machine, run, attempt), reason, session);
+                wanted.into_iter().for_each(|stop| do_stop(world, stop));
             }
         }
-        FromProxy::Drained { token, .. } => world.proxy.drained(token),
+        FromProxy::Drained { token, in_flight, .. } => {
+            let agreed = world.proxy.drained(which, token, in_flight);
+            agreed.into_iter().for_each(|stop| do_stop(world, stop));
+        }
         FromProxy::Note(note) => enter(world, *note),
+        // Both look; one is enough.
+        FromProxy::Checks { .. } if which != Which::Current => {}
         FromProxy::Checks { machine, run, results } => {
             // What was under way when it was removed is nobody's.
             if world.handle(&machine).is_some() {
@@ -554,14 +530,30 @@ fn hear(world: &Arc<World>, message: FromProxy) {
     }
 }
 
+/// A stop that all retired proxies have said something of.
+fn do_stop(world: &Arc<World>, stop: Asked) {
+    let Asked { machine, run, attempt, reason, session, refused, .. } = stop;
+    if refused {
+        let app = world.keeper.read().machines.get(&machine).map(|it| it.app.clone());
+        let unix_micros = clock::unix().as_micros() as u64;
+        let why = USED_ELSEWHERE.to_owned();
+        enter(world, Note::veto((app.unwrap_or_default(), machine, run), why, unix_micros));
+        return;
+    }
+    let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });
+    if !tell(world, &machine, event, reason, None, session) {
+        world.proxy.stop_done(&machine, attempt, StopOutcome::Stopped);
+    }
+}
+
 fn tell(
     world: &Arc<World>,
     machine: &str,
     event: lifecycle::Event,
     cause: String,
     waking: Option<Box<Waking>>,
+    session: u64,
 ) -> bool {
-    let session = world.proxy.session();
     let command = MachineCommand::FromProxy { event, cause, waking, session };
     world.handle(machine).is_some_and(|it| it.tell(command))
 }
@@ -572,11 +564,6 @@ fn enter(world: &World, note: Note) {
     let history = status.map_or_else(Vec::new, |status| status.history.newest_first());
     let unix_micros = note.unix_micros;
     world.ledger.enter(entry::of_note(note, &history), Some(unix_micros));
-}
-
-/// The proxy that is or was connected.
-pub(crate) fn process(world: &World) -> Option<Arc<OwnedFd>> {
-    lock(&world.proxy.process).clone()
 }
 
 /// Asks a proxy to end and waits until it has, at most as long as it may drain. Blocks.

@@ -31,7 +31,7 @@ use super::ledger::Ledger;
 use super::lives::Lives;
 use super::paging::Pager;
 use super::platform_log::PlatformLog;
-use super::proxy_link::ProxyPort;
+use super::proxy_port::ProxyPort;
 use super::publishing::Published;
 use super::records::{AppRecord, MachineRecord, SecretRecord};
 use super::seat::Handle;
@@ -100,6 +100,8 @@ pub(crate) struct World {
     /// Told when a Machine may have failed for good.
     pub(crate) failed: Notify,
     pub(crate) health: Health,
+    /// Sockets that a server before this one has left, by name, until they are wanted.
+    left: Mutex<BTreeMap<String, OwnedFd>>,
 }
 
 /// The parts of a [`World`] that are made before it.
@@ -164,7 +166,22 @@ impl World {
             inside: Inside::default(),
             failed: Notify::new(),
             health: Health::default(),
+            left: Mutex::default(),
         })
+    }
+
+    /// Sockets of a server before this one.
+    pub(crate) fn inherit(&self, left: impl IntoIterator<Item = (String, OwnedFd)>) {
+        lock(&self.left).extend(left);
+    }
+
+    pub(crate) fn take_left(&self, name: &str) -> Option<OwnedFd> {
+        lock(&self.left).remove(name)
+    }
+
+    /// Closes those that nobody wanted: of Machines that have ended.
+    pub(crate) fn drop_left(&self) {
+        lock(&self.left).clear();
     }
 
     // ---- the Machines' tasks ------------------------------------------------------------------

@@ -15,6 +15,19 @@ use rustix::net::{
 
 /// Sockets of [`Listeners`].
 const LISTENER_COUNT: usize = 9;
+/// What a proxy has that does not name its listeners: those of the first release, before there were UDP services.
+const UNNAMED: [&str; 8] = [
+    "proxy-tcp6",
+    "proxy-tcp4",
+    "proxy-dns-udp",
+    "proxy-dns-tcp",
+    "proxy-forward4",
+    "proxy-forward6",
+    "proxy-forward-tcp4",
+    "proxy-forward-tcp6",
+];
+/// Descriptors that one message brings at the most: later releases may have more listeners.
+const DESCRIPTORS_MAX: usize = 32;
 /// Sockets of [`Handover`].
 const HANDOVER_COUNT: usize = LISTENER_COUNT + 1;
 /// The one byte that carries the descriptors of a [`Handover`].
@@ -91,6 +104,48 @@ impl Listeners {
         ]
     }
 
+    /// Takes them by their names, the newest of each; `make` makes those that are missing. Others are closed.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn from_named<E>(
+        mut named: NamedListeners,
+        mut make: impl FnMut(&'static str) -> Result<OwnedFd, E>,
+    ) -> Result<Self, E> {
+        let mut take = |name: &'static str| match named.iter().rposition(|(it, _fd)| it == name) {
+            Some(at) => Ok(named.swap_remove(at).1),
+            None => make(name),
+        };
+        let [tcp6, tcp4, udp6, dns_udp, dns_tcp, v4, v6, tcp_v4, tcp_v6] = Self::NAMES;
+        Ok(Self {
+            tcp6: take(tcp6)?,
+            tcp4: take(tcp4)?,
+            udp6: take(udp6)?,
+            dns_udp: take(dns_udp)?,
+            dns_tcp: take(dns_tcp)?,
+            forward_v4: take(v4)?,
+            forward_v6: take(v6)?,
+            forward_tcp_v4: take(tcp_v4)?,
+            forward_tcp_v6: take(tcp_v6)?,
+        })
+    }
+
+    /// All of them with their names.
+    pub fn into_named(self) -> NamedListeners {
+        let fds = [
+            self.tcp6,
+            self.tcp4,
+            self.udp6,
+            self.dns_udp,
+            self.dns_tcp,
+            self.forward_v4,
+            self.forward_v6,
+            self.forward_tcp_v4,
+            self.forward_tcp_v6,
+        ];
+        Self::NAMES.map(str::to_owned).into_iter().zip(fds).collect()
+    }
+
     /// Takes them in the order of [`Listeners::NAMES`].
     ///
     /// # Errors
@@ -123,6 +178,26 @@ impl Listeners {
             forward_tcp_v6,
         })
     }
+}
+
+/// Listeners of a proxy of any release, each with its name of [`Listeners::NAMES`].
+pub type NamedListeners = Vec<(String, OwnedFd)>;
+
+/// Gives the listeners of a greeting their names.
+pub(crate) fn named(
+    names: Vec<String>,
+    fds: Vec<OwnedFd>,
+) -> Result<NamedListeners, HandoverError> {
+    let names = match (names.is_empty(), fds.len()) {
+        (true, LISTENER_COUNT) => Listeners::NAMES.map(str::to_owned).to_vec(),
+        (true, _) => UNNAMED.map(str::to_owned).to_vec(),
+        (false, _) => names,
+    };
+    let (got, wanted) = (fds.len(), names.len());
+    if got != wanted {
+        return Err(HandoverError::Count { got, wanted });
+    }
+    Ok(names.into_iter().zip(fds).collect())
 }
 
 /// Everything that a new proxy process is given.
@@ -192,10 +267,6 @@ pub(crate) fn send_listeners(
     send_fds(stream, bytes, &listeners.as_fds())
 }
 
-pub(crate) fn listeners_from(fds: Vec<OwnedFd>) -> Result<Listeners, HandoverError> {
-    Listeners::from_fds(fds)
-}
-
 pub(crate) fn send_fds(
     stream: BorrowedFd<'_>,
     bytes: &[u8],
@@ -213,7 +284,7 @@ pub(crate) fn receive_fds(
     stream: BorrowedFd<'_>,
     bytes: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDOVER_COUNT))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let read =
         recvmsg(stream, &mut [IoSliceMut::new(bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -224,4 +295,42 @@ pub(crate) fn receive_fds(
         }
     }
     Ok((read.bytes, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockets(count: usize) -> Vec<OwnedFd> {
+        let open = |_| std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback").into();
+        (0..count).map(open).collect()
+    }
+
+    #[test]
+    fn listeners_of_an_earlier_release_are_kept_and_what_it_did_not_have_is_made() {
+        let former = named(Vec::new(), sockets(UNNAMED.len())).expect("they are complete");
+        let mut made = Vec::new();
+        let all = Listeners::from_named(former, |name| {
+            made.push(name);
+            sockets(1).pop().ok_or(())
+        });
+        assert!(all.is_ok());
+        assert_eq!(made, ["proxy-udp6"]);
+    }
+
+    #[test]
+    fn listeners_of_a_later_release_are_found_among_others_by_their_names() {
+        let mut names: Vec<String> =
+            Listeners::NAMES.iter().rev().map(ToString::to_string).collect();
+        names.insert(3, "proxy-of-tomorrow".to_owned());
+        let count = names.len();
+        let later = named(names, sockets(count)).expect("they are complete");
+        assert!(Listeners::from_named(later, |name| Err(name.to_owned())).is_ok());
+    }
+
+    #[test]
+    fn a_greeting_without_all_of_its_listeners_is_none() {
+        assert!(named(Vec::new(), sockets(UNNAMED.len() - 1)).is_err());
+        assert!(named(vec!["proxy-tcp6".to_owned()], sockets(2)).is_err());
+    }
 }

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::handover::{
-    HandoverError, Listeners, listeners_from, receive_fds, send_fds, send_listeners,
+    HandoverError, Listeners, NamedListeners, named, receive_fds, send_fds, send_listeners,
 };
 use super::types::{AppView, FromProxy, LINE_BYTES_MAX, ThawedRun, ToProxy, VERSION};
 
@@ -69,6 +69,8 @@ struct Greeting {
     pid: u32,
     thaws: bool,
     thawed: Vec<ThawedRun>,
+    retires: bool,
+    listeners: Vec<String>,
 }
 
 impl Link {
@@ -77,7 +79,7 @@ impl Link {
     /// # Errors
     /// When nobody listens, or the other side is no proxy of our version. It sets no time limit: the
     /// caller does.
-    pub async fn connect(path: &Path) -> Result<(Self, Listeners), LinkError> {
+    pub async fn connect(path: &Path) -> Result<(Self, NamedListeners), LinkError> {
         let stream = UnixStream::connect(path)
             .await
             .map_err(|source| LinkError::Io { what: "connect to", source })?;
@@ -87,11 +89,12 @@ impl Link {
             .await
             .map_err(|source| LinkError::Io { what: "receive from", source })?;
         buffer.truncate(read);
-        let listeners = listeners_from(fds).map_err(LinkError::Sockets)?;
         let (read_half, write_half) = stream.into_split();
         let lines = Lines::with_buffer(read_half, buffer, Descriptors::Refused);
         let mut receiver = LinkReceiver { lines };
-        let greeting = greeting(receiver.recv().await?)?;
+        let mut greeting = greeting(receiver.recv().await?)?;
+        let names = std::mem::take(&mut greeting.listeners);
+        let listeners = named(names, fds).map_err(LinkError::Sockets)?;
         Ok((Self { sender: LinkSender { stream: write_half }, receiver, greeting }, listeners))
     }
 
@@ -105,6 +108,12 @@ impl Link {
     #[must_use]
     pub fn thaws(&self) -> bool {
         self.greeting.thaws
+    }
+
+    /// Whether the proxy can leave its listeners to another one ([`ToProxy::Retire`]).
+    #[must_use]
+    pub fn retires(&self) -> bool {
+        self.greeting.retires
     }
 
     /// What the proxy had thawed and told no server when it greeted.
@@ -297,7 +306,10 @@ pub(crate) async fn send_hello(
 ) -> Result<(), LinkError> {
     thawed.truncate(THAWED_MAX);
     let pid = std::process::id();
-    let hello = encode(&FromProxy::Hello { version: VERSION, pid, thaws: true, thawed })?;
+    let names = Listeners::NAMES.map(str::to_owned).to_vec();
+    let (version, thaws, retires) = (VERSION, true, true);
+    let hello = FromProxy::Hello { version, pid, thaws, thawed, retires, listeners: names };
+    let hello = encode(&hello)?;
     let failed = |source| LinkError::Io { what: "greet from", source };
     let mut sent = stream
         .async_io(Interest::WRITABLE, || send_listeners(stream.as_fd(), &hello, listeners))
@@ -325,11 +337,12 @@ pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, LinkError> {
 
 fn greeting(message: FromProxy) -> Result<Greeting, LinkError> {
     match message {
-        FromProxy::Hello { version: VERSION, pid, thaws, thawed } => {
-            Ok(Greeting { pid, thaws, thawed })
+        FromProxy::Hello { version: VERSION, pid, thaws, thawed, retires, listeners } => {
+            Ok(Greeting { pid, thaws, thawed, retires, listeners })
         }
         FromProxy::Hello { version, .. } => Err(LinkError::Version { got: version }),
-        FromProxy::Start { .. }
+        FromProxy::Retired { .. }
+        | FromProxy::Start { .. }
         | FromProxy::Stop { .. }
         | FromProxy::Drained { .. }
         | FromProxy::Checks { .. }

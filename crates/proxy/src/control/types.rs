@@ -72,6 +72,24 @@ pub enum ToProxy {
         #[serde(default)]
         cpu: bool,
     },
+    /// The server lets another proxy put this run to sleep if nobody uses it here, and nobody has for its
+    /// `auto_stop_after`; then it gets no new work here. Answered by [`FromProxy::Drained`] with what is in flight, or
+    /// with 1 if it was used a moment ago: it goes on then.
+    MayStop {
+        /// Id of the Machine.
+        machine: String,
+        /// The run that is meant; of another run nobody here knows anything.
+        run: u64,
+        /// Comes back in [`FromProxy::Drained`].
+        token: u64,
+    },
+    /// Another proxy serves the listeners from now on: accept nobody any more, answer each connection's next request as
+    /// its last, put no Machine to sleep, and end when everybody has been served. Only to proxies that can
+    /// ([`FromProxy::Hello`]); may be repeated.
+    Retire {
+        /// After this long, what is left is cut.
+        bound_ms: u64,
+    },
     /// Give the Machine work again.
     Undrain {
         /// Id of the Machine.
@@ -97,6 +115,17 @@ pub enum FromProxy {
         /// What it has thawed and no server has confirmed.
         #[serde(default)]
         thawed: Vec<ThawedRun>,
+        /// Whether it can use [`ToProxy::Retire`] and [`ToProxy::MayStop`].
+        #[serde(default)]
+        retires: bool,
+        /// The names of the listeners that come with it, in their order; empty: of a release that did not tell.
+        #[serde(default)]
+        listeners: Vec<String>,
+    },
+    /// It accepts nobody any more; answer to [`ToProxy::Retire`].
+    Retired {
+        /// Connections and sessions that go on.
+        left: u64,
     },
     /// Somebody waits for this Machine: start it.
     Start {
@@ -204,6 +233,15 @@ pub struct Note {
 }
 
 impl Note {
+    /// A sleep that the server itself lets not happen.
+    pub fn veto(
+        (app, machine, run): (String, String, u64),
+        reason: String,
+        unix_micros: u64,
+    ) -> Self {
+        Self { app, machine: Some(machine), run, reason, unix_micros, ..Self::of(NoteKind::Veto) }
+    }
+
     /// One of which nothing more is known yet.
     pub(crate) fn of(kind: NoteKind) -> Self {
         Self {

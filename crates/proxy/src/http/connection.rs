@@ -65,7 +65,7 @@ pub(crate) fn serve(
     let mut connection = Connection { directory, to, forwarded, pending, turn: Turn::First, idle };
     let mut stream = Stream::new(stream);
     async move {
-        let mut ends = pin!(ending.begins());
+        let mut ends = pin!(ending.closes());
         // Once is enough, see there.
         let _begun =
             std::future::poll_fn(|cx| Poll::Ready(ends.as_mut().poll(cx))).await.is_ready();
@@ -337,7 +337,7 @@ impl Connection {
 
     /// Whether nobody expects anything of this connection any more, unless bytes wait in it.
     fn may_end(&self) -> bool {
-        self.directory.ending.has_begun() && self.turn == Turn::Later && self.pending.is_empty()
+        self.directory.ending.closes_idle() && self.turn == Turn::Later && self.pending.is_empty()
     }
 
     fn parse_pending(&mut self, out: &mut Vec<u8>) -> Result<Option<Incoming>, BadRequest> {

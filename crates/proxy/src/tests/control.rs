@@ -18,7 +18,8 @@ fn a_new_server_gets_the_listeners_and_is_asked_again_for_what_is_needed() {
         tokio::io::AsyncWriteExt::write_all(&mut caller, GET.as_bytes()).await.expect("it reads");
         assert!(matches!(world.heard().await, FromProxy::Start { .. }));
         let (link, listeners) = Link::connect(&world.control).await.expect("the proxy listens");
-        let copy = std::net::TcpListener::from(listeners.tcp6);
+        let tcp6 = listeners.into_iter().find(|(name, _)| name == "proxy-tcp6").expect("it came");
+        let copy = std::net::TcpListener::from(tcp6.1);
         assert_eq!(copy.local_addr().expect("it is bound"), world.http);
         world.link = link;
         world.send(settings_with(|_| {})).await;

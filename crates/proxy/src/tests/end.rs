@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::world::*;
-use crate::control::{Link, ToProxy};
+use crate::control::{FromProxy, Link, ToProxy};
 
 const KEEP: &str = "GET /path HTTP/1.1\r\nHost: app.flycast\r\n\r\n";
 
@@ -148,6 +148,120 @@ fn who_is_in_the_accept_queue_is_served_and_who_comes_later_is_not() {
         };
         tokio::join!(world.running.end(LONG), rest);
     });
+}
+
+#[test]
+fn a_retired_proxy_serves_whom_it_has_until_the_last_of_them_has_gone() {
+    run(|mut world| async move {
+        let slow = Slow::new().await;
+        world.publish(app("started", slow.port)).await;
+        let mut kept = connected_unseen(&world, KEEP);
+        slow.got_requests(1).await;
+        slow.go_on.add_permits(1);
+        read_response(&mut kept).await;
+        let mut busy = connected_unseen(&world, KEEP);
+        slow.got_requests(1).await;
+        let World { running, link, http, .. } = &mut world;
+        let http = *http;
+        let mut done = std::pin::pin!(running.retire());
+        let rest = async {
+            let retire = ToProxy::Retire { bound_ms: 3_600_000 };
+            link.send(&retire).await.expect("the proxy reads");
+            while !matches!(link.recv().await, Ok(FromProxy::Retired { left: 2 })) {}
+            // The listener is another's now: nobody here accepts.
+            let mut late = TcpStream::connect(http).await.expect("the listener stays");
+            late.write_all(KEEP.as_bytes()).await.expect("the kernel takes it");
+            kept.write_all(KEEP.as_bytes()).await.expect("the proxy reads");
+            slow.got_requests(1).await;
+            slow.go_on.add_permits(2);
+            check_last_answer(&mut kept).await;
+            check_last_answer(&mut busy).await;
+            let answer = late.try_read(&mut [0; 1]).expect_err("nobody accepts any more");
+            assert_eq!(answer.kind(), std::io::ErrorKind::WouldBlock);
+        };
+        tokio::select! {
+            _ = &mut done => panic!("somebody is served still"),
+            () = rest => {}
+        }
+        drop((busy, kept));
+        let ended = tokio::time::timeout(LONG, done).await.expect("nobody is left");
+        assert_eq!(ended, crate::server::Retired::Empty);
+    });
+}
+
+#[test]
+fn a_retired_proxy_closes_connections_that_nobody_uses_only_after_a_while() {
+    run(|mut world| async move {
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut idle = world.connect().await;
+        idle.write_all(KEEP.as_bytes()).await.expect("the proxy reads");
+        read_response(&mut idle).await;
+        let World { running, link, .. } = &mut world;
+        let retire = ToProxy::Retire { bound_ms: 3_600_000 };
+        link.send(&retire).await.expect("the proxy reads");
+        let begun = tokio::time::Instant::now();
+        let (ended, rest) = tokio::join!(running.retire(), read_all(&mut idle));
+        assert_eq!((ended, rest.as_str()), (crate::server::Retired::Empty, ""));
+        assert!(Duration::from_millis(90) < begun.elapsed(), "closed at once");
+    });
+}
+
+#[test]
+fn what_outlives_the_bound_of_a_retired_proxy_is_left() {
+    run(|mut world| async move {
+        let slow = Slow::new().await;
+        world.publish(app("started", slow.port)).await;
+        let _caller = connected_unseen(&world, KEEP);
+        slow.got_requests(1).await;
+        let World { running, link, .. } = &mut world;
+        link.send(&ToProxy::Retire { bound_ms: 50 }).await.expect("the proxy reads");
+        let ended = tokio::time::timeout(LONG, running.retire()).await.expect("it gives up");
+        assert_eq!(ended, crate::server::Retired::Late);
+    });
+}
+
+#[test]
+fn a_retired_proxy_lets_a_machine_sleep_only_if_nobody_uses_it_there() {
+    run(|mut world| async move {
+        let slow = Slow::new().await;
+        let mut view = app("started", slow.port);
+        // The longest counts.
+        for service in &mut view.machines[0].services {
+            service.auto_stop_after_ms = 100;
+        }
+        world.publish(view).await;
+        let mut caller = connected_unseen(&world, KEEP);
+        slow.got_requests(1).await;
+        world.send(ToProxy::Retire { bound_ms: 3_600_000 }).await;
+        let may_stop = |token| ToProxy::MayStop { machine: MACHINE.to_owned(), run: 1, token };
+        world.send(may_stop(3)).await;
+        assert_eq!(drained(&mut world, 3).await, 1, "somebody waits for an answer");
+        slow.go_on.add_permits(1);
+        read_response(&mut caller).await;
+        world.send(may_stop(4)).await;
+        assert_eq!(drained(&mut world, 4).await, 1, "it was used a moment ago");
+        let mut token = 5;
+        while drained_after(&mut world, may_stop(token), token).await != 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            token += 1;
+        }
+    });
+}
+
+async fn drained_after(world: &mut World, question: ToProxy, token: u64) -> u64 {
+    world.send(question).await;
+    drained(world, token).await
+}
+
+/// What is said to be in flight; and nobody is put to sleep meanwhile.
+async fn drained(world: &mut World, wanted: u64) -> u64 {
+    loop {
+        match world.heard().await {
+            FromProxy::Drained { token, in_flight, .. } if token == wanted => return in_flight,
+            FromProxy::Stop { .. } => panic!("that is not ours to decide"),
+            _ => {}
+        }
+    }
 }
 
 #[test]

@@ -109,13 +109,19 @@ impl Step {
         applies && ["page-out", "read-back"].contains(&self.during.as_str())
     }
 
+    /// Tried by `in_place`.
+    fn is_of_an_upgrade(&self) -> bool {
+        self.during == "upgrade"
+    }
+
     fn is_of_a_life(&self) -> bool {
-        !self.is_of_arming() && !self.is_of_paging() && !self.is_ahead() && self.who != "reclaim"
+        let others = self.is_of_arming() || self.is_of_paging() || self.is_of_an_upgrade();
+        !others && !self.is_ahead() && self.who != "reclaim"
     }
 }
 
 /// A host whose processes look into this directory at each step.
-fn armed(faults: &TempDir, config: &str) -> Result<Host> {
+pub(crate) fn armed(faults: &TempDir, config: &str) -> Result<Host> {
     // The proxy is nobody.
     fs::set_permissions(faults.path(), fs::Permissions::from_mode(0o777))?;
     let mut host = Host::bare(Network::Open)?;

@@ -31,6 +31,7 @@ mod guides;
 mod http2;
 mod identity;
 mod ids;
+mod in_place;
 mod inside;
 mod leaks;
 mod limits;

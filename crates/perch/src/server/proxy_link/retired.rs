@@ -1,0 +1,192 @@
+//! Proxies that have left their listeners to another one, and serve on whom they have.
+//!
+//! ```text
+//!  current ──► renamed ──► connected anew ──► its successor serves: told to retire ──► empty, or late ──► ended
+//! ```
+//!
+//! A server that is killed anywhere on this way has a successor that finds them by their names. One of an earlier
+//! release that cannot retire ends as it always has: what is in flight in it has some seconds.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use perch_core::fault::{self, Point};
+use perch_proxy::control::{LinkError, LinkSender, Listeners, ToProxy};
+use tokio::sync::watch;
+
+use super::{RESPAWN_PAUSE, Role, Standing, connect, do_stop, session};
+use crate::process;
+use crate::server::proxy_port::Which;
+use crate::server::world::World;
+
+/// Names that a successor gets anew: answers to questions that were forwarded come back by them.
+const OWN: [&str; 2] = ["proxy-forward4", "proxy-forward6"];
+
+/// Gives the proxy that has the listeners its other names; answers what its successor gets.
+pub(super) fn retire(
+    world: &Arc<World>,
+    pid: u32,
+    listeners: Option<Listeners>,
+) -> Option<Listeners> {
+    let paths = &world.paths;
+    // In this order: a server that finds only the first done takes it for the one that has the listeners.
+    let renamed = std::fs::rename(paths.proxy_record(), paths.retired_record(pid)).and_then(|()| {
+        fault::pass(Point::ServerProxyRenamed);
+        std::fs::rename(paths.proxy_socket(), paths.retired_socket(pid))
+    });
+    fault::pass(Point::ServerProxyRetired);
+    if let Err(error) = renamed {
+        tracing::error!(%error, "the proxy cannot be replaced");
+        return listeners;
+    }
+    world.proxy.set_process(None);
+    let (number, wire, answers) = world.proxy.retire_current();
+    world.tracker.spawn(keep(world.clone(), pid, (number, wire, answers), None));
+    let mut named = listeners?.into_named();
+    named.retain(|(name, _)| !OWN.contains(&name.as_str()));
+    super::completed(world, named)
+}
+
+/// One that an earlier server has left; [`None`]: it lives, and is slow.
+pub(crate) type Found = (u32, Option<Standing>);
+
+/// Those that an earlier server has left, beside the one that has the listeners.
+pub(crate) async fn find(world: &Arc<World>, current: Option<u32>) -> Vec<Found> {
+    let mut found = Vec::new();
+    for pid in world.paths.retired_proxies() {
+        let record = world.paths.retired_record(pid);
+        // That server was about to retire it, and has got no further than to the record's other name.
+        if Some(pid) == current {
+            remove(&record);
+            continue;
+        }
+        match connect(&world.paths.retired_socket(pid)).await {
+            Ok(standing) => found.push((pid, Some(standing))),
+            Err(LinkError::Version { .. }) => forget(world, pid),
+            Err(_) if process::recall(&record).is_some() => found.push((pid, None)),
+            Err(_) => forget(world, pid),
+        }
+    }
+    found
+}
+
+/// Serves those that were found.
+pub(crate) fn keep_found(world: &Arc<World>, found: Vec<Found>) {
+    for (pid, standing) in found {
+        let place = world.proxy.add_retired();
+        world.tracker.spawn(keep(world.clone(), pid, place, standing));
+    }
+}
+
+type RetiredPlace =
+    (u64, Arc<crate::server::proxy_port::Wire>, tokio::sync::mpsc::Receiver<ToProxy>);
+
+/// Keeps one connected until it or the server ends.
+async fn keep(
+    world: Arc<World>,
+    pid: u32,
+    (number, wire, mut answers): RetiredPlace,
+    mut found: Option<Standing>,
+) {
+    let process = process::recall(&world.paths.retired_record(pid));
+    let lives =
+        || process.as_ref().is_some_and(|it| !process::ends_within(it, std::time::Duration::ZERO));
+    while !world.shutdown.is_cancelled() {
+        let connected = match found.take() {
+            Some(standing) => Ok(standing),
+            None => connect(&world.paths.retired_socket(pid)).await,
+        };
+        if let Ok((link, _)) = connected {
+            let ended = session(&world, link, &mut answers, Role::Retired(number, &wire)).await;
+            for stop in world.proxy.gone(Which::Retired(number)) {
+                do_stop(&world, stop);
+            }
+            // What was meant for this connection would confuse the next.
+            while answers.try_recv().is_ok() {}
+            if let Err(error) = ended {
+                tracing::debug!(pid, %error, "a retired proxy's connection ended");
+            }
+        }
+        if !world.shutdown.is_cancelled() {
+            if !lives() {
+                break;
+            }
+            tokio::time::sleep(RESPAWN_PAUSE).await;
+        }
+    }
+    world.proxy.remove_retired(number);
+    for stop in world.proxy.gone(Which::Retired(number)) {
+        do_stop(&world, stop);
+    }
+    if !world.shutdown.is_cancelled() {
+        tracing::info!(pid, "a retired proxy has ended");
+        forget(&world, pid);
+    }
+}
+
+/// Of one that lives nothing can be understood.
+fn forget(world: &World, pid: u32) {
+    let record = world.paths.retired_record(pid);
+    if let Some(stranger) = process::recall(&record) {
+        super::kill(&stranger);
+    }
+    for file in [world.paths.retired_socket(pid), record] {
+        remove(&file);
+    }
+}
+
+fn remove(file: &Path) {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let file = file.display();
+            tracing::warn!(%error, %file, "could not remove what a retired proxy left");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Waits until another proxy than this has the listeners and was told everything.
+pub(super) async fn has_successor(serving: &mut watch::Receiver<Option<u32>>, pid: u32) {
+    let other = serving.wait_for(|now| now.is_some_and(|now| now != pid)).await.is_ok();
+    if !other {
+        // The server ends.
+        std::future::pending().await
+    }
+}
+
+/// Tells it that it has a successor.
+pub(super) async fn tell(
+    world: &Arc<World>,
+    sender: &mut LinkSender,
+    pid: u32,
+    retires: bool,
+) -> Result<(), LinkError> {
+    let bound = world.config.upgrade_drain_max.0;
+    fault::pass(Point::ServerProxyFollowed);
+    if retires {
+        let bound_ms = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
+        return sender.send(&ToProxy::Retire { bound_ms }).await;
+    }
+    tracing::warn!(pid, "a proxy of an earlier release cannot go on beside its successor; it ends");
+    if let Some(process) = process::recall(&world.paths.retired_record(pid)) {
+        world.tracker.spawn_blocking(move || super::end(&process));
+    }
+    Ok(())
+}
+
+/// All of them that live.
+pub(crate) fn processes(world: &World) -> Vec<OwnedFd> {
+    let pids = world.paths.retired_proxies();
+    pids.into_iter().filter_map(|pid| process::recall(&world.paths.retired_record(pid))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_successor_gets_anew_is_among_the_listeners() {
+        assert!(OWN.iter().all(|name| Listeners::NAMES.contains(name)));
+    }
+}
