@@ -8,6 +8,7 @@ mod bench;
 mod deny;
 mod dist;
 mod fixture;
+mod fuzz;
 mod guest;
 mod host_tests;
 mod licenses;
@@ -33,6 +34,8 @@ usage: cargo x COMMAND
   deny                  licences, bans and sources of all dependencies
   sim ARGS...           the simulation, release profile (--seeds N, --seed S, --mutants)
   model ARGS...         random API calls against a model of the server, release profile (root) [--sequences N] [--seed S]
+  fuzz [TARGET]...      libFuzzer over what the proxy reads, one target after the other; needs cargo-fuzz
+                        [--seconds N, of each, default 60]
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
   bench proxy           the proxy beside HAProxy and nginx, row by row (root, Debian) [--rounds N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
@@ -77,6 +80,7 @@ fn run(args: &[String]) -> Result<bool> {
         "deny" => deny::run(),
         "sim" => ring::sim(rest),
         "model" => ring::model(rest),
+        "fuzz" => fuzz::run(rest),
         "bench" => bench::run(rest),
         "install" => dist::install(rest),
         "uninstall" => dist::uninstall(rest),

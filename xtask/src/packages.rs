@@ -35,6 +35,9 @@ pub(crate) const TESTS: &[Need] = &[
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
 ];
 
+/// What unit tests call; where it is missing they skip, unless they must not.
+pub(crate) const UNIT: &[Need] = &[("nginx", "nginx-light")];
+
 /// What makes a Python environment, beside the package that has no program.
 pub(crate) const PYTHON: &[Need] = &[("python3", "python3")];
 

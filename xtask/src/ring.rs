@@ -133,6 +133,9 @@ fn docs() -> Result<Tally> {
 
 /// Tests beside the code, and integration tests that need no privileges.
 fn unit() -> Result<Tally> {
+    if std::env::var_os("E2E_REQUIRED").is_some_and(|value| value == "1") {
+        packages::ensure(packages::UNIT)?;
+    }
     let mut args = vec!["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins"];
     let others = plain_test_targets()?;
     args.extend(others.iter().flat_map(|name| ["--test", name.as_str()]));

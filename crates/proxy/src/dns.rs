@@ -27,7 +27,7 @@ use crate::{Listeners, ProxyError, clock, server};
 mod dialler;
 mod forward;
 mod udp;
-mod wire;
+pub(crate) mod wire;
 mod zones;
 
 /// Largest question; ours are below 300 bytes.

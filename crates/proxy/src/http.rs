@@ -19,7 +19,7 @@ mod edit;
 mod exchange;
 pub(crate) mod head;
 mod kept;
-mod replay;
+pub(crate) mod replay;
 pub(crate) mod reply;
 pub(crate) mod response;
 pub(crate) mod silent;

@@ -23,4 +23,16 @@ mod relay;
 mod stream;
 
 pub(crate) use backend::Backends;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use connection::limits;
 pub(crate) use connection::{Opening, begins, serve};
+
+/// The head for the Machine of such a request.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn write_head(
+    parts: &http::request::Parts,
+    ended: bool,
+    forwarded: &crate::http::head::Forwarded,
+) -> Result<Vec<u8>, crate::http::head::BadRequest> {
+    head::write(parts, ended, forwarded, 0).map(|head| head.text)
+}

@@ -11,6 +11,8 @@
 //! or sleeps: `perch_core`'s balancer does.
 
 pub mod control;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 
 mod app;
 mod buffer;

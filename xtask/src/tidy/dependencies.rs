@@ -21,13 +21,16 @@ struct Rule {
 const CORE: &str = "perch-core";
 /// No crate that starts processes, sets networks up or runs Machines. `nix` only reads to which address a datagram
 /// was sent: `rustix` does not say, and `libc` would need unsafe code. `h2` has no sockets of its own, and speaks in types
-/// of `bytes` and `http`.
+/// of `bytes` and `http`. `hyper` and its like are only what the fuzzer compares with.
 const PROXY: &[&str] = &[
     "bytes",
     "h2",
     "hickory-proto",
     "http",
+    "http-body-util",
     "httparse",
+    "hyper",
+    "hyper-util",
     "libc",
     "nix",
     "ring",
@@ -58,6 +61,7 @@ const RULES: &[Rule] = &[
     Rule { dir: "tests/testkit", ours: &[], external: External::Any },
     Rule { dir: "tests/e2e", ours: &["perch-testkit"], external: External::Any },
     Rule { dir: "tests/model", ours: &["perch-api", "perch-testkit"], external: External::Any },
+    Rule { dir: "fuzz", ours: &["perch-proxy"], external: External::Any },
     Rule { dir: "xtask", ours: &["perch-testkit"], external: External::Any },
 ];
 

@@ -152,7 +152,7 @@ impl Question {
     }
 
     /// The question as we ask it ourselves, under an id of ours.
-    pub(super) fn outgoing(&self, id: u16, transport: Transport) -> Option<Vec<u8>> {
+    pub(crate) fn outgoing(&self, id: u16, transport: Transport) -> Option<Vec<u8>> {
         let mut message = Message::query();
         message.metadata.id = id;
         message.metadata.recursion_desired = self.message.metadata.recursion_desired;
@@ -175,7 +175,7 @@ impl Question {
     }
 
     /// A resolver's answer under the asker's id; `None` if it is no answer to this question.
-    pub(super) fn incoming(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn incoming(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut answer = Message::from_vec(bytes).ok()?;
         let same = answer.metadata.message_type == MessageType::Response
             && answer.queries.as_slice() == std::slice::from_ref(&self.query);

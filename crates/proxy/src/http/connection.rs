@@ -934,6 +934,12 @@ async fn linger(stream: &mut TcpStream) {
     let _elapsed = tokio::time::timeout(LINGER, drain).await.is_err();
 }
 
+/// Where a request with this head, which we wrote, wants to go.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn aim_of(head: &[u8]) -> perch_core::aim::Aim {
+    aimed::Aimed::of_head(head).aim
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,6 +114,18 @@ impl Forwarded {
         Self { stamp: Some(stamp), consent, ..self }
     }
 
+    /// Who names no host (HTTP/1.0) means the address that it called; programs refuse an empty one.
+    #[cold]
+    fn write_host(&self, out: &mut Vec<u8>) {
+        let addresses = &self.text[usize::from(self.addresses_at)..usize::from(self.port_at)];
+        let dest = addresses.split_once(", ").map_or("", |(_caller, dest)| dest.trim_end());
+        let port = self.text[usize::from(self.port_at)..].split_once(": ");
+        let port = port.map_or("", |(_name, port)| port.trim_end());
+        let dest = if dest.contains(':') { format!("[{dest}]") } else { dest.to_owned() };
+        let host = if port == "80" { dest } else { format!("{dest}:{port}") };
+        write_field(out, "Host", host.as_bytes());
+    }
+
     /// What is said of the caller in a message that has waited is said as of now.
     pub(crate) fn renew(&self, message: &mut [u8]) {
         if let Some(stamp) = &self.stamp {
@@ -523,7 +535,7 @@ fn write_head(
         }
     }
     if fields.hosts == 0 && target.authority.is_none() {
-        out.extend_from_slice(b"Host: \r\n");
+        forwarded.write_host(out);
     }
     if fields.framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");

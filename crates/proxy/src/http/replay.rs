@@ -204,6 +204,14 @@ struct JsonCache {
     allow_bypass: bool,
 }
 
+/// Reads the two forms, for the fuzzer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn try_read(input: &[u8]) {
+    let _json = of_json(input).is_ok();
+    let lines = [b"HTTP/1.1 200 OK\r\nfly-replay: ", input, b"\r\n\r\n"].concat();
+    let _field = Fields::of_head(&lines).and_then(Fields::order).is_ok();
+}
+
 fn of_json(body: &[u8]) -> Result<Order, BadReplay> {
     if JSON_BYTES_MAX < body.len() {
         return Err(bad("the JSON has more than 64 KiB"));

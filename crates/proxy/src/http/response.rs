@@ -192,7 +192,8 @@ impl Fields {
         let framing = self.framing(status, request.method);
         let dechunk = framing == Framing::Chunked && request.version == Version::Http10;
         let doubtful = framing == Framing::None && self.may_have_body(request.method);
-        let machine_keeps = !self.closes && (minor == 1 || self.keeps);
+        // RFC 9112, 6.1: who sends chunks by HTTP/1.0 may mean another end of them.
+        let machine_keeps = !self.closes && (minor == 1 || (self.keeps && !self.chunked));
         let caller_keeps = request.after == After::Keep && framing != Framing::Close && !dechunk;
         let after = |keep| if keep { After::Keep } else { After::Close };
         Ok(Response {
@@ -281,10 +282,11 @@ fn write_fields(
             && headers.iter().filter(connection).any(|h| has_token(h.value, name))
     };
     // RFC 9110, 8.6.
-    let no_length = response.is_interim() || response.status == 204;
+    let mut length = !response.is_interim() && response.status != 204;
     for header in headers {
         let pass = match Field::of(header.name) {
-            Field::ContentLength => !no_length,
+            // Where it is there twice, they are equal.
+            Field::ContentLength => std::mem::replace(&mut length, false),
             Field::TransferEncoding => response.framing == Framing::Chunked && !response.dechunk,
             Field::Connection | Field::HopByHop | Field::Ours | Field::Replay => false,
             Field::ContentType | Field::Other => !named(header.name),
@@ -422,6 +424,23 @@ mod tests {
             assert_eq!(after(status, "Transfer-Encoding: chunked\r\n", request()), After::Close);
             assert_eq!(after(status, "Content-Length: 0\r\n", request()), After::Keep);
             assert_eq!(after(status, "", request()), After::Keep);
+        }
+    }
+
+    #[test]
+    fn of_two_equal_lengths_the_caller_gets_one() {
+        let twice = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n";
+        let (response, head) = rewritten(twice, request());
+        assert_eq!(response.framing, Framing::Length(5));
+        assert_eq!(head.matches("Content-Length").count(), 1, "RFC 9110, 8.6: {head}");
+    }
+
+    #[test]
+    fn after_chunks_by_http_1_0_the_machines_connection_is_closed() {
+        let fields = "Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n";
+        for (version, after) in [("1.0", After::Close), ("1.1", After::Keep)] {
+            let (response, _) = rewritten(&format!("HTTP/{version} 200 OK\r\n{fields}"), request());
+            assert_eq!(response.machine_after, after, "RFC 9112, 6.1");
         }
     }
 

@@ -120,7 +120,8 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
     }
 }
 
-fn limits() -> server::Builder {
+/// What one caller may ask of us.
+pub(crate) fn limits() -> server::Builder {
     let mut limits = server::Builder::new();
     limits
         .initial_window_size(STREAM_WINDOW)

@@ -4,8 +4,7 @@
 //! What ours accepts, both others must accept and read in the same way; so must they what we would
 //! send to a Machine. A failure names its seed: `PERCH_SEED=n` runs that one alone.
 
-mod generator;
-mod reference;
+pub(super) mod generator;
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,13 +13,13 @@ use generator::Dice;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
-use reference::{Message, read_body, read_head, read_message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::world::*;
-use crate::Endpoints;
-use crate::http::body::{Framing, Progress};
-use crate::http::head::{self, BadRequest, Forwarded, HEADERS_MAX, Request};
+use crate::fuzz::reference::{self, Message, read_body, read_head, read_message};
+use crate::fuzz::{follow, forwarded, shown};
+use crate::http::body::Framing;
+use crate::http::head::{self, BadRequest, HEADERS_MAX, Request};
 
 /// Messages per property: half a second without optimisation. 500,000 have passed.
 const CASES: u64 = 20_000;
@@ -38,33 +37,10 @@ fn for_seeds(cases: u64, check: impl Fn(&mut Dice)) {
     }
 }
 
-fn forwarded() -> Forwarded {
-    let endpoints = Endpoints {
-        caller: "[fdaa:0:1:a7b:1::2]:50000".parse().expect("an address"),
-        dest: "[fdaa:0:1:0:1::2]:80".parse().expect("an address"),
-    };
-    Forwarded::new(endpoints, "lcl")
-}
-
 fn rewrite(input: &[u8]) -> Result<Option<(Request, Vec<u8>)>, BadRequest> {
     let mut out = Vec::new();
     let request = head::rewrite(input, &forwarded(), 0, &mut out)?;
     Ok(request.map(|request| (request, out)))
-}
-
-/// Follows a body given in pieces: its content and its end, if it is whole.
-fn follow(framing: Framing, pieces: &[&[u8]]) -> Result<Option<(Vec<u8>, usize)>, ()> {
-    let mut progress = Progress::new(framing);
-    let (mut content, mut consumed) = (Vec::new(), 0);
-    for piece in pieces {
-        let taken = progress.step(piece, |range| content.extend_from_slice(&piece[range]));
-        consumed += taken.map_err(|_| ())?.consumed;
-    }
-    Ok(progress.is_done().then_some((content, consumed)))
-}
-
-fn shown(bytes: &[u8]) -> String {
-    bytes.escape_ascii().to_string()
 }
 
 #[test]
@@ -80,7 +56,7 @@ fn what_our_parser_accepts_two_others_read_in_the_same_way() {
         assert_eq!(head.framing, request.framing, "{}", shown(&input));
         let body = &input[head.length..];
         check_forwarded(&input, &head, &out);
-        let ours = follow(request.framing, &[body]);
+        let ours = follow(request.framing, [body]);
         if let Ok(Some((content, consumed))) = ours {
             accepted.set(accepted.get() + 1);
             // Of targets hyper takes less than clients send; who refuses does not misread.
@@ -136,9 +112,9 @@ fn a_chunked_body_has_one_reading_however_it_comes() {
     let whole = std::cell::Cell::new(0);
     for_seeds(CASES, |dice| {
         let body = dice.chunked_mutated();
-        let at_once = follow(Framing::Chunked, &[&body]);
+        let at_once = follow(Framing::Chunked, [&body[..]]);
         let pieces = dice.pieces(&body);
-        assert_eq!(follow(Framing::Chunked, &pieces), at_once, "{}", shown(&body));
+        assert_eq!(follow(Framing::Chunked, pieces.iter().copied()), at_once, "{}", shown(&body));
         if let Ok(Some(read)) = at_once {
             whole.set(whole.get() + 1);
             assert_eq!(read_body(Framing::Chunked, &body), Some(read), "{}", shown(&body));
@@ -153,9 +129,9 @@ fn noise_is_refused_or_waited_for_but_never_a_panic() {
         let noise = dice.noise();
         if let Ok(Some((request, _))) = rewrite(&noise) {
             assert!(read_head(&noise).is_some(), "{}", shown(&noise));
-            drop(follow(request.framing, &[&noise[usize::from(request.head_len)..]]));
+            drop(follow(request.framing, [&noise[usize::from(request.head_len)..]]));
         }
-        drop(follow(Framing::Chunked, &[&noise]));
+        drop(follow(Framing::Chunked, [&noise[..]]));
     });
 }
 

@@ -157,7 +157,7 @@ fn an_absolute_target_replaces_the_host() {
 fn old_clients_are_served_and_close_by_default() {
     let (request, head) = rewritten("GET / HTTP/1.0\r\n\r\n");
     assert_eq!((request.version, request.after), (Version::Http10, After::Close));
-    assert!(head.contains("HTTP/1.1\r\nHost: \r\n"), "{head}");
+    assert!(head.contains("HTTP/1.1\r\nHost: [fdaa:0:1:0:1::2]\r\n"), "{head}");
     let (request, _) = rewritten("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
     assert_eq!(request.after, After::Keep);
 }

@@ -1,7 +1,7 @@
 //! Random messages: good ones, odd ones, and both with a few bytes changed.
 
 /// Random numbers of one seed (SplitMix64).
-pub(super) struct Dice(u64);
+pub(in crate::tests) struct Dice(u64);
 
 const METHODS: [&str; 8] = ["GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "M-SEARCH", "get"];
 const TARGETS: [&str; 9] = [
@@ -80,7 +80,7 @@ const LINE_ENDS: [&str; 5] = ["\n", "\r", "\r\r\n", "\n\r\n", " \r\n"];
 const BYTES: &[u8] = b"\0\r\n\t :;,+-0f/#%\"\x0b\x7f\x80\xff";
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::tests) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
     }
 
@@ -92,7 +92,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, limit: usize) -> usize {
+    pub(in crate::tests) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() % limit as u64).expect("it is below a usize")
     }
 
@@ -105,7 +105,7 @@ impl Dice {
     }
 
     /// A request that may be odd or broken, and often bytes of a next one.
-    pub(super) fn message(&mut self) -> Vec<u8> {
+    pub(in crate::tests) fn message(&mut self) -> Vec<u8> {
         let odd = self.one_in(2);
         let mut message = self.build(odd);
         if self.one_in(3) {
@@ -118,7 +118,7 @@ impl Dice {
     }
 
     /// A request that everybody must accept.
-    pub(super) fn plain_message(&mut self) -> Vec<u8> {
+    pub(in crate::tests) fn plain_message(&mut self) -> Vec<u8> {
         self.build(false)
     }
 
@@ -210,7 +210,7 @@ impl Dice {
     }
 
     /// A chunked body; every second one has been changed.
-    pub(super) fn chunked_mutated(&mut self) -> Vec<u8> {
+    pub(in crate::tests) fn chunked_mutated(&mut self) -> Vec<u8> {
         let mut body = self.chunked();
         if self.one_in(2) {
             self.mutate(&mut body);
@@ -219,7 +219,7 @@ impl Dice {
     }
 
     /// Anything.
-    pub(super) fn noise(&mut self) -> Vec<u8> {
+    pub(in crate::tests) fn noise(&mut self) -> Vec<u8> {
         let length = self.below(200);
         let mut noise = self.bytes(length);
         if self.one_in(2) {
@@ -228,7 +228,7 @@ impl Dice {
         noise
     }
 
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+    pub(in crate::tests) fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..=self.below(3) {
             let at = self.below(bytes.len().max(1)).min(bytes.len());
             let end = (at + self.below(8)).min(bytes.len());
@@ -246,7 +246,7 @@ impl Dice {
     }
 
     /// The same bytes in pieces.
-    pub(super) fn pieces<'a>(&mut self, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
+    pub(in crate::tests) fn pieces<'a>(&mut self, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
         let mut pieces = Vec::new();
         let longest = 1 + self.below(bytes.len().max(1));
         while !bytes.is_empty() {

@@ -4,31 +4,33 @@ use crate::http::body::Framing;
 
 /// A request's head.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) method: String,
-    pub(super) target: String,
-    pub(super) framing: Framing,
+pub(crate) struct Head {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) framing: Framing,
     /// Bytes up to the body.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     fields: Vec<(String, Vec<u8>)>,
 }
 
 /// A whole request.
+#[cfg(test)]
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) head: Head,
-    pub(super) body: Vec<u8>,
-    pub(super) length: usize,
+pub(crate) struct Message {
+    pub(crate) head: Head,
+    pub(crate) body: Vec<u8>,
+    pub(crate) length: usize,
 }
 
 impl Head {
-    pub(super) fn values(&self, name: &str) -> Vec<&[u8]> {
+    pub(crate) fn values(&self, name: &str) -> Vec<&[u8]> {
         let named = self.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_slice()).collect()
     }
 
     /// The target without scheme and authority.
-    pub(super) fn origin_form(&self) -> String {
+    #[cfg(test)]
+    pub(crate) fn origin_form(&self) -> String {
         let Some((_, rest)) = self.target.split_once("://").filter(|_| self.target[..1] != *"/")
         else {
             return self.target.clone();
@@ -39,7 +41,8 @@ impl Head {
 }
 
 /// `None`: incomplete, or not strictly right.
-pub(super) fn read_message(input: &[u8]) -> Option<Message> {
+#[cfg(test)]
+pub(crate) fn read_message(input: &[u8]) -> Option<Message> {
     let head = read_head(input)?;
     let (body, consumed) = read_body(head.framing, &input[head.length..])?;
     let length = head.length + consumed;
@@ -47,7 +50,7 @@ pub(super) fn read_message(input: &[u8]) -> Option<Message> {
 }
 
 /// `None`: incomplete, or not strictly right.
-pub(super) fn read_head(input: &[u8]) -> Option<Head> {
+pub(crate) fn read_head(input: &[u8]) -> Option<Head> {
     let end = input.windows(4).position(|window| window == b"\r\n\r\n")?;
     let length = end + 4;
     let lines = split_lines(&input[..end])?;
@@ -106,7 +109,7 @@ fn framing(head: &Head, version: &str) -> Option<Framing> {
 }
 
 /// Content and bytes used; `None`: incomplete, or not strictly right.
-pub(super) fn read_body(framing: Framing, input: &[u8]) -> Option<(Vec<u8>, usize)> {
+pub(crate) fn read_body(framing: Framing, input: &[u8]) -> Option<(Vec<u8>, usize)> {
     let length = match framing {
         Framing::None => 0,
         Framing::Length(length) => usize::try_from(length).ok()?,
