@@ -48,6 +48,10 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
             let options = neighbour::Options::parse(rest)?;
             on_a_host(args, || neighbour::run(options))
         }
+        Some(("proxy", rest)) => {
+            let options = proxy::Options::parse(rest)?;
+            on_a_host(args, || proxy::run(&options))
+        }
         _ => {
             let (which, rounds) = parse(args)?;
             on_a_host(args, || run_rounds(which, rounds))
@@ -61,7 +65,6 @@ fn run_rounds(which: &str, rounds: Option<usize>) -> Result<bool> {
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
         "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
-        "proxy" => proxy::run(rounds.unwrap_or(proxy::ROUNDS)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
@@ -86,7 +89,6 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let which = match *name {
         "cycles" => "cycles",
         "postgres" => "postgres",
-        "proxy" => "proxy",
         "status" => "status",
         "wake" => "wake",
         "warm" => "warm",

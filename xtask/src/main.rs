@@ -37,7 +37,7 @@ usage: cargo x COMMAND
   fuzz [TARGET]...      libFuzzer over what the proxy reads, one target after the other; needs cargo-fuzz
                         [--seconds N, of each, default 60]
   bench wake|warm       measure beside runc and HAProxy (root, Debian) [--rounds N]
-  bench proxy           the proxy beside HAProxy and nginx, row by row (root, Debian) [--rounds N]
+  bench proxy           the proxy beside HAProxy and nginx, row by row (root, Debian) [--rounds N] [--only ROW] [--held N] [--addresses N]
   bench status          what commands and server cost with 1,000 apps (root) [--rounds N]
   bench sleep           a frozen Machine to its first byte, beside itself awake; then with 500 MB of it in swap (root)
                         [--rounds N] [--freezer v2|v1|stop]

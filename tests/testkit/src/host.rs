@@ -521,7 +521,12 @@ pub struct Entrance(File);
 impl Entrance {
     /// A way into the network of a process, such as a Machine's.
     pub fn of(process: &Process) -> Result<Self> {
-        Ok(Self(File::open(format!("/proc/{}/ns/net", process.pid))?))
+        Self::of_number(process.pid)
+    }
+
+    /// The same by a process's number.
+    pub fn of_number(pid: i32) -> Result<Self> {
+        Ok(Self(File::open(format!("/proc/{pid}/ns/net"))?))
     }
 
     /// Runs `work` on a thread that is inside.

@@ -5,7 +5,7 @@
 
 mod armed;
 mod cost;
-mod fill;
+pub(super) mod fill;
 mod idle;
 
 use std::time::{Duration, Instant};

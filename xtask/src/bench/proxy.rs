@@ -3,11 +3,14 @@
 //! Namespaces and upstream are those of `rig`. A row is one kind of load; its contenders take turns, round by round. CPU comes
 //! first: where the core of the generator is full, only that can be compared, and the row says so.
 
+mod addresses;
+mod held;
+
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use perch_testkit::Host;
 
 use super::figures::Series;
@@ -16,7 +19,7 @@ use super::rig::{self, Program, Rivals};
 use super::warm::HAPROXY;
 
 /// Rounds of every row.
-pub(crate) const ROUNDS: usize = 5;
+const ROUNDS: usize = 5;
 
 const SECONDS: u32 = 3;
 /// Busier than this, the generator's core is full.
@@ -75,6 +78,16 @@ http {
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     }
   }
+  server {
+    listen [fd99::2]:84 http2;
+    http2_max_requests 100000000;
+    location / {
+      proxy_pass http://back;
+      proxy_http_version 1.1;
+      proxy_set_header Connection \"\";
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    }
+  }
 }
 ",
 };
@@ -106,10 +119,10 @@ const RATE: fn(&Figures) -> &Series = |figures| &figures.rate;
 const P99: fn(&Figures) -> &Series = |figures| &figures.p99;
 
 const fn load(connections: u32, path: &'static str) -> Load {
-    Load { connections, seconds: SECONDS, path, header: None }
+    Load { connections, seconds: SECONDS, path, header: None, streams: 0 }
 }
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 5] = [
     Row {
         name: "64 B, 64 connections",
         load: load(64, "/"),
@@ -138,6 +151,12 @@ const ROWS: [Row; 4] = [
         rival: 1,
         promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(1.0) }],
     },
+    Row {
+        name: "HTTP/2, 16 connections of 8 streams",
+        load: Load { streams: 8, ..load(16, "/") },
+        rival: 3,
+        promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(1.0) }],
+    },
 ];
 
 /// Who is measured: name, process, address of HTTP, address of the stream.
@@ -145,6 +164,14 @@ struct Contender {
     name: &'static str,
     pid: u32,
     authority: String,
+    /// Where it speaks HTTP/2 without TLS.
+    http2: Option<String>,
+}
+
+impl Contender {
+    fn authority(&self, load: Load) -> Option<&str> {
+        if load.streams == 0 { Some(&self.authority) } else { self.http2.as_deref() }
+    }
 }
 
 /// What one contender did in one row.
@@ -157,8 +184,66 @@ struct Figures {
     p99: Series,
 }
 
+/// What is measured.
+pub(crate) struct Options {
+    rounds: usize,
+    /// Part of the names of rows; empty for all.
+    only: String,
+    held: usize,
+    addresses: usize,
+}
+
+impl Options {
+    /// Reads what follows the name of the benchmark.
+    pub(crate) fn parse(args: &[String]) -> Result<Self> {
+        let (only, held, addresses) = (String::new(), held::COUNT, addresses::COUNT);
+        let mut options = Self { rounds: ROUNDS, only, held, addresses };
+        for pair in args.chunks(2) {
+            let [name, value] = pair else { bail!("{} wants a value", pair[0]) };
+            match name.as_str() {
+                "--rounds" => options.rounds = value.parse().context("--rounds")?,
+                "--only" => options.only.clone_from(value),
+                "--held" => options.held = value.parse().context("--held")?,
+                "--addresses" => options.addresses = value.parse().context("--addresses")?,
+                _ => bail!(
+                    "unknown: {name}; there are --rounds N, --only PART-OF-A-ROW'S-NAME, --held N, \
+                     --addresses N"
+                ),
+            }
+        }
+        Ok(options)
+    }
+
+    fn wants(&self, row: &str) -> bool {
+        row.contains(&self.only)
+    }
+
+    fn wants_rivals(&self) -> bool {
+        ROWS.iter().map(|row| row.name).chain([RAW, LATENCY]).any(|row| self.wants(row))
+    }
+}
+
+const RAW: &str = "raw TCP, one stream";
+const LATENCY: &str = "one connection, everything on one core";
+
 /// Measures all rows; whether all promises hold.
-pub(crate) fn run(rounds: usize) -> Result<bool> {
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let mut good = true;
+    if options.wants(held::NAME) {
+        good &= held::run(options.held)?;
+    }
+    if options.wants(addresses::NAME) {
+        good &= addresses::run(options.addresses)?;
+    }
+    if options.wants_rivals() {
+        good &= beside_rivals(options)?;
+    }
+    Ok(good)
+}
+
+/// The rows that have contenders.
+fn beside_rivals(options: &Options) -> Result<bool> {
+    let rounds = options.rounds;
     let host = Host::start()?;
     let address = rig::deploy(&host)?;
     let machine = rig::machine_pid(&host)?;
@@ -170,19 +255,26 @@ pub(crate) fn run(rounds: usize) -> Result<bool> {
         name: "perch",
         pid: proxy.cast_unsigned(),
         authority: format!("[{address}]"),
+        http2: Some(format!("[{address}]")),
     }];
     for (program, pid) in [HAPROXY, TUNED, NGINX].iter().zip(rivals.pids()) {
         let authority = format!("[fd99::2]:{}", program.port);
-        contenders.push(Contender { name: program.name, pid, authority });
+        let http2 = (program.name == NGINX.name).then(|| "[fd99::2]:84".to_owned());
+        contenders.push(Contender { name: program.name, pid, authority, http2 });
     }
     let mut good = true;
-    for row in &ROWS {
+    for row in ROWS.iter().filter(|row| options.wants(row.name)) {
         good &= row.measure(&host, &contenders, rounds)?;
     }
-    good &= raw(&host, &contenders, &address, rounds)?;
-    rig::pin(proxy, "1")?;
-    contenders.iter().skip(1).try_for_each(|it| rig::pin(it.pid.cast_signed(), "1"))?;
-    Ok(good & latency(&host, &contenders, rounds)?)
+    if options.wants(RAW) {
+        good &= raw(&host, &contenders, &address, rounds)?;
+    }
+    if options.wants(LATENCY) {
+        rig::pin(proxy, "1")?;
+        contenders.iter().skip(1).try_for_each(|it| rig::pin(it.pid.cast_signed(), "1"))?;
+        good &= latency(&host, &contenders, rounds)?;
+    }
+    Ok(good)
 }
 
 impl Row {
@@ -191,16 +283,17 @@ impl Row {
         let mut busiest = Vec::new();
         for _ in 0..rounds {
             for (contender, figures) in contenders.iter().zip(&mut all) {
+                let Some(authority) = contender.authority(self.load) else { continue };
                 let idle = idle_seconds()?;
                 let began = Instant::now();
-                figures.add(contender, self.load, host)?;
+                figures.add(contender.pid, authority, self.load, host)?;
                 busiest.push(1.0 - (idle_seconds()? - idle) / began.elapsed().as_secs_f64());
             }
         }
         println!("{}", self.name);
-        for (contender, figures) in contenders.iter().zip(&all) {
-            figures.print(contender.name);
-        }
+        let measured =
+            contenders.iter().zip(&all).filter(|(it, _)| it.authority(self.load).is_some());
+        measured.for_each(|(contender, figures)| figures.print(contender.name));
         if busiest.iter().any(|share| FULL < *share) {
             println!("  the generator's core was full: only CPU can be compared");
         }
@@ -229,10 +322,10 @@ fn check(what: &str, rival: &str, ratio: f64, limit: Limit) -> bool {
 }
 
 impl Figures {
-    fn add(&mut self, contender: &Contender, load: Load, host: &Host) -> Result<()> {
-        let before = rig::cpu_seconds(contender.pid)?;
-        let told = load.run(host, &contender.authority)?;
-        let used = rig::cpu_seconds(contender.pid)? - before;
+    fn add(&mut self, pid: u32, authority: &str, load: Load, host: &Host) -> Result<()> {
+        let before = rig::cpu_seconds(pid)?;
+        let told = load.run(host, authority)?;
+        let used = rig::cpu_seconds(pid)? - before;
         self.cpu.push(used * 1e6 / told.requests);
         self.rate.push(told.rate);
         self.median.push(told.median_us);
@@ -273,7 +366,7 @@ fn raw(host: &Host, all: &[Contender], address: &str, rounds: usize) -> Result<b
             cpu[place].push(used * GIB / bytes);
         }
     }
-    println!("raw TCP, one stream");
+    println!("{RAW}");
     for (place, (_, contender)) in [perch, haproxy].iter().enumerate() {
         let (rate, cpu) = (rates[place].median(), cpu[place].median());
         println!("  {:<14} {rate:.2} GiB/s, CPU {cpu:.2} s per GiB", contender.name);
@@ -312,7 +405,7 @@ fn latency(host: &Host, contenders: &[Contender], rounds: usize) -> Result<bool>
             series.push(load.run(host, &contender.authority)?.median_us - bare);
         }
     }
-    println!("one connection, everything on one core: direct {:.0} us, and", direct.median());
+    println!("{LATENCY}: direct {:.0} us, and", direct.median());
     for (contender, series) in contenders.iter().zip(&added) {
         println!("  {:<14} {:.0} us more", contender.name, series.median());
     }

@@ -4,12 +4,13 @@
 //! upstream of the rivals has a session of its own and a cgroup with the limits that a Machine has: by them the kernel
 //! shares a core between programs, and how often the upstream has to be woken is charged to who wakes it.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use perch_testkit::{Host, Image, Process, get, wait_until};
+use perch_testkit::{Entrance, Host, Image, Process, get, wait_until};
 
 use super::UPSTREAM;
 use crate::shell;
@@ -114,6 +115,40 @@ impl Program {
     }
 }
 
+/// A listener at one address, as far from the host as the data plane is.
+pub(super) struct Plain {
+    space: Child,
+    address: SocketAddr,
+}
+
+impl Plain {
+    /// Listens, and hangs up on whoever connects.
+    pub(super) fn start(host: &Host) -> Result<Self> {
+        let plain = Self { space: space()?, address: "[fd98::2]:80".parse()? };
+        let pid = plain.space.id();
+        ip(host, None, &format!("link add plain0 type veth peer name plain1 netns {pid}"))?;
+        ip(host, None, "addr add fd98::1/64 dev plain0 nodad")?;
+        ip(host, None, "link set plain0 up")?;
+        ip(host, Some(pid), "addr add fd98::2/64 dev plain1 nodad")?;
+        ip(host, Some(pid), "link set plain1 up")?;
+        let entrance = Entrance::of_number(pid.cast_signed())?;
+        let listener = entrance.inside(|| Ok(TcpListener::bind(plain.address)?))?;
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+        Ok(plain)
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        drop(self.space.kill());
+        drop(self.space.wait());
+    }
+}
+
 /// A network namespace that lives as long as the process, and not longer than we do.
 fn space() -> Result<Child> {
     let program = ["--pdeathsig", "KILL", "unshare", "--net", "--", "sleep", "infinity"];
@@ -133,15 +168,18 @@ fn enter(space: u32, program: &[&str]) -> Command {
     command
 }
 
+/// Does what a line of `ip` says, on the host or in a space.
+fn ip(host: &Host, space: Option<u32>, line: &str) -> Result<()> {
+    let words: Vec<&str> = std::iter::once("ip").chain(line.split(' ')).collect();
+    match space {
+        Some(space) => shell::output(&mut enter(space, &words)).map(drop),
+        None => host.inside(|| shell::output(Command::new("ip").args(&words[1..])).map(drop)),
+    }
+}
+
 /// Three veth pairs: the host and the front by IPv6, the front and the back by IPv4, the host and the back by IPv4.
 fn connect(host: &Host, front: u32, back: u32) -> Result<()> {
-    let ip = |space: Option<u32>, line: &str| -> Result<()> {
-        let words: Vec<&str> = std::iter::once("ip").chain(line.split(' ')).collect();
-        match space {
-            Some(space) => shell::output(&mut enter(space, &words)).map(drop),
-            None => host.inside(|| shell::output(Command::new("ip").args(&words[1..])).map(drop)),
-        }
-    };
+    let ip = |space, line: &str| ip(host, space, line);
     ip(None, &format!("link add bench0 type veth peer name front0 netns {front}"))?;
     ip(None, "addr add fd99::1/64 dev bench0 nodad")?;
     ip(None, "link set bench0 up")?;

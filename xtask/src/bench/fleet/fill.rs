@@ -13,7 +13,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// What becomes of the Machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::bench) enum Kind {
     /// Made, and never started.
     Stopped,
     /// Started, and never put to sleep.
@@ -25,21 +25,21 @@ pub(super) enum Kind {
 }
 
 /// Makes apps of one image.
-pub(super) struct Filler {
+pub(in crate::bench) struct Filler {
     manifest: Vec<u8>,
     /// `auto_stop_after` of those that are put to sleep.
-    pub(super) after: String,
+    pub(in crate::bench) after: String,
     /// Megabytes that each program holds.
-    pub(super) held: usize,
+    pub(in crate::bench) held: usize,
 }
 
-pub(super) fn name(number: usize) -> String {
+pub(in crate::bench) fn name(number: usize) -> String {
     format!("app-{number}")
 }
 
 impl Filler {
     /// Brings the image in, by an app that is removed again.
-    pub(super) fn new(host: &Host) -> Result<Self> {
+    pub(in crate::bench) fn new(host: &Host) -> Result<Self> {
         let image = Image::hello(PORT)?.write(&host.dir().join("image"))?;
         let text = format!("app = 'first'\n[build]\n  image = '{image}'\n");
         let dir = host.app_dir("first", &text)?;
@@ -59,12 +59,18 @@ impl Filler {
     }
 
     /// Makes `apps` of so many Machines each.
-    pub(super) fn fill(&self, host: &Host, apps: usize, machines: usize, kind: Kind) -> Result<()> {
+    pub(in crate::bench) fn fill(
+        &self,
+        host: &Host,
+        apps: usize,
+        machines: usize,
+        kind: Kind,
+    ) -> Result<()> {
         each(apps, |number| self.make(host, &name(number), machines, kind))
     }
 
     /// Makes those of `apps` that are not among the first, of one Machine each.
-    pub(super) fn fill_from(
+    pub(in crate::bench) fn fill_from(
         &self,
         host: &Host,
         first: usize,
@@ -75,7 +81,7 @@ impl Filler {
     }
 
     /// Destroys them.
-    pub(super) fn empty(&self, host: &Host, apps: usize) -> Result<()> {
+    pub(in crate::bench) fn empty(&self, host: &Host, apps: usize) -> Result<()> {
         each(apps, |number| {
             let path = format!("/v1/apps/{}?force=true", name(number));
             let answer = host.request("DELETE", &path, "application/json", &[])?;
@@ -84,7 +90,13 @@ impl Filler {
         })
     }
 
-    pub(super) fn make(&self, host: &Host, app: &str, machines: usize, kind: Kind) -> Result<()> {
+    pub(in crate::bench) fn make(
+        &self,
+        host: &Host,
+        app: &str,
+        machines: usize,
+        kind: Kind,
+    ) -> Result<()> {
         post(host, "/v1/apps", &json!({"name": app}))?;
         let path = format!("/v2/{app}/manifests/b");
         let pushed = host.request("PUT", &path, MANIFEST, &self.manifest)?;
@@ -124,7 +136,12 @@ impl Filler {
     }
 
     /// Asks this of the first Machine of each app.
-    pub(super) fn each_machine(&self, host: &Host, apps: usize, verb: &str) -> Result<()> {
+    pub(in crate::bench) fn each_machine(
+        &self,
+        host: &Host,
+        apps: usize,
+        verb: &str,
+    ) -> Result<()> {
         each(apps, |number| {
             let path = format!("/v1/apps/{}/machines", name(number));
             let machines = host.api(&path)?;
@@ -134,7 +151,7 @@ impl Filler {
     }
 
     /// Waits until the Machines of all apps are in this state.
-    pub(super) fn await_all(&self, host: &Host, apps: usize, state: &str) -> Result<()> {
+    pub(in crate::bench) fn await_all(&self, host: &Host, apps: usize, state: &str) -> Result<()> {
         each(apps, |number| {
             let path = format!("/v1/apps/{}/machines", name(number));
             wait_until(&format!("{} to be {state}", name(number)), PATIENCE, || {
@@ -147,7 +164,7 @@ impl Filler {
 }
 
 /// Does this for each number, several at a time.
-pub(super) fn each(count: usize, act: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+pub(in crate::bench) fn each(count: usize, act: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let work = || {
