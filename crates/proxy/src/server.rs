@@ -305,15 +305,33 @@ impl Door {
             limit.add_permits(1);
             return;
         };
-        let permit = Permit { limit, crowd: Rc::clone(&self.crowd), number: newcomer.number };
+        let seat = Permit { limit, crowd: Rc::clone(&self.crowd), number: newcomer.number };
         let idle = Rc::clone(&newcomer.idle);
-        let options = Rc::clone(&self.options);
         let directory = Rc::clone(&self.directory);
-        let task = spawn_local(async move {
-            serve_one(stream, caller, directory, &options, idle).await;
-            drop(permit);
-        });
+        let task = match self.destination(&stream, caller) {
+            Some((to, Route::Http)) => {
+                spawn_local(http::connection::serve(stream, directory, to, idle, seat))
+            }
+            to => {
+                let options = Rc::clone(&self.options);
+                spawn_local(async move {
+                    serve_one(stream, caller, directory, (to, &options), idle).await;
+                    drop(seat);
+                })
+            }
+        };
         self.crowd.enter(newcomer, task.abort_handle());
+    }
+
+    /// Where a caller wants to go; `None`: that is not known yet. Nearly all are told at once to HTTP, and have a task that
+    /// is no larger than that needs.
+    fn destination(&self, stream: &TcpStream, caller: SocketAddr) -> Option<(Destination, Route)> {
+        if !self.directory.is_filled() {
+            return None;
+        }
+        let to = self.directory.resolve(endpoints(stream, caller, &self.options)?);
+        let route = route(&to);
+        Some((to, route))
     }
 
     /// Serves who is connected as far as he knows, although we have not accepted him yet.
@@ -353,34 +371,56 @@ async fn serve_one(
     stream: TcpStream,
     caller: SocketAddr,
     directory: Rc<Directory>,
-    options: &Options,
+    (known, options): (Option<(Destination, Route)>, &Options),
     idle: Rc<Idle>,
 ) {
-    let Ok(dest) = stream.local_addr() else { return };
-    let endpoints = Endpoints { caller, dest };
-    let endpoints = match &options.rewrite_endpoints {
-        Some(rewrite) => rewrite(endpoints),
-        None => endpoints,
+    let (to, route) = match known {
+        Some(known) => known,
+        None => match find(&stream, caller, &directory, options).await {
+            Some(found) => found,
+            None => return,
+        },
     };
+    match route {
+        Route::Http => Box::pin(http::connection::serve(stream, directory, to, idle, ())).await,
+        Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
+        Route::Unsupported(app) => {
+            let port = to.endpoints.dest.port();
+            app.log(None, &format!("port {port} is not served: its handlers are not there yet"));
+            tcp::reset(&stream);
+        }
+        Route::Nobody => {
+            tracing::debug!(endpoints = ?to.endpoints, "a connection that nobody serves");
+            tcp::reset(&stream);
+        }
+    }
+}
+
+/// Waits until a server has said who is there.
+async fn find(
+    stream: &TcpStream,
+    caller: SocketAddr,
+    directory: &Rc<Directory>,
+    options: &Options,
+) -> Option<(Destination, Route)> {
+    let endpoints = endpoints(stream, caller, options)?;
     if !directory.is_filled() {
         let filled = Box::pin(tokio::time::timeout(FIRST_SERVER_TIMEOUT, directory.filled()));
         // Ignored: without a server there is no app, so the connection is reset below.
         let _elapsed = filled.await.is_err();
     }
     let to = directory.resolve(endpoints);
-    match route(&to) {
-        Route::Http => http::connection::serve(stream, directory, to, idle).await,
-        Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
-        Route::Unsupported(app) => {
-            let port = endpoints.dest.port();
-            app.log(None, &format!("port {port} is not served: its handlers are not there yet"));
-            tcp::reset(&stream);
-        }
-        Route::Nobody => {
-            tracing::debug!(?endpoints, "a connection that nobody serves");
-            tcp::reset(&stream);
-        }
-    }
+    let route = route(&to);
+    Some((to, route))
+}
+
+/// `None`: the connection has ended already.
+fn endpoints(stream: &TcpStream, caller: SocketAddr, options: &Options) -> Option<Endpoints> {
+    let endpoints = Endpoints { caller, dest: stream.local_addr().ok()? };
+    Some(match &options.rewrite_endpoints {
+        Some(rewrite) => rewrite(endpoints),
+        None => endpoints,
+    })
 }
 
 /// How a new connection is served.

@@ -14,7 +14,7 @@ use crate::buffer::{BUFFER_BYTES, read_some_of};
 use crate::directory::Destination;
 use crate::line::Line;
 use crate::moderation;
-use crate::upstream::{self, NoConnection};
+use crate::upstream::{self, NoConnection, Used};
 
 /// A connection that is reset, not ended, if it is dropped midway: whoever is at its other end must
 /// not take a cut for an end.
@@ -72,11 +72,11 @@ async fn connect(
         let place = unless_reset(caller, place(to, app, deadline)).await?;
         let place = place.map_err(|error| app.log(None, &error.to_string())).ok()?;
         let machine = place.endpoint().machine;
-        match unless_reset(caller, upstream::connect(&place, deadline)).await? {
-            Ok(stream) => {
+        match unless_reset(caller, upstream::connect(&place, deadline, Used::Refused)).await? {
+            Ok(machine) => {
                 place.note_connected();
                 place.note_answered();
-                return Some((place, stream));
+                return Some((place, machine.stream));
             }
             Err(NoConnection::Gone) if Instant::now() < deadline => {}
             Err(error) => {

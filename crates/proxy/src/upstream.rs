@@ -17,7 +17,7 @@ use perch_core::ids::MachineId;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::app::{App, Place};
@@ -34,6 +34,9 @@ const IDLE_LEN_MAX: usize = 1024;
 /// A handshake over our own link takes microseconds: one that does not end at once met a full accept
 /// queue, and a new one succeeds long before the kernel sends this one again (1 s).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(50);
+/// Handshakes of a program that many waited for; the next ones come when these are over, and find the connections of those
+/// that were answered meanwhile: a thousand at once would fill its accept queue, and most be made again.
+const HANDSHAKES_MAX: usize = 64;
 /// The longest wait for a handshake, after several timed out.
 const HANDSHAKE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
@@ -86,6 +89,14 @@ struct Readiness {
     listens: Cell<bool>,
     trying: Cell<bool>,
     changed: Notify,
+    handshakes: Semaphore,
+}
+
+/// Whether a connection may serve that another request has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Used {
+    Welcome,
+    Refused,
 }
 
 impl Upstreams {
@@ -160,6 +171,7 @@ impl Readiness {
             listens: Cell::new(false),
             trying: Cell::new(false),
             changed: Notify::new(),
+            handshakes: Semaphore::new(HANDSHAKES_MAX),
         })
     }
 }
@@ -197,21 +209,33 @@ pub(crate) fn seems_quiet(stream: &TcpStream) -> bool {
     seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Makes a new connection, and waits until `deadline` for a program that does not listen yet.
-pub(crate) async fn connect(place: &Place, deadline: Instant) -> Result<TcpStream, NoConnection> {
+/// Makes a new connection, and waits until `deadline` for a program that does not listen yet. Who has waited may get one
+/// that was used meanwhile.
+pub(crate) async fn connect(
+    place: &Place,
+    deadline: Instant,
+    used: Used,
+) -> Result<Upstream, NoConnection> {
     let target = place.endpoint().target;
     let readiness = place.app().upstreams.readiness(place.endpoint());
     if readiness.listens.get() || !readiness.trying.get() {
-        match try_connect(target, HANDSHAKE_TIMEOUT).await {
+        // Boxed here and below: thousands may wait behind this, and would each keep the room for it.
+        match Box::pin(try_connect(target, HANDSHAKE_TIMEOUT)).await {
             Ok(stream) => {
                 readiness.succeeded();
-                return Ok(stream);
+                return Ok(stream.into());
             }
             Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
             Err(_) => readiness.listens.set(false),
         }
     }
-    Box::pin(wait_and_connect(place, &readiness, deadline)).await
+    Box::pin(wait_and_connect(place, &readiness, deadline, used)).await
+}
+
+impl From<TcpStream> for Upstream {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, used: false }
+    }
 }
 
 impl Readiness {
@@ -226,7 +250,8 @@ async fn wait_and_connect(
     place: &Place,
     readiness: &Readiness,
     deadline: Instant,
-) -> Result<TcpStream, NoConnection> {
+    used: Used,
+) -> Result<Upstream, NoConnection> {
     let target = place.endpoint().target;
     while Instant::now() < deadline {
         if !place.is_current() {
@@ -234,12 +259,20 @@ async fn wait_and_connect(
         }
         if readiness.trying.get() {
             follow(readiness, deadline).await;
-        } else if let Some(stream) = lead(place, readiness, deadline).await? {
-            return Ok(stream);
+        } else if let Some(stream) = Box::pin(lead(place, readiness, deadline)).await? {
+            return Ok(stream.into());
         }
         if readiness.listens.get() {
-            match try_connect(target, HANDSHAKE_TIMEOUT).await {
-                Ok(stream) => return Ok(stream),
+            // Never closed.
+            let _turn = readiness.handshakes.acquire().await.ok();
+            let idle = || place.app().upstreams.take(place.endpoint());
+            if used == Used::Welcome
+                && let Some(idle) = std::iter::from_fn(idle).find(|it| is_quiet(&it.stream))
+            {
+                return Ok(idle);
+            }
+            match Box::pin(try_connect(target, HANDSHAKE_TIMEOUT)).await {
+                Ok(stream) => return Ok(stream.into()),
                 Err(error) if is_ours(&error) => return Err(NoConnection::Io(error)),
                 Err(_) => readiness.listens.set(false),
             }

@@ -34,7 +34,7 @@ use crate::http2;
 use crate::line::Line;
 use crate::moderation;
 use crate::tcp::{self, Said, Stream};
-use crate::upstream::{self, NoConnection, Upstream, Upstreams};
+use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ pub(crate) const TRIES_MAX: u32 = 5;
 /// started listens sooner, or has the load to itself.
 const REFUSED_MAX: Duration = Duration::from_millis(250);
 
-/// Serves a connection until one side ends it.
+/// Serves a connection until one side ends it; its `seat` is kept as long.
 ///
 /// No `async fn`: the arguments of one are kept twice, and every idle connection pays for them.
 pub(crate) fn serve(
@@ -58,6 +58,7 @@ pub(crate) fn serve(
     directory: Rc<Directory>,
     to: Destination,
     idle: Rc<Idle>,
+    seat: impl Sized,
 ) -> impl Future<Output = ()> {
     let forwarded = Forwarded::new(to.endpoints, &directory.region()).signed(directory.signed(&to));
     let ending = Rc::clone(&directory.ending);
@@ -65,6 +66,8 @@ pub(crate) fn serve(
     let mut connection = Connection { directory, to, forwarded, pending, turn: Turn::First, idle };
     let mut stream = Stream::new(stream);
     async move {
+        // Moves in, and is dropped with the task.
+        _ = &seat;
         let mut ends = pin!(ending.closes());
         // Once is enough, see there.
         let _begun =
@@ -76,6 +79,7 @@ pub(crate) fn serve(
             scratch.shrink();
             match step {
                 Ok(After::Keep) => connection.turn = Turn::Later,
+                Ok(After::Close) if connection.turn == Turn::Last => return,
                 Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
                 Err(Ended::Quietly) => return,
                 Err(Ended::Http2) => {
@@ -138,6 +142,8 @@ enum Turn {
     First,
     /// There may never be another.
     Later,
+    /// There will be none: the caller said so, and all that it sent has been read.
+    Last,
 }
 
 /// A request that was read, with its head rewritten in the scratch space.
@@ -214,7 +220,16 @@ impl Connection {
         stream.midway = true;
         moderation::before_write().await;
         let done = match incoming {
-            Ok(mut incoming) => self.answer(&mut stream.tcp, scratch, &mut incoming).await,
+            Ok(mut incoming) => {
+                if incoming.request.after == After::Close {
+                    self.turn = Turn::Last;
+                }
+                let done = self.answer(&mut stream.tcp, scratch, &mut incoming).await;
+                if !incoming.is_read() || !self.pending.is_empty() {
+                    self.turn = Turn::Later;
+                }
+                done
+            }
             Err(bad) => Box::pin(self.refuse(&mut stream.tcp, bad)).await,
         };
         stream.midway = false;
@@ -731,10 +746,13 @@ impl Tries {
             self.trouble.is_none() && hop.aimed.is_none() && hop.app.has_other(port, machine);
         let until = if passed_over { deadline.min(Instant::now() + REFUSED_MAX) } else { deadline };
         // What is rare is boxed: its state would make every idle connection larger.
-        let connecting = upstream::connect(place, until);
+        let used =
+            if self.fresh || incoming.request.upgrade { Used::Refused } else { Used::Welcome };
+        // Twice, since it would keep its argument twice.
+        let connecting = Box::pin(upstream::connect(place, until, used));
         let connected = Box::pin(tcp::unless_reset(caller, connecting)).await;
         match connected.ok_or(Failure::Cut)? {
-            Ok(stream) => Ok(Some(Upstream { stream, used: false })),
+            Ok(upstream) => Ok(Some(upstream)),
             Err(NoConnection::Gone) if 0 < self.left => {
                 self.left -= 1;
                 Ok(None)

@@ -27,7 +27,7 @@ use crate::http::head::{After, Method};
 use crate::http::reply::Reply;
 use crate::http::silent::{self, Silent};
 use crate::idleness::Idleness;
-use crate::upstream::{self, NoConnection, Upstream, Upstreams};
+use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
 use crate::{clock, moderation, tcp};
 
 /// Serves a stream. Dropped, it gives everything back: its place, and the connection to the Machine.
@@ -328,9 +328,9 @@ impl Call {
         place: &Place,
         tries: &mut Tries,
     ) -> Result<Option<TcpStream>, Failure> {
-        let connecting = Box::pin(upstream::connect(place, tries.deadline.at()));
+        let connecting = Box::pin(upstream::connect(place, tries.deadline.at(), Used::Refused));
         match unless_left(&mut self.respond, &mut self.body, connecting).await? {
-            Ok(stream) => Ok(Some(stream)),
+            Ok(upstream) => Ok(Some(upstream.stream)),
             Err(NoConnection::Gone) if 0 < tries.left => {
                 tries.left -= 1;
                 Ok(None)

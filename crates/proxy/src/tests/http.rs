@@ -640,7 +640,7 @@ fn force_https_redirects_without_waking_anything() {
 #[test]
 fn a_held_request_needs_less_than_four_kilobytes() {
     use crate::http::connection::serve;
-    fn future_size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    fn future_size<A, B, C, D, F>(_: impl Fn(A, B, C, D, ()) -> F) -> usize {
         size_of::<F>()
     }
     let connection = future_size(serve);

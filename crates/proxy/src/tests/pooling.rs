@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpSocket;
+use tokio::task::spawn_local;
 
 use super::world::*;
 
@@ -107,5 +109,33 @@ fn what_must_not_be_sent_twice_is_not_repeated_after_a_malformed_answer() {
         let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         let answer = world.ask(post).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    });
+}
+
+#[test]
+fn many_who_waited_for_a_program_share_its_first_connections() {
+    const CALLERS: u32 = 600;
+    run(|mut world| async move {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let port = socket.local_addr().expect("it is bound").port();
+        world.publish(app("started", port)).await;
+        let mut callers = Vec::new();
+        for _ in 0..CALLERS {
+            let mut caller = world.connect().await;
+            caller.write_all(GET.as_bytes()).await.expect("the proxy reads");
+            callers.push(caller);
+        }
+        let connections = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&connections);
+        spawn_local(accept(socket.listen(1024).expect("a listener"), move |stream| {
+            counter.set(counter.get() + 1);
+            echo_heads(stream)
+        }));
+        for caller in &mut callers {
+            let answer = read_all(caller).await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        }
+        assert!(connections.get() < CALLERS / 2, "{} connections", connections.get());
     });
 }
