@@ -5,6 +5,7 @@
 //! ratio.
 
 mod activate;
+mod callers;
 mod cycles;
 mod figures;
 mod fleet;
@@ -62,6 +63,7 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
 fn run_rounds(which: &str, rounds: Option<usize>) -> Result<bool> {
     match which {
         "wake" => wake::run(rounds.unwrap_or(wake::ROUNDS)),
+        "callers" => callers::run(rounds.unwrap_or(callers::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
         "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
@@ -84,9 +86,10 @@ fn on_a_host(args: &[String], run: impl FnOnce() -> Result<bool>) -> Result<bool
 fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (name, rest) = args.split_first().context(
-        "name a benchmark: cycles, fleet, neighbour, postgres, proxy, sleep, status, wake or warm",
+        "name a benchmark: callers, cycles, fleet, neighbour, postgres, proxy, sleep, status, wake or warm",
     )?;
     let which = match *name {
+        "callers" => "callers",
         "cycles" => "cycles",
         "postgres" => "postgres",
         "status" => "status",
@@ -94,7 +97,7 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
         "warm" => "warm",
         other => {
             bail!(
-                "unknown benchmark `{other}`; there are cycles, fleet, neighbour, postgres, proxy, \
+                "unknown benchmark `{other}`; there are callers, cycles, fleet, neighbour, postgres, proxy, \
                  sleep, status, wake and warm"
             )
         }

@@ -6,6 +6,7 @@
 //! in milliseconds, lease end in seconds). Domain types live in `core`; whoever implements the
 //! backend converts.
 
+mod allow;
 mod app;
 mod caller;
 mod check;
@@ -32,6 +33,7 @@ mod token;
 mod volume;
 mod why;
 
+pub use allow::Allow;
 pub use app::{
     AddressIntent, App, AppPage, AppPatch, AssignIp, CreateApp, IpAssignment, IpKind, IpNetwork,
     IpPage, OrganizationRef,

@@ -23,6 +23,7 @@ mod legacy;
 mod limits;
 mod machine;
 mod problem;
+mod rules;
 mod section;
 mod shown;
 mod size;
@@ -38,8 +39,8 @@ use std::path::{Path, PathBuf};
 use tree::{Dialect, Map, Place, SyntaxError};
 
 pub use config::{
-    AutoStop, Build, Check, Concurrency, Config, Deploy, Experimental, File, MachineCheck, Metrics,
-    Mount, Port, Restart, Service, Static, Vm,
+    Allow, AutoStop, Build, Check, Concurrency, Config, Deploy, Experimental, File, MachineCheck,
+    Metrics, Mount, Port, Restart, Service, Static, Vm,
 };
 pub use described::described;
 pub use duration::{BadDuration, GoDuration, format as format_duration, parse as parse_duration};

@@ -10,6 +10,7 @@
 //! | [`aim`] | where a request says that it wants to go |
 //! | [`base64`] | nothing: how bytes are written as text |
 //! | [`balancer`] | which Machine gets a request, when Machines wake and when they sleep |
+//! | [`policy`] | who may call a service, and who may wake it |
 //! | [`replay`] | what a program means that wants a request replayed |
 //! | [`lifecycle`] | what one Machine does next: start, stop, restart, update, destroy |
 //! | [`checks`] | when a health check is tried, and what its results mean |
@@ -43,6 +44,7 @@ pub mod lifecycle;
 pub mod memory;
 #[doc(hidden)]
 pub mod mutant;
+pub mod policy;
 pub mod quiet;
 pub mod replay;
 pub mod rotation;

@@ -224,5 +224,7 @@ fn service() -> ServiceView {
         auto_stop_after_ms: 3_600_000,
         start_timeout_ms: 60_000,
         checks: Vec::new(),
+        allow: Vec::new(),
+        first_byte: false,
     }
 }

@@ -3,7 +3,8 @@
 //! `warm upstream PORT` answers every request on 127.0.0.1:PORT with 64 bytes (`warm upstream PORT N`:
 //! N bytes). `warm proxy PORT UPSTREAM` serves 127.0.0.1:PORT with a proxy whose only Machine is that
 //! upstream. `warm held PORT` serves one whose only Machine sleeps and never wakes, so that callers are
-//! held for a minute. Each runs on one thread; pin them with `taskset`, and read their CPU time from /proc.
+//! held for a minute. `warm callers PORT UPSTREAM signed` is `warm proxy` for 1,000 calling Machines, by the ports that
+//! callers come from, whose requests are signed (`Fly-Src`), or `plain`. Each runs on one thread; pin them with `taskset`, and read their CPU time from /proc.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -13,11 +14,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use perch_proxy::control::{
-    AddressKind, AddressView, AppView, Autostop, Link, MachineView, PortView, ServiceView,
-    Settings, ToProxy, Unit,
+    AddressKind, AddressView, AppView, Autostop, Link, MachineView, NetworkView, PortView,
+    ServiceView, Settings, SigningSeed, ToProxy, Unit,
 };
 use perch_proxy::{Endpoints, Listeners, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Machines that call.
+const CALLERS: u16 = 1000;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -30,9 +34,20 @@ fn main() -> Outcome {
         (Some("proxy"), [port, machine]) => {
             proxy(u16::try_from(*port)?, app("started", u16::try_from(*machine)?))
         }
+        (Some("callers"), [port, machine]) => {
+            let key = (args.last().map(String::as_str) == Some("signed")).then(|| "5a".repeat(32));
+            let mut called = app("started", u16::try_from(*machine)?);
+            (called.addresses[0].kind, called.addresses[0].network) = (AddressKind::Private, 7);
+            let caller = |kernel: Endpoints| {
+                let ip = IpAddr::V6(caller(kernel.caller.port() % CALLERS));
+                SocketAddr::new(ip, kernel.caller.port())
+            };
+            serve(u16::try_from(*port)?, vec![called, callers()], (settings(key), caller))
+        }
         (Some("held"), [port]) => proxy(u16::try_from(*port)?, app("stopped", 1)),
         _ => {
-            Err("usage: warm upstream PORT [BYTES] | warm proxy PORT UPSTREAM | warm held PORT"
+            Err("usage: warm upstream PORT [BYTES] | warm proxy PORT UPSTREAM | warm held PORT | \
+                 warm callers PORT UPSTREAM plain|signed"
                 .into())
         }
     }
@@ -61,6 +76,14 @@ fn upstream(port: u16, length: usize) -> Outcome {
 }
 
 fn proxy(port: u16, app: AppView) -> Outcome {
+    serve(port, vec![app], (settings(None), |kernel: Endpoints| kernel.caller))
+}
+
+fn serve(
+    port: u16,
+    apps: Vec<AppView>,
+    (settings, caller): (Settings, impl Fn(Endpoints) -> SocketAddr + Send + Sync + 'static),
+) -> Outcome {
     let http = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let dir = std::env::temp_dir().join(format!("perch-warm-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
@@ -81,11 +104,11 @@ fn proxy(port: u16, app: AppView) -> Outcome {
         forward_tcp_v6: udp(v6)?.into(),
     };
     let dest = SocketAddr::new(IpAddr::V6("fdaa:0:7:0:1::2".parse()?), 80);
-    let rewrite = move |kernel: Endpoints| Endpoints { dest, ..kernel };
+    let rewrite = move |kernel: Endpoints| Endpoints { dest, caller: caller(kernel) };
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let options = Options { version, rewrite_endpoints: Some(Arc::new(rewrite)) };
     std::thread::spawn(move || {
-        if let Err(error) = play_server(&path, app) {
+        if let Err(error) = play_server(&path, settings, apps) {
             // Nothing can be measured then; the message says why.
             drop(writeln!(std::io::stderr(), "no server: {error}"));
         }
@@ -94,13 +117,15 @@ fn proxy(port: u16, app: AppView) -> Outcome {
     Ok(perch_proxy::run(listeners, control, options)?)
 }
 
-/// Tells the proxy about one app, then stays silent until standard input ends.
-fn play_server(path: &Path, app: AppView) -> Outcome {
+/// Tells the proxy about apps, then stays silent until standard input ends.
+fn play_server(path: &Path, settings: Settings, apps: Vec<AppView>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let link = runtime.block_on(async {
         let (mut link, _listeners) = Link::connect(path).await?;
-        link.send(&ToProxy::Settings(settings())).await?;
-        link.send(&ToProxy::App(app)).await?;
+        link.send(&ToProxy::Settings(settings)).await?;
+        for app in apps {
+            link.send(&ToProxy::App(app)).await?;
+        }
         link.send(&ToProxy::SnapshotEnd).await?;
         Ok::<_, Box<dyn Error>>(link)
     })?;
@@ -109,16 +134,40 @@ fn play_server(path: &Path, app: AppView) -> Outcome {
     if read == 0 { Ok(()) } else { Err("standard input is only waited for".into()) }
 }
 
-fn settings() -> Settings {
+fn caller(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfdaa, 0, 7, 0xa7b, 1, 0, number, 2)
+}
+
+/// An app whose Machines only call.
+fn callers() -> AppView {
+    let one = app("stopped", 1).machines.remove(0);
+    let machine = |number| MachineView {
+        id: format!("{:014x}", 256 + u32::from(number)),
+        private_ip: caller(number),
+        link_ip: Ipv4Addr::new(172, 16, (number >> 8) as u8, number as u8),
+        services: Vec::new(),
+        ..one.clone()
+    };
+    let machines = (0..CALLERS).map(machine).collect();
+    AppView { name: "callers".to_owned(), addresses: Vec::new(), machines, ..app("stopped", 1) }
+}
+
+fn settings(key: Option<String>) -> Settings {
+    let network = NetworkView {
+        id: 7,
+        prefix: Ipv6Addr::new(0xfdaa, 0, 7, 0, 0, 0, 0, 0),
+        org: "personal".to_owned(),
+        name: "default".to_owned(),
+    };
     Settings {
         region: "lcl".to_owned(),
         resolvers: Vec::new(),
-        networks: Vec::new(),
+        networks: vec![network],
         host_peers: Vec::new(),
         public_domain: "perch.test".to_owned(),
         starts_max: 8,
         notes: false,
-        source_key: None,
+        source_key: key.map(SigningSeed),
     }
 }
 
@@ -145,6 +194,8 @@ fn app(state: &str, internal_port: u16) -> AppView {
         auto_stop_after_ms: 300_000,
         start_timeout_ms: 60_000,
         checks: Vec::new(),
+        allow: Vec::new(),
+        first_byte: false,
     };
     let machine = MachineView {
         id: "00000000000001".to_owned(),

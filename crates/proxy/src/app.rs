@@ -8,6 +8,7 @@
 mod aimed;
 mod alarm;
 mod checks;
+mod guard;
 mod heartbeat;
 mod nap;
 mod thaw;
@@ -43,6 +44,7 @@ use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
 use crate::upstream::Upstreams;
 
+pub(crate) use guard::{Asked, Guard, Ruling};
 pub(crate) use wait::{Wait, Wake};
 
 /// Callers held for a wake, per app and port (DESIGN 3, 10,000 of 4 kB are 40 MB).
@@ -69,6 +71,12 @@ pub(crate) struct PortFacts {
     pub(crate) header: Option<ProxyHeader>,
     /// What is done to answers.
     pub(crate) treatment: Option<Rc<Treatment>>,
+    /// There are rules about callers ([`App::guards`]).
+    pub(crate) guarded: bool,
+    /// A raw connection wakes nobody before its first byte.
+    pub(crate) first_byte: bool,
+    /// The rules say that who calls now may wake nobody. Here, because here it takes no room in idle connections.
+    pub(crate) awake_only: bool,
 }
 
 impl PortFacts {
@@ -122,6 +130,10 @@ pub(crate) enum NoPlace {
     NotStarted,
     #[error("PR01 the health checks of no Machine pass")]
     Unhealthy,
+    #[error("no Machine is awake, and the app's rules let this caller wake none")]
+    NotAwake,
+    #[error("{0}")]
+    Forbidden(String),
     #[error("PM03 no Machine started in time: {0}")]
     StartsRefused(String),
     #[error("PR04 every Machine stayed at its hard_limit")]
@@ -147,6 +159,8 @@ pub(crate) struct Place {
     app: Rc<App>,
     /// What the caller has waited for, until it is told.
     wait: RefCell<Option<Box<Wait>>>,
+    /// The caller may wake nobody, and keeps nobody awake.
+    awake_only: Cell<bool>,
 }
 
 impl Place {
@@ -242,6 +256,8 @@ pub(crate) struct App {
     aimed: RefCell<BTreeMap<(PublishedPort, MachineId), Queue>>,
     last_ticket: Cell<u64>,
     ports: RefCell<Box<[PortFacts]>>,
+    /// Rules about callers.
+    guards: RefCell<Box<[Guard]>>,
     pub(crate) upstreams: Upstreams,
     /// Where its Machines have sent requests before.
     pub(crate) replays: RefCell<Cache>,
@@ -279,6 +295,7 @@ impl App {
             aimed: RefCell::default(),
             last_ticket: Cell::new(0),
             ports: RefCell::default(),
+            guards: RefCell::default(),
             upstreams: Upstreams::default(),
             replays: RefCell::default(),
             server,
@@ -341,7 +358,8 @@ impl App {
     }
 
     fn guard(self: &Rc<Self>, claim: Claim) -> Place {
-        Place { claim: Some(claim), app: Rc::clone(self), wait: RefCell::default() }
+        let (app, wait) = (Rc::clone(self), RefCell::default());
+        Place { claim: Some(claim), app, wait, awake_only: Cell::new(false) }
     }
 
     /// Waits for a place after [`App::choose`] had none; leaves the queue when dropped.

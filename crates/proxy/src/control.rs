@@ -19,7 +19,7 @@ pub use handover::{Handover, HandoverError, Listeners, NamedListeners};
 pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
 pub use types::{
-    AddressKind, AddressView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, HttpView,
+    AddressKind, AddressView, AllowView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, HttpView,
     LINE_BYTES_MAX, MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView,
     Settings, SigningSeed, Source, StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit,
     VERSION,

@@ -6,6 +6,7 @@ use perch_core::balancer::{self, MachineView};
 use perch_core::checks::{CheckKind, CheckSpec, Times};
 use perch_core::ids::BadId;
 use perch_core::lifecycle::MachineState;
+use perch_core::policy::{Policy, Rule, Verdict};
 use perch_core::service::{
     Autostart, Autostop, Concurrency, Handler, PortSpec, ServiceSpec, Transport, Unit,
 };
@@ -92,6 +93,26 @@ pub(crate) fn check(view: &control::CheckView) -> CheckSpec {
         grace: Duration::from_millis(view.grace_ms),
     };
     CheckSpec { name: view.name.clone(), port: view.port, kind, times }
+}
+
+/// The rules of a service. What a newer server may mean by one that we cannot read we do not know: such a rule, and
+/// all behind it, refuse.
+pub(crate) fn policy(view: &control::ServiceView) -> Policy {
+    let refuse =
+        || Rule { from: [].into(), methods: [].into(), paths: [].into(), then: Verdict::Refuse };
+    let rules = view.allow.iter().map(|rule| rule_of(rule).unwrap_or_else(refuse));
+    Policy { rules: rules.collect() }
+}
+
+fn rule_of(view: &control::AllowView) -> Option<Rule> {
+    let texts = |all: &[String]| all.iter().map(|text| text.as_str().into()).collect();
+    let from = view.from.iter().map(|who| who.parse().ok());
+    Some(Rule {
+        from: from.collect::<Option<Vec<_>>>()?.into(),
+        methods: texts(&view.methods),
+        paths: texts(&view.paths),
+        then: view.then.parse().ok()?,
+    })
 }
 
 /// What carries a service; a server sends no other protocols than these two.

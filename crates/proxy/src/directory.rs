@@ -14,16 +14,18 @@ use perch_core::balancer;
 use perch_core::dns::{Member, Presence};
 use perch_core::fault::{self, Point};
 use perch_core::ids::{BadId, MachineId, ProcessGroup, Region};
+use perch_core::policy;
 use perch_core::service::{PublishedPort, ServiceSpec};
 use tokio::sync::watch;
 
-use crate::app::{App, PortFacts, Protocol, Reuse};
+use crate::app::{App, Asked, Guard, PortFacts, Protocol, Reuse};
 use crate::control::{
-    AddressKind, AddressView, AppView, Cause, FromProxy, MachineView, PortView, ServiceView,
-    Settings, Source, ToProxy, Unit,
+    AddressKind, AddressView, AppView, Cause, FromProxy, MachineView, NetworkView, PortView,
+    ServiceView, Settings, Source, ToProxy, Unit,
 };
 use crate::ending::Ending;
 use crate::freezer::Freezer;
+use crate::http::connection::describe;
 use crate::http::treatment::Treatment;
 use crate::identity::{Consent, Signer, Stamp};
 use crate::interning::Interner;
@@ -66,8 +68,8 @@ struct State {
     settings: Option<Settings>,
     /// The first 48 bits of each network's addresses.
     networks: HashMap<[u8; 6], u32>,
-    /// The organization of each.
-    orgs: HashMap<u32, Box<str>>,
+    /// Organization and name of each.
+    orgs: HashMap<u32, (Rc<str>, Rc<str>)>,
 }
 
 /// What is kept of an app's view, beside what the app itself keeps.
@@ -145,6 +147,15 @@ impl Destination {
             }
             Some(_) | None => Origin::Caller,
         }
+    }
+
+    /// For the record of what somebody asked.
+    pub(crate) fn cause_of(&self, asked: Asked<'_>) -> Cause {
+        self.cause(match asked {
+            Asked::Request(head) => describe(head),
+            Asked::Bytes => None,
+            Asked::Datagram => Some("a datagram".to_owned()),
+        })
     }
 
     /// For the record of a wake.
@@ -256,7 +267,7 @@ impl Directory {
         if known.network == from {
             return Ok(Rc::clone(&known.app));
         }
-        let org = |network: u32| state.orgs.get(&network);
+        let org = |network: u32| state.orgs.get(&network).map(|(org, _)| org);
         let what = match org(from).is_some() && org(from) == org(known.network) {
             true => "network",
             false => "organization",
@@ -273,6 +284,43 @@ impl Directory {
         }
         let host = state.settings.as_ref().is_some_and(|s| s.host_peers.contains(&caller));
         (if host { Source::Host } else { Source::Unknown }, None)
+    }
+
+    /// Calls `act` with who calls, as rules know callers.
+    pub(crate) fn with_caller<T>(
+        &self,
+        to: &Destination,
+        act: impl FnOnce(policy::Caller<'_>) -> T,
+    ) -> T {
+        if let Some((app, _)) = &to.caller {
+            return self.with_app_as_caller(app, act);
+        }
+        let ip = to.endpoints.caller.ip();
+        let network = self.network_of(ip).and_then(|id| self.names_of(id));
+        let network = network.as_ref().map(|(org, name)| (&**org, &**name));
+        act(policy::Caller { app: None, network, peer: peer_name(ip, &to.source) })
+    }
+
+    /// The same for a Machine of this app.
+    pub(crate) fn with_app_as_caller<T>(
+        &self,
+        app: &App,
+        act: impl FnOnce(policy::Caller<'_>) -> T,
+    ) -> T {
+        let network = self.state.borrow().apps.get(&*app.name).map(|known| known.network);
+        let network = network.and_then(|id| self.names_of(id));
+        let network = network.as_ref().map(|(org, name)| (&**org, &**name));
+        act(policy::Caller { app: Some(&app.name), network, peer: None })
+    }
+
+    /// The organization of an app.
+    pub(crate) fn org_of(&self, app: &App) -> Option<Rc<str>> {
+        let network = self.state.borrow().apps.get(&*app.name)?.network;
+        self.names_of(network).map(|(org, _)| org)
+    }
+
+    fn names_of(&self, network: u32) -> Option<(Rc<str>, Rc<str>)> {
+        self.state.borrow().orgs.get(&network).cloned()
     }
 
     /// What requests of a connection say of their caller; `None`: nobody that we know.
@@ -397,7 +445,8 @@ impl Directory {
         self.signer.set_key(settings.source_key.as_ref());
         let mut state = self.state.borrow_mut();
         state.networks = settings.networks.iter().map(|n| (prefix(n.prefix), n.id)).collect();
-        state.orgs = settings.networks.iter().map(|n| (n.id, n.org.as_str().into())).collect();
+        let names = |n: &NetworkView| (n.id, (n.org.as_str().into(), n.name.as_str().into()));
+        state.orgs = settings.networks.iter().map(names).collect();
         state.settings = Some(settings);
         self.generation.set(self.generation.get() + 1);
     }
@@ -420,7 +469,13 @@ impl Directory {
             self.server.forget(gone);
         }
         app.set_checks(&view, &machines);
-        app.set_machines(machines, ports(&view));
+        let guards: Box<[Guard]> = guards(&view);
+        let mut ports = ports(&view);
+        for port in &mut ports {
+            port.guarded = guards.iter().any(|guard| guard.meets(port.start, port.end));
+        }
+        app.set_guards(guards);
+        app.set_machines(machines, ports);
     }
 
     fn machines_of(&self, name: &str) -> Vec<MachineId> {
@@ -512,7 +567,7 @@ impl State {
             Source::Machine { app, .. } => self.apps.get(app.as_str()).map(|known| known.network),
             Source::Host | Source::Unknown => self.network_of(caller),
         };
-        let org = self.orgs.get(&network?)?;
+        let (org, _) = self.orgs.get(&network?)?;
         match source {
             Source::Machine { app, machine } => {
                 Some(format!("instance={machine};app={app};org={org}"))
@@ -618,11 +673,26 @@ fn ports(view: &AppView) -> Box<[PortFacts]> {
     let mut ports: Vec<PortFacts> = Vec::new();
     for facts in services.flat_map(service_ports) {
         match ports.iter_mut().find(|p| (p.start, p.end) == (facts.start, facts.end)) {
-            Some(known) => known.start_timeout = known.start_timeout.max(facts.start_timeout),
+            Some(known) => {
+                known.start_timeout = known.start_timeout.max(facts.start_timeout);
+                known.first_byte |= facts.first_byte;
+            }
             None => ports.push(facts),
         }
     }
     ports.into()
+}
+
+/// All rules, each set of them once.
+fn guards(view: &AppView) -> Box<[Guard]> {
+    let services = view.machines.iter().flat_map(|machine| &machine.services);
+    let mut guards: Vec<Guard> = Vec::new();
+    for guard in services.flat_map(Guard::of) {
+        if !guards.contains(&guard) {
+            guards.push(guard);
+        }
+    }
+    guards.into()
 }
 
 fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
@@ -641,6 +711,9 @@ fn service_ports(service: &ServiceView) -> impl Iterator<Item = PortFacts> {
         h2_backend: port.h2_backend,
         header: proxy_header(port),
         treatment: port.http.as_ref().map(Treatment::of),
+        guarded: false,
+        first_byte: service.first_byte,
+        awake_only: false,
     })
 }
 

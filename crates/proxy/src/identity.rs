@@ -123,6 +123,15 @@ impl Stamp {
         out.extend_from_slice(&lines.text);
     }
 
+    /// Calls `act` with what both fields say as of now, if there is a key.
+    pub(crate) fn with_values<T>(&self, act: impl FnOnce(Option<(&str, &str)>) -> T) -> T {
+        let mut fields = Vec::new();
+        self.write(clock::unix_secs(), &mut fields);
+        let text = std::str::from_utf8(&fields).unwrap_or_default();
+        let mut values = text.lines().filter_map(|line| Some(line.split_once(": ")?.1));
+        act(values.next().zip(values.next()))
+    }
+
     /// Writes this second over an earlier one in a head that has waited (FC-44: an old one is worth nothing).
     pub(crate) fn renew(&self, message: &mut [u8]) {
         let second = clock::unix_secs();

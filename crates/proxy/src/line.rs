@@ -257,7 +257,10 @@ impl<'a> Line<'a> {
     }
 
     fn origin(&self) -> Origin {
-        self.to.origin(self.place.app())
+        match self.place.is_awake_only() {
+            true => Origin::SamePool,
+            false => self.to.origin(self.place.app()),
+        }
     }
 
     fn log(&self, error: &NoPlace) {

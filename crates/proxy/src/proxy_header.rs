@@ -25,12 +25,17 @@ const PROXY: u8 = 0x21;
 const TCP4: u8 = 0x11;
 const TCP6: u8 = 0x21;
 
+/// TLVs of the range for own use: what `Fly-Src` says, and its signature, both as text (FC-40, FC-41).
+const SOURCE: u8 = 0xe0;
+const SOURCE_SIGNATURE: u8 = 0xe1;
+
 impl ProxyHeader {
-    /// The header of a connection between these.
-    pub(crate) fn of(self, ends: Endpoints) -> Vec<u8> {
+    /// The header of a connection between these. `said` of the caller, and its signature, if that is known: only the
+    /// binary form has room for it.
+    pub(crate) fn of(self, ends: Endpoints, said: Option<(&str, &str)>) -> Vec<u8> {
         match self {
             Self::V1 => text(ends),
-            Self::V2 => binary(ends),
+            Self::V2 => binary(ends, said),
         }
     }
 }
@@ -43,7 +48,7 @@ fn text(ends: Endpoints) -> Vec<u8> {
 }
 
 /// What stands behind the addresses (TLVs) goes to the end of `facts`, whose length is written before it.
-fn binary(ends: Endpoints) -> Vec<u8> {
+fn binary(ends: Endpoints, said: Option<(&str, &str)>) -> Vec<u8> {
     let mut facts = Vec::with_capacity(36);
     let (caller, dest) = family(ends);
     for ip in [caller, dest] {
@@ -54,6 +59,13 @@ fn binary(ends: Endpoints) -> Vec<u8> {
     }
     for port in [ends.caller.port(), ends.dest.port()] {
         facts.extend_from_slice(&port.to_be_bytes());
+    }
+    for (kind, value) in said.into_iter().flat_map(|it| [(SOURCE, it.0), (SOURCE_SIGNATURE, it.1)])
+    {
+        let length = u16::try_from(value.len()).expect("what we say of a caller is short");
+        facts.push(kind);
+        facts.extend_from_slice(&length.to_be_bytes());
+        facts.extend_from_slice(value.as_bytes());
     }
     let mut header = SIGNATURE.to_vec();
     header.extend_from_slice(&[PROXY, if caller.is_ipv4() { TCP4 } else { TCP6 }]);
@@ -90,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_line_names_the_callers_private_address_and_the_one_it_asked_for() {
-        let of = |caller, dest| String::from_utf8(ProxyHeader::V1.of(ends(caller, dest)));
+        let of = |caller, dest| String::from_utf8(ProxyHeader::V1.of(ends(caller, dest), None));
         assert_eq!(
             of("[fdaa:0:7:a7b::2]:40000", "[fdaa:0:7:0:1::2]:5432").expect("it is text"),
             "PROXY TCP6 fdaa:0:7:a7b::2 fdaa:0:7:0:1::2 40000 5432\r\n"
@@ -106,11 +118,11 @@ mod tests {
 
     #[test]
     fn the_binary_form_is_as_the_specification_draws_it() {
-        let header = ProxyHeader::V2.of(ends("10.0.0.1:258", "192.0.2.10:80"));
+        let header = ProxyHeader::V2.of(ends("10.0.0.1:258", "192.0.2.10:80"), None);
         let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
         expected.extend_from_slice(&[10, 0, 0, 1, 192, 0, 2, 10, 1, 2, 0, 80]);
         assert_eq!(header, expected);
-        let header = ProxyHeader::V2.of(ends("[fdaa::1]:1", "192.0.2.10:80"));
+        let header = ProxyHeader::V2.of(ends("[fdaa::1]:1", "192.0.2.10:80"), None);
         assert_eq!(header[12..16], [0x21, 0x21, 0, 36]);
         assert_eq!(header.len(), 16 + 36);
         assert_eq!(

@@ -383,7 +383,9 @@ async fn serve_one(
     };
     match route {
         Route::Http => Box::pin(http::connection::serve(stream, directory, to, idle, ())).await,
-        Route::Raw(app, facts) => Box::pin(tcp::serve(stream, to, app, facts)).await,
+        Route::Raw(app, facts) => {
+            Box::pin(tcp::serve(stream, (directory, idle), to, app, facts)).await;
+        }
         Route::Unsupported(app) => {
             let port = to.endpoints.dest.port();
             app.log(None, &format!("port {port} is not served: its handlers are not there yet"));

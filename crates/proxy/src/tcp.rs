@@ -9,11 +9,14 @@ use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::app::{App, NoPlace, Place, PortFacts};
+use crate::app::{App, Asked, NoPlace, Place, PortFacts, Ruling};
 use crate::buffer::{BUFFER_BYTES, read_some_of};
-use crate::directory::Destination;
+use crate::crowd::Idle;
+use crate::directory::{Destination, Directory};
+use crate::identity::Consent;
 use crate::line::Line;
 use crate::moderation;
+use crate::proxy_header::ProxyHeader;
 use crate::upstream::{self, NoConnection, Used};
 
 /// A connection that is reset, not ended, if it is dropped midway: whoever is at its other end must
@@ -43,12 +46,32 @@ impl Drop for Stream {
 
 /// Serves a raw connection until both sides have ended it. Nothing is read from the caller before a
 /// Machine has accepted.
-pub(crate) async fn serve(caller: TcpStream, to: Destination, app: Rc<App>, facts: PortFacts) {
+pub(crate) async fn serve(
+    caller: TcpStream,
+    (directory, idle): (Rc<Directory>, Rc<Idle>),
+    to: Destination,
+    app: Rc<App>,
+    facts: PortFacts,
+) {
     let mut caller = Stream::midway(caller);
-    let Some((place, machine)) = connect(&caller.tcp, &to, &app, &facts).await else { return };
+    let guarded = facts.guarded.then(|| directory.ruling(&to, (&app, to.port()), Asked::Bytes));
+    let connected = match guarded {
+        Some(Ruling::Refused(_)) => return,
+        Some(Ruling::IfAwake) => connect_awake(&caller.tcp, &directory, &to, &app, &facts).await,
+        Some(Ruling::Wake) | None => {
+            if facts.first_byte
+                && !app.is_up(to.port())
+                && first_byte(&caller.tcp, &directory, &idle).await.is_none()
+            {
+                return;
+            }
+            connect(&caller.tcp, &to, &app, &facts).await
+        }
+    };
+    let Some((place, machine)) = connected else { return };
     let mut machine = Stream::midway(machine);
     if let Some(header) = facts.header
-        && machine.tcp.write_all(&header.of(to.endpoints)).await.is_err()
+        && machine.tcp.write_all(&introduce(header, &directory, &to)).await.is_err()
     {
         return;
     }
@@ -59,6 +82,56 @@ pub(crate) async fn serve(caller: TcpStream, to: Destination, app: Rc<App>, fact
     }
     drop((caller, machine));
     drop(place);
+}
+
+/// The PROXY protocol's header. It says who calls where a request would without being asked for it.
+fn introduce(header: ProxyHeader, directory: &Directory, to: &Destination) -> Vec<u8> {
+    match directory.signed(to) {
+        Some((stamp, Consent::Given)) => {
+            stamp.with_values(|values| header.of(to.endpoints, values))
+        }
+        Some((_, Consent::Asked)) | None => header.of(to.endpoints, None),
+    }
+}
+
+/// Waits until the caller has said something; `None`: it leaves, or the proxy ends. Who says nothing has no right to
+/// his place when others want it.
+async fn first_byte(caller: &TcpStream, directory: &Directory, idle: &Idle) -> Option<()> {
+    let ends = directory.ending.closes();
+    if directory.ending.closes_idle() {
+        return None;
+    }
+    idle.begin(Instant::now());
+    let mut byte = [0];
+    let heard = tokio::select! {
+        heard = caller.peek(&mut byte) => heard.ok()?,
+        () = ends => 0,
+    };
+    idle.end();
+    (heard != 0).then_some(())
+}
+
+/// For who may wake nobody.
+async fn connect_awake(
+    caller: &TcpStream,
+    directory: &Directory,
+    to: &Destination,
+    app: &Rc<App>,
+    facts: &PortFacts,
+) -> Option<(Place, TcpStream)> {
+    let Some(place) = app.choose_awake(to.port(), None) else {
+        directory.note_not_awake(to, app, Asked::Bytes);
+        return None;
+    };
+    let deadline = Instant::now() + facts.start_timeout;
+    let machine = place.endpoint().machine;
+    match unless_reset(caller, upstream::connect(&place, deadline, Used::Refused)).await? {
+        Ok(machine) => Some((place, machine.stream)),
+        Err(error) => {
+            app.log(Some(machine), &error.to_string());
+            None
+        }
+    }
 }
 
 async fn connect(

@@ -18,6 +18,7 @@ mod nginx;
 mod notes;
 mod panic;
 mod parser;
+mod policy;
 mod pooling;
 mod raw;
 mod replay;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::allow::{self, Allow};
 use super::http_options::{BadHttpOption, HttpOptions};
 use super::{
     GoDuration, GuestFile, Schedule, Signal, file, null_default, object, schedule, schema,
@@ -354,10 +355,23 @@ pub struct Service {
     /// How long a caller is held during a wake; `None` = 60 s. Extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<GoDuration>,
+    /// Who may call and wake: the first rule that fits decides, and whom none fits is refused; none: whom the network
+    /// lets in. Extension.
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), transform = schema::nullable)]
+    pub allow: Vec<Allow>,
+    /// A raw connection wakes nobody before its first byte. Extension.
+    #[serde(default, deserialize_with = "null_default", skip_serializing_if = "is_false")]
+    #[schemars(transform = schema::nullable)]
+    pub first_byte: bool,
     /// Health checks, as received ([`ConfigView::health_checks`]): callers come while all pass.
     #[serde(default, deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<super::Check>", length(max = 20), transform = schema::nullable)]
     pub checks: Vec<Value>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn tcp() -> String {
@@ -727,6 +741,7 @@ fn service(index: usize, value: &Value) -> Result<Service, BadConfig> {
     }
     check_length(&path, "auto_stop_after", service.auto_stop_after, AUTO_STOP_AFTER)?;
     check_length(&path, "start_timeout", service.start_timeout, START_TIMEOUT)?;
+    allow::check(&path, &service.allow)?;
     Ok(service)
 }
 

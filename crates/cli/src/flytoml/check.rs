@@ -5,6 +5,7 @@ use super::config::{Build, Check, Config, Mount, Service};
 use super::duration::GoDuration;
 use super::machine::ConvertError;
 use super::problem::Level;
+use super::rules;
 use super::section::Notes;
 use super::size;
 use super::words;
@@ -31,6 +32,7 @@ pub(crate) fn check(config: &Config, notes: &Notes<'_>) {
         check_service(config, service, &path, notes);
         check_extensions(service, &path, notes);
     }
+    rules::check(config, notes);
     check_processes(config, notes);
     for (index, mount) in config.mounts.iter().enumerate() {
         check_mount(mount, &format!("mounts[{index}]"), notes);

@@ -60,6 +60,8 @@ pub struct Config {
     pub statics: Vec<Static>,
     /// `[[metrics]]`.
     pub metrics: Vec<Metrics>,
+    /// `[[perch.allow]]`; an extension of Perch.
+    pub allow: Vec<Allow>,
     /// Directory in which other files that this one names are looked for.
     pub dir: std::path::PathBuf,
 }
@@ -130,6 +132,10 @@ pub struct Service {
     pub auto_stop_after: Option<GoDuration>,
     /// How long a caller waits for a start; an extension of Perch.
     pub start_timeout: Option<GoDuration>,
+    /// Whether a raw connection wakes nobody before its first byte; an extension of Perch.
+    pub first_byte: bool,
+    /// The rules that are about it ([`Config::services_of`]).
+    pub allow: Vec<Allow>,
     /// Redirects to https; only in `[http_service]`.
     pub force_https: bool,
     /// External ports; `[http_service]` has 80 and 443.
@@ -148,6 +154,30 @@ pub struct Service {
     pub http_options: Option<Value>,
     /// Groups that publish it.
     pub processes: Vec<String>,
+}
+
+/// `[[perch.allow]]`: who may call, and who may wake.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Allow {
+    /// The service: `http_service`, or a port that callers use; none means all.
+    pub service: Option<Meant>,
+    /// Who calls; none means everybody.
+    pub from: Vec<String>,
+    /// Methods; none means all.
+    pub methods: Vec<String>,
+    /// What paths begin with; none means all.
+    pub paths: Vec<String>,
+    /// wake (the default), serve-if-awake or refuse.
+    pub then: Option<String>,
+}
+
+/// The service that a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meant {
+    /// `[http_service]`.
+    Http,
+    /// The one that callers reach by this port.
+    Port(i64),
 }
 
 /// `auto_stop_machines`.
@@ -360,6 +390,7 @@ impl Config {
             vm: each(&mut root, "vm", Vm::read),
             statics: each(&mut root, "statics", Static::read),
             metrics: each(&mut root, "metrics", Metrics::read),
+            allow: root.section("perch").map(Allow::read_all).unwrap_or_default(),
             dir: std::path::PathBuf::new(),
         };
         root.finish();
@@ -545,6 +576,7 @@ impl Service {
     fn read(mut s: Section<'_, '_>) -> Self {
         let service = Self {
             protocol: s.text("protocol"),
+            first_byte: s.boolean("first_byte").unwrap_or(false),
             ports: each(&mut s, "ports", Port::read),
             tcp_checks: each(&mut s, "tcp_checks", Check::read_tcp),
             http_checks: each(&mut s, "http_checks", Check::read_http),
@@ -567,6 +599,31 @@ impl Service {
             processes: s.texts("processes"),
             ..Self::default()
         }
+    }
+}
+
+impl Allow {
+    fn read_all(mut s: Section<'_, '_>) -> Vec<Self> {
+        let rules = each(&mut s, "allow", Self::read);
+        s.finish();
+        rules
+    }
+
+    fn read(mut s: Section<'_, '_>) -> Self {
+        let form = "\"http_service\", or a port that callers use";
+        let allow = Self {
+            service: s.word("service", form, |written| match written.as_str() {
+                Some("http_service") => Some(Meant::Http),
+                Some(port) => port.parse().ok().map(Meant::Port),
+                None => written.as_i64().map(Meant::Port),
+            }),
+            from: s.texts("from"),
+            methods: s.texts("methods"),
+            paths: s.texts("paths"),
+            then: s.text("then"),
+        };
+        s.finish();
+        allow
     }
 }
 

@@ -4,7 +4,9 @@
 //! The result is what the file says and nothing more: image, metadata and defaults of Perch are added
 //! by the deploy.
 
-use super::config::{Check, Config, Metrics, Mount, Port, Restart, Service, Static, Vm};
+use super::config::{
+    Allow, Check, Config, Meant, Metrics, Mount, Port, Restart, Service, Static, Vm,
+};
 use super::shown::{Object, auto_stop_json, concurrency_json, port_json};
 use super::size;
 use super::words;
@@ -127,8 +129,12 @@ impl Config {
 
     /// All services of a group as the Machine has them: `[http_service]` first (T-41).
     pub fn services_of(&self, group: &str) -> Vec<Service> {
-        let http = self.http_service.iter().map(expand_http);
-        let all = http.chain(self.services.iter().cloned());
+        let http = self.http_service.iter().map(|it| (expand_http(it), Some(Meant::Http)));
+        let all = http.chain(self.services.iter().map(|it| (it.clone(), None)));
+        let all = all.map(|(service, name)| {
+            let rules = self.allow.iter().filter(|rule| rule.means(&service, name));
+            Service { allow: rules.cloned().collect(), ..service }
+        });
         all.filter(|service| self.belongs(&service.processes, group)).collect()
     }
 
@@ -294,6 +300,35 @@ fn expand_http(service: &Service) -> Service {
     }
 }
 
+impl Allow {
+    /// Whether it is about this service, which has its ports; `name`: another one's name for it.
+    fn means(&self, service: &Service, name: Option<Meant>) -> bool {
+        let has = |number: i64| service.ports.iter().any(|port| port.has(number));
+        match self.service {
+            None => true,
+            Some(Meant::Http) => name == Some(Meant::Http),
+            Some(Meant::Port(number)) => has(number),
+        }
+    }
+}
+
+impl Port {
+    /// Whether callers reach it by this port.
+    pub(crate) fn has(&self, number: i64) -> bool {
+        let range = self.start_port.zip(self.end_port);
+        self.port == Some(number) || range.is_some_and(|(from, to)| (from..=to).contains(&number))
+    }
+}
+
+fn allow_json(rule: &Allow) -> Value {
+    Object::default()
+        .texts("from", &rule.from)
+        .texts("methods", &rule.methods)
+        .texts("paths", &rule.paths)
+        .some("then", Some(rule.then.clone().unwrap_or_else(|| "wake".to_owned())))
+        .into_value()
+}
+
 fn service_json(service: &Service) -> Value {
     let tcp = service.tcp_checks.iter().map(|check| service_check_json(check, "tcp"));
     let http = service.http_checks.iter().map(|check| service_check_json(check, "http"));
@@ -305,6 +340,8 @@ fn service_json(service: &Service) -> Value {
         .some("min_machines_running", service.min_machines_running)
         .duration("auto_stop_after", service.auto_stop_after)
         .duration("start_timeout", service.start_timeout)
+        .flag("first_byte", service.first_byte)
+        .list("allow", service.allow.iter().map(allow_json).collect())
         .list("ports", service.ports.iter().map(port_json).collect())
         .list("checks", tcp.chain(http).collect())
         .some("concurrency", service.concurrency.as_ref().map(concurrency_json))

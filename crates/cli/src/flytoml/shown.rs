@@ -2,8 +2,8 @@
 //! `launch` writes. Keys stand in flyctl's order; what is empty is left out (fly-toml section 13).
 
 use super::config::{
-    AutoStop, Build, Check, Concurrency, Config, Deploy, Experimental, File, MachineCheck, Metrics,
-    Mount, Port, Restart, Service, Static, Vm,
+    Allow, AutoStop, Build, Check, Concurrency, Config, Deploy, Experimental, File, MachineCheck,
+    Meant, Metrics, Mount, Port, Restart, Service, Static, Vm,
 };
 use super::duration::GoDuration;
 use super::section::json_float;
@@ -108,7 +108,26 @@ pub fn to_json(config: &Config) -> Map<String, Value> {
         .list("vm", all(&config.vm, vm_json))
         .list("statics", all(&config.statics, static_json))
         .list("metrics", all(&config.metrics, metrics_json))
+        .object("perch", perch_json(config))
         .into_map()
+}
+
+fn perch_json(config: &Config) -> Map<String, Value> {
+    Object::default().list("allow", all(&config.allow, allow_json)).into_map()
+}
+
+fn allow_json(allow: &Allow) -> Value {
+    let service = allow.service.map(|service| match service {
+        Meant::Http => Value::from("http_service"),
+        Meant::Port(number) => Value::from(number),
+    });
+    Object::default()
+        .some("service", service)
+        .texts("from", &allow.from)
+        .texts("methods", &allow.methods)
+        .texts("paths", &allow.paths)
+        .some("then", allow.then.clone())
+        .into_value()
 }
 
 fn experimental_json(experimental: &Experimental) -> Value {
@@ -214,6 +233,7 @@ fn service_rest(object: Object, service: &Service, http_checks: &str) -> Object 
         .some("min_machines_running", service.min_machines_running)
         .duration("auto_stop_after", service.auto_stop_after)
         .duration("start_timeout", service.start_timeout)
+        .flag("first_byte", service.first_byte)
         .texts("processes", &service.processes)
         .some("concurrency", service.concurrency.as_ref().map(concurrency_json))
         .list(http_checks, all(&service.http_checks, check_json))

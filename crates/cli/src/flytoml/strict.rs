@@ -157,6 +157,9 @@ const STATIC: &[(&str, Schema)] = &[
     ("index_document", Free),
 ];
 
+const ALLOW: &[(&str, Schema)] =
+    &[("service", Free), ("from", Free), ("methods", Free), ("paths", Free), ("then", Free)];
+
 const ROOT: &[(&str, Schema)] = &[
     ("app", Free),
     ("primary_region", Free),
@@ -182,6 +185,8 @@ const ROOT: &[(&str, Schema)] = &[
     ("vm", Free),
     ("statics", List(STATIC)),
     ("metrics", Free),
+    // An extension of Perch.
+    ("perch", Table(&[("allow", List(ALLOW))])),
 ];
 
 /// Tables whose keys are often written somewhere else.
@@ -206,6 +211,7 @@ pub(crate) fn keys_of(table: &str) -> Vec<&'static str> {
         "http_service.concurrency" | "services.concurrency" => {
             return vec!["type", "soft_limit", "hard_limit"];
         }
+        "perch.allow" => ALLOW,
         "mounts" => return MOUNT.to_vec(),
         "metrics" => return vec!["port", "path", "https", "processes"],
         _ if table.starts_with("checks.") => TOP_LEVEL_CHECK,
@@ -214,7 +220,7 @@ pub(crate) fn keys_of(table: &str) -> Vec<&'static str> {
     known.iter().map(|(key, _)| *key).collect()
 }
 
-const SERVICE: [&str; 13] = [
+const SERVICE: [&str; 14] = [
     "protocol",
     "internal_port",
     "auto_stop_machines",
@@ -222,6 +228,7 @@ const SERVICE: [&str; 13] = [
     "min_machines_running",
     "auto_stop_after",
     "start_timeout",
+    "first_byte",
     "ports",
     "concurrency",
     "tcp_checks",

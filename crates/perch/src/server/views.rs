@@ -6,8 +6,8 @@ use std::time::Duration;
 use perch_api::wire;
 use perch_core::service;
 use perch_proxy::control::{
-    AddressKind, AddressView, AppView, Autostop, Cause, HttpView, MachineView, NetworkView,
-    PortView, ServiceView, Settings, SigningSeed, Source, Thaw, Unit,
+    AddressKind, AddressView, AllowView, AppView, Autostop, Cause, HttpView, MachineView,
+    NetworkView, PortView, ServiceView, Settings, SigningSeed, Source, Thaw, Unit,
 };
 
 use super::checks;
@@ -182,7 +182,14 @@ fn service_view(world: &World, service: &wire::Service) -> ServiceView {
         auto_stop_after_ms: millis(stop_after),
         start_timeout_ms: millis(start_timeout),
         checks: Vec::new(),
+        allow: service.allow.iter().map(allow_view).collect(),
+        first_byte: service.first_byte,
     }
+}
+
+fn allow_view(rule: &wire::Allow) -> AllowView {
+    let wire::Allow { from, methods, paths, .. } = rule.clone();
+    AllowView { from, methods, paths, then: rule.then().to_owned() }
 }
 
 /// CT-04: absent on the API means false, but a service with no setting at all is started by its callers.

@@ -54,6 +54,11 @@ impl App {
         self.balancer.borrow().allows_all(port, target)
     }
 
+    /// Whether some Machine takes callers now.
+    pub(crate) fn is_up(&self, port: PublishedPort) -> bool {
+        self.has_other(port, MachineId::from_low_bits(0))
+    }
+
     /// Whether another Machine than this one would take a request now.
     pub(crate) fn has_other(&self, port: PublishedPort, machine: MachineId) -> bool {
         self.balancer.borrow().has_other(port, machine)

@@ -134,6 +134,10 @@ impl Place {
         deadline: Instant,
         cause: Cause,
     ) -> Result<(), NoPlace> {
+        if self.is_awake_only() {
+            self.app.note_turned_away(cause, NoPlace::NotAwake.to_string());
+            return Err(NoPlace::NotAwake);
+        }
         let begun = clock::now();
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         let (sender, receiver) = oneshot::channel();

@@ -173,8 +173,8 @@ impl App {
         self.note_refusal(None, cause, &NoPlace::Refused);
     }
 
-    /// The same for one who wanted certain Machines.
-    pub(crate) fn note_aimed_refused(&self, cause: Cause, reason: String) {
+    /// The same for one who wanted certain Machines, or was not to call.
+    pub(crate) fn note_turned_away(&self, cause: Cause, reason: String) {
         self.note(None, Note { reason, cause: Some(cause), ..Note::of(NoteKind::Refusal) });
     }
 

@@ -521,6 +521,26 @@ pub struct ServiceView {
     /// Health checks: callers come while all pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckView>,
+    /// Who may call and wake; none: whom the network lets in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<AllowView>,
+    /// A raw connection wakes nobody before its first byte.
+    #[serde(default)]
+    pub first_byte: bool,
+}
+
+/// A rule about callers (`perch_core::policy`), in words. What is empty fits everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AllowView {
+    /// `app:NAME`, …
+    pub from: Vec<String>,
+    /// Methods of requests.
+    pub methods: Vec<String>,
+    /// What paths of requests begin with.
+    pub paths: Vec<String>,
+    /// `wake`, `serve-if-awake` or `refuse`.
+    pub then: String,
 }
 
 /// Ports outside, and what happens there.

@@ -25,7 +25,7 @@ use super::reply::Reply;
 use super::response::Signature;
 use super::silent::{self, Silent};
 use super::upgrade;
-use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
+use crate::app::{App, Asked, NoPlace, Place, PortFacts, Protocol, Reuse, Ruling};
 use crate::buffer::Buffer;
 use crate::clock;
 use crate::crowd::Idle;
@@ -243,10 +243,15 @@ impl Connection {
         scratch: &mut Scratch,
         incoming: &mut Incoming,
     ) -> Result<After, Ended> {
-        let hop = match self.find(scratch, incoming) {
+        let mut hop = match self.find(scratch, incoming) {
             Ok(hop) => hop,
             Err(reply) => return Box::pin(self.reply(stream, incoming, reply)).await,
         };
+        if hop.facts.guarded
+            && let Err(text) = self.obey(&mut hop, scratch)
+        {
+            return self.forbid(stream, incoming, text).await;
+        }
         if hop.facts.protocol == Protocol::HttpRedirected {
             return Box::pin(self.redirect(stream, incoming, &scratch.request)).await;
         }
@@ -391,6 +396,47 @@ impl Connection {
         Ok(Hop { app, facts, aimed })
     }
 
+    /// What the app's rules let this caller do; refused, why.
+    #[cold]
+    fn obey(&self, hop: &mut Hop, scratch: &Scratch) -> Result<(), String> {
+        let asked = Asked::Request(&scratch.request);
+        match self.directory.ruling(&self.to, (&hop.app, self.to.port()), asked) {
+            Ruling::Wake => Ok(()),
+            Ruling::IfAwake => {
+                hop.facts.awake_only = true;
+                Ok(())
+            }
+            Ruling::Refused(text) => Err(text),
+        }
+    }
+
+    fn forbid<'a>(
+        &'a self,
+        stream: &'a mut TcpStream,
+        incoming: &'a Incoming,
+        text: String,
+    ) -> Pin<Box<impl Future<Output = Result<After, Ended>> + use<'a>>> {
+        Box::pin(async move { self.reply(stream, incoming, Reply::new(403, &text)).await })
+    }
+
+    /// A place for who may wake nobody.
+    fn awake_place(
+        &self,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        hop: &Hop,
+    ) -> Result<Place, Failure> {
+        let targets = hop.aimed.as_ref().map(|aimed| aimed.aim.targets());
+        let place = hop.app.choose_awake(self.to.port(), targets.as_deref());
+        let asked = Asked::Request(&scratch.request);
+        let place = place.ok_or_else(|| self.directory.note_not_awake(&self.to, &hop.app, asked));
+        let place = place?;
+        if let Some(aimed) = &hop.aimed {
+            aimed.note_place(&place, incoming, &mut scratch.request);
+        }
+        Ok(place)
+    }
+
     async fn forward(
         &mut self,
         stream: &mut TcpStream,
@@ -407,6 +453,7 @@ impl Connection {
         let mut tries = Tries::new(hop.timeout());
         loop {
             let place = match &hop.aimed {
+                _ if hop.facts.awake_only => self.awake_place(scratch, incoming, hop)?,
                 None if tries.trouble.is_some() => {
                     Box::pin(self.place_beside(stream, scratch, &hop.app, &mut tries)).await?
                 }
@@ -659,7 +706,7 @@ enum Unreached {
 impl From<NoPlace> for Failure {
     fn from(reason: NoPlace) -> Self {
         let what = match reason {
-            NoPlace::Refused => Unreached::NoCandidate,
+            NoPlace::Refused | NoPlace::NotAwake => Unreached::NoCandidate,
             _ => Unreached::Tried,
         };
         Self::Unreached(503, reason.to_string(), what)

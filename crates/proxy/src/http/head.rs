@@ -82,7 +82,7 @@ pub(crate) struct Request {
 /// addresses takes as long as everything else that is done with a head.
 #[derive(Debug)]
 pub(crate) struct Forwarded {
-    text: String,
+    text: Box<str>,
     /// Where `text` goes on with our part of `X-Forwarded-For`, behind the caller's.
     addresses_at: u16,
     /// Where `text` goes on with the port, which a caller may set.
@@ -105,7 +105,7 @@ impl Forwarded {
         text.push_str(&format!("{caller}, {dest}\r\n"));
         let port_at = short(text.len());
         text.push_str(&format!("X-Forwarded-Port: {port}\r\n"));
-        Self { text, addresses_at, port_at, consent: Consent::Asked, stamp: None }
+        Self { text: text.into(), addresses_at, port_at, consent: Consent::Asked, stamp: None }
     }
 
     /// With what is known of the caller.

@@ -19,7 +19,7 @@ use super::connection::Shared;
 use super::exchange::{self, Broken, Terms, exchange};
 use super::head::{self, Head};
 use super::relay::{Sent, Whole, relay, trailing};
-use crate::app::{App, NoPlace, Place, PortFacts, Protocol, Reuse};
+use crate::app::{App, Asked, NoPlace, Place, PortFacts, Protocol, Reuse, Ruling};
 use crate::http::connection::{
     Deadline, RETRY_AFTER_SECONDS, RequestId, TRIES_MAX, describe, find, https_of,
 };
@@ -99,6 +99,16 @@ impl Call {
             Ok(found) => found,
             Err(reply) => return self.reply(reply, only_head).await,
         };
+        let awake_only = match facts.guarded {
+            false => false,
+            true => match self.ruling(&app, &head.text) {
+                Ruling::Wake => false,
+                Ruling::IfAwake => true,
+                Ruling::Refused(text) => {
+                    return self.reply(Reply::new(403, &text), only_head).await;
+                }
+            },
+        };
         if facts.protocol == Protocol::HttpRedirected {
             let location = https_of(&head.text);
             let mut reply = Reply::new(301, "use https");
@@ -106,8 +116,8 @@ impl Call {
             return self.reply(reply, only_head).await;
         }
         let forwarded = match facts.h2_backend {
-            false => self.forward(head, &app, &facts).await,
-            true => Box::pin(self.forward_on(head, &app, &facts)).await,
+            false => self.forward(head, &app, (&facts, awake_only)).await,
+            true => Box::pin(self.forward_on(head, &app, (&facts, awake_only))).await,
         };
         if let Err(Failure::Reply(status, text)) = forwarded {
             app.log(None, &format!("{text} (request {})", self.id.as_str()));
@@ -117,14 +127,20 @@ impl Call {
         }
     }
 
+    #[cold]
+    fn ruling(&self, app: &Rc<App>, head: &[u8]) -> Ruling {
+        let to = self.shared.to.borrow();
+        self.shared.directory.ruling(&to, (app, to.port()), Asked::Request(head))
+    }
+
     async fn forward(
         &mut self,
         mut head: Head,
         app: &Rc<App>,
-        facts: &PortFacts,
+        (facts, awake_only): (&PortFacts, bool),
     ) -> Result<(), Failure> {
         note_connection(&mut head, facts.reuse);
-        let mut tries = Tries::new(facts.start_timeout);
+        let mut tries = Tries::new(facts.start_timeout, awake_only);
         let (mut message, mut whole) = (Vec::new(), false);
         loop {
             let place = self.place(&head.text, app, &mut tries).await?;
@@ -169,9 +185,9 @@ impl Call {
         &mut self,
         mut head: Head,
         app: &Rc<App>,
-        facts: &PortFacts,
+        (facts, awake_only): (&PortFacts, bool),
     ) -> Result<(), Failure> {
-        let mut tries = Tries::new(facts.start_timeout);
+        let mut tries = Tries::new(facts.start_timeout, awake_only);
         let mut whole = None;
         loop {
             let place = self.place(&head.text, app, &mut tries).await?;
@@ -290,6 +306,13 @@ impl Call {
             let to = self.shared.to.borrow();
             (to.origin(app), to.port())
         };
+        if tries.awake_only {
+            let none = || {
+                let (to, asked) = (self.shared.to.borrow(), Asked::Request(head));
+                self.shared.directory.note_not_awake(&to, app, asked)
+            };
+            return Ok(app.choose_awake(port, None).ok_or_else(none)?);
+        }
         let reason = match app.choose(port, origin) {
             Ok(place) => return Ok(place),
             Err(None) => {
@@ -401,12 +424,14 @@ struct Tries {
     fresh: bool,
     silent: Silent,
     deadline: Deadline,
+    /// The caller may wake nobody.
+    awake_only: bool,
 }
 
 impl Tries {
-    fn new(timeout: Duration) -> Self {
+    fn new(timeout: Duration, awake_only: bool) -> Self {
         let deadline = Deadline::new(timeout);
-        Self { left: TRIES_MAX, fresh: false, silent: Silent::default(), deadline }
+        Self { left: TRIES_MAX, fresh: false, silent: Silent::default(), deadline, awake_only }
     }
 
     /// Whether a repeatable request is sent again after a Machine gave no answer.

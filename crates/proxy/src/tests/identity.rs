@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use perch_core::base64::decode_base64;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::world::*;
 use crate::clock;
@@ -156,5 +156,41 @@ fn requests_of_one_connection_are_signed_anew_each_second() {
             clock::advance(Duration::from_secs(40));
         }
         assert_ne!(seconds[0], seconds[1]);
+    });
+}
+
+/// Writes back what a header of the PROXY protocol's version 2 has behind its first 16 bytes.
+async fn echo_header(mut stream: tokio::net::TcpStream) {
+    let mut fixed = [0; 16];
+    stream.read_exact(&mut fixed).await.expect("a header comes");
+    let mut facts = vec![0; usize::from(u16::from_be_bytes([fixed[14], fixed[15]]))];
+    stream.read_exact(&mut facts).await.expect("all of it comes");
+    stream.write_all(&facts).await.expect("the proxy reads");
+}
+
+#[test]
+fn a_raw_connection_says_who_calls_by_the_proxy_protocol() {
+    run(|mut world| async move {
+        let port = machine(echo_header).await;
+        world.send(settings_with(|settings| settings.source_key = Some(seed()))).await;
+        let mut view = app("started", port);
+        let raw = &mut view.machines[0].services[1].ports[0];
+        (raw.handlers, raw.proxy_proto_v2) = (vec!["proxy_proto".to_owned()], true);
+        world.publish(view).await;
+        let mut stream = tokio::net::TcpStream::connect(world.raw).await.expect("it listens");
+        let mut facts = Vec::new();
+        stream.read_to_end(&mut facts).await.expect("it comes");
+        // Behind two addresses of IPv6 and two ports.
+        let mut rest = &facts[36..];
+        let mut head = String::new();
+        for (kind, name) in [(0xe0, "Fly-Src"), (0xe1, "Fly-Src-Signature")] {
+            let length = usize::from(u16::from_be_bytes([rest[1], rest[2]]));
+            assert_eq!(rest[0], kind);
+            let value = std::str::from_utf8(&rest[3..3 + length]).expect("text");
+            head += &format!("{name}: {value}\r\n");
+            rest = &rest[3 + length..];
+        }
+        assert!(rest.is_empty());
+        assert_eq!(caller(&head), "peer=host;org=personal");
     });
 }

@@ -227,6 +227,8 @@ fn service(internal_port: u16, port: u16, handlers: &[&str]) -> ServiceView {
         auto_stop_after_ms: 60_000,
         start_timeout_ms: 10_000,
         checks: Vec::new(),
+        allow: Vec::new(),
+        first_byte: false,
     }
 }
 

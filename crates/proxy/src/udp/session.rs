@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::socket::{self, Exit, Sent, Upstream};
 use super::tally::Loss;
 use super::{Udp, WAITING_BYTES_MAX};
-use crate::app::{App, NoPlace, Place, PortFacts};
+use crate::app::{App, Asked, NoPlace, Place, PortFacts, Ruling};
 use crate::clock::Ticker;
 use crate::control::Cause;
 use crate::directory::{Destination, Target};
@@ -199,6 +199,18 @@ impl Session {
     async fn place(&self) -> Result<Place, NoPlace> {
         let deadline = Instant::now() + self.facts.start_timeout;
         let port = self.to.udp_port();
+        if self.facts.guarded {
+            match self.udp.directory.ruling(&self.to, (&self.app, port), Asked::Datagram) {
+                Ruling::Wake => {}
+                Ruling::IfAwake => {
+                    let note =
+                        |app| self.udp.directory.note_not_awake(&self.to, app, Asked::Datagram);
+                    let place = self.app.choose_awake(port, None);
+                    return place.ok_or_else(|| note(&self.app));
+                }
+                Ruling::Refused(text) => return Err(NoPlace::Forbidden(text)),
+            }
+        }
         let origin = self.to.origin_at(port, &self.app);
         match self.app.choose(port, origin) {
             Ok(place) => Ok(place),

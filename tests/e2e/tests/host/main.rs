@@ -43,6 +43,7 @@ mod naps;
 mod networks;
 mod one_deploy;
 mod persistence;
+mod policy;
 mod proxy;
 mod prune;
 mod quickstart;

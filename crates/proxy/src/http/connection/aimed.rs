@@ -100,7 +100,7 @@ impl Connection {
 
     fn note_refused(&self, app: &Rc<App>, scratch: &Scratch, failure: &Failure) {
         if let Failure::Reply(_, text) | Failure::Unreached(_, text, _) = failure {
-            app.note_aimed_refused(self.to.cause(describe(&scratch.request)), text.clone());
+            app.note_turned_away(self.to.cause(describe(&scratch.request)), text.clone());
         }
     }
 

@@ -22,7 +22,7 @@ use super::aimed::Aimed;
 use super::{
     After, Connection, Failure, Hop, Incoming, Scratch, Unreached, describe_target, host_of,
 };
-use crate::app::{App, Place, PortFacts, Protocol};
+use crate::app::{App, Place, PortFacts, Protocol, Ruling};
 use crate::clock;
 use crate::http::edit::{Edit, value_of};
 use crate::http::head::HEAD_BYTES_MAX;
@@ -141,8 +141,22 @@ impl Connection {
         let except = replay.elsewhere.then_some(machine);
         let aim = Aim { except, ..replay.aim.clone() };
         let aimed = Aimed { aim, wanted: replay.wanted.clone(), timeout: replay.timeout };
-        let hop = Hop { app, facts, aimed: Some(Box::new(aimed)) };
+        let mut hop = Hop { app, facts, aimed: Some(Box::new(aimed)) };
+        if hop.facts.guarded && !Rc::ptr_eq(&hop.app, issuer) {
+            self.obey_as(issuer, &mut hop, scratch).map_err(|text| Failure::Reply(403, text))?;
+        }
         self.forward(stream, scratch, incoming, &hop).await
+    }
+
+    /// What the rules of the app let a Machine of `issuer` do that sends a request on.
+    fn obey_as(&self, issuer: &App, hop: &mut Hop, scratch: &Scratch) -> Result<(), String> {
+        let (to, at) = (&self.to, (&hop.app, self.to.port()));
+        match self.directory.ruling_of_replay(to, issuer, at, &scratch.request) {
+            Ruling::Wake => {}
+            Ruling::IfAwake => hop.facts.awake_only = true,
+            Ruling::Refused(text) => return Err(text),
+        }
+        Ok(())
     }
 
     /// PX-48: a service on the port that was called, whatever its addresses.
