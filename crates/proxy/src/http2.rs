@@ -20,12 +20,15 @@ mod connection;
 mod exchange;
 mod head;
 mod relay;
+mod spoken;
 mod stream;
 
-pub(crate) use backend::Backends;
+pub(crate) use backend::{Backend, Backends, Shelf};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use connection::limits;
 pub(crate) use connection::{Opening, begins, serve};
+pub(crate) use exchange::Broken as Refusal;
+pub(crate) use spoken::{Unspoken, speak};
 
 /// The head for the Machine of such a request.
 #[cfg(any(test, feature = "fuzzing"))]

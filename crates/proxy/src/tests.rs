@@ -16,6 +16,7 @@ mod leaving;
 mod lost;
 mod nginx;
 mod notes;
+mod onward;
 mod panic;
 mod parser;
 mod policy;

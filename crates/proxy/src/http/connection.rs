@@ -1,6 +1,7 @@
 //! A caller's connection: requests one after the other.
 
 mod aimed;
+mod onward;
 mod replayed;
 
 use std::io;
@@ -11,14 +12,14 @@ use std::time::Duration;
 
 use perch_core::ids::MachineId;
 use perch_core::service::PublishedPort;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use self::aimed::Aimed;
 use self::replayed::Issued;
 use super::body::Progress;
-use super::exchange::{Broken, Done, exchange};
+use super::exchange::{Broken, Done, Message, exchange};
 use super::head::{self, After, BadRequest, Forwarded, HEAD_BYTES_MAX, Method, Request, Version};
 use super::kept::Sending;
 use super::reply::Reply;
@@ -63,7 +64,8 @@ pub(crate) fn serve(
     let forwarded = Forwarded::new(to.endpoints, &directory.region()).signed(directory.signed(&to));
     let ending = Rc::clone(&directory.ending);
     let pending = Vec::new();
-    let mut connection = Connection { directory, to, forwarded, pending, turn: Turn::First, idle };
+    let mut connection =
+        Connection { directory, to, forwarded, pending, turn: Turn::First, idle, shelf: None };
     let mut stream = Stream::new(stream);
     async move {
         // Moves in, and is dropped with the task.
@@ -133,6 +135,8 @@ struct Connection {
     pending: Vec<u8>,
     turn: Turn,
     idle: Rc<Idle>,
+    /// Connections to Machines that speak HTTP/2, of this caller.
+    shelf: Option<Box<http2::Shelf>>,
 }
 
 /// Which request of a connection is waited for.
@@ -164,8 +168,12 @@ impl Incoming {
 
     /// Whether it may be sent a second time after a Machine has had it (PX-70).
     fn is_repeatable(&self) -> bool {
-        let kept = self.sending.as_ref().is_none_or(|sending| sending.is_kept());
-        self.request.method != Method::Other && kept
+        self.request.method != Method::Other && self.is_kept()
+    }
+
+    /// Whether all that was sent of its body is still there.
+    fn is_kept(&self) -> bool {
+        self.sending.as_ref().is_none_or(|sending| sending.is_kept())
     }
 }
 
@@ -444,6 +452,9 @@ impl Connection {
         incoming: &mut Incoming,
         hop: &Hop,
     ) -> Result<After, Failure> {
+        if hop.facts.h2_backend {
+            return Box::pin(self.forward_on(stream, scratch, incoming, hop)).await;
+        }
         // One that upgrades has its own word there, and serves no other request either.
         if hop.facts.reuse == Reuse::OneRequest && !incoming.request.upgrade {
             let end = incoming.head_len - b"\r\n".len();
@@ -454,18 +465,10 @@ impl Connection {
         loop {
             let place = match &hop.aimed {
                 _ if hop.facts.awake_only => self.awake_place(scratch, incoming, hop)?,
-                None if tries.trouble.is_some() => {
-                    Box::pin(self.place_beside(stream, scratch, &hop.app, &mut tries)).await?
+                None if tries.trouble.is_none() => {
+                    self.place(stream, scratch, &hop.app, &mut tries.deadline).await?
                 }
-                None => self.place(stream, scratch, &hop.app, &mut tries.deadline).await?,
-                Some(aimed) => {
-                    let deadline = &mut tries.deadline;
-                    let place =
-                        Box::pin(self.aimed_place(stream, scratch, &hop.app, deadline, aimed))
-                            .await?;
-                    aimed.note_place(&place, incoming, &mut scratch.request);
-                    place
-                }
+                _ => Box::pin(self.any_place(stream, scratch, incoming, hop, &mut tries)).await?,
             };
             let Some(mut machine) =
                 tries.connection(hop, &place, (incoming, self.to.port()), stream).await?
@@ -478,8 +481,9 @@ impl Connection {
             place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
-            let line = (&place, &hop.facts);
-            let exchange = self.exchange(stream, scratch, incoming, line, &mut machine);
+            let (line, used) = ((&place, &hop.facts), machine.used);
+            let sides = machine.stream.split();
+            let exchange = self.exchange(stream, scratch, incoming, line, (sides, 0));
             match Box::pin(exchange).await {
                 Ok(Done::Answered { caller_after, machine_after }) => {
                     place.note_answered();
@@ -497,15 +501,15 @@ impl Connection {
                     let served = self.switch(sides, std::mem::take(scratch), &place, &hop.facts);
                     return Err(served.await);
                 }
-                Err((Broken::NoAnswer, used)) if tries.may_repeat(incoming, &place, used) => {
+                Err(Broken::NoAnswer) if tries.may_repeat(incoming, &place, used) => {
                     self.recover(scratch, incoming);
                     Box::pin(tries.pause(&place, stream)).await?;
                 }
                 // The answer may be what an earlier request left behind; nothing of it was passed on.
-                Err((Broken::Malformed, true)) if tries.may_repeat(incoming, &place, true) => {
+                Err(Broken::Malformed) if used && tries.may_repeat(incoming, &place, true) => {
                     self.recover(scratch, incoming);
                 }
-                Err((broken, _)) => return Err(Failure::from(broken)),
+                Err(broken) => return Err(Failure::from(broken)),
             }
         }
     }
@@ -583,15 +587,33 @@ impl Connection {
         }
     }
 
-    /// On failure also says whether the connection to the Machine had been used before.
+    /// A place for a request that was tried elsewhere, or is aimed, or may be either.
+    async fn any_place(
+        &self,
+        stream: &TcpStream,
+        scratch: &mut Scratch,
+        incoming: &mut Incoming,
+        hop: &Hop,
+        tries: &mut Tries,
+    ) -> Result<Place, Failure> {
+        let Some(aimed) = &hop.aimed else {
+            return self.place_beside(stream, scratch, &hop.app, tries).await;
+        };
+        let deadline = &mut tries.deadline;
+        let place = self.aimed_place(stream, scratch, &hop.app, deadline, aimed).await?;
+        aimed.note_place(&place, incoming, &mut scratch.request);
+        Ok(place)
+    }
+
+    /// The Machine gets the message from its byte `from` on.
     async fn exchange(
         &mut self,
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
         (place, facts): (&Place, &PortFacts),
-        machine: &mut Upstream,
-    ) -> Result<Done, (Broken, bool)> {
+        (machine, from): ((impl AsyncRead + Unpin, impl AsyncWrite + Unpin), usize),
+    ) -> Result<Done, Broken> {
         let line = Line::new(place, &self.to, facts);
         let wake = place.wake_header();
         let signature = Signature {
@@ -601,12 +623,11 @@ impl Connection {
             ending: &self.directory.ending,
             treatment: facts.treatment.as_deref(),
         };
-        let message = (scratch.request.as_slice(), to_come(&mut incoming.sending));
+        let sending = to_come(&mut incoming.sending);
+        let message = Message { bytes: &scratch.request, from, sending };
         let spaces = (&mut scratch.answer, &mut self.pending);
         let request = &incoming.request;
-        let sides = (stream, &mut machine.stream);
-        let done = exchange(sides, request, message, spaces, signature, &line);
-        done.await.map_err(|broken| (broken, machine.used))
+        exchange((stream, machine), request, message, spaces, signature, &line).await
     }
 
     async fn refuse(&self, stream: &mut TcpStream, bad: BadRequest) -> Result<After, Ended> {

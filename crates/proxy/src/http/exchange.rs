@@ -79,27 +79,39 @@ pub(crate) enum Broken {
     Cut,
 }
 
-/// Sends the request in `message` (head, and what is there of its body) and brings back the response.
+/// A request as it goes out.
+pub(crate) struct Message<'a> {
+    /// Head, and what is there of its body.
+    pub(crate) bytes: &'a [u8],
+    /// The Machine gets them from here on; it knows the rest.
+    pub(crate) from: usize,
+    /// What of the body is still to come, and what was sent of it, so that a request which is to be sent again can go on
+    /// from there.
+    pub(crate) sending: Option<&'a mut Sending>,
+}
+
+/// Sends a request and brings back the response.
 ///
-/// What of the body is still to come is in `sending`, and what was sent of it, so that a request which is to be sent again
-/// can go on from there. `answer` is scratch space, empty before; after a switch it has what the Machine has said since. What the caller sends meanwhile is added to
+/// `answer` is scratch space, empty before; after a switch it has what the Machine has said since. What the caller sends meanwhile is added to
 /// `ahead`, also when the exchange fails.
 pub(crate) async fn exchange(
-    (caller, machine): (&mut TcpStream, &mut TcpStream),
+    (caller, (machine_read, mut machine_write)): (
+        &mut TcpStream,
+        (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    ),
     request: &Request,
-    message: (&[u8], Option<&mut Sending>),
+    message: Message<'_>,
     scratch: (&mut Vec<u8>, &mut Vec<u8>),
     signature: Signature<'_>,
     line: &Line<'_>,
 ) -> Result<Done, Broken> {
-    let (message, sending) = message;
-    if machine.write_all(message).await.is_err() {
+    let Message { bytes: message, from, sending } = message;
+    if machine_write.write_all(&message[from..]).await.is_err() {
         return Err(Broken::NoAnswer);
     }
     line.set_uploads(sending.is_some());
     let (answer, ahead) = scratch;
     let (caller_read, caller_write) = caller.split();
-    let (machine_read, machine_write) = machine.split();
     let (written, last) = (Cell::new(0), Cell::new(false));
     let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last, line);
     let caller = Noted { stream: caller_write, written: &written };

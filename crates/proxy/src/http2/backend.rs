@@ -33,7 +33,7 @@ const SMALL_FRAMES_BUDGET: usize = 4 * 1024 * 1024;
 
 /// A connection to one run of a Machine.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(crate) struct Backend {
     requests: SendRequest<Bytes>,
     machine: MachineId,
     /// It takes no new requests any more.
@@ -50,7 +50,7 @@ impl Drop for Backend {
 
 impl Backend {
     /// Begins HTTP/2 on a new connection. Nothing is waited for: the first request goes out with the preface.
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         stream: TcpStream,
         machine: MachineId,
     ) -> Result<Rc<Self>, h2::Error> {
@@ -81,7 +81,7 @@ impl Backend {
     }
 
     /// It failed a request: the next one gets another.
-    pub(super) fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.retired.set(true);
     }
 }
@@ -91,7 +91,7 @@ impl Backend {
 pub(crate) struct Backends(RefCell<Vec<Weak<Backend>>>);
 
 impl Backends {
-    pub(super) fn note(&self, backend: &Rc<Backend>) {
+    pub(crate) fn note(&self, backend: &Rc<Backend>) {
         let mut all = self.0.borrow_mut();
         all.retain(|known| known.strong_count() != 0);
         all.push(Rc::downgrade(backend));
@@ -115,21 +115,21 @@ type Key = (MachineId, u64, u16);
 
 /// Those of one caller.
 #[derive(Debug, Default)]
-pub(super) struct Shelf {
+pub(crate) struct Shelf {
     kept: RefCell<BTreeMap<Key, Rc<Backend>>>,
     /// Who makes one; the other streams to the same run wait for it.
     making: RefCell<BTreeMap<Key, Arc<Mutex<()>>>>,
 }
 
 impl Shelf {
-    pub(super) fn take(&self, endpoint: &Endpoint) -> Option<Rc<Backend>> {
+    pub(crate) fn take(&self, endpoint: &Endpoint) -> Option<Rc<Backend>> {
         let mut shelf = self.kept.borrow_mut();
         shelf.retain(|_, backend| backend.is_alive());
         shelf.get(&key(endpoint)).map(Rc::clone)
     }
 
     /// Keeps a connection for the caller's other streams.
-    pub(super) fn keep(&self, endpoint: &Endpoint, backend: &Rc<Backend>) {
+    pub(crate) fn keep(&self, endpoint: &Endpoint, backend: &Rc<Backend>) {
         self.kept.borrow_mut().insert(key(endpoint), Rc::clone(backend));
     }
 

@@ -27,7 +27,7 @@ const INTERIM_MAX: usize = 16;
 
 /// Why an exchange ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     /// The Machine ended the connection before a byte of its answer.
     #[error("PU02 the Machine closed the connection without an answer")]
     NoAnswer,

@@ -67,7 +67,7 @@ pub(super) async fn relay(
 }
 
 /// Why nothing came back, or no more.
-fn broken(error: &h2::Error) -> Broken {
+pub(super) fn broken(error: &h2::Error) -> Broken {
     let unseen = error.reason() == Some(Reason::REFUSED_STREAM)
         || (error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR));
     if unseen {

@@ -13,7 +13,7 @@ use super::super::world::*;
 use super::{ask, begin, client, field, read_answer, request};
 use crate::control::{AppView, FromProxy};
 
-fn grpc(state: &str, port: u16) -> AppView {
+pub(in crate::tests) fn grpc(state: &str, port: u16) -> AppView {
     let mut view = app(state, port);
     view.machines[0].services[0].ports[0].h2_backend = true;
     view
@@ -59,7 +59,7 @@ pub(in crate::tests) async fn echo(stream: TcpStream) {
 }
 
 /// Counts connections.
-async fn counted(state: &str) -> (AppView, Rc<Cell<u32>>) {
+pub(in crate::tests) async fn counted(state: &str) -> (AppView, Rc<Cell<u32>>) {
     let count = Rc::new(Cell::new(0));
     let counting = Rc::clone(&count);
     let port = machine(move |stream| {
