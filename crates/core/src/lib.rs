@@ -51,3 +51,4 @@ pub mod rotation;
 pub mod schedule;
 pub mod service;
 pub mod time;
+pub mod websocket;

@@ -32,7 +32,7 @@ use perch_core::lifecycle::MachineState;
 use perch_core::replay::cache::Cache;
 use perch_core::service::{PublishedPort, Transport};
 use perch_core::time::Timestamp;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::clock;
@@ -173,6 +173,30 @@ impl Place {
         self.app.balancer.borrow().is_current(self.claim())
     }
 
+    /// Whether the run that this place belongs to is about to end, or has: not if it falls asleep.
+    pub(crate) fn goes(&self) -> bool {
+        use MachineState::{Started, Starting, Suspended, Suspending, Updating};
+        let Endpoint { machine, run, .. } = *self.endpoint();
+        let machines = self.app.machines.borrow();
+        let stays = [Starting, Started, Suspending, Suspended, Updating];
+        match machines.iter().find(|it| it.id == machine) {
+            // Of a run that was just started the news comes later than the run.
+            Some(it) => run < it.run || (run == it.run && !stays.contains(&it.state)),
+            None => true,
+        }
+    }
+
+    /// Waits for that.
+    pub(crate) async fn until_going(&self) {
+        loop {
+            let changed = self.app.changed.notified();
+            if self.goes() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     pub(crate) fn app(&self) -> &Rc<App> {
         &self.app
     }
@@ -249,6 +273,8 @@ pub(crate) struct App {
     refused: RefCell<Option<(Instant, String)>>,
     /// As of the last change, for a balancer that must begin anew.
     machines: RefCell<Vec<MachineView>>,
+    /// Some of them may be about to end.
+    changed: Notify,
     events: RefCell<VecDeque<Event>>,
     busy: Cell<bool>,
     queues: RefCell<BTreeMap<PublishedPort, Queue>>,
@@ -289,6 +315,7 @@ impl App {
             naps: nap::Naps::default(),
             refused: RefCell::default(),
             machines: RefCell::default(),
+            changed: Notify::new(),
             events: RefCell::default(),
             busy: Cell::new(false),
             queues: RefCell::default(),
@@ -456,7 +483,10 @@ impl App {
             self.checks.look_again();
         }
         match &event {
-            Event::PoolChanged(machines) => *self.machines.borrow_mut() = machines.clone(),
+            Event::PoolChanged(machines) => {
+                *self.machines.borrow_mut() = machines.clone();
+                self.changed.notify_waiters();
+            }
             // Only where somebody rests: the last of others pays nothing for it.
             Event::Edge(edge) if edge.change.load_to == 0 && edge.change.to != 0 => {
                 self.note_end_of_load(edge.machine, edge.change.used);

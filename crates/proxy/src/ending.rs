@@ -16,12 +16,20 @@ pub(crate) struct Ending {
     changed: Notify,
     closing: AtomicBool,
     closes: Notify,
+    cutting: AtomicBool,
+    cuts: Notify,
 }
 
 impl Ending {
     pub(crate) const fn new() -> Self {
-        let (changed, closes) = (Notify::const_new(), Notify::const_new());
-        Self { begun: AtomicBool::new(false), changed, closing: AtomicBool::new(false), closes }
+        Self {
+            begun: AtomicBool::new(false),
+            changed: Notify::const_new(),
+            closing: AtomicBool::new(false),
+            closes: Notify::const_new(),
+            cutting: AtomicBool::new(false),
+            cuts: Notify::const_new(),
+        }
     }
 
     /// Begins the end, and wakes all who wait for it.
@@ -31,7 +39,24 @@ impl Ending {
         self.closes.notify_waiters();
     }
 
-    /// The same, but connections that nobody uses stay until [`Self::begin`].
+    /// The same, and connections that would go on for ever have a few seconds.
+    pub(crate) fn begin_to_cut(&self) {
+        self.begin();
+        self.cutting.store(true, Ordering::Relaxed);
+        self.cuts.notify_waiters();
+    }
+
+    /// Whether upgraded connections end too.
+    pub(crate) fn cuts_all(&self) -> bool {
+        self.cutting.load(Ordering::Relaxed)
+    }
+
+    /// Completes when [`Self::cuts_all`] becomes true.
+    pub(crate) fn cuts(&self) -> Notified<'_> {
+        self.cuts.notified()
+    }
+
+    /// As [`Self::begin`], but connections that nobody uses stay until then.
     pub(crate) fn begin_softly(&self) {
         self.begun.store(true, Ordering::Relaxed);
         self.changed.notify_waiters();

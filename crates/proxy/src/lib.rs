@@ -38,6 +38,7 @@ mod shares;
 mod tcp;
 mod udp;
 mod upstream;
+mod websocket;
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;

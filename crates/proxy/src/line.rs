@@ -19,6 +19,7 @@ use std::time::Duration;
 use perch_core::admission::Origin;
 use perch_core::heartbeat::{self, Said, Side};
 use perch_core::quiet::{Quiet, Verdict};
+use perch_core::websocket::PING_BYTES_MAX;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -31,6 +32,7 @@ use crate::directory::Destination;
 use crate::idleness::Idleness;
 use crate::moderation;
 use crate::tcp::unless_reset;
+use crate::websocket::Socket;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub(crate) struct Line<'a> {
     ahead: Cell<bool>,
     changed: Notify,
     idle: Idleness,
+    /// It is a WebSocket.
+    socket: Option<Box<Socket>>,
 }
 
 impl<'a> Line<'a> {
@@ -63,7 +67,17 @@ impl<'a> Line<'a> {
             ahead: Cell::new(false),
             changed: Notify::new(),
             idle: Idleness::new(facts.idle()),
+            socket: None,
         }
+    }
+
+    /// The same of a WebSocket.
+    pub(crate) fn of_socket(self, socket: Option<Box<Socket>>) -> Self {
+        Self { socket, ..self }
+    }
+
+    pub(crate) fn socket(&self) -> Option<&Socket> {
+        self.socket.as_deref()
     }
 
     /// What may be said too seldom on it.
@@ -121,6 +135,21 @@ impl<'a> Line<'a> {
         self.hear(Side::Machine, bytes);
         if let Some(origin) = rested {
             self.unpark(origin);
+        }
+    }
+
+    /// The same of a WebSocket, on which pings and pongs are nobody's use.
+    pub(crate) fn hear_machine(&self, bytes: usize, only_pings: bool) {
+        match only_pings {
+            true => self.idle.note(),
+            false => self.hear_answer(bytes),
+        }
+    }
+
+    fn hear_caller(&self, bytes: &[u8]) {
+        match &self.socket {
+            Some(socket) if socket.asks(bytes) => self.idle.note(),
+            _ => self.hear(Side::Caller, bytes.len()),
         }
     }
 
@@ -202,21 +231,41 @@ impl<'a> Line<'a> {
                 if !self.place.is_ready() {
                     return Poll::Ready(Ok(None));
                 }
-                let mut buffer = Buffer::take();
-                ready!(buffer.poll_fill_of(cx, caller, BUFFER_BYTES))?;
+                let mut buffer = self.begin_buffer();
+                ready!(buffer.poll_fill_of(cx, caller, BUFFER_BYTES - PING_BYTES_MAX))?;
                 Poll::Ready(io::Result::Ok(Some(buffer)))
             });
             if let Some(buffer) = read.await? {
-                self.hear(Side::Caller, buffer.filled().len());
+                self.socket.iter().for_each(|socket| socket.forget());
+                self.hear_caller(buffer.filled());
                 return Ok(buffer);
             }
             if Box::pin(self.rouse(caller)).await? == Roused::LeftAlone {
-                return read_some_of(caller, BUFFER_BYTES).await;
+                let mut left = self.begin_buffer();
+                left.fill_from(read_some_of(caller, BUFFER_BYTES - PING_BYTES_MAX).await?.filled());
+                self.socket.iter().for_each(|socket| socket.forget());
+                return Ok(left);
             }
         }
     }
 
+    /// With what was read of a WebSocket already.
+    fn begin_buffer(&self) -> Buffer {
+        let mut buffer = Buffer::take();
+        if let Some(socket) = &self.socket {
+            socket.begin(&mut buffer);
+        }
+        buffer
+    }
+
     async fn rouse(&self, caller: &TcpStream) -> io::Result<Roused> {
+        if let Some(socket) = &self.socket
+            && !self.stuck.get()
+            && socket.answer_pings(caller).await?
+        {
+            self.idle.note();
+            return Ok(Roused::Answered);
+        }
         let mut bytes = [0; heartbeat::BYTES_MAX + 1];
         let count = caller.peek(&mut bytes).await?;
         if count == 0 {
@@ -275,6 +324,8 @@ enum Roused {
     Awake,
     /// They are passed on, and it sleeps on: it finds them when it wakes.
     LeftAlone,
+    /// They were a WebSocket's pings: there is no more of them.
+    Answered,
 }
 
 /// A pool that closes a connection says so by so many bytes at most (PostgreSQL 5, MySQL 5); a WebSocket

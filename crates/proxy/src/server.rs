@@ -201,7 +201,7 @@ impl Running {
             // It is between two connections: an accepted one has its own task already.
             task.abort();
         }
-        self.door.directory.ending.begin();
+        self.door.directory.ending.begin_to_cut();
         for fd in [&self.listeners.tcp6, &self.listeners.tcp4] {
             if let Err(error) = self.door.empty_queue(fd) {
                 tracing::warn!(%error, "could not accept who waits");

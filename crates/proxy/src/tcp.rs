@@ -210,15 +210,22 @@ pub(crate) async fn relay(
 ) -> io::Result<()> {
     let (caller_read, mut caller_write) = caller.split();
     let (machine_read, mut machine_write) = machine.split();
-    let up = ask(line, caller_read.as_ref(), &mut machine_write, said.by_caller);
-    let down = answer(line, machine_read.as_ref(), &mut caller_write, said.by_machine);
+    let asking = ask(line, caller_read.as_ref(), &mut machine_write, said.by_caller);
+    let up = async { unless_told(line, asking.await).await };
+    let down = async {
+        let (machine, caller) = (machine_read.as_ref(), &mut caller_write);
+        match line.socket() {
+            None => answer(line, machine, caller, said.by_machine).await,
+            Some(socket) => socket.answer(line, machine, caller, said.by_machine).await,
+        }
+    };
     tokio::select! {
         // What came before a reset is passed on first.
         biased;
         done = async { tokio::try_join!(up, down).map(|_| ()) } => done,
         // A side that takes nothing must not hide that the other is gone.
         error = failed(caller_read.as_ref()) => Err(error),
-        error = failed(machine_read.as_ref()) => Err(error),
+        error = failed_for(line, machine_read.as_ref()) => Err(error),
         never = line.rest() => match never {},
     }
 }
@@ -226,6 +233,28 @@ pub(crate) async fn relay(
 async fn failed(stream: &TcpStream) -> io::Error {
     let failed = stream.ready(Interest::ERROR).await;
     failed.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
+}
+
+/// A WebSocket's caller hears why its Machine has gone before the connection breaks, if it listens.
+async fn failed_for(line: &Line<'_>, machine: &TcpStream) -> io::Error {
+    let error = failed(machine).await;
+    if let Some(socket) = line.socket() {
+        socket.give_time().await;
+    }
+    error
+}
+
+/// The same for who has something to say to it; who has heard it, and has ended its side, is done.
+async fn unless_told(line: &Line<'_>, asked: io::Result<()>) -> io::Result<()> {
+    let Some(socket) = line.socket() else { return asked };
+    match asked {
+        Ok(()) if socket.has_told() => Err(io::ErrorKind::ConnectionAborted.into()),
+        Ok(()) => Ok(()),
+        Err(error) => {
+            socket.give_time().await;
+            Err(error)
+        }
+    }
 }
 
 async fn ask(
@@ -236,6 +265,9 @@ async fn ask(
 ) -> io::Result<()> {
     if !said.is_empty() {
         line.note_asked();
+        if let Some(socket) = line.socket() {
+            socket.asks(&said);
+        }
         machine.write_all(&said).await?;
     }
     drop(said);

@@ -29,4 +29,5 @@ mod sleeper;
 mod treatment;
 mod udp;
 mod upgrade;
+mod websocket;
 mod world;

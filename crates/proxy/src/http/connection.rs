@@ -36,6 +36,7 @@ use crate::line::Line;
 use crate::moderation;
 use crate::tcp::{self, Said, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
+use crate::websocket::Socket;
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -539,8 +540,10 @@ impl Connection {
         let by_caller = std::mem::take(&mut self.pending);
         let said = Said { by_caller, by_machine: scratch.answer };
         let line = (place, &self.to, facts);
+        let is_websocket = upgrade::is_websocket(&scratch.request);
+        let socket = is_websocket.then(|| Socket::new(&self.directory.ending));
         Box::pin(async move {
-            let served = upgrade::serve(sides, line, said).await;
+            let served = upgrade::serve(sides, line, said, socket).await;
             if served.is_ok() { Failure::Over } else { Failure::Cut }
         })
     }

@@ -17,6 +17,7 @@ use crate::app::{Place, PortFacts};
 use crate::directory::Destination;
 use crate::line::Line;
 use crate::tcp::{Said, Stream, relay};
+use crate::websocket::Socket;
 
 /// The protocols of an Upgrade field that a Machine may hear of.
 pub(super) fn protocols(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -59,17 +60,29 @@ fn written(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter_map(|line| line.strip_prefix(b"Upgrade: ")).flat_map(protocols)
 }
 
+/// Whether the only protocol that a request offers is the WebSocket's: what was taken then is one.
+#[cold]
+pub(super) fn is_websocket(request: &[u8]) -> bool {
+    let mut offered = written(request);
+    let first = offered.next().is_some_and(|it| it.eq_ignore_ascii_case(b"websocket"));
+    first && offered.next().is_none()
+}
+
 /// Serves the connection from the 101 on, until both sides have ended it.
 pub(super) async fn serve(
     (caller, machine): (&mut TcpStream, TcpStream),
     (place, to, facts): (&Place, &Destination, &PortFacts),
     said: Said,
+    socket: Option<Box<Socket>>,
 ) -> io::Result<()> {
     let mut machine = Stream::midway(machine);
-    let line = Line::new(place, to, facts);
+    let line = Line::new(place, to, facts).of_socket(socket);
     let relayed = line.idle().unless_silent(relay(caller, &mut machine.tcp, &line, said));
     // Who was silent for too long has nothing on its way that a reset would have to tell.
     let done = relayed.await.unwrap_or(Ok(()));
+    // Who has heard the last word is not cut.
+    let told = line.socket().is_some_and(Socket::has_told);
+    let done = if told { Ok(()) } else { done };
     machine.midway = done.is_err();
     done
 }

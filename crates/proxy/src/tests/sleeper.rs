@@ -47,7 +47,8 @@ impl World {
         self.show(view, "started").await;
     }
 
-    async fn show(&mut self, view: &mut AppView, state: &str) {
+    /// Tells that it is in this state now.
+    pub(super) async fn show(&mut self, view: &mut AppView, state: &str) {
         view.machines[0].state = state.to_owned();
         view.revision += 1;
         self.send(ToProxy::App(view.clone())).await;

@@ -10,9 +10,9 @@ use super::sleeper::{napping, stopping};
 use super::world::*;
 use crate::control::{FromProxy, ToProxy, Unit};
 
-const ASK: &str = "GET /ws HTTP/1.1\r\nHost: app.flycast\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+pub(super) const ASK: &str = "GET /ws HTTP/1.1\r\nHost: app.flycast\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-const TAKEN: &[u8] =
+pub(super) const TAKEN: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\
                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nServer: x\r\n\r\n";
 
