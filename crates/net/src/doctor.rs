@@ -14,7 +14,7 @@ use crate::address::Prefix;
 use crate::error::NetError;
 use crate::netlink::Socket;
 use crate::nft::{Batch, Hook, NFPROTO_IPV6, Rule};
-use crate::plane::PlaneConfig;
+use crate::plane::{CallLimits, PlaneConfig};
 use crate::{firewall, namespace, route, sys};
 
 /// Nothing but this check uses the name, and only in a namespace of its own.
@@ -144,6 +144,7 @@ fn check_firewall() -> Result<(), NetError> {
         shared_v4: Ipv4Addr::new(192, 0, 2, 10),
         dns: Ipv6Addr::from_bits(0xfdaa << 112 | 3),
         host_access: HostAccess::Root,
+        call_limits: CallLimits { connections_per_second: 1, datagrams_per_second: 1 },
     };
     let commit = || {
         let mut socket = Socket::open_netfilter()?;

@@ -6,6 +6,8 @@
 //! raw   every packet has its sender's own source, else it is dropped; of IPv4 only egress is tracked
 //! fly   to a published address . port that the sender may see: to the transparent listener; a SYN
 //!       that finds none is dropped, since a retry may find the successor; UDP's to a socket of its own
+//!       A Machine that opens more connections a second than it may, or sends more datagrams: they are
+//!       dropped, and it is remembered for a while who that was
 //! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
 //! forward within one /48; IPv4 from Machines to the world; the rest is refused
 //! raw_out, to_host  nothing goes to the host by IPv6 but TCP that opens nothing, and answers
@@ -34,7 +36,7 @@ use crate::nft::{
     Batch, Cmp, Element, Family, Field, Hook, ICMP, ICMPV6, NFPROTO_IPV4, NFPROTO_IPV6, R1,
     R1_SECOND_WORD, R2, R3_FIRST_WORD, R3_SECOND_WORD, Rule, Set, SetKind, TCP, UDP, ifname, join,
 };
-use crate::plane::PlaneConfig;
+use crate::plane::{CallLimits, PlaneConfig};
 
 /// Both tables inside the plane.
 pub(crate) const TABLE: &str = "perch";
@@ -78,11 +80,27 @@ const ASKED6: Set = Set { kind: ASKED, ..set("asked6", &[Ipv6, Ipv6, Port, Port]
 /// Whom the host has pinged: its address, the other one, the identifier.
 const PINGED6: Set = Set { kind: ASKED, ..set("pinged6", &[Ipv6, Ipv6, Port]) };
 
+/// How often each Machine calls, by its address; and those who did too often a moment ago.
+const CALLS6: Set = Set { kind: CALLERS, ..set("calls6", &[Ipv6]) };
+/// The same at the shared IPv4 address.
+const CALLS4: Set = Set { kind: CALLERS, ..set("calls4", &[Ipv4]) };
+/// The same of datagrams to UDP services.
+const DATAGRAMS6: Set = Set { kind: CALLERS, ..set("datagrams6", &[Ipv6]) };
+/// Who opened too many connections.
+pub(crate) const CALLED_OFTEN6: Set = Set { kind: CALLERS, ..set("called_often6", &[Ipv6]) };
+/// Who sent too many datagrams.
+pub(crate) const SENT_OFTEN6: Set = Set { kind: CALLERS, ..set("sent_often6", &[Ipv6]) };
+
+/// More Machines than a host has; each key takes some 200 bytes while its Machine calls.
+const CALLERS: SetKind = SetKind::Remembered { seconds: CALLED_OFTEN_SECONDS, len_max: 65_536 };
+/// So long it is remembered who called too often.
+pub(crate) const CALLED_OFTEN_SECONDS: u32 = 10;
+
 /// An answer may come so late: as long as connection tracking waits for one of a flow that has gone
 /// both ways. Each key takes some 150 bytes: 10 MB at most for each of the two sets.
 const ASKED: SetKind = SetKind::Remembered { seconds: 120, len_max: 65_536 };
 
-const SETS: [Set; 16] = [
+const SETS: [Set; 21] = [
     SOURCES6,
     SOURCES4,
     NETWORKS,
@@ -99,6 +117,11 @@ const SETS: [Set; 16] = [
     PINGED6,
     UDP_PORTS6,
     UDP_RANGES6,
+    CALLS6,
+    CALLS4,
+    DATAGRAMS6,
+    CALLED_OFTEN6,
+    SENT_OFTEN6,
 ];
 
 const fn set(name: &'static str, fields: &'static [Field]) -> Set {
@@ -184,6 +207,7 @@ pub(crate) fn ensure_plane(
     let rules = [
         raw_rules(config),
         raw_out_rules(),
+        limit_rules(config.call_limits),
         fly_rules(),
         fly_udp_rules(),
         input_rules(config),
@@ -263,6 +287,22 @@ fn raw_out_rules() -> Vec<Rule> {
         answer_by_udp(on()).in_set(ASKED6).accept(),
         on().count().drop(),
     ]
+}
+
+/// Before the listeners hear of it. The host is one caller for many people, and is not limited.
+fn limit_rules(limits: CallLimits) -> Vec<Rule> {
+    let from_machine = |chain| Rule::on(chain).iif(Cmp::Neq, INSIDE);
+    let mut rules = Vec::new();
+    if let most @ 1.. = limits.connections_per_second {
+        let v6 = from_machine("catch6").load_saddr6(R1).more_often(CALLS6, most);
+        rules.push(v6.remember(CALLED_OFTEN6).count().drop());
+        rules.push(from_machine("catch4").load_saddr4(R1).more_often(CALLS4, most).count().drop());
+    }
+    if let most @ 1.. = limits.datagrams_per_second {
+        let v6 = from_machine("catch_udp6").load_saddr6(R1).more_often(DATAGRAMS6, most);
+        rules.push(v6.remember(SENT_OFTEN6).count().drop());
+    }
+    rules
 }
 
 fn fly_rules() -> Vec<Rule> {

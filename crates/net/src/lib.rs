@@ -34,5 +34,5 @@ pub use doctor::{Check, doctor};
 pub use error::NetError;
 pub use listeners::{Listeners, Listening};
 pub use namespace::{new_namespace, run_in};
-pub use plane::{Attach, Plane, PlaneConfig, Ports, Visible};
+pub use plane::{Attach, CallLimits, CalledOften, Plane, PlaneConfig, Ports, Visible};
 pub use sys::own_descriptor;

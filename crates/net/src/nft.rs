@@ -32,6 +32,10 @@ const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 const DYNSET_UPDATE: u32 = 1;
+const LIMIT_UNIT_SECONDS: u64 = 1;
+const LIMIT_OF_PACKETS: u32 = 0;
+/// Matches what is over the limit.
+const LIMIT_OVER: u32 = 1;
 const NFGENMSG_LEN: usize = 4;
 
 /// First 16-byte register.
@@ -562,6 +566,20 @@ impl Rule {
     pub(crate) fn remember(self, set: Set) -> Self {
         let attrs = Attrs::new().text(1, set.name).be32(3, DYNSET_UPDATE).be32(4, R1);
         self.expr("dynset", attrs)
+    }
+
+    /// The key that begins in `R1` comes more often than so many times a second, after as many at once. Each key has a
+    /// count of its own, which is forgotten with the key; what the set has no room for is never too often.
+    pub(crate) fn more_often(self, set: Set, per_second: u32) -> Self {
+        let limit = Attrs::new()
+            .be64(1, u64::from(per_second))
+            .be64(2, LIMIT_UNIT_SECONDS)
+            .be32(3, per_second)
+            .be32(4, LIMIT_OF_PACKETS)
+            .be32(5, LIMIT_OVER);
+        let count = Attrs::new().text(1, "limit").nest(2, limit);
+        let attrs = Attrs::new().text(1, set.name).be32(3, DYNSET_UPDATE).be32(4, R1);
+        self.expr("dynset", attrs.nest(7, count))
     }
 
     pub(crate) fn count(self) -> Self {

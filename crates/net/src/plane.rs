@@ -15,7 +15,7 @@ use crate::firewall::{self, INSIDE, TABLE};
 use crate::listeners::{self, Listeners, Listening};
 use crate::namespace;
 use crate::netlink::Socket;
-use crate::nft::Batch;
+use crate::nft::{self, Batch};
 use crate::route::{self, GATEWAY, MAC_FAR, Via, all_of, only};
 use crate::sys;
 use state::{Machine, Published, State};
@@ -41,6 +41,32 @@ pub struct PlaneConfig {
     pub dns: Ipv6Addr,
     /// Who on the host may call private networks of which the host is a member.
     pub host_access: HostAccess,
+    /// How often a Machine may call.
+    pub call_limits: CallLimits,
+}
+
+/// How often each Machine may call published addresses; what is beyond is dropped. 0: as often as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallLimits {
+    /// New connections a second, after as many at once. The caller's kernel sends a dropped SYN again, after a second
+    /// the first time.
+    pub connections_per_second: u32,
+    /// Datagrams to UDP services a second.
+    pub datagrams_per_second: u32,
+}
+
+/// Machines that called too often in the last [`CalledOften::SECONDS`], by their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CalledOften {
+    /// By connections.
+    pub connections: Vec<Ipv6Addr>,
+    /// By datagrams.
+    pub datagrams: Vec<Ipv6Addr>,
+}
+
+impl CalledOften {
+    /// How long it is known.
+    pub const SECONDS: u32 = firewall::CALLED_OFTEN_SECONDS;
 }
 
 /// Who may call a published address.
@@ -147,6 +173,25 @@ impl Plane {
     /// When a socket cannot be made, for example because a living proxy holds one.
     pub fn listeners(&self) -> Result<Listeners, NetError> {
         self.enter(listeners::open)?
+    }
+
+    /// Who called too often a moment ago.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn called_often(&self) -> Result<CalledOften, NetError> {
+        let read = |socket: &mut Socket, set| {
+            let elements = nft::elements(socket, TABLE, set)?;
+            let addr = |element: nft::Element| {
+                Some(Ipv6Addr::from(<[u8; 16]>::try_from(element.key.get(..16)?).ok()?))
+            };
+            Ok::<_, NetError>(elements.into_iter().filter_map(addr).collect())
+        };
+        self.enter(|| {
+            let mut socket = Socket::open_netfilter()?;
+            let connections = read(&mut socket, firewall::CALLED_OFTEN6)?;
+            Ok(CalledOften { connections, datagrams: read(&mut socket, firewall::SENT_OFTEN6)? })
+        })?
     }
 
     /// Makes one of them; the others may be held by a living proxy.

@@ -45,6 +45,12 @@ pub(crate) struct Config {
     pub(crate) armed_max: u32,
     /// Shims that are spawned before there is a Machine for them, at most; 0 for none. Each takes up to 1 MB.
     pub(crate) blank_max: u32,
+    /// Connections that one Machine may have to apps at once; 0 for as many as there are.
+    pub(crate) caller_connections_max: u32,
+    /// Connections that one Machine may open to apps in a second; 0 for as many as it likes.
+    pub(crate) caller_connections_per_second: u32,
+    /// Datagrams that one Machine may send to UDP services in a second; 0 for as many as it likes.
+    pub(crate) caller_datagrams_per_second: u32,
     /// How long a proxy that was replaced may go on for the connections that it still has.
     pub(crate) upgrade_drain_max: Length,
     /// Whether Machines above their baseline of CPU yield to others (`core::cpu`).
@@ -97,6 +103,9 @@ impl Default for Config {
             starts_max: 8,
             armed_max: 16,
             blank_max: 2,
+            caller_connections_max: 2_048,
+            caller_connections_per_second: 500,
+            caller_datagrams_per_second: 10_000,
             upgrade_drain_max: Length(Duration::from_secs(24 * 3600)),
             cpu_yield: false,
             host_access: HostAccess::All,

@@ -12,6 +12,7 @@ mod api;
 mod arming;
 mod ballast;
 mod blanks;
+mod calling;
 mod capacity;
 mod certificate;
 mod checks;
@@ -331,6 +332,10 @@ pub(crate) fn plane_config(paths: &Paths, config: &Config) -> PlaneConfig {
         shared_v4: config.shared_v4,
         dns: perch_core::address::RESOLVER,
         host_access: perch_net::HostAccess::All,
+        call_limits: perch_net::CallLimits {
+            connections_per_second: config.caller_connections_per_second,
+            datagrams_per_second: config.caller_datagrams_per_second,
+        },
     }
 }
 
@@ -394,6 +399,7 @@ async fn run(
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
     world.tracker.spawn(cpu::watch(world.clone()));
+    world.tracker.spawn(calling::watch(world.clone()));
     world.tracker.spawn(volumes::keep_snapshots(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
     let mut serving_traffic = world.proxy.serving();

@@ -168,6 +168,7 @@ fn settings(key: Option<String>) -> Settings {
         starts_max: 8,
         notes: false,
         source_key: key.map(SigningSeed),
+        caller_connections_max: 0,
     }
 }
 

@@ -20,6 +20,10 @@ use crate::shares::{Share, Shares};
 /// Of all connections at once, one source (a Machine, or the host in one network) has at most one in
 /// so many.
 const SOURCES_MIN: usize = 4;
+/// Of all connections one app has at most one in so many: whoever fills it leaves others theirs.
+const APPS_MIN: usize = 2;
+/// Of who is turned away it is told so often at the most.
+const TOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection is not taken for idle earlier: its caller may be about to ask.
 const IDLE_MIN: Duration =
     if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(1) };
@@ -79,6 +83,12 @@ impl Drop for Seat {
 pub(crate) struct Crowd {
     places: usize,
     seats: Rc<Seats>,
+    /// Connections of each source, without what else takes a seat.
+    calls: Rc<Shares<IpAddr>>,
+    /// Connections to each app, by its place in memory.
+    apps: Rc<Shares<usize>>,
+    /// When it was told last that somebody was turned away, and how many were since.
+    told: Cell<(Option<Instant>, u64)>,
     members: RefCell<HashMap<u64, Member>>,
     last: Cell<u64>,
     futile_until: Cell<Option<Instant>>,
@@ -87,7 +97,8 @@ pub(crate) struct Crowd {
 #[derive(Debug)]
 struct Member {
     source: IpAddr,
-    _share: Share<IpAddr>,
+    _shares: [Share<IpAddr>; 2],
+    app: Option<(usize, Share<usize>)>,
     idle: Rc<Idle>,
     task: AbortHandle,
 }
@@ -95,7 +106,8 @@ struct Member {
 /// A newcomer, who has a share but no task yet.
 pub(crate) struct Newcomer {
     source: IpAddr,
-    share: Share<IpAddr>,
+    shares: [Share<IpAddr>; 2],
+    app: Option<(usize, Share<usize>)>,
     pub(crate) number: u64,
     pub(crate) idle: Rc<Idle>,
 }
@@ -107,6 +119,9 @@ impl Crowd {
         Rc::new(Self {
             places,
             seats: Rc::new(Seats { limit, shares }),
+            calls: Shares::new(places),
+            apps: Shares::new((places / APPS_MIN).max(1)),
+            told: Cell::default(),
             members: RefCell::default(),
             last: Cell::new(0),
             futile_until: Cell::new(None),
@@ -123,27 +138,52 @@ impl Crowd {
         self.members.borrow().len()
     }
 
-    /// `None`: the source has its share, and uses all of it.
-    pub(crate) fn receive(&self, source: IpAddr) -> Option<Newcomer> {
-        let share = self.seats.shares.take(source).or_else(|| {
-            let now = Instant::now();
-            if self.futile_until.get().is_some_and(|until| now < until) {
-                return None;
-            }
-            if self.close_idle(|member| member.source == source) == 0 {
-                self.futile_until.set(Some(now + FUTILE_PAUSE));
-            }
-            self.seats.shares.take(source)
+    /// `None`: the source has its share, or as many connections as it may have, and uses all of it.
+    pub(crate) fn receive(&self, source: IpAddr, max: usize) -> Option<Newcomer> {
+        let take = || Some([self.calls.take_of(source, max)?, self.seats.shares.take(source)?]);
+        let shares = take().or_else(|| {
+            self.close_some(|member| member.source == source);
+            take()
         })?;
         let number = self.last.get() + 1;
         self.last.set(number);
         let idle = Idle { since: Cell::new(None), seats: Rc::clone(&self.seats), source };
-        Some(Newcomer { source, share, number, idle: Rc::new(idle) })
+        Some(Newcomer { source, shares, app: None, number, idle: Rc::new(idle) })
+    }
+
+    /// Lets a newcomer in to an app; false: that has its share of all connections, and uses all of it.
+    pub(crate) fn settle(&self, newcomer: &mut Newcomer, app: usize) -> bool {
+        let share = self.apps.take(app).or_else(|| {
+            self.close_some(|member| member.app.as_ref().is_some_and(|(own, _)| *own == app));
+            self.apps.take(app)
+        });
+        newcomer.app = share.map(|share| (app, share));
+        newcomer.app.is_some()
+    }
+
+    /// Somebody was turned away: how many were since it was told last, if it is to be told now.
+    pub(crate) fn turned_away(&self) -> Option<u64> {
+        let (now, (last, others)) = (Instant::now(), self.told.get());
+        let is_due = last.is_none_or(|last| last + TOLD_INTERVAL <= now);
+        self.told.set(if is_due { (Some(now), 0) } else { (last, others + 1) });
+        is_due.then_some(others)
+    }
+
+    /// Some of the idle ones among these, unless there were none a moment ago.
+    fn close_some(&self, of: impl Fn(&Member) -> bool) {
+        let now = Instant::now();
+        if self.futile_until.get().is_some_and(|until| now < until) {
+            return;
+        }
+        if self.close_idle(of) == 0 {
+            self.futile_until.set(Some(now + FUTILE_PAUSE));
+        }
     }
 
     pub(crate) fn enter(&self, newcomer: Newcomer, task: AbortHandle) {
-        let Newcomer { source, share, number, idle } = newcomer;
-        self.members.borrow_mut().insert(number, Member { source, _share: share, idle, task });
+        let Newcomer { source, shares, app, number, idle } = newcomer;
+        let member = Member { source, _shares: shares, app, idle, task };
+        self.members.borrow_mut().insert(number, member);
     }
 
     pub(crate) fn leave(&self, number: u64) {

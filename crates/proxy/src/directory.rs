@@ -335,6 +335,15 @@ impl Directory {
         Some((self.signer.stamp(caller, &who), consent))
     }
 
+    /// How many connections a caller may have.
+    pub(crate) fn connections_max_of(&self, caller: IpAddr) -> usize {
+        let state = self.state.borrow();
+        match state.settings.as_ref().map_or(0, |settings| settings.caller_connections_max) {
+            most @ 1.. if state.machine_at(caller).is_some() => most as usize,
+            _ => usize::MAX,
+        }
+    }
+
     /// Calls `read` with all apps, for DNS.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&mut dyn Iterator<Item = &Known>) -> T) -> T {
         read(&mut self.state.borrow().apps.values())

@@ -299,16 +299,23 @@ impl Door {
     /// Serves a caller, for whom a permit was forgotten.
     fn enter(&self, stream: TcpStream, caller: SocketAddr) {
         let limit = Rc::clone(&self.limit);
-        let Some(newcomer) = self.crowd.receive(caller.ip()) else {
-            tracing::debug!(%caller, "a caller that has its share of all connections");
-            tcp::reset(&stream);
-            limit.add_permits(1);
-            return;
+        let most = self.directory.connections_max_of(caller.ip());
+        let Some(mut newcomer) = self.crowd.receive(caller.ip(), most) else {
+            let to = self.destination(&stream, caller);
+            self.turn_away(&stream, to, "the caller has as many connections as it may have");
+            return limit.add_permits(1);
         };
+        let known = self.destination(&stream, caller);
+        if let Some(Target::App(app)) = known.as_ref().map(|(to, _)| &to.target)
+            && !self.crowd.settle(&mut newcomer, Rc::as_ptr(app).addr())
+        {
+            self.turn_away(&stream, known, "the app has half of all connections that there may be");
+            return limit.add_permits(1);
+        }
         let seat = Permit { limit, crowd: Rc::clone(&self.crowd), number: newcomer.number };
         let idle = Rc::clone(&newcomer.idle);
         let directory = Rc::clone(&self.directory);
-        let task = match self.destination(&stream, caller) {
+        let task = match known {
             Some((to, Route::Http)) => {
                 spawn_local(http::connection::serve(stream, directory, to, idle, seat))
             }
@@ -321,6 +328,19 @@ impl Door {
             }
         };
         self.crowd.enter(newcomer, task.abort_handle());
+    }
+
+    /// Resets a caller for whom there is no place. The app's log and the ledger hear of it, unless they did a moment ago.
+    fn turn_away(&self, stream: &TcpStream, to: Option<(Destination, Route)>, why: &str) {
+        tcp::reset(stream);
+        let Some((to, _)) = to else { return };
+        let (Some(others), Target::App(app)) = (self.crowd.turned_away(), &to.target) else {
+            return;
+        };
+        let caller = to.endpoints.caller.ip();
+        let more = format!("({others} more since it was told)");
+        app.log(None, &format!("a connection from {caller} was reset: {why} {more}"));
+        app.note_turned_away(to.cause(None), why.to_owned());
     }
 
     /// Where a caller wants to go; `None`: that is not known yet. Nearly all are told at once to HTTP, and have a task that

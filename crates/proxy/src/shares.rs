@@ -26,12 +26,17 @@ impl<K: Copy + Eq + Hash> Shares<K> {
 
     /// `None`: the source has all that one may have.
     pub(crate) fn take(self: &Rc<Self>, source: K) -> Option<Share<K>> {
+        self.take_of(source, self.each_max)
+    }
+
+    /// The same for one who may have no more than so much, if that is less.
+    pub(crate) fn take_of(self: &Rc<Self>, source: K, max: usize) -> Option<Share<K>> {
         let mut taken = self.taken.borrow_mut();
-        let count = taken.entry(source).or_insert(0);
-        if self.each_max <= *count {
+        let count = taken.get(&source).copied().unwrap_or(0);
+        if self.each_max.min(max) <= count {
             return None;
         }
-        *count += 1;
+        taken.insert(source, count + 1);
         Some(Share { shares: Rc::clone(self), source })
     }
 }

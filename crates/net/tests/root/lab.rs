@@ -10,7 +10,7 @@ use std::{env, fs, process};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg,
 };
-use perch_net::{Attach, HostAccess, Plane, PlaneConfig, Prefix, Prefix48, run_in};
+use perch_net::{Attach, CallLimits, HostAccess, Plane, PlaneConfig, Prefix, Prefix48, run_in};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, ipproto};
 
@@ -199,6 +199,7 @@ fn config(test: &str, index: u8) -> PlaneConfig {
         shared_v4: Ipv4Addr::new(192, 0, 2, 10 + index),
         dns: v6("fdaa::3"),
         host_access: HostAccess::All,
+        call_limits: CallLimits { connections_per_second: 500, datagrams_per_second: 10_000 },
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) fn settings(world: &World) -> Settings {
         starts_max: world.config.starts_max,
         notes: true,
         source_key: Some(SigningSeed(world.signing.seed())),
+        caller_connections_max: world.config.caller_connections_max,
     }
 }
 

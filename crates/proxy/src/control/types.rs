@@ -388,6 +388,9 @@ pub struct Settings {
     /// Whether the server takes [`FromProxy::Note`].
     #[serde(default)]
     pub notes: bool,
+    /// Connections that one Machine may have at once; 0: as many as there are places.
+    #[serde(default)]
+    pub caller_connections_max: u32,
     /// What signs `Fly-Src` (FC-41); of a server that has none, nothing is said of callers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_key: Option<SigningSeed>,

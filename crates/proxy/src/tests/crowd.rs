@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::world::*;
+use crate::control::{AddressKind, FromProxy, ToProxy};
 
 const KEEP: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Longer than a connection must be idle to be closed for another.
@@ -59,6 +60,62 @@ fn one_caller_has_a_share_of_all_places_and_others_have_the_rest() {
 }
 
 #[test]
+fn a_machine_has_as_many_connections_as_it_may_have_and_others_are_not_counted() {
+    run(|_| async {
+        let mut world = World::with_places(40).await;
+        let limited = settings_with(|settings| {
+            (settings.caller_connections_max, settings.notes) = (3, true);
+        });
+        world.send(limited).await;
+        let mut caller = app("started", 1);
+        caller.name = "caller".to_owned();
+        caller.addresses.clear();
+        caller.machines[0].id = "00000000000009".to_owned();
+        caller.machines[0].link_ip = Ipv4Addr::new(127, 0, 9, 1);
+        caller.machines[0].private_ip = "fdaa:0:7::9".parse().expect("an address");
+        world.send(ToProxy::App(app("started", machine(echo_heads).await))).await;
+        world.publish(caller).await;
+        // All of it is known when this is answered.
+        ask(&mut connect_from(3, world.http).await).await;
+        let mut greedy = Vec::new();
+        for _ in 0..5 {
+            greedy.push(try_from(1, world.raw).await);
+        }
+        let mut others = Vec::new();
+        for _ in 0..8 {
+            others.push(connect_from(2, world.raw).await);
+        }
+        for beyond in greedy.drain(3..) {
+            check_refused(beyond).await;
+        }
+        let told = loop {
+            if let FromProxy::Note(note) = world.heard().await {
+                break note.reason;
+            }
+        };
+        assert!(told.contains("as many connections as it may have"), "{told}");
+    });
+}
+
+#[test]
+fn one_app_has_half_of_all_places_and_its_idle_connections_make_room_for_its_next_ones() {
+    run(|_| async {
+        let mut world = World::with_places(16).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut first = connect_from(1, world.http).await;
+        ask(&mut first).await;
+        let mut raw = Vec::new();
+        for n in 0..7 {
+            raw.push(connect_from(n / 3 + 1, world.raw).await);
+        }
+        tokio::time::sleep(IDLE).await;
+        let _next = connect_from(4, world.raw).await;
+        assert_eq!(read_all(&mut first).await, "", "it was idle");
+        check_refused(try_from(4, world.raw).await).await;
+    });
+}
+
+#[test]
 fn the_longest_idle_connection_of_a_caller_makes_room_for_its_next_one() {
     run(|_| async {
         let mut world = World::with_places(8).await;
@@ -80,13 +137,17 @@ fn the_longest_idle_connection_of_a_caller_makes_room_for_its_next_one() {
 fn when_all_places_are_taken_the_longest_idle_connections_are_closed() {
     run(|_| async {
         let mut world = World::with_places(8).await;
-        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut view = app("started", machine(echo_heads).await);
+        // Which app is meant is not known before somebody asks: none has a share.
+        view.addresses[0].kind = AddressKind::Shared;
+        world.publish(view).await;
         let mut silent = Vec::new();
         for n in 0..8 {
             silent.push(connect_from(n / 2 + 1, world.http).await);
         }
         let mut other = connect_from(9, world.http).await;
-        let asked = tokio::time::timeout(Duration::from_secs(5), ask(&mut other)).await;
+        other.write_all(KEEP.as_bytes()).await.expect("the proxy reads");
+        let asked = tokio::time::timeout(Duration::from_secs(5), read_response(&mut other)).await;
         asked.expect("silent connections make room");
     });
 }

@@ -195,6 +195,7 @@ fn settings() -> Settings {
         starts_max: 8,
         notes: false,
         source_key: None,
+        caller_connections_max: 0,
     }
 }
 

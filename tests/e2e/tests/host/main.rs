@@ -23,6 +23,7 @@ mod deploy;
 mod dns;
 mod down;
 mod exec;
+mod fair;
 mod faults;
 mod firewall;
 mod freezing;
