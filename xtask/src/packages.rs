@@ -33,6 +33,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("h2load", "nghttp2-client"),
     ("haproxy", "haproxy"),
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
+    ("/usr/lib/python3/dist-packages/prometheus_client/__init__.py", "python3-prometheus-client"),
 ];
 
 /// What unit tests call; where it is missing they skip, unless they must not.

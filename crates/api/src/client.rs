@@ -19,14 +19,14 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::wire::{
-    App, AppPage, AppPatch, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease, CreateToken,
-    CreateVolume, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume, ImageInfo,
-    Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LedgerQuery, LogPage,
-    LogQuery, Machine, MachineFilter, MetadataValue, NewToken, Organization, OrganizationAnswer,
-    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RestartQuery,
-    RotateKeys, Secret, SecretPage, SecretsAnswer, SignalInput, Snapshot, SourceKeys, StartAnswer,
-    StopInput, Token, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume, WaitQuery,
-    Whoami,
+    App, AppPage, AppPatch, AppWhy, Asker, AssignIp, ConsoleInput, CreateApp, CreateRelease,
+    CreateToken, CreateVolume, DnsAnswer, Event, ExecAnswer, ExecInput, ExtendVolume,
+    ExtendedVolume, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput,
+    LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, MetadataValue, NewToken,
+    Organization, OrganizationAnswer, OrganizationPage, Process, RegionPage, Release,
+    ReleaseAnswer, ReleasePage, RestartQuery, RotateKeys, Secret, SecretPage, SecretsAnswer,
+    SignalInput, Snapshot, SourceKeys, StartAnswer, StopInput, Token, TokenPage, UpdateRelease,
+    UpdateSecrets, UpdateVolume, Volume, WaitQuery, Whoami,
 };
 
 pub use connection::ProxyStream;
@@ -517,6 +517,12 @@ impl Client {
         };
         let query = query_of([("name", name.to_owned()), ("type", kind.to_owned())]);
         self.get(format!("/perch/v1/{whose}/dns{query}")).await
+    }
+
+    /// Tells why the Machines of an app are awake or asleep just now, with so many callers, at most 100.
+    pub async fn read_why(&self, app: &str, callers_max: u32) -> Result<AppWhy> {
+        let query = query_of([("callers", callers_max.to_string())]);
+        self.get(format!("/perch/v1/apps/{}/why{query}", escape(app))).await
     }
 
     /// Reads the ledger; of `query.apps` only the first counts.

@@ -73,7 +73,10 @@ pub use signal::{BadSignal, Signal, SignalInput};
 pub use source_key::{RotateKeys, SourceKey, SourceKeys};
 pub use token::{CreateToken, NewToken, Token, TokenPage};
 pub use volume::{CreateVolume, ExtendVolume, ExtendedVolume, Snapshot, UpdateVolume, Volume};
-pub use why::{LedgerEvent, LedgerPage, LedgerPhase, LedgerQuery, Trigger};
+pub use why::{
+    AppWhy, CallerWhy, LedgerEvent, LedgerPage, LedgerPhase, LedgerQuery, MachineWhy, Trigger,
+    WhyReason,
+};
 
 pub use perch_core::base64::{decode_base64, encode_base64};
 

@@ -14,7 +14,7 @@ const WRITE: &str = "PERCH_WRITE_DOCS";
 /// Commands that flyctl does not have, and what they do.
 const OWN: [(&str, &str); 1] = [(
     "why",
-    "since when and why Machines are awake or asleep, and who woke them; with `--events` the server's ledger",
+    "who keeps Machines awake just now, or in how long they sleep and what forbids it, and who woke them; with `--events` the server's ledger",
 )];
 /// The same wherever flyctl has them.
 const COMMON: [&str; 6] = ["app", "config", "json", "org", "region", "yes"];

@@ -56,6 +56,7 @@
 //!   empty because the caller just left: release the claim (and feed its edge).
 //! - `Fail`: answer and remove the first `waiters` of the queue; send no `Demand`.
 //! - `Drained`: send it.
+//! - `Vetoed`: write it down.
 //!
 //! **From the server**: `App` → [`Event::PoolChanged`] with all Machines (also those without
 //! services: they are ignored); `StartDone`, `StopDone`, `Drain`, `Undrain` → the events of that
@@ -111,6 +112,7 @@ mod aimed;
 mod few;
 mod health;
 mod machine;
+mod outlook;
 mod pools;
 mod recall;
 mod route;
@@ -127,6 +129,7 @@ use machine::{Drain, Machine, Turn};
 use pools::{PoolClock, PoolKey, Segment};
 
 pub use aimed::AimedChoice;
+pub use outlook::{Outlook, Veto};
 pub use route::{Admission, Choice, Claim, Edge, Endpoint, HoldReason, Pressure, Route};
 pub use slots::StartSlots;
 
@@ -444,6 +447,15 @@ pub enum Effect {
         /// What to tell them.
         reason: FailReason,
     },
+    /// A sleep was due and does not happen: for the record, once until the Machine is used again.
+    Vetoed {
+        /// The Machine.
+        machine: MachineId,
+        /// The run that goes on.
+        run: u64,
+        /// Why.
+        veto: Veto,
+    },
     /// Answer a drain.
     Drained {
         /// The Machine.
@@ -573,6 +585,9 @@ impl Balancer {
             Event::ServerReady => self.on_server_ready(),
         }
         self.decide(now);
+        if !is_edge {
+            self.note_vetoes(now);
+        }
         if !(is_edge && self.mutant == Mutant::TimerLost) {
             self.timeout = self.next_timeout(now);
         }
@@ -581,6 +596,7 @@ impl Balancer {
     /// To be called at [`Self::poll_timeout`] or later; earlier does no harm.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.decide(now);
+        self.note_vetoes(now);
         self.timeout = self.next_timeout(now);
     }
 

@@ -8,10 +8,17 @@
 //!     queue     wake     admit     connect      answer
 //! ```
 
-use std::collections::VecDeque;
+use std::borrow::Borrow;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::time::Timestamp;
+
+mod histogram;
+
+pub use histogram::{BOUNDS_MICROS, Histogram};
 
 /// How deep a Machine was asleep before it was woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,18 +123,26 @@ impl Marks {
     }
 }
 
-/// The newest records of something, oldest first, each with a number that only grows.
+/// The newest records of many owners, oldest first, each with a number that only grows.
+///
+/// When it is full whoever has most of it loses his oldest record: one owner alone may fill it, and none can push out
+/// what others have, as long as those have no more than their equal share.
 #[derive(Debug, Clone)]
-pub struct Ring<T> {
-    records: VecDeque<(u64, T)>,
+pub struct Ring<K, T> {
+    records: BTreeMap<u64, (K, T)>,
+    /// The numbers that each owner has.
+    owned: BTreeMap<K, VecDeque<u64>>,
+    /// Owners by how many that are; of equals the one whose oldest record is older comes last.
+    by_len: BTreeSet<(usize, Reverse<u64>, K)>,
     limit: usize,
     last: u64,
 }
 
-impl<T> Ring<T> {
+impl<K: Ord + Clone, T> Ring<K, T> {
     /// Makes one that keeps so many, at least one.
     pub fn new(limit: usize) -> Self {
-        Self { records: VecDeque::new(), limit: limit.max(1), last: 0 }
+        let (records, owned, by_len) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { records, owned, by_len, limit: limit.max(1), last: 0 }
     }
 
     /// The number that a record gets which comes now: `wish`, or the next one after all that were there.
@@ -136,15 +151,39 @@ impl<T> Ring<T> {
     }
 
     /// Adds a record; one whose number is not larger than all before is left out.
-    pub fn push(&mut self, number: u64, record: T) {
+    pub fn push(&mut self, number: u64, owner: K, record: T) {
         if number <= self.last {
             return;
         }
         self.last = number;
-        if self.records.len() == self.limit {
-            self.records.pop_front();
+        self.change(&owner, |numbers| numbers.push_back(number));
+        self.records.insert(number, (owner, record));
+        if self.limit < self.records.len() {
+            self.lose_one();
         }
-        self.records.push_back((number, record));
+    }
+
+    fn lose_one(&mut self) {
+        let Some((_, Reverse(oldest), owner)) = self.by_len.last().cloned() else { return };
+        self.records.remove(&oldest);
+        self.change(&owner, |numbers| {
+            numbers.pop_front();
+        });
+    }
+
+    fn change(&mut self, owner: &K, change: impl FnOnce(&mut VecDeque<u64>)) {
+        let place = |numbers: &VecDeque<u64>| {
+            numbers.front().map(|oldest| (numbers.len(), Reverse(*oldest), owner.clone()))
+        };
+        let numbers = self.owned.entry(owner.clone()).or_default();
+        if let Some(former) = place(numbers) {
+            self.by_len.remove(&former);
+        }
+        change(numbers);
+        match place(numbers) {
+            Some(place) => drop(self.by_len.insert(place)),
+            None => drop(self.owned.remove(owner)),
+        }
     }
 
     /// The number of the newest record; 0: none has come.
@@ -154,8 +193,17 @@ impl<T> Ring<T> {
 
     /// The records behind this number, oldest first.
     pub fn after(&self, number: u64) -> impl DoubleEndedIterator<Item = (u64, &T)> {
-        let begin = self.records.partition_point(|(own, _)| *own <= number);
-        self.records.range(begin..).map(|(own, record)| (*own, record))
+        let behind = (Bound::Excluded(number), Bound::Unbounded);
+        self.records.range(behind).map(|(own, (_, record))| (*own, record))
+    }
+
+    /// The records of one owner, oldest first.
+    pub fn of<Q: Ord + ?Sized>(&self, owner: &Q) -> impl DoubleEndedIterator<Item = &T>
+    where
+        K: Borrow<Q>,
+    {
+        let numbers = self.owned.get(owner).into_iter().flatten();
+        numbers.filter_map(|number| self.records.get(number)).map(|(_, record)| record)
     }
 }
 

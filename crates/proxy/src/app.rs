@@ -8,8 +8,10 @@
 mod aimed;
 mod alarm;
 mod checks;
+mod counts;
 mod guard;
 mod heartbeat;
+mod live;
 mod nap;
 mod thaw;
 mod wait;
@@ -266,6 +268,7 @@ pub(crate) struct App {
     /// How each came up last.
     wakes: RefCell<BTreeMap<MachineId, wait::Awaking>>,
     quota: Cell<Quota>,
+    pub(crate) counts: counts::Counts,
     /// What thaws them.
     freezers: RefCell<BTreeMap<MachineId, Freezer>>,
     naps: nap::Naps,
@@ -311,6 +314,7 @@ impl App {
             woken: RefCell::default(),
             wakes: RefCell::default(),
             quota: Cell::new(Quota::new(NOTES_PER_SECOND)),
+            counts: counts::Counts::default(),
             freezers: RefCell::default(),
             naps: nap::Naps::default(),
             refused: RefCell::default(),
@@ -641,6 +645,9 @@ impl App {
             }
             Effect::Recalled { machine } => self.naps.go_on(machine),
             Effect::Fail { port, waiters, reason } => self.fail(port, waiters, &reason),
+            Effect::Vetoed { machine, run, veto } => {
+                self.note_veto(machine, run, live::reason(veto).text);
+            }
             Effect::Drained { machine, token, in_flight } => {
                 self.checks.rest(machine);
                 self.upstreams.close(machine);

@@ -12,12 +12,14 @@
 mod checks;
 mod handover;
 mod link;
+mod live;
 mod types;
 
 pub use checks::{CheckResult, CheckView, HttpCheckView};
 pub use handover::{Handover, HandoverError, Listeners, NamedListeners};
 pub(crate) use link::{Lines, encode, send_hello};
 pub use link::{Link, LinkError, LinkReceiver, LinkSender};
+pub use live::{AppCounts, HELD, HELD_TEXT, Live, LiveCaller, LiveMachine, Reason};
 pub use types::{
     AddressKind, AddressView, AllowView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, HttpView,
     LINE_BYTES_MAX, MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView,

@@ -78,6 +78,15 @@ fn service(view: &control::ServiceView) -> ServiceSpec {
     }
 }
 
+/// How a Machine sleeps, for the server.
+pub(crate) fn shown_autostop(autostop: Autostop) -> control::Autostop {
+    match autostop {
+        Autostop::Off => control::Autostop::Off,
+        Autostop::Stop => control::Autostop::Stop,
+        Autostop::Suspend => control::Autostop::Suspend,
+    }
+}
+
 pub(crate) fn check(view: &control::CheckView) -> CheckSpec {
     let kind = match &view.http {
         None => CheckKind::Tcp,

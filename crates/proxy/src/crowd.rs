@@ -11,10 +11,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use perch_core::time::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::presence::{Presence, What};
 use crate::shares::{Share, Shares};
 
 /// Of all connections at once, one source (a Machine, or the host in one network) has at most one in
@@ -33,10 +35,11 @@ const CLOSED_AT_ONCE: usize = 100;
 /// After a look that found nothing to close, the next one waits for so long.
 const FUTILE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether a connection waits for its caller to ask, and since when; and where it may get more places.
+/// Whether a connection waits for its caller to ask, and since when; what it does else; and where it may get more places.
 #[derive(Debug)]
 pub(crate) struct Idle {
     since: Cell<Option<Instant>>,
+    pub(crate) presence: Presence,
     seats: Rc<Seats>,
     source: IpAddr,
 }
@@ -44,6 +47,7 @@ pub(crate) struct Idle {
 impl Idle {
     pub(crate) fn begin(&self, now: Instant) {
         self.since.set(Some(now));
+        self.presence.begin(What::Nothing, Timestamp::ZERO);
     }
 
     pub(crate) fn end(&self) {
@@ -147,7 +151,8 @@ impl Crowd {
         })?;
         let number = self.last.get() + 1;
         self.last.set(number);
-        let idle = Idle { since: Cell::new(None), seats: Rc::clone(&self.seats), source };
+        let (since, presence, seats) = (Cell::new(None), Presence::new(), Rc::clone(&self.seats));
+        let idle = Idle { since, presence, seats, source };
         Some(Newcomer { source, shares, app: None, number, idle: Rc::new(idle) })
     }
 
@@ -190,6 +195,18 @@ impl Crowd {
         // One that was closed is no member any more.
         let left = self.members.borrow_mut().remove(&number);
         drop(left);
+    }
+
+    /// Who is connected now, to be given to [`Self::look`] piece by piece.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        self.members.borrow().keys().copied().collect()
+    }
+
+    /// Shows what those of them do who are still connected.
+    pub(crate) fn look(&self, numbers: &[u64], mut see: impl FnMut(&Presence)) {
+        let members = self.members.borrow();
+        let present = numbers.iter().filter_map(|number| members.get(number));
+        present.for_each(|member| see(&member.idle.presence));
     }
 
     /// Closes some of the longest idle, whoever they are.

@@ -344,6 +344,13 @@ impl Directory {
         }
     }
 
+    /// An app, and where it is called.
+    pub(crate) fn find(&self, name: &str) -> Option<(Rc<App>, Box<[AddressView]>)> {
+        let state = self.state.borrow();
+        let known = state.apps.get(name)?;
+        Some((Rc::clone(&known.app), known.addresses.clone()))
+    }
+
     /// Calls `read` with all apps, for DNS.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&mut dyn Iterator<Item = &Known>) -> T) -> T {
         read(&mut self.state.borrow().apps.values())
@@ -421,6 +428,9 @@ impl Directory {
                     }
                     None => tracing::error!(machine, "a freezer came without its descriptors"),
                 }
+            }
+            ToProxy::Live { .. } | ToProxy::Counts { .. } => {
+                debug_assert!(false, "its session answers it");
             }
             ToProxy::Undrain { machine, run } => self.for_machine(&machine, |app, machine| {
                 app.handle(balancer::Event::Undrain { machine, run });
@@ -557,7 +567,7 @@ impl Directory {
         self.filled.send_replace(true);
     }
 
-    fn apps(&self) -> Vec<Rc<App>> {
+    pub(crate) fn apps(&self) -> Vec<Rc<App>> {
         self.state.borrow().apps.values().map(|known| Rc::clone(&known.app)).collect()
     }
 }

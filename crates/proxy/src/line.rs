@@ -31,6 +31,7 @@ use crate::clock::Ticker;
 use crate::directory::Destination;
 use crate::idleness::Idleness;
 use crate::moderation;
+use crate::presence::Presence;
 use crate::tcp::unless_reset;
 use crate::websocket::Socket;
 
@@ -39,6 +40,7 @@ use crate::websocket::Socket;
 pub(crate) struct Line<'a> {
     place: &'a Place,
     to: &'a Destination,
+    presence: &'a Presence,
     naps: Option<Duration>,
     start_timeout: Duration,
     quiet: Cell<Quiet>,
@@ -55,10 +57,16 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    pub(crate) fn new(place: &'a Place, to: &'a Destination, facts: &PortFacts) -> Self {
+    pub(crate) fn new(
+        place: &'a Place,
+        to: &'a Destination,
+        facts: &PortFacts,
+        presence: &'a Presence,
+    ) -> Self {
         Self {
             place,
             to,
+            presence,
             naps: place.naps(),
             start_timeout: facts.start_timeout,
             quiet: Cell::new(Quiet::begun(moderation::turn())),
@@ -200,6 +208,7 @@ impl<'a> Line<'a> {
                 continue;
             }
             self.place.park();
+            self.presence.set_resting(true);
             while self.place.is_parked() && !self.ahead.get() {
                 self.changed.notified().await;
             }
@@ -291,6 +300,7 @@ impl<'a> Line<'a> {
     fn unpark(&self, origin: Origin) -> bool {
         let unparked = self.place.unpark(origin).is_ok();
         if unparked {
+            self.presence.set_resting(false);
             self.changed.notify_one();
         }
         unparked
@@ -301,6 +311,7 @@ impl<'a> Line<'a> {
         let deadline = Instant::now() + self.start_timeout;
         let cause = self.to.cause(Some("the next byte of a connection".to_owned()));
         self.place.recall(origin, deadline, cause).await?;
+        self.presence.set_resting(false);
         self.changed.notify_one();
         Ok(())
     }

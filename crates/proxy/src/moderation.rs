@@ -35,6 +35,18 @@ pub(crate) fn count() {
     HERE.with_borrow_mut(|it| it.messages = it.messages.saturating_add(1));
 }
 
+/// One request came to this thread: counts it, and says when as [`turn`] does.
+pub(crate) fn count_request() -> Timestamp {
+    if cfg!(test) {
+        count();
+        return clock::now();
+    }
+    HERE.with_borrow_mut(|it| {
+        it.messages = it.messages.saturating_add(1);
+        it.busy_since
+    })
+}
+
 /// One piece of a raw connection was passed on by this thread. Large ones are parts of a stream, which gains nothing
 /// when it is made to wait.
 pub(crate) fn count_piece(bytes: usize) {

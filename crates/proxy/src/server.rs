@@ -21,6 +21,7 @@ use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
 use crate::crowd::{Crowd, Idle};
 use crate::directory::{Destination, Directory, Target};
+use crate::live::Visitors;
 use crate::{Endpoints, Options, ProxyError, dns, http, moderation, tcp, udp};
 
 /// Connections of callers at once; more wait in the kernel's queue. 60,000 idle ones are 0.1 GB here.
@@ -46,6 +47,8 @@ const ACCEPT_QUEUE_MAX: usize = 4096;
 const REPORT_DELAY: Duration = Duration::from_millis(2);
 /// What piled up meanwhile goes out by one write.
 const BATCH: usize = 64;
+/// Apps whose numbers are told by one line: 0.1 MB.
+const COUNTS_AT_ONCE: usize = 512;
 /// Pause after a failed accept, which means that descriptors or memory ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How often it is looked for idle connections while all places are taken.
@@ -127,12 +130,16 @@ pub(crate) fn start_with(
     let (open, closed) = mpsc::channel(1);
     let udp =
         udp::start(&listeners.udp6, &directory, &door.options, sessions_max, Open(open.clone()));
-    accepting.push(udp.map_err(failed)?);
+    let (udp, receiving) = udp.map_err(failed)?;
+    accepting.push(receiving);
     let answering = dns::start(&listeners, &directory, Open(open))?;
     let failed = |source| ProxyError::Listener { name: "control", source };
     control.set_nonblocking(true).map_err(failed)?;
     let control = UnixListener::from_std(control).map_err(failed)?;
-    spawn_local(accept_servers(control, directory, Rc::clone(&listeners)));
+    // What is kept here must not keep the socket open: a successor waits for its end.
+    let (crowd, udp) = (Rc::clone(&door.crowd), Rc::downgrade(&udp));
+    let visitors = Rc::new(Visitors { directory, crowd, udp });
+    spawn_local(accept_servers(control, visitors, Rc::clone(&listeners)));
     Ok(Running { door, listeners, accepting, answering, closed, connections_max })
 }
 
@@ -317,6 +324,8 @@ impl Door {
         let directory = Rc::clone(&self.directory);
         let task = match known {
             Some((to, Route::Http)) => {
+                idle.presence.set_ends(to.endpoints);
+                let seat = (Visit::of(&to), seat);
                 spawn_local(http::connection::serve(stream, directory, to, idle, seat))
             }
             to => {
@@ -401,10 +410,13 @@ async fn serve_one(
             None => return,
         },
     };
+    idle.presence.set_ends(to.endpoints);
+    let visit = Visit::of(&to);
     match route {
-        Route::Http => Box::pin(http::connection::serve(stream, directory, to, idle, ())).await,
+        Route::Http => Box::pin(http::connection::serve(stream, directory, to, idle, visit)).await,
         Route::Raw(app, facts) => {
             Box::pin(tcp::serve(stream, (directory, idle), to, app, facts)).await;
+            drop(visit);
         }
         Route::Unsupported(app) => {
             let port = to.endpoints.dest.port();
@@ -445,6 +457,24 @@ fn endpoints(stream: &TcpStream, caller: SocketAddr, options: &Options) -> Optio
     })
 }
 
+/// A connection, as it is counted.
+struct Visit(Rc<crate::app::App>);
+
+impl Visit {
+    /// Of a shared address nobody knows yet whom it is for.
+    fn of(to: &Destination) -> Option<Self> {
+        let Target::App(app) = &to.target else { return None };
+        app.counts.note_connect();
+        Some(Self(Rc::clone(app)))
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.counts.note_disconnect();
+    }
+}
+
 /// How a new connection is served.
 enum Route {
     Http,
@@ -470,7 +500,7 @@ fn route(to: &Destination) -> Route {
 }
 
 /// Serves one server at a time; the newest wins.
-async fn accept_servers(control: UnixListener, directory: Rc<Directory>, listeners: Rc<Listeners>) {
+async fn accept_servers(control: UnixListener, visitors: Rc<Visitors>, listeners: Rc<Listeners>) {
     let mut former: Option<AbortHandle> = None;
     loop {
         let stream = match control.accept().await {
@@ -484,41 +514,49 @@ async fn accept_servers(control: UnixListener, directory: Rc<Directory>, listene
         if let Some(former) = former.take() {
             former.abort();
         }
-        directory.server_lost();
-        let session = session(stream, Rc::clone(&directory), Rc::clone(&listeners));
+        visitors.directory.server_lost();
+        let session = session(stream, Rc::clone(&visitors), Rc::clone(&listeners));
         former = Some(spawn_local(session).abort_handle());
     }
 }
 
-async fn session(stream: UnixStream, directory: Rc<Directory>, listeners: Rc<Listeners>) {
+async fn session(stream: UnixStream, visitors: Rc<Visitors>, listeners: Rc<Listeners>) {
     tracing::info!("a server has connected");
-    if let Err(error) = talk(stream, &directory, &listeners).await {
+    if let Err(error) = talk(stream, &visitors, &listeners).await {
         tracing::info!(%error, "the server is gone");
     }
-    directory.server_lost();
+    visitors.directory.server_lost();
 }
 
 async fn talk(
     stream: UnixStream,
-    directory: &Directory,
+    visitors: &Rc<Visitors>,
     listeners: &Listeners,
 ) -> Result<(), LinkError> {
+    let directory = &visitors.directory;
     send_hello(&stream, listeners, directory.server.thawed_runs()).await?;
     let (read, write) = stream.into_split();
     directory.begin_snapshot();
     let outbox = directory.server.connected();
     tokio::select! {
-        done = listen(Lines::new(read), directory) => done,
+        done = listen(Lines::new(read), visitors) => done,
         done = speak(write, outbox) => done,
     }
 }
 
-async fn listen(mut lines: Lines, directory: &Directory) -> Result<(), LinkError> {
+async fn listen(mut lines: Lines, visitors: &Rc<Visitors>) -> Result<(), LinkError> {
     loop {
         match lines.next::<ToProxy>().await {
+            Ok(ToProxy::Counts { token }) => {
+                spawn_local(count(Rc::clone(visitors), token));
+            }
+            Ok(ToProxy::Live { app, token, callers_max }) => {
+                let callers_max = usize::try_from(callers_max).unwrap_or(usize::MAX);
+                spawn_local(answer(Rc::clone(visitors), app, token, callers_max));
+            }
             Ok(message) => {
                 let descriptors = lines.take_descriptors(descriptors_of(&message));
-                directory.apply(message, descriptors);
+                visitors.directory.apply(message, descriptors);
             }
             Err(LinkError::Message(error)) => {
                 tracing::error!(%error, "a message of the server is skipped");
@@ -527,6 +565,24 @@ async fn listen(mut lines: Lines, directory: &Directory) -> Result<(), LinkError
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Beside everything else: nothing that is asked of us waits for it.
+async fn answer(visitors: Rc<Visitors>, app: String, token: u64, callers_max: usize) {
+    let live = visitors.of(&app, callers_max).await.map(Box::new);
+    visitors.directory.server.tell(FromProxy::Live { token, live });
+}
+
+/// In pieces that fit a line, between which everybody else has his turn.
+async fn count(visitors: Rc<Visitors>, token: u64) {
+    let apps = visitors.directory.apps();
+    for apps in apps.chunks(COUNTS_AT_ONCE) {
+        let apps = apps.iter().filter_map(|app| app.counted()).collect();
+        visitors.directory.server.tell(FromProxy::Counts { token, apps, last: false });
+        tokio::task::yield_now().await;
+    }
+    let last = FromProxy::Counts { token, apps: Vec::new(), last: true };
+    visitors.directory.server.tell(last);
 }
 
 /// How many come with it.

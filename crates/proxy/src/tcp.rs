@@ -16,6 +16,7 @@ use crate::directory::{Destination, Directory};
 use crate::identity::Consent;
 use crate::line::Line;
 use crate::moderation;
+use crate::presence::What;
 use crate::proxy_header::ProxyHeader;
 use crate::upstream::{self, NoConnection, Used};
 
@@ -53,6 +54,7 @@ pub(crate) async fn serve(
     app: Rc<App>,
     facts: PortFacts,
 ) {
+    idle.presence.begin(What::Raw, moderation::turn());
     let mut caller = Stream::midway(caller);
     let guarded = facts.guarded.then(|| directory.ruling(&to, (&app, to.port()), Asked::Bytes));
     let connected = match guarded {
@@ -75,7 +77,7 @@ pub(crate) async fn serve(
     {
         return;
     }
-    let line = Line::new(&place, &to, &facts);
+    let line = Line::new(&place, &to, &facts, &idle.presence);
     if relay(&mut caller.tcp, &mut machine.tcp, &line, Said::default()).await.is_ok() {
         caller.midway = false;
         machine.midway = false;

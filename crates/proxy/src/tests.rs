@@ -13,6 +13,7 @@ mod http;
 mod http2;
 mod identity;
 mod leaving;
+mod live;
 mod lost;
 mod nginx;
 mod notes;

@@ -35,8 +35,9 @@ use perch_core::ids::MachineId;
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::app::{PortFacts, Protocol};
+use crate::app::{App, PortFacts, Protocol};
 use crate::directory::{Destination, Directory, Target};
+use crate::live::Seen;
 use crate::server::Open;
 use crate::shares::Shares;
 use crate::{Endpoints, Options};
@@ -87,7 +88,7 @@ pub(crate) fn start(
     options: &Rc<Options>,
     sessions_max: usize,
     open: Open,
-) -> io::Result<AbortHandle> {
+) -> io::Result<(Rc<Udp>, AbortHandle)> {
     let socket = crate::dns::udp_socket(listener)?;
     let udp = Rc::new(Udp {
         directory: Rc::clone(directory),
@@ -104,7 +105,8 @@ pub(crate) fn start(
         tally: Tally::default(),
         _open: open,
     });
-    Ok(spawn_local(udp.receive()).abort_handle())
+    let receiving = spawn_local(Rc::clone(&udp).receive()).abort_handle();
+    Ok((udp, receiving))
 }
 
 impl Udp {
@@ -191,6 +193,12 @@ impl Udp {
         let exit = Rc::new(exit);
         self.exits.borrow_mut().insert(at, Rc::downgrade(&exit));
         Ok(exit)
+    }
+
+    /// Shows the sessions that an app has or that wait for it.
+    pub(crate) fn see(&self, app: &Rc<App>, mut see: impl FnMut(Seen)) {
+        let sessions = self.sessions.borrow();
+        sessions.values().filter_map(|session| session.seen(app)).for_each(&mut see);
     }
 
     fn listens(&self, at: &Endpoint) -> bool {

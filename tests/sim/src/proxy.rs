@@ -11,7 +11,7 @@ use perch_core::balancer::{
     Settings, StartOutcome, StartSlots, StopReason, ThawOutcome,
 };
 use perch_core::checks::Status;
-use perch_core::ids::Region;
+use perch_core::ids::{MachineId, Region};
 use perch_core::lifecycle::MachineState;
 use perch_core::service::PublishedPort;
 use perch_core::time::Timestamp;
@@ -657,10 +657,19 @@ impl World {
                 Effect::Fail { port, waiters, reason } => {
                     self.send_away(app, port, waiters, &reason);
                 }
+                Effect::Vetoed { machine, run, .. } => self.check_veto(app, machine, run),
                 Effect::Drained { machine, token, in_flight } => {
                     self.answer_drain(index(machine), token, in_flight);
                 }
             }
+        }
+    }
+
+    /// It is told only of what could have slept otherwise.
+    fn check_veto(&mut self, app: usize, machine: MachineId, run: u64) {
+        let outlook = self.balancer_mut(app).and_then(|balancer| balancer.outlook(machine));
+        if outlook.is_none_or(|it| it.run != run || it.load != 0 || it.vetoes.is_empty()) {
+            self.fail(&format!("{machine} could not have slept, and a veto is told of it"));
         }
     }
 

@@ -65,6 +65,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         | Route::CurrentRelease(app)
         | Route::Logs(app)
         | Route::AppDns(app)
+        | Route::AppWhy(app)
         | Route::Console(app, _)
         | Route::Uploads(app)
         | Route::Upload(app, _)
@@ -88,7 +89,7 @@ pub(super) fn rule<'a>(route: &'a Route, method: &Method) -> (Effect, Subject<'a
         },
         Route::Release(id) => Subject::Release(id),
         Route::Organization(slug) | Route::OrganizationDns(slug) => Subject::Organization(slug),
-        Route::Organizations | Route::Info | Route::WhyEvents => Subject::Cut,
+        Route::Organizations | Route::Info | Route::WhyEvents | Route::Metrics => Subject::Cut,
         Route::Description | Route::Regions | Route::Registry | Route::Whoami => Subject::Common,
         Route::Keys | Route::Tokens | Route::Token(_) => Subject::Host,
     };

@@ -35,6 +35,14 @@ pub(super) fn json_text(text: Bytes) -> Answer {
     answer
 }
 
+/// An answer of text.
+pub(super) fn text(media_type: &'static str, text: String) -> Answer {
+    let mut answer = empty(StatusCode::OK);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    *answer.body_mut() = Full::new(text.into());
+    answer
+}
+
 pub(super) fn done() -> Outcome {
     json(&Done { ok: true })
 }

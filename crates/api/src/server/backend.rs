@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{BodyStream, Peer, TokenHolder};
 use crate::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    ApiError, App, AppPatch, AppWhy, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
     LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
@@ -385,6 +385,12 @@ pub trait Backend: Send + Sync + 'static {
         name: String,
         kind: String,
     ) -> impl BackendFuture<DnsAnswer>;
+    /// Tells why the Machines of an app are awake or asleep just now, with so many callers at most.
+    fn read_why(&self, peer: Peer, app: String, callers_max: u32) -> impl BackendFuture<AppWhy>;
+
+    /// Writes the metrics in the text that Prometheus reads, of these apps only if they are given.
+    fn read_metrics(&self, peer: Peer, apps: Option<Vec<String>>) -> impl BackendFuture<String>;
+
     /// Reads the ledger behind `query.after`. When there is nothing it waits for a record up to `query.hold`, then
     /// answers an empty page.
     fn read_ledger(&self, peer: Peer, query: LedgerQuery) -> impl BackendFuture<LedgerPage>;

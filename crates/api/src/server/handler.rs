@@ -229,7 +229,9 @@ async fn dispatch<B: Backend>(mut call: Call<B>, route: Route) -> Outcome {
             volume_handler::answer(call, route).await
         }
         Route::Logs(app) => logs(call, app).await,
+        Route::Metrics => why_handler::metrics(call).await,
         Route::WhyEvents => why_handler::events(call).await,
+        Route::AppWhy(app) => why_handler::now(call, app).await,
         Route::Proxy(app) => tunnel::open(call, app).await,
         Route::Console(app, id) => tunnel::open_console(call, &app, &id).await,
         Route::Machines(_)

@@ -53,10 +53,12 @@ pub(super) const PATHS: &[&str] = &[
     "/api/v1/apps/{app}/releases",
     "/api/v1/apps/{app}/releases/current",
     "/api/v1/apps/{app}/logs",
+    "/metrics",
     "/perch/v1/info",
     "/perch/v1/whoami",
     "/perch/v1/why/events",
     "/perch/v1/apps/{app}/dns",
+    "/perch/v1/apps/{app}/why",
     "/perch/v1/apps/{app}/machines/{id}/console",
     "/perch/v1/organizations/{org}/dns",
     "/perch/v1/keys",
@@ -100,7 +102,9 @@ pub(super) enum Route {
     Info,
     Whoami,
     WhyEvents,
+    Metrics,
     AppDns(String),
+    AppWhy(String),
     Console(String, String),
     OrganizationDns(String),
     Keys,
@@ -149,7 +153,9 @@ impl Route {
             ["v2", rest @ ..] => registry(rest),
             ["perch", "v1", "info"] => Ok(Some(Self::Info)),
             ["perch", "v1", "whoami"] => Ok(Some(Self::Whoami)),
+            ["metrics"] => Ok(Some(Self::Metrics)),
             ["perch", "v1", "why", "events"] => Ok(Some(Self::WhyEvents)),
+            ["perch", "v1", "apps", app, "why"] => Ok(Some(Self::AppWhy(name(app)?))),
             ["perch", "v1", "apps", app, "dns"] => Ok(Some(Self::AppDns(name(app)?))),
             ["perch", "v1", "apps", app, "machines", id, "console"] => {
                 Ok(Some(Self::Console(name(app)?, name(id)?)))
@@ -199,7 +205,9 @@ impl Route {
             | Self::Info
             | Self::Whoami
             | Self::WhyEvents
+            | Self::Metrics
             | Self::AppDns(_)
+            | Self::AppWhy(_)
             | Self::OrganizationDns(_)
             | Self::Registry => "GET",
         }

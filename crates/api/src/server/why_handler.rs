@@ -1,14 +1,23 @@
-//! Why Machines are awake or asleep: the ledger.
+//! Why Machines are awake or asleep: just now, in the ledger, and in numbers.
 
 use std::time::Duration;
 
-use super::answer::{Outcome, json};
+use super::answer::{Outcome, json, text};
 use super::handler::{Call, LOG_HOLD_MAX};
 use super::{Backend, Peer, Phase, access, reached};
 use crate::wire::{ApiError, LedgerPage, LedgerQuery};
 
 const EVENTS_LEN_DEFAULT: u64 = 100;
 const EVENTS_LEN_MAX: u64 = 1000;
+const CALLERS_LEN_DEFAULT: u64 = 20;
+const CALLERS_LEN_MAX: u64 = 100;
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) async fn now<B: Backend>(call: Call<B>, app: String) -> Outcome {
+    let callers = call.query()?.number("callers")?.unwrap_or(CALLERS_LEN_DEFAULT);
+    let callers_max = u32::try_from(callers.min(CALLERS_LEN_MAX)).unwrap_or(u32::MAX);
+    json(&call.backend().read_why(call.peer.clone(), app, callers_max).await?)
+}
 
 pub(super) async fn events<B: Backend>(call: Call<B>) -> Outcome {
     let query = call.query()?;
@@ -29,6 +38,13 @@ pub(super) async fn events<B: Backend>(call: Call<B>) -> Outcome {
             json(&LedgerPage { events: Vec::new(), next })
         }
     }
+}
+
+/// In the text that Prometheus reads.
+pub(super) async fn metrics<B: Backend>(call: Call<B>) -> Outcome {
+    let apps = apps(&call, call.query()?.owned("app")).await?;
+    let metrics = call.backend().read_metrics(call.peer.clone(), apps).await?;
+    Ok(text(METRICS_TYPE, metrics))
 }
 
 /// The apps that are meant, as far as the caller may see them; `None`: all, also those that are gone.

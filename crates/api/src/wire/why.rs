@@ -1,4 +1,5 @@
-//! The ledger: what woke, held, refused and put to sleep, by whom, and how long it took. Extension: Fly tells nobody.
+//! Why Machines are awake or asleep: just now, and in the ledger of what woke, held, refused and put to sleep, by whom,
+//! and how long it took. Extension: Fly tells nobody.
 
 use std::time::Duration;
 
@@ -76,6 +77,90 @@ pub struct Trigger {
     pub path: String,
     /// Which operator: `uid N` of this host, or `token NAME`.
     pub who: String,
+}
+
+/// Answer of `GET /perch/v1/apps/{app}/why`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AppWhy {
+    /// The app.
+    pub app: String,
+    /// Its Machines.
+    pub machines: Vec<MachineWhy>,
+    /// Whether the proxy has answered: else nothing is known of what goes on just now, and all below is empty.
+    pub live: bool,
+    /// Whom the app serves, and who waits for it: those that keep it awake first, of these who is there for longest.
+    pub callers: Vec<CallerWhy>,
+    /// So many more are not listed.
+    pub callers_left_out: u64,
+    /// So many callers wait for a Machine.
+    pub waiting: u64,
+}
+
+/// Why one Machine is awake or asleep.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MachineWhy {
+    /// The Machine.
+    pub machine: String,
+    /// Its state.
+    pub state: String,
+    /// Requests, connections and sessions that keep it awake just now.
+    pub load: u64,
+    /// Connections that rest: they keep their place in it and do not keep it awake.
+    pub resting: u64,
+    /// How long nobody has used it, in milliseconds; not given: somebody does, or it is not awake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unused_ms: Option<u64>,
+    /// In so many milliseconds it sleeps if nobody comes; not given: not by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleeps_in_ms: Option<u64>,
+    /// How it sleeps then: `stop` or `suspend`; else empty.
+    pub sleeps_by: String,
+    /// What keeps it awake beside its load.
+    pub reasons: Vec<WhyReason>,
+    /// What put it to sleep last, if it is asleep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sleep: Option<LedgerEvent>,
+    /// Its last wake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_wake: Option<LedgerEvent>,
+    /// The first caller who was let in after that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_caller: Option<LedgerEvent>,
+    /// The last sleep that was due and did not happen since it woke.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_veto: Option<LedgerEvent>,
+}
+
+/// What keeps a Machine awake.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct WhyReason {
+    /// In one word: `no_services`, `autostop_off`, `lease`, `busy`, `copy` of its volume, `cordoned`,
+    /// `min_machines_running`, `load_of_others`, `awaited` until its checks pass, `starting`, `leaving`, `no_server`.
+    pub kind: String,
+    /// For people.
+    pub text: String,
+}
+
+/// Somebody who is served, or waits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CallerWhy {
+    /// Who calls, and what for.
+    pub trigger: Trigger,
+    /// `request`; `upgraded`: a WebSocket or the like; `connection`: raw TCP; `http2`: a connection with streams;
+    /// `session`: of UDP.
+    pub what: String,
+    /// Since when: RFC 3339.
+    pub since: String,
+    /// The same in milliseconds before now.
+    pub age_ms: u64,
+    /// Streams in flight of an `http2`, else 0.
+    pub streams: u32,
+    /// It rests, and keeps nobody awake.
+    pub resting: bool,
 }
 
 /// Answer of `GET /perch/v1/why/events`.

@@ -228,6 +228,32 @@ async fn the_ledger_is_read_with_what_was_asked() {
 }
 
 #[tokio::test]
+async fn metrics_are_text_and_of_one_app_if_that_is_asked() {
+    let server = Server::with_app().await;
+    let all = server.request("GET /metrics", "", "").await;
+    assert!(all.starts_with("HTTP/1.1 200"), "{all}");
+    let lower = all.to_ascii_lowercase();
+    assert!(lower.contains("content-type: text/plain; version=0.0.4"), "{all}");
+    assert!(all.ends_with("up 1\n# None\n"), "{all}");
+    let one = server.request("GET /metrics?app=web", "", "").await;
+    assert!(one.ends_with("# Some([\"web\"])\n"), "{one}");
+}
+
+#[tokio::test]
+async fn why_is_asked_of_one_app_with_a_bound_on_callers() {
+    let server = Server::with_app().await;
+    let why = server.client.read_why("web", 7).await.expect("answer");
+    assert_eq!((why.app.as_str(), why.live), ("web", true));
+    assert_eq!(server.seen(), "web 7");
+    for (query, callers) in [("", 20), ("?callers=5000", 100), ("?callers=0", 0)] {
+        let path = format!("GET /perch/v1/apps/web/why{query}");
+        let answer = server.request(&path, "", "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(server.seen(), format!("web {callers}"));
+    }
+}
+
+#[tokio::test]
 async fn a_caller_on_the_socket_is_its_user() {
     let server = Server::start();
     let caller = server.client.whoami().await.expect("answer");

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use perch_api::server::{BodyStream, DeleteMachine, MachineTarget, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    ApiError, App, AppPatch, AppWhy, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseData,
     LeaseInput, LedgerEvent, LedgerPage, LedgerQuery, LogEntry, LogPage, LogQuery, Machine,
@@ -595,6 +595,15 @@ impl Backend for Memory {
             drop(tokio::time::timeout(query.hold, changed).await);
         }
         Ok(page())
+    }
+
+    async fn read_why(&self, _: Peer, app: String, callers_max: u32) -> Result<AppWhy> {
+        self.saw(format!("{app} {callers_max}"));
+        Ok(AppWhy { app, live: true, ..AppWhy::default() })
+    }
+
+    async fn read_metrics(&self, _: Peer, apps: Option<Vec<String>>) -> Result<String> {
+        Ok(format!("up 1\n# {apps:?}\n"))
     }
 
     async fn read_ledger(&self, _: Peer, query: LedgerQuery) -> Result<LedgerPage> {

@@ -1,24 +1,24 @@
-//! `why`: what Machines are awake or asleep for, from their states and the server's ledger.
+//! `why`: what Machines are awake or asleep for, just now and in the server's ledger.
 
 use super::Context;
 use crate::args::{AppArgs, Json};
 use crate::failure::{Failure, Outcome};
 use crate::render;
 use clap::Args;
-use perch_api::wire::{LedgerEvent, LedgerPage, LedgerQuery, Machine, MachineFilter};
+use perch_api::wire::{AppWhy, LedgerPage, LedgerQuery};
 use std::time::Duration;
 
 mod words;
 
-/// Records that tell of the last sleep and wake of each Machine, unless hundreds of callers came since.
+/// Records that are read at once of what comes.
 const LOOKED_AT: usize = 1_000;
 /// How long the server keeps an empty answer: also how late we notice that our reader went away.
 const HOLD: Duration = Duration::from_secs(10);
 
 /// Say why Machines are awake or asleep
 ///
-/// Tells of each Machine since when it is awake or asleep and why, who woke it last, and how long each part of that
-/// caller's wait took. With --events it prints the server's ledger instead: each wake, hold, refusal, stop, suspend and
+/// Tells of each Machine since when it is awake or asleep, in how long it sleeps, or what keeps it awake; who woke it
+/// last, and how long each part of that caller's wait took; and who is served just now, longest first. With --events it prints the server's ledger instead: each wake, hold, refusal, stop, suspend and
 /// page-out, and each sleep that was due and did not happen. Without an app that is the ledger of all.
 #[derive(Debug, Args)]
 pub(crate) struct Why {
@@ -35,7 +35,7 @@ pub(crate) struct Why {
     /// Go on with what comes; only with --events
     #[arg(short, long)]
     follow: bool,
-    /// How many records, at most 1000
+    /// How many records, at most 1000, or callers of an app, at most 100
     #[arg(short, long, default_value_t = 20)]
     number: usize,
 }
@@ -56,26 +56,16 @@ pub(super) async fn run(context: &Context<'_>, args: Why) -> Outcome {
         Some(app) => vec![app],
         None => context.client.list_apps(None).await?.into_iter().map(|app| app.name).collect(),
     };
-    let mut said = Vec::new();
+    let callers_max = u32::try_from(args.number).unwrap_or(u32::MAX);
+    let mut said: Vec<AppWhy> = Vec::new();
     for app in apps {
-        said.extend(look(context, &app).await?);
+        said.push(context.client.read_why(&app, callers_max).await?);
     }
     if as_json {
         return Ok(render::json(context.console, &said)?);
     }
-    said.iter().for_each(|machine| context.console.line(machine.text()));
+    said.iter().flat_map(words::now).for_each(|line| context.console.line(line));
     Ok(())
-}
-
-/// All Machines of an app, with what the ledger has of them.
-async fn look(context: &Context<'_>, app: &str) -> Outcome<Vec<words::MachineWhy>> {
-    let filter = MachineFilter::default();
-    let query = query(Some(app.to_owned()), LOOKED_AT);
-    let machines = context.client.list_machines(app, &filter);
-    let (machines, page) = tokio::join!(machines, context.client.read_ledger(&query));
-    let page = page?;
-    let of = |machine: Machine| words::MachineWhy::of(app, &machine, &page.events);
-    Ok(machines?.into_iter().map(of).collect())
 }
 
 fn query(app: Option<String>, limit: usize) -> LedgerQuery {
@@ -109,13 +99,4 @@ fn print(context: &Context<'_>, page: &LedgerPage, as_json: bool) -> Outcome {
         context.console.line(line);
     }
     Ok(())
-}
-
-/// The newest of these for which it is so.
-fn newest<'a>(
-    events: &'a [LedgerEvent],
-    machine: &str,
-    is_it: impl Fn(&LedgerEvent) -> bool,
-) -> Option<&'a LedgerEvent> {
-    events.iter().rev().find(|event| event.machine == machine && is_it(event))
 }

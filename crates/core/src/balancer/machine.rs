@@ -121,6 +121,8 @@ pub(super) struct Machine {
     pub(super) in_limbo: bool,
     failures: u32,
     pub(super) retry_at: Option<Timestamp>,
+    /// The sleep of which it was told that it does not happen.
+    pub(super) vetoed: Option<Timestamp>,
 }
 
 impl Machine {
@@ -146,6 +148,7 @@ impl Machine {
             in_limbo: false,
             failures: 0,
             retry_at: None,
+            vetoed: None,
         }
     }
 
@@ -291,7 +294,12 @@ impl Machine {
 
     /// May be put to sleep at all; load and clocks are another question.
     pub(super) fn is_stoppable(&self) -> bool {
-        self.is_counted() && self.start.is_none() && self.autostop() != Autostop::Off
+        self.may_rest() && !self.view.leased
+    }
+
+    /// The same but for those who hold it awake.
+    pub(super) fn may_rest(&self) -> bool {
+        self.is_open() && self.start.is_none() && self.autostop() != Autostop::Off
     }
 
     fn service_for(&self, port: PublishedPort) -> Option<(usize, &ServiceSpec)> {
@@ -664,7 +672,7 @@ impl Machine {
         });
         let start = self.start.map(|s| (s.deadline, "start not answered"));
         let retry = self.retry_at.map(|at| (at, "start back-off ends"));
-        let resting = self.is_stoppable() && self.in_flight() == 0;
+        let resting = self.may_rest() && self.in_flight() == 0;
         let idle = resting.then(|| (self.idle_at(), "idle long enough"));
         let all = [drain, start, retry, idle];
         all.into_iter().flatten().filter(|(at, _)| now < *at).min()

@@ -9,11 +9,11 @@ use crate::mutant::Mutant;
 use crate::time::Timestamp;
 
 /// A pool in one region, as the rules count it.
-struct Census {
-    running: usize,
-    over: usize,
-    excess: i64,
-    floor: usize,
+pub(super) struct Census {
+    pub(super) running: usize,
+    pub(super) over: usize,
+    pub(super) excess: i64,
+    pub(super) floor: usize,
 }
 
 impl Census {
@@ -42,7 +42,7 @@ impl Balancer {
         }
     }
 
-    fn census(&self, key: PoolKey) -> Census {
+    pub(super) fn census(&self, key: PoolKey) -> Census {
         let counted = || self.members(key).filter(|m| m.is_counted());
         let (running, over) = (counted().count(), self.over(key));
         let one = i64::from(self.mutant != Mutant::ExcessOffByOne);

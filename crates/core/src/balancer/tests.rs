@@ -386,6 +386,80 @@ fn all_services_of_a_machine_must_be_quiet_and_the_longest_time_counts() {
     assert_eq!(world.run_until(AFTER), ["stop 1 run 1"], "AS-65, DESIGN 10");
 }
 
+// ---- what keeps it awake --------------------------------------------------------------------------
+
+fn vetoes(world: &World, n: u64) -> Vec<Veto> {
+    world.balancer.outlook(id(n)).expect("it is awake").vetoes
+}
+
+#[test]
+fn a_machine_that_nobody_uses_tells_when_it_sleeps_and_one_in_use_how_many_use_it() {
+    let mut world = World::new(vec![up(1), asleep(2)]);
+    assert_eq!(world.balancer.outlook(id(2)), None);
+    world.run_until(AFTER / 4);
+    let claim = world.enter();
+    let used = world.balancer.outlook(id(1)).expect("it is awake");
+    assert_eq!((used.load, used.run, used.by), (1, 1, Autostop::Stop));
+    assert!(used.vetoes.is_empty() && !used.leaving, "{used:?}");
+    world.leave(claim);
+    let unused = world.balancer.outlook(id(1)).expect("it is awake");
+    assert_eq!((unused.load, unused.due), (0, world.now + AFTER));
+    let left = unused.due.since(world.now);
+    assert_eq!(world.run_until(left), ["stop 1 run 1"], "as was said");
+    assert!(world.balancer.outlook(id(1)).expect("still up").leaving);
+}
+
+#[test]
+fn what_was_said_of_a_pool_comes_true() {
+    // Whoever has no veto sleeps, and nobody else, whatever the load and the floor.
+    for (running, over, floor) in
+        [(1, 0, 0), (1, 0, 1), (2, 0, 1), (3, 1, 0), (3, 0, 0), (4, 2, 0), (5, 1, 3), (3, 0, 2)]
+    {
+        let views = (1..=running).map(|n| up(n).limits(1, None).floor(floor)).collect();
+        let mut world = World::new(views);
+        let claims: Vec<_> = (0..over).map(|_| world.enter()).collect();
+        let idle = |n: &u64| world.belief(*n).in_flight == 0;
+        let spared: Vec<_> =
+            (1..=running).filter(idle).filter(|n| vetoes(&world, *n).is_empty()).collect();
+        let told: Vec<_> =
+            (1..=running).filter(idle).filter(|n| !vetoes(&world, *n).is_empty()).collect();
+        let expected: Vec<_> = spared.iter().map(|n| format!("stop {n} run 1")).collect();
+        assert_eq!(world.run_until(AFTER), expected, "{running} {over} {floor}");
+        let seen: Vec<_> = world.vetoes.iter().map(|(n, _)| *n).collect();
+        assert_eq!(seen, told, "each sleep that does not happen is told");
+        drop(claims);
+    }
+}
+
+#[test]
+fn a_sleep_that_does_not_happen_is_told_once_for_each_use_with_its_reason() {
+    let mut world = World::new(vec![up(1).floor(1), up(2).leased()]);
+    assert_eq!(world.run_until(3 * AFTER), Vec::<String>::new());
+    let floor = Veto::Floor { floor: 1, running: 1 };
+    assert_eq!(world.vetoes, [(1, floor), (2, Veto::Held)]);
+    world.event(waiting(0));
+    assert_eq!(world.vetoes.len(), 2, "another event is no other sleep");
+    let claims = [world.enter(), world.enter()];
+    claims.into_iter().for_each(|claim| drop(world.leave(claim)));
+    world.run_until(3 * AFTER);
+    assert_eq!(world.vetoes.len(), 4, "{:?}", world.vetoes);
+}
+
+#[test]
+fn what_lasts_is_said_when_asked_and_written_down_by_nobody() {
+    let off = up(3).autostop(Autostop::Off);
+    let mut bare = up(4);
+    bare.0.services = Arc::new([]);
+    let mut world = World::new(vec![up(2).cordoned(), off, bare]);
+    world.run_until(2 * AFTER);
+    assert_eq!(vetoes(&world, 2), [Veto::Cordoned]);
+    assert_eq!(vetoes(&world, 3), [Veto::AutostopOff]);
+    assert_eq!(vetoes(&world, 4), [Veto::NoServices]);
+    assert_eq!(world.vetoes, []);
+    world.event(Event::ServerLost);
+    assert!(vetoes(&world, 2).contains(&Veto::NoServer));
+}
+
 // ---- drains and crashes -------------------------------------------------------------------------
 
 #[test]
@@ -889,6 +963,7 @@ struct World {
     balancer: Balancer,
     now: Timestamp,
     log: Vec<String>,
+    vetoes: Vec<(u64, Veto)>,
     admitted: Vec<Claim>,
 }
 
@@ -896,8 +971,8 @@ impl World {
     fn new(machines: Vec<View>) -> Self {
         let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
         let now = Timestamp::from_micros(1);
-        let (log, admitted) = (Vec::new(), Vec::new());
-        let mut world = Self { balancer: Balancer::new(settings), now, log, admitted };
+        let (log, vetoes, admitted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut world = Self { balancer: Balancer::new(settings), now, log, vetoes, admitted };
         world.change(machines);
         world
     }
@@ -951,6 +1026,10 @@ impl World {
     fn drain_effects(&mut self) {
         while let Some(effect) = self.balancer.poll_effect() {
             self.log.push(match effect {
+                Effect::Vetoed { machine, veto, .. } => {
+                    self.vetoes.push((machine.as_u64(), veto));
+                    continue;
+                }
                 Effect::Start { machine, .. } => format!("start {}", machine.as_u64()),
                 Effect::Thaw { machine, run, .. } => format!("thaw {} run {run}", machine.as_u64()),
                 Effect::Stop { machine, run, .. } => format!("stop {} run {run}", machine.as_u64()),

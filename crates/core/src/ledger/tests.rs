@@ -48,14 +48,44 @@ fn a_ring_keeps_the_newest_and_its_numbers_only_grow() {
     assert_eq!((ring.last(), ring.after(0).count()), (0, 0));
     for wish in [10, 20, 20, 5, 30] {
         let number = ring.number(wish);
-        ring.push(number, wish);
+        ring.push(number, 'a', wish);
     }
     let all: Vec<_> = ring.after(0).map(|(number, wish)| (number, *wish)).collect();
     assert_eq!(all, [(21, 20), (22, 5), (30, 30)]);
     assert_eq!(ring.after(21).count(), 2);
     assert_eq!(ring.after(30).count(), 0);
-    ring.push(30, 99);
+    ring.push(30, 'a', 99);
     assert_eq!(ring.last(), 30, "nothing comes twice");
+}
+
+#[test]
+fn who_floods_a_full_ring_pushes_out_nobody_but_himself() {
+    let mut ring = Ring::new(10);
+    let mut number = 0;
+    let mut push = |ring: &mut Ring<char, u64>, owner, count: u64| {
+        for _ in 0..count {
+            number += 1;
+            ring.push(number, owner, number);
+        }
+    };
+    push(&mut ring, 'a', 25);
+    assert_eq!(ring.of(&'a').count(), 10, "alone he may have all");
+    push(&mut ring, 'b', 3);
+    push(&mut ring, 'c', 1);
+    push(&mut ring, 'a', 1_000);
+    let counts = ['a', 'b', 'c', 'd'].map(|owner| ring.of(&owner).count());
+    assert_eq!(counts, [6, 3, 1, 0]);
+    assert_eq!(ring.of(&'a').copied().collect::<Vec<_>>(), (1_024..=1_029).collect::<Vec<_>>());
+    assert_eq!(ring.of(&'b').copied().collect::<Vec<_>>(), [26, 27, 28]);
+    assert_eq!(ring.after(27).map(|(own, _)| own).take(3).collect::<Vec<_>>(), [28, 29, 1_024]);
+    push(&mut ring, 'b', 1_000);
+    let counts = ['a', 'b', 'c'].map(|owner| ring.of(&owner).count());
+    assert_eq!(counts, [4, 5, 1], "of equals the one with the oldest loses");
+    for owner in 'd'..='z' {
+        push(&mut ring, owner, 1);
+    }
+    assert_eq!(ring.after(0).count(), 10);
+    assert_eq!(ring.of(&'z').count(), 1, "the newest are there, however many owners there are");
 }
 
 #[test]

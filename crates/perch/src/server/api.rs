@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use perch_api::server::{Backend, BodyStream, DeleteMachine, MachineTarget, Peer, TokenHolder};
 use perch_api::wire::{
-    ApiError, App, AppPatch, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
+    ApiError, App, AppPatch, AppWhy, Asker, AssignIp, Busy, BusyInput, ConsoleInput, CreateApp,
     CreateRelease, CreateToken, CreateVolume, Descriptor, DnsAnswer, Event, ExecAnswer, ExecInput,
     ExtendVolume, ExtendedVolume, ImageInfo, Info, IpAssignment, LaunchInput, Lease, LeaseInput,
     LedgerPage, LedgerQuery, LogPage, LogQuery, Machine, MachineFilter, ManifestInfo, NewToken,
@@ -34,6 +34,7 @@ use tokio::sync::watch;
 
 use super::clock;
 use super::history::Source;
+use super::metrics;
 use super::signing;
 use super::views;
 use super::world::World;
@@ -601,6 +602,26 @@ impl Backend for Api {
         dig::ask(&self.world, &asker, &name, &kind).await
     }
 
+    async fn read_why(
+        &self,
+        _peer: Peer,
+        app: String,
+        callers_max: u32,
+    ) -> Result<AppWhy, ApiError> {
+        why::read_now(&self.world, &app, callers_max).await
+    }
+
+    async fn read_metrics(
+        &self,
+        _peer: Peer,
+        apps: Option<Vec<String>>,
+    ) -> Result<String, ApiError> {
+        for app in apps.iter().flatten() {
+            self.check_app(app)?;
+        }
+        Ok(metrics::write(&self.world, apps.as_deref()).await)
+    }
+
     async fn read_ledger(&self, _peer: Peer, query: LedgerQuery) -> Result<LedgerPage, ApiError> {
         why::read_ledger(&self.world, &query).await
     }
@@ -628,3 +649,4 @@ pub(crate) use leases::{
 };
 pub(crate) use machines::{ask, room_to_start};
 pub(crate) use releases::mark_interrupted;
+pub(crate) use why::held as why_held;

@@ -6,9 +6,9 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use perch_api::wire::{LedgerEvent, LedgerPage, LedgerQuery};
@@ -16,6 +16,7 @@ use perch_core::ledger::Ring;
 use tokio::sync::watch;
 
 use super::clock;
+use super::metrics::Tally;
 use super::world::lock;
 
 pub(crate) mod entry;
@@ -34,11 +35,13 @@ const REASON_BYTES_MAX: usize = 1_024;
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    ring: Mutex<Ring<LedgerEvent>>,
+    /// By app: a flood of one washes nothing of others away.
+    ring: Mutex<Ring<String, LedgerEvent>>,
     /// The newest id.
     last: watch::Sender<u64>,
     pending: SyncSender<Job>,
     unwritten: AtomicU64,
+    tally: Mutex<Tally>,
 }
 
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Ledger {
         let place = Place::of(data);
         let mut ring = Ring::new(RECORDS_MAX);
         for event in place.read() {
-            ring.push(event.id, event);
+            ring.push(event.id, event.app.clone(), event);
         }
         let last = watch::Sender::new(ring.last());
         let (pending, jobs) = sync_channel(PENDING_MAX);
@@ -70,7 +73,8 @@ impl Ledger {
             }
         };
         std::thread::Builder::new().name("perch-ledger".to_owned()).spawn(write)?;
-        Ok(Self { ring: Mutex::new(ring), last, pending, unwritten: AtomicU64::new(0) })
+        let (ring, tally) = (Mutex::new(ring), Mutex::default());
+        Ok(Self { ring, last, pending, unwritten: AtomicU64::new(0), tally })
     }
 
     /// Adds a record, of `unix_micros` or of now. Never blocks.
@@ -81,11 +85,12 @@ impl Ledger {
         event.timestamp = clock::stamp_micros(micros);
         cut(&mut event.reason);
         event.left_out += self.unwritten.swap(0, Ordering::Relaxed);
+        lock(&self.tally).note(&event);
         let mut ring = lock(&self.ring);
         event.id = ring.number(micros);
         let missing = event.left_out + 1;
         let line = serde_json::to_vec(&event);
-        ring.push(event.id, event);
+        ring.push(event.id, event.app.clone(), event);
         // Within the lock, so that the lines of the file are in order.
         let sent = line.is_ok_and(|mut line| {
             line.push(b'\n');
@@ -140,8 +145,21 @@ impl Ledger {
         is_it: impl Fn(&LedgerEvent) -> bool,
     ) -> Option<LedgerEvent> {
         let ring = lock(&self.ring);
-        let mut all = ring.after(0).map(|(_, event)| event).rev();
-        all.find(|event| event.app == app && is_it(event)).cloned()
+        ring.of(app).rev().find(|event| is_it(event)).cloned()
+    }
+
+    /// What was entered since this server began, in numbers.
+    pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
+        lock(&self.tally)
+    }
+
+    /// Reads the records of an app, newest first.
+    pub(crate) fn read_of<T>(
+        &self,
+        app: &str,
+        read: impl FnOnce(&mut dyn Iterator<Item = &LedgerEvent>) -> T,
+    ) -> T {
+        read(&mut lock(&self.ring).of(app).rev())
     }
 
     /// Returns when everything that was entered is in the file. Blocks.

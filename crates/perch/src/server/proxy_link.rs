@@ -30,8 +30,8 @@ use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_net::Listening;
 use perch_proxy::Handover;
 use perch_proxy::control::{
-    Cause, FromProxy, HEARTBEAT, Link, LinkError, LinkSender, Listeners, NamedListeners, Note,
-    Thaw, ToProxy,
+    Cause, FromProxy, HEARTBEAT, HELD_TEXT, Link, LinkError, LinkSender, Listeners, NamedListeners,
+    Note, Thaw, ToProxy,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -133,6 +133,7 @@ pub(crate) async fn keep(
                     listeners = retired::retire(&world, pid, listeners);
                     continue;
                 }
+                world.proxy.questions.forget();
                 for stop in world.proxy.gone(Which::Current) {
                     do_stop(&world, stop);
                 }
@@ -505,6 +506,12 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
             agreed.into_iter().for_each(|stop| do_stop(world, stop));
         }
         FromProxy::Note(note) => enter(world, *note),
+        FromProxy::Live { token, live } => {
+            world.proxy.questions.answered_live(token, live.map(|live| *live));
+        }
+        FromProxy::Counts { token, apps, last } => {
+            world.proxy.questions.answered_counts(token, apps, last);
+        }
         // Both look; one is enough.
         FromProxy::Checks { .. } if which != Which::Current => {}
         FromProxy::Checks { machine, run, results } => {
@@ -563,7 +570,12 @@ fn enter(world: &World, note: Note) {
     let status = note.machine.as_deref().and_then(|id| world.handle(id)).map(|it| it.status());
     let history = status.map_or_else(Vec::new, |status| status.history.newest_first());
     let unix_micros = note.unix_micros;
-    world.ledger.enter(entry::of_note(note, &history), Some(unix_micros));
+    let mut event = entry::of_note(note, &history);
+    if event.reason == HELD_TEXT {
+        let held = super::api::why_held(world, &event.machine, event.run);
+        event.reason = held.into_iter().map(|held| held.text).collect::<Vec<_>>().join("; ");
+    }
+    world.ledger.enter(event, Some(unix_micros));
 }
 
 /// Asks a proxy to end and waits until it has, at most as long as it may drain. Blocks.

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_core::balancer::{StartOutcome, StopOutcome};
-use perch_proxy::control::{self, ToProxy};
+use perch_proxy::control::{self, AppCounts, Live, ToProxy};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::machine::Command as MachineCommand;
+use super::questions::Questions;
 use super::seat::Post;
 use super::world::lock;
 
@@ -129,6 +130,7 @@ pub(crate) struct ProxyPort {
     replace: Notify,
     /// Connections that retired proxies had when they left the listeners.
     left: watch::Sender<Option<u64>>,
+    pub(crate) questions: Questions,
 }
 
 impl ProxyPort {
@@ -148,6 +150,7 @@ impl ProxyPort {
             last_number: AtomicU64::new(0),
             replace: Notify::new(),
             left: watch::Sender::new(None),
+            questions: Questions::default(),
         };
         (port, receiver)
     }
@@ -259,6 +262,16 @@ impl ProxyPort {
     }
 
     // ---- what is told ---------------------------------------------------------------------------
+
+    /// What an app is awake for just now ([`Questions::live`]).
+    pub(crate) async fn live(&self, app: &str, callers_max: u32) -> Option<Live> {
+        self.questions.live(app, callers_max, |question| self.current.send(question)).await
+    }
+
+    /// What was served of all apps ([`Questions::counts`]).
+    pub(crate) async fn counts(&self) -> Option<Vec<AppCounts>> {
+        self.questions.counts(|question| self.current.send(question)).await
+    }
 
     /// The proxies get this app's new view.
     pub(crate) fn app_changed(&self, app: String) {

@@ -347,6 +347,8 @@ fn greeting(message: FromProxy) -> Result<Greeting, LinkError> {
         | FromProxy::Drained { .. }
         | FromProxy::Checks { .. }
         | FromProxy::Log { .. }
+        | FromProxy::Live { .. }
+        | FromProxy::Counts { .. }
         | FromProxy::Note(_) => Err(LinkError::Version { got: 0 }),
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::checks::{CheckResult, CheckView};
+use super::live::{AppCounts, Live};
 
 /// Version of this protocol; a difference means that the two processes cannot work together.
 pub const VERSION: u32 = 1;
@@ -89,6 +90,20 @@ pub enum ToProxy {
     Retire {
         /// After this long, what is left is cut.
         bound_ms: u64,
+    },
+    /// Tell what an app is awake for just now; answered by [`FromProxy::Live`].
+    Live {
+        /// Its name.
+        app: String,
+        /// Comes back with the answer.
+        token: u64,
+        /// How many callers to list at most.
+        callers_max: u32,
+    },
+    /// Tell what was served; answered by [`FromProxy::Counts`].
+    Counts {
+        /// Comes back with the answer.
+        token: u64,
     },
     /// Give the Machine work again.
     Undrain {
@@ -181,6 +196,22 @@ pub enum FromProxy {
         /// The kind of the event of the Machine that says the same, if there is one ([`HEARTBEAT`]).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         event: Option<String>,
+    },
+    /// Answer to [`ToProxy::Live`].
+    Live {
+        /// Of the question.
+        token: u64,
+        /// `None`: there is no such app here.
+        live: Option<Box<Live>>,
+    },
+    /// A part of the answer to [`ToProxy::Counts`].
+    Counts {
+        /// Of the question.
+        token: u64,
+        /// Some of those apps that were ever called.
+        apps: Vec<AppCounts>,
+        /// There are no more.
+        last: bool,
     },
     /// For the ledger; only to servers that take it ([`Settings::notes`]).
     Note(Box<Note>),

@@ -34,6 +34,7 @@ use crate::directory::{Destination, Directory, Target};
 use crate::http2;
 use crate::line::Line;
 use crate::moderation;
+use crate::presence::What;
 use crate::tcp::{self, Said, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
 use crate::websocket::Socket;
@@ -225,7 +226,7 @@ impl Connection {
         alarm: Pin<&mut Sleep>,
     ) -> Result<After, Ended> {
         let incoming = self.read(&mut stream.tcp, &mut scratch.request, alarm).await?;
-        moderation::count();
+        self.idle.presence.begin(What::Request, moderation::count_request());
         stream.midway = true;
         moderation::before_write().await;
         let done = match incoming {
@@ -262,6 +263,7 @@ impl Connection {
             return self.forbid(stream, incoming, text).await;
         }
         if hop.facts.protocol == Protocol::HttpRedirected {
+            hop.app.counts.note_own(301);
             return Box::pin(self.redirect(stream, incoming, &scratch.request)).await;
         }
         let fresh = hop.app.replays.borrow().is_empty();
@@ -298,6 +300,7 @@ impl Connection {
                 self.settle(incoming);
                 hop.app.log(None, &format!("{text} (request {})", incoming.id.as_str()));
                 let mut reply = Reply::new(status, &text);
+                hop.app.counts.note_own(status);
                 reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
                 self.reply(stream, incoming, reply).await
             }
@@ -538,12 +541,15 @@ impl Connection {
         facts: &'a PortFacts,
     ) -> Pin<Box<impl Future<Output = Failure> + use<'a>>> {
         let by_caller = std::mem::take(&mut self.pending);
+        let presence = &self.idle.presence;
+        presence.begin(What::Upgraded, moderation::turn());
+        presence.keep(essence(&scratch.request));
         let said = Said { by_caller, by_machine: scratch.answer };
         let line = (place, &self.to, facts);
         let is_websocket = upgrade::is_websocket(&scratch.request);
         let socket = is_websocket.then(|| Socket::new(&self.directory.ending));
         Box::pin(async move {
-            let served = upgrade::serve(sides, line, said, socket).await;
+            let served = upgrade::serve(sides, line, presence, said, socket).await;
             if served.is_ok() { Failure::Over } else { Failure::Cut }
         })
     }
@@ -617,7 +623,7 @@ impl Connection {
         (place, facts): (&Place, &PortFacts),
         (machine, from): ((impl AsyncRead + Unpin, impl AsyncWrite + Unpin), usize),
     ) -> Result<Done, Broken> {
-        let line = Line::new(place, &self.to, facts);
+        let line = Line::new(place, &self.to, facts, &self.idle.presence);
         let wake = place.wake_header();
         let signature = Signature {
             fixed: self.directory.signature(),
@@ -626,8 +632,9 @@ impl Connection {
             ending: &self.directory.ending,
             treatment: facts.treatment.as_deref(),
         };
+        let head = self.idle.presence.show(&mut scratch.request);
         let sending = to_come(&mut incoming.sending);
-        let message = Message { bytes: &scratch.request, from, sending };
+        let message = Message { bytes: &head, from, sending };
         let spaces = (&mut scratch.answer, &mut self.pending);
         let request = &incoming.request;
         exchange((stream, machine), request, message, spaces, signature, &line).await
@@ -974,6 +981,13 @@ pub(crate) fn describe(head: &[u8]) -> Option<String> {
     Some(text)
 }
 
+/// What of a head is kept for as long as another protocol is spoken: enough for [`describe`] and [`host_of`].
+fn essence(head: &[u8]) -> Vec<u8> {
+    let request = describe(head).unwrap_or_default();
+    let host = host_of(head).unwrap_or_default();
+    format!("{request} HTTP/1.1\r\nHost: {host}\r\n").into_bytes()
+}
+
 fn describe_target(head: &[u8]) -> Option<&str> {
     first_line(head)?.split(' ').nth(1)
 }
@@ -984,7 +998,7 @@ fn first_line(head: &[u8]) -> Option<&str> {
 }
 
 /// The value of the Host field of a head that we wrote.
-fn host_of(head: &[u8]) -> Option<&str> {
+pub(crate) fn host_of(head: &[u8]) -> Option<&str> {
     let mut lines = head.split(|byte| *byte == b'\n');
     let line = lines.find(|line| line.len() >= 5 && line[..5].eq_ignore_ascii_case(b"host:"))?;
     std::str::from_utf8(&line[5..]).ok().map(str::trim)

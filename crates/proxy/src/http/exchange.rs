@@ -166,6 +166,7 @@ async fn respond(
                 pass_interim(caller, terms.request, answer).await?;
                 input.consume(interim.head_len);
                 if interim.is_switch() {
+                    terms.line.place().app().counts.note_answer(interim.status);
                     answer.extend_from_slice(input.filled());
                     return Ok(Done::Switched);
                 }
@@ -176,6 +177,7 @@ async fn respond(
             Ok(Some(response)) => break response,
         }
     };
+    terms.line.place().app().counts.note_answer(response.status);
     input.consume(response.head_len);
     let mut body = Progress::new(response.framing);
     let ended = pass_piece(caller, &mut body, &mut response, &input, answer).await?;

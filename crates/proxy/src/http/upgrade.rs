@@ -16,6 +16,7 @@ use super::head::write_field;
 use crate::app::{Place, PortFacts};
 use crate::directory::Destination;
 use crate::line::Line;
+use crate::presence::Presence;
 use crate::tcp::{Said, Stream, relay};
 use crate::websocket::Socket;
 
@@ -72,11 +73,12 @@ pub(super) fn is_websocket(request: &[u8]) -> bool {
 pub(super) async fn serve(
     (caller, machine): (&mut TcpStream, TcpStream),
     (place, to, facts): (&Place, &Destination, &PortFacts),
+    presence: &Presence,
     said: Said,
     socket: Option<Box<Socket>>,
 ) -> io::Result<()> {
     let mut machine = Stream::midway(machine);
-    let line = Line::new(place, to, facts).of_socket(socket);
+    let line = Line::new(place, to, facts, presence).of_socket(socket);
     let relayed = line.idle().unless_silent(relay(caller, &mut machine.tcp, &line, said));
     // Who was silent for too long has nothing on its way that a reset would have to tell.
     let done = relayed.await.unwrap_or(Ok(()));

@@ -21,6 +21,7 @@ use super::stream;
 use crate::crowd::{Idle, Seat};
 use crate::directory::{Destination, Directory};
 use crate::http::head::{Forwarded, HEAD_BYTES_MAX};
+use crate::moderation;
 
 /// What every connection of HTTP/2 begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -182,6 +183,7 @@ impl Serving<'_> {
             Poll::Pending => {}
         }
         while let Poll::Ready(Some(done)) = self.streams.poll_join_next(cx) {
+            self.idle.presence.end_stream();
             if let Err(error) = done {
                 tracing::error!(%error, "a stream's task failed");
             }
@@ -224,6 +226,7 @@ impl Serving<'_> {
 
     fn begin(&mut self, seat: StreamSeat, work: impl Future<Output = ()> + 'static) {
         self.idle.end();
+        self.idle.presence.begin_stream(moderation::turn());
         self.quiet_since = None;
         self.streams.spawn_local(async move {
             work.await;

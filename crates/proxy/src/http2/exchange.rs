@@ -211,6 +211,7 @@ async fn download(
         }
     };
     input.consume(facts.head_len);
+    terms.place.app().counts.note_answer(facts.status);
     terms.place.note_answered();
     pass(respond, machine, (facts, response), input, terms.idle).await
 }

@@ -155,6 +155,7 @@ async fn download(
         respond.poll_reset(cx).map(|_| Err(Broken::Cut))
     });
     let (parts, mut body) = answer.await?.into_parts();
+    terms.place.app().counts.note_answer(parts.status.as_u16());
     terms.place.note_answered();
     let mut response = Response::new(());
     *response.status_mut() = parts.status;

@@ -110,6 +110,7 @@ impl Call {
             },
         };
         if facts.protocol == Protocol::HttpRedirected {
+            app.counts.note_own(301);
             let location = https_of(&head.text);
             let mut reply = Reply::new(301, "use https");
             reply.location = Some(&location);
@@ -121,6 +122,7 @@ impl Call {
         };
         if let Err(Failure::Reply(status, text)) = forwarded {
             app.log(None, &format!("{text} (request {})", self.id.as_str()));
+            app.counts.note_own(status);
             let mut reply = Reply::new(status, &text);
             reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
             self.reply(reply, only_head).await;

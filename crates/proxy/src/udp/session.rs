@@ -22,6 +22,7 @@ use crate::app::{App, Asked, NoPlace, Place, PortFacts, Ruling};
 use crate::clock::Ticker;
 use crate::control::Cause;
 use crate::directory::{Destination, Target};
+use crate::live::Seen;
 use crate::shares::Share;
 use crate::upstream::pace;
 use crate::{Endpoints, clock, moderation};
@@ -54,6 +55,7 @@ pub(super) struct Session {
     changed: Notify,
     /// When the last datagram passed, in either direction.
     heard: Cell<Timestamp>,
+    begun: Timestamp,
     _share: Share<IpAddr>,
 }
 
@@ -130,6 +132,7 @@ impl Session {
             way: RefCell::default(),
             changed: Notify::new(),
             heard: Cell::new(moderation::turn()),
+            begun: moderation::turn(),
             _share: share,
         }))
     }
@@ -223,6 +226,13 @@ impl Session {
                 self.app.hold(port, cause, origin, reason, deadline).await
             }
         }
+    }
+
+    /// What it is, if it is this app's.
+    pub(super) fn seen(&self, app: &Rc<App>) -> Option<Seen> {
+        let (ends, what, since) = (self.to.endpoints, "session", self.begun);
+        let (streams, resting, request) = (0, false, None);
+        Rc::ptr_eq(app, &self.app).then_some(Seen { ends, what, since, streams, resting, request })
     }
 
     /// For the record of a wake or refusal.

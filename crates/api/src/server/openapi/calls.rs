@@ -9,14 +9,14 @@ use super::call::Call;
 use super::parameter::{Parameter, flag, number, pattern, seconds, text, texts, words};
 use super::shapes::Shapes;
 use crate::wire::{
-    App, AppPage, AppPatch, AssignIp, Busy, BusyInput, CreateApp, CreateRelease, CreateToken,
-    CreateVolume, DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume, ExtendedVolume,
-    ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput, LedgerPage, LogPage,
-    Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer, OrganizationPage, Process,
-    RegionPage, Release, ReleaseAnswer, ReleasePage, RotateKeys, Secret, SecretAnswer, SecretPage,
-    SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput, Snapshot, SourceKeys,
-    StartAnswer, StopInput, TokenPage, UpdateRelease, UpdateSecrets, UpdateVolume, Volume,
-    WaitState, Whoami,
+    App, AppPage, AppPatch, AppWhy, AssignIp, Busy, BusyInput, CreateApp, CreateRelease,
+    CreateToken, CreateVolume, DnsAnswer, Done, Event, ExecAnswer, ExecInput, ExtendVolume,
+    ExtendedVolume, ImageInfo, Info, IpAssignment, IpPage, LaunchInput, Lease, LeaseInput,
+    LedgerPage, LogPage, Machine, MachineState, MetadataValue, NewToken, OrganizationAnswer,
+    OrganizationPage, Process, RegionPage, Release, ReleaseAnswer, ReleasePage, RotateKeys, Secret,
+    SecretAnswer, SecretPage, SecretsAnswer, SecretsVersion, SetSecret, Signal, SignalInput,
+    Snapshot, SourceKeys, StartAnswer, StopInput, TokenPage, UpdateRelease, UpdateSecrets,
+    UpdateVolume, Volume, WaitState, Whoami,
 };
 
 const OCTETS: &str = "application/octet-stream";
@@ -362,7 +362,22 @@ fn why() -> Vec<Call> {
             .query("hold_ms", number(), held)
             .gives::<LedgerPage>(200)
             .refuses(&[404]),
+        Call::new("GET", "/metrics", "Tells numbers as Prometheus reads them.")
+            .query("app", text(), "Only of this app, where they are told by app.")
+            .gives_as(200, Some(("text/plain", plain)))
+            .refuses(&[404]),
+        Call::new(
+            "GET",
+            "/perch/v1/apps/{app}/why",
+            "Tells why Machines are awake or asleep just now.",
+        )
+        .query("callers", number(), "How many callers to list, at most 100; not given = 20.")
+        .gives::<AppWhy>(200),
     ]
+}
+
+fn plain(_shapes: &mut Shapes) -> Value {
+    json!({"type": "string"})
 }
 
 fn dns(path: &'static str, about: &'static str) -> Call {

@@ -1,105 +1,101 @@
-//! Records of the ledger in words.
+//! What the server says of the present, and records of its ledger, in words.
 
-use perch_api::wire::{LedgerEvent, Machine, MachineState, Trigger};
-use serde::Serialize;
+use perch_api::wire::{AppWhy, CallerWhy, LedgerEvent, MachineWhy, Trigger};
 
-use super::newest;
-
-/// Why one Machine is awake or asleep.
-#[derive(Debug, Serialize)]
-pub(super) struct MachineWhy {
-    app: String,
-    machine: String,
-    state: String,
-    /// What keeps it awake as far as it is written down, or how it fell asleep.
-    reasons: Vec<String>,
-    /// What put it to sleep last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_sleep: Option<LedgerEvent>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_wake: Option<LedgerEvent>,
-    /// The first caller who was let in after that.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_caller: Option<LedgerEvent>,
-    /// The last sleep that was due and did not happen, since it woke.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_veto: Option<LedgerEvent>,
+/// Why an app is awake or asleep: a few lines for each Machine, then who is served.
+pub(super) fn now(why: &AppWhy) -> Vec<String> {
+    let mut lines: Vec<_> = why.machines.iter().flat_map(|it| machine(why, it)).collect();
+    if !why.live {
+        lines.push(format!(
+            "who calls {} just now is not known: its proxy does not answer",
+            why.app
+        ));
+    }
+    if 0 < why.waiting {
+        lines.push(format!("{} callers of {} wait for a Machine", why.waiting, why.app));
+    }
+    if !why.callers.is_empty() || 0 < why.callers_left_out {
+        lines.push(format!("callers of {} now, longest first:", why.app));
+    }
+    lines.extend(why.callers.iter().map(caller));
+    if 0 < why.callers_left_out {
+        lines.push(format!("  and {} more", why.callers_left_out));
+    }
+    lines
 }
 
-impl MachineWhy {
-    pub(super) fn of(app: &str, machine: &Machine, events: &[LedgerEvent]) -> Self {
-        let id = machine.id.as_str();
-        let is = |kinds: &'static [&'static str]| {
-            move |event: &LedgerEvent| kinds.contains(&event.kind.as_str())
-        };
-        let wake = newest(events, id, is(&["wake"]));
-        let since = wake.map_or(0, |wake| wake.id);
-        let awake = matches!(machine.state, MachineState::Started);
-        let sleep = newest(events, id, is(&["stop", "suspend", "exit"]));
-        // Its first caller belongs to it who was let in since it fell asleep before: what the proxy tells is older than
-        // what the server makes of it.
-        let before = newest(events, id, |it| is(&["stop", "suspend", "exit"])(it) && it.id < since);
-        let before = before.map_or(0, |sleep| sleep.id);
-        let caller = wake.and_then(|wake| {
-            newest(events, id, |it| it.first && it.run == wake.run && before < it.id)
+fn machine(why: &AppWhy, machine: &MachineWhy) -> Vec<String> {
+    let mut first = format!("{} {} is {}", why.app, machine.machine, machine.state);
+    if let Some(sleep) = &machine.last_sleep {
+        first += &format!(" since {}{}", sleep.timestamp, because(sleep));
+    } else if let (Some(wake), "started") = (&machine.last_wake, machine.state.as_str()) {
+        first += &format!(" since {}", wake.timestamp);
+    }
+    let mut lines = vec![first];
+    lines.extend(outlook(machine));
+    lines.extend(machine.reasons.iter().map(|reason| format!("  kept awake: {}", reason.text)));
+    if 0 < machine.resting {
+        lines.push(format!("  {} connections rest, which do not keep it awake", machine.resting));
+    }
+    if let Some(veto) = &machine.last_veto {
+        lines.push(format!("  a sleep was due {}: {}", veto.timestamp, veto.reason));
+    }
+    if let Some(wake) = &machine.last_wake {
+        let who = machine.first_caller.as_ref().and_then(|it| it.trigger.as_ref());
+        let who = who.or(wake.trigger.as_ref()).map(by).unwrap_or_default();
+        let from =
+            if wake.from.is_empty() { String::new() } else { format!(" from {}", wake.from) };
+        lines.push(format!("  last woken {}{from}{who}{}", wake.timestamp, took(wake)));
+    }
+    if let Some(caller) = &machine.first_caller {
+        lines.push(format!("  its first caller waited{}", took(caller).replacen(" in", "", 1)));
+    }
+    lines
+}
+
+/// How long it will be awake, if that is known.
+fn outlook(machine: &MachineWhy) -> Option<String> {
+    if 0 < machine.load {
+        return Some(match machine.load {
+            1 => "  in use by 1 request, connection or session".to_owned(),
+            load => format!("  in use by {load} requests, connections or sessions"),
         });
-        let veto = newest(events, id, |it| it.kind == "veto" && since < it.id);
-        Self {
-            app: app.to_owned(),
-            machine: machine.id.clone(),
-            state: machine.state.to_string(),
-            reasons: if awake { kept_awake(machine) } else { Vec::new() },
-            last_sleep: sleep.filter(|_| !awake).cloned(),
-            last_wake: wake.cloned(),
-            first_caller: caller.cloned(),
-            last_veto: veto.filter(|_| awake).cloned(),
-        }
     }
-
-    pub(super) fn text(&self) -> String {
-        let mut lines = vec![format!("{} {} is {}", self.app, self.machine, self.state)];
-        if let Some(sleep) = &self.last_sleep {
-            lines[0] += &format!(" since {}{}", sleep.timestamp, because(sleep));
+    let how = if machine.sleeps_by == "suspend" { "suspended" } else { "stopped" };
+    let unused = length(machine.unused_ms?);
+    Some(match machine.sleeps_in_ms {
+        Some(left) => {
+            format!("  asleep ({how}) in {}: nobody has used it for {unused}", length(left))
         }
-        lines.extend(self.reasons.iter().map(|reason| format!("  kept awake: {reason}")));
-        if let Some(veto) = &self.last_veto {
-            lines.push(format!("  a sleep was due {}: {}", veto.timestamp, veto.reason));
-        }
-        if let Some(wake) = &self.last_wake {
-            let who = self.first_caller.as_ref().and_then(|it| it.trigger.as_ref());
-            let who = who.or(wake.trigger.as_ref()).map(by).unwrap_or_default();
-            let from =
-                if wake.from.is_empty() { String::new() } else { format!(" from {}", wake.from) };
-            lines.push(format!("  last woken {}{from}{who}{}", wake.timestamp, took(wake)));
-        }
-        if let Some(caller) = &self.first_caller {
-            lines.push(format!("  its first caller waited{}", took(caller).replacen(" in", "", 1)));
-        }
-        lines.join("\n")
-    }
+        None => format!("  nobody has used it for {unused}"),
+    })
 }
 
-fn kept_awake(machine: &Machine) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if let Some(busy) = &machine.perch_busy {
-        let why = if busy.reason.is_empty() { "no reason given" } else { &busy.reason };
-        reasons.push(format!("it says that it is busy until {}: {why}", busy.until));
+fn caller(caller: &CallerWhy) -> String {
+    let what = match caller.what.as_str() {
+        "request" if caller.trigger.method.is_empty() => " (a request)".to_owned(),
+        "request" => String::new(),
+        "upgraded" => " (changed to another protocol)".to_owned(),
+        "connection" => " (raw TCP)".to_owned(),
+        "http2" => format!(" (HTTP/2, {} streams)", caller.streams),
+        "session" => " (UDP)".to_owned(),
+        other => format!(" ({other})"),
+    };
+    let rests = if caller.resting { ", at rest" } else { "" };
+    let who = by(&caller.trigger);
+    let who = who.strip_prefix(" by ").unwrap_or(&who);
+    format!("  {who}{what} for {}{rests}", length(caller.age_ms))
+}
+
+/// As people say it: two units are enough.
+fn length(millis: u64) -> String {
+    let seconds = millis / 1_000;
+    match seconds {
+        0..60 => format!("{seconds}.{} s", millis % 1_000 / 100),
+        60..3_600 => format!("{} m {} s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{} h {} m", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
     }
-    let view = machine.config.view();
-    let services = &view.services;
-    if services.is_empty() {
-        reasons.push("it has no services, so nothing puts it to sleep".to_owned());
-    } else if services.iter().any(|it| it.autostop == perch_api::wire::Autostop::Off) {
-        reasons.push("auto_stop_machines is off on one of its services".to_owned());
-    }
-    let floor = services.iter().filter_map(|it| it.min_machines_running).max().unwrap_or(0);
-    if 0 < floor {
-        reasons.push(format!("min_machines_running = {floor}"));
-    }
-    if machine.cordoned {
-        reasons.push("it is cordoned".to_owned());
-    }
-    reasons
 }
 
 /// One record in one line.
@@ -162,7 +158,7 @@ fn took(event: &LedgerEvent) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perch_api::wire::LedgerPhase;
+    use perch_api::wire::{LedgerPhase, WhyReason};
 
     fn held() -> LedgerEvent {
         let phase = |name: &str, micros| LedgerPhase { name: name.to_owned(), micros };
@@ -209,36 +205,106 @@ mod tests {
         assert_eq!(line(&refusal), expected);
     }
 
+    fn trigger() -> Trigger {
+        held().trigger.unwrap_or_default()
+    }
+
+    fn why(machine: MachineWhy) -> AppWhy {
+        let machine = MachineWhy { machine: "m0".to_owned(), ..machine };
+        let (app, machines) = ("quotes".to_owned(), vec![machine]);
+        AppWhy { app, machines, live: true, ..AppWhy::default() }
+    }
+
+    fn check(why: &AppWhy, expected: &[&str]) {
+        assert_eq!(now(why), expected);
+    }
+
     #[test]
     fn a_machine_that_sleeps_tells_since_when_and_who_woke_it_last() {
-        // Entered after the wait that it ended.
-        let wake = LedgerEvent {
-            id: 10,
-            timestamp: "T1".to_owned(),
-            kind: "wake".to_owned(),
-            trigger: None,
-            first: false,
-            total_micros: 490,
-            phases: Vec::new(),
-            ..held()
+        let woken = LedgerEvent { trigger: None, first: false, phases: Vec::new(), ..held() };
+        let wake = LedgerEvent { timestamp: "T1".to_owned(), total_micros: 490, ..woken.clone() };
+        let reason = "no load for 1.0s".to_owned();
+        let sleep = LedgerEvent { timestamp: "T3".to_owned(), reason, ..woken };
+        let machine = MachineWhy {
+            state: "suspended".to_owned(),
+            last_sleep: Some(sleep),
+            last_wake: Some(wake),
+            first_caller: Some(held()),
+            ..MachineWhy::default()
         };
-        let sleep = LedgerEvent {
-            id: 11,
-            timestamp: "T3".to_owned(),
-            kind: "suspend".to_owned(),
-            reason: "no load for 1.0s".to_owned(),
-            ..LedgerEvent { trigger: None, first: false, ..held() }
-        };
-        let older = LedgerEvent { id: 4, total_micros: 7, ..held() };
-        let asleep = LedgerEvent { id: 5, ..sleep.clone() };
-        let machine = serde_json::json!({"id": "m0", "state": "suspended", "private_ip": "fdaa::7", "config": {"image": "x"}});
-        let machine: Machine = serde_json::from_value(machine).expect("a Machine");
-        let why = MachineWhy::of("quotes", &machine, &[older, asleep, held(), wake, sleep]);
-        assert_eq!(
-            why.text(),
-            "quotes m0 is suspended since T3: no load for 1.0s\n  last woken T1 from suspended by app \
-             web, Machine m1 with GET / at [fdaa::9]:80 in 0.49 ms\n  its first caller waited \
-             1.53 ms (wake 0.50 ms, answer 1.03 ms)"
+        check(
+            &why(machine),
+            &[
+                "quotes m0 is suspended since T3: no load for 1.0s",
+                "  last woken T1 from suspended by app web, Machine m1 with GET / at [fdaa::9]:80 \
+                 in 0.49 ms",
+                "  its first caller waited 1.53 ms (wake 0.50 ms, answer 1.03 ms)",
+            ],
         );
+    }
+
+    #[test]
+    fn one_that_nobody_uses_says_when_it_sleeps_or_what_forbids_it() {
+        let unused = MachineWhy {
+            state: "started".to_owned(),
+            unused_ms: Some(79_000),
+            sleeps_in_ms: Some(41_000),
+            sleeps_by: "suspend".to_owned(),
+            ..MachineWhy::default()
+        };
+        let first = "quotes m0 is started";
+        let asleep = "  asleep (suspended) in 41.0 s: nobody has used it for 1 m 19 s";
+        check(&why(unused.clone()), &[first, asleep]);
+        let text = "min_machines_running = 1, and 1 run in its region".to_owned();
+        let reasons = vec![WhyReason { kind: "min_machines_running".to_owned(), text }];
+        let kept = MachineWhy { sleeps_in_ms: None, reasons, resting: 2, ..unused };
+        check(
+            &why(kept),
+            &[
+                first,
+                "  nobody has used it for 1 m 19 s",
+                "  kept awake: min_machines_running = 1, and 1 run in its region",
+                "  2 connections rest, which do not keep it awake",
+            ],
+        );
+    }
+
+    #[test]
+    fn who_keeps_it_awake_is_listed_and_the_rest_counted() {
+        let machine = MachineWhy { state: "started".to_owned(), load: 9, ..MachineWhy::default() };
+        let caller = |what: &str, age_ms| {
+            let trigger = match what {
+                "upgraded" | "request" => trigger(),
+                _ => Trigger { method: String::new(), kind: "host".to_owned(), ..trigger() },
+            };
+            let what = what.to_owned();
+            CallerWhy { trigger, what, age_ms, streams: 3, ..CallerWhy::default() }
+        };
+        let callers = vec![
+            caller("request", 90_061_000),
+            caller("upgraded", 3_660_000),
+            caller("connection", 61_000),
+            CallerWhy { resting: true, ..caller("http2", 1_999) },
+            caller("session", 50),
+        ];
+        let used = AppWhy { callers, callers_left_out: 4, waiting: 2, ..why(machine) };
+        let web = "  app web, Machine m1 with GET / at [fdaa::9]:80";
+        check(
+            &used,
+            &[
+                "quotes m0 is started",
+                "  in use by 9 requests, connections or sessions",
+                "2 callers of quotes wait for a Machine",
+                "callers of quotes now, longest first:",
+                &format!("{web} for 1 d 1 h"),
+                &format!("{web} (changed to another protocol) for 1 h 1 m"),
+                "  the host at [fdaa::9]:80 (raw TCP) for 1 m 1 s",
+                "  the host at [fdaa::9]:80 (HTTP/2, 3 streams) for 1.9 s, at rest",
+                "  the host at [fdaa::9]:80 (UDP) for 0.0 s",
+                "  and 4 more",
+            ],
+        );
+        let silent = AppWhy { live: false, ..why(MachineWhy::default()) };
+        assert!(now(&silent)[1].contains("does not answer"), "{:?}", now(&silent));
     }
 }

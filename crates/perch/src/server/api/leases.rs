@@ -209,6 +209,11 @@ pub(crate) fn is_kept_awake(catalog: &Catalog, machine: &str, run: u64) -> bool 
     live(catalog, machine).is_some() || super::busy::of(catalog, machine, run).is_some()
 }
 
+/// The lease of a Machine that somebody holds now.
+pub(super) fn held<'a>(catalog: &'a Catalog, machine: &str) -> Option<&'a LeaseRecord> {
+    live(catalog, machine)
+}
+
 /// Whether somebody holds a Machine's lease now.
 pub(crate) fn is_leased(catalog: &Catalog, machine: &str) -> bool {
     live(catalog, machine).is_some()

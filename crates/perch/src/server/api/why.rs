@@ -1,8 +1,12 @@
 //! Why Machines are awake or asleep.
 
+mod now;
+
 use perch_api::wire::{ApiError, LedgerEvent, LedgerPage, LedgerQuery};
 
 use crate::server::world::World;
+
+pub(crate) use now::{held, read_now};
 
 /// Reads a page of the ledger. Of an app that is gone what is still there is told.
 pub(crate) async fn read_ledger(
