@@ -485,8 +485,7 @@ impl Connection {
             place.note_connected();
             // A held or idle caller does not pay for the state of an exchange: 1 kB.
             scratch.answer.clear();
-            let (line, used) = ((&place, &hop.facts), machine.used);
-            let sides = machine.stream.split();
+            let (line, sides) = ((&place, &hop.facts), machine.stream.split());
             let exchange = self.exchange(stream, scratch, incoming, line, (sides, 0));
             match Box::pin(exchange).await {
                 Ok(Done::Answered { caller_after, machine_after }) => {
@@ -505,12 +504,14 @@ impl Connection {
                     let served = self.switch(sides, std::mem::take(scratch), &place, &hop.facts);
                     return Err(served.await);
                 }
-                Err(Broken::NoAnswer) if tries.may_repeat(incoming, &place, used) => {
+                Err(Broken::NoAnswer) if tries.may_repeat(incoming, &place, machine.used) => {
                     self.recover(scratch, incoming);
                     Box::pin(tries.pause(&place, stream)).await?;
                 }
                 // The answer may be what an earlier request left behind; nothing of it was passed on.
-                Err(Broken::Malformed) if used && tries.may_repeat(incoming, &place, true) => {
+                Err(Broken::Malformed)
+                    if machine.used && tries.may_repeat(incoming, &place, true) =>
+                {
                     self.recover(scratch, incoming);
                 }
                 Err(broken) => return Err(Failure::from(broken)),

@@ -640,9 +640,12 @@ fn force_https_redirects_without_waking_anything() {
 #[test]
 fn a_held_request_needs_less_than_four_kilobytes() {
     use crate::http::connection::serve;
-    fn future_size<A, B, C, D, F>(_: impl Fn(A, B, C, D, ()) -> F) -> usize {
+    /// As large as what a connection's task keeps for the crowd and for its app's counts.
+    type Seat = [usize; 4];
+    fn future_size<A, B, C, D, F>(_: impl Fn(A, B, C, D, Seat) -> F) -> usize {
         size_of::<F>()
     }
+    // All of it: there is nothing around this future.
     let connection = future_size(serve);
-    assert!(connection <= 1280, "a connection's task has {connection} bytes");
+    assert!(connection <= 1320, "a connection's task has {connection} bytes");
 }
