@@ -214,6 +214,15 @@ impl ProxyPort {
         self.left.send_replace(Some(left));
     }
 
+    /// It has ended; what it has said before stays true.
+    pub(crate) fn note_none_left(&self) {
+        self.left.send_if_modified(|left| {
+            let unknown = left.is_none();
+            *left = left.or(Some(0));
+            unknown
+        });
+    }
+
     /// Waits for what a retired proxy says that it still has; at the longest so long.
     pub(crate) async fn left_by(&self, timeout: Duration) -> Option<u64> {
         let mut left = self.left.subscribe();
@@ -519,6 +528,17 @@ mod tests {
         assert!(stop(&port).is_none());
         port.remove_retired(number);
         assert_eq!(port.gone(Which::Retired(number)).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_ended_before_it_was_heard_has_nobody_left() {
+        let (port, _current) = ProxyPort::new();
+        port.note_none_left();
+        assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(0));
+        let (port, _current) = ProxyPort::new();
+        port.note_left(7);
+        port.note_none_left();
+        assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(7));
     }
 
     #[test]

@@ -42,7 +42,12 @@ pub(super) fn retire(
     }
     world.proxy.set_process(None);
     let (number, wire, answers) = world.proxy.retire_current();
-    world.tracker.spawn(keep(world.clone(), pid, (number, wire, answers), None));
+    let kept = world.clone();
+    world.tracker.spawn(async move {
+        keep(kept.clone(), pid, (number, wire, answers), None).await;
+        // With nobody to serve it ends so soon that what it said may be lost with its connection.
+        kept.proxy.note_none_left();
+    });
     let mut named = listeners?.into_named();
     named.retain(|(name, _)| !OWN.contains(&name.as_str()));
     super::completed(world, named)
