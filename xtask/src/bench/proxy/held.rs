@@ -37,7 +37,8 @@ const REQUEST: &[u8] =
 /// Measures once; whether both promises hold.
 pub(super) fn run(count: usize) -> Result<bool> {
     let count = count.min(allowed());
-    let host = Host::start_with(Network::Open, "")?;
+    // All of them come at once from a few.
+    let host = Host::start_with(Network::Open, "caller_connections_per_second = 0\n")?;
     let (callers, address) = deploy(&host)?;
     host.fly(&["machine", "stop", &only(&host)?.id, "--app", "bench"])?.ok()?;
     host.wait_all("bench", "stopped", PATIENCE)?;
@@ -70,11 +71,12 @@ pub(super) fn run(count: usize) -> Result<bool> {
     Ok(small & soon)
 }
 
-/// How many the descriptors of the proxy allow: two for each, whether it holds or forwards, and some of its own.
+/// How many the descriptors of the proxy allow one app: half, of two for each, whether it holds or forwards, and some of
+/// its own.
 fn allowed() -> usize {
     use rustix::process::{Resource, getrlimit};
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
-    usize::try_from((limit.saturating_sub(DESCRIPTORS_KEPT)) / 2 * 9 / 10).unwrap_or(usize::MAX)
+    usize::try_from((limit.saturating_sub(DESCRIPTORS_KEPT)) / 4 * 9 / 10).unwrap_or(usize::MAX)
 }
 
 /// The Machines that call, each as much as one may, and the address that they call.
