@@ -269,8 +269,7 @@ impl<'a> Line<'a> {
 
     async fn rouse(&self, caller: &TcpStream) -> io::Result<Roused> {
         if let Some(socket) = &self.socket
-            && !self.stuck.get()
-            && socket.answer_pings(caller).await?
+            && socket.answer_pings(caller, &self.stuck).await?
         {
             self.idle.note();
             return Ok(Roused::Answered);

@@ -209,7 +209,9 @@ impl Running {
             task.abort();
         }
         self.door.directory.ending.begin_to_cut();
-        for fd in [&self.listeners.tcp6, &self.listeners.tcp4] {
+        // Who waits in the queue of one that is retired is its successor's.
+        let own = !self.door.directory.server.is_retired();
+        for fd in [&self.listeners.tcp6, &self.listeners.tcp4].into_iter().filter(|_| own) {
             if let Err(error) = self.door.empty_queue(fd) {
                 tracing::warn!(%error, "could not accept who waits");
             }

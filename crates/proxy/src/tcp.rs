@@ -67,6 +67,7 @@ pub(crate) async fn serve(
             {
                 return;
             }
+            idle.presence.begin(What::Raw, moderation::turn());
             connect(&caller.tcp, &to, &app, &facts).await
         }
     };

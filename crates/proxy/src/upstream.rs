@@ -263,8 +263,11 @@ async fn wait_and_connect(
             return Ok(stream.into());
         }
         if readiness.listens.get() {
-            // Never closed.
-            let _turn = readiness.handshakes.acquire().await.ok();
+            let turn = tokio::time::timeout_at(deadline, readiness.handshakes.acquire()).await;
+            let Ok(_turn) = turn else { break };
+            if !place.is_current() || !readiness.listens.get() {
+                continue;
+            }
             let idle = || place.app().upstreams.take(place.endpoint());
             if used == Used::Welcome
                 && let Some(idle) = std::iter::from_fn(idle).find(|it| is_quiet(&it.stream))

@@ -74,9 +74,15 @@ impl Socket {
         }
     }
 
-    /// Answers the pings that wait. `true`: nothing else does.
-    pub(crate) async fn answer_pings(&self, caller: &TcpStream) -> io::Result<bool> {
-        if !self.up.get().is_between() || !self.down.get().is_between() {
+    /// Answers the pings that wait. `true`: nothing else does. While the caller is `stuck` in what the Machine says, a
+    /// part of a frame may not be written yet.
+    pub(crate) async fn answer_pings(
+        &self,
+        caller: &TcpStream,
+        stuck: &Cell<bool>,
+    ) -> io::Result<bool> {
+        let may_answer = || self.down.get().is_between() && !stuck.get();
+        if !self.up.get().is_between() || !may_answer() {
             return Ok(false);
         }
         let mut bytes = [0; PING_BYTES_MAX];
@@ -84,7 +90,7 @@ impl Socket {
         bytes[..held].copy_from_slice(&self.held.borrow());
         let count = caller.peek(&mut bytes[held..]).await?;
         // The connection may have changed meanwhile.
-        if count == 0 || !self.down.get().is_between() {
+        if count == 0 || !may_answer() {
             return Ok(false);
         }
         let len = match Front::of(&bytes[..held + count]) {

@@ -495,10 +495,12 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
             }
         }
         FromProxy::Stop { machine, run, attempt, reason } => {
-            // A retired one asks for none, unless it was about to when it was retired: it has forgotten that.
+            // A retired one asks for none, unless its successor does not serve yet.
             if which == Which::Current {
                 let wanted = world.proxy.ask_retired((machine, run, attempt), reason, session);
                 wanted.into_iter().for_each(|stop| do_stop(world, stop));
+            } else {
+                world.proxy.refuse_stop(which, machine, attempt);
             }
         }
         FromProxy::Drained { token, in_flight, .. } => {

@@ -374,6 +374,16 @@ impl ProxyPort {
         }
     }
 
+    /// A retired proxy wants a Machine to sleep, which it has closed for that: it opens it again.
+    pub(crate) fn refuse_stop(&self, which: Which, machine: String, attempt: u64) {
+        let Which::Retired(number) = which else { return };
+        let reason = "another proxy decides who sleeps".to_owned();
+        let outcome = control::StopOutcome::Refused { reason };
+        if let Some(wire) = lock(&self.retired).get(&number) {
+            wire.send(ToProxy::StopDone { machine, attempt, outcome });
+        }
+    }
+
     // ---- what is asked and heard ----------------------------------------------------------------
 
     /// Asks the retired proxies whether a run may sleep; at once what the current one wants, if there are none.
@@ -539,6 +549,19 @@ mod tests {
         port.note_left(7);
         port.note_none_left();
         assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(7));
+    }
+
+    #[test]
+    fn a_retired_proxy_that_wants_a_sleep_is_refused_and_not_left_waiting() {
+        let (port, _current) = ProxyPort::new();
+        let (number, _wire, mut told) = port.add_retired();
+        port.refuse_stop(Which::Retired(number), "m".to_owned(), 4);
+        let told = told.try_recv().expect("it is told");
+        assert!(
+            matches!(&told, ToProxy::StopDone { machine, attempt: 4, outcome: control::StopOutcome::Refused { .. } } if machine == "m"),
+            "{told:?}"
+        );
+        port.refuse_stop(Which::Current, "m".to_owned(), 4);
     }
 
     #[test]

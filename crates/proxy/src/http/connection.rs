@@ -83,7 +83,11 @@ pub(crate) fn serve(
             scratch.shrink();
             match step {
                 Ok(After::Keep) => connection.turn = Turn::Later,
-                Ok(After::Close) if connection.turn == Turn::Last => return,
+                Ok(After::Close)
+                    if connection.turn == Turn::Last && upstream::is_quiet(&stream.tcp) =>
+                {
+                    return;
+                }
                 Ok(After::Close) => return Box::pin(linger(&mut stream.tcp)).await,
                 Err(Ended::Quietly) => return,
                 Err(Ended::Http2) => {

@@ -115,6 +115,18 @@ fn who_is_served_only_if_somebody_is_awake_wakes_nobody_and_keeps_nobody_awake()
     });
 }
 
+#[test]
+fn who_may_wake_nobody_wakes_no_machine_that_speaks_http2_either() {
+    run(|mut world| async move {
+        let mut view = guard(app("stopped", 1), &[rule(&["host"], &[], "serve-if-awake")]);
+        view.machines[0].services[0].ports[0].h2_backend = true;
+        publish(&mut world, view).await;
+        let answer = world.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        refusal(&mut world).await;
+    });
+}
+
 async fn heard_of(link: &mut crate::control::Link) -> FromProxy {
     link.recv().await.expect("the proxy lives")
 }

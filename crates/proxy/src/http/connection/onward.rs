@@ -30,7 +30,10 @@ impl Connection {
     ) -> Result<After, Failure> {
         let mut tries = Tries::new(hop.timeout());
         loop {
-            let place = self.any_place(stream, scratch, incoming, hop, &mut tries).await?;
+            let place = match hop.facts.awake_only {
+                true => self.awake_place(scratch, incoming, hop)?,
+                false => self.any_place(stream, scratch, incoming, hop, &mut tries).await?,
+            };
             let found = self.backend(stream, incoming, (hop, &place), &mut tries).await?;
             let Some((backend, used)) = found else { continue };
             let failed =

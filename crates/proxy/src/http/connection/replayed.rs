@@ -106,7 +106,7 @@ impl Connection {
                 stream,
                 scratch,
                 incoming,
-                (&issued.app, issued.machine),
+                (&issued.app, issued.machine, false),
                 &order.replay,
             );
             match (Box::pin(sent).await, order.replay.fallback) {
@@ -129,7 +129,7 @@ impl Connection {
         stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
-        (issuer, machine): (&Rc<App>, MachineId),
+        (issuer, machine, awake_only): (&Rc<App>, MachineId, bool),
         replay: &Replay,
     ) -> Result<After, Failure> {
         let app = match &replay.app {
@@ -145,6 +145,7 @@ impl Connection {
         if hop.facts.guarded && !Rc::ptr_eq(&hop.app, issuer) {
             self.obey_as(issuer, &mut hop, scratch).map_err(|text| Failure::Reply(403, text))?;
         }
+        hop.facts.awake_only |= awake_only;
         self.forward(stream, scratch, incoming, &hop).await
     }
 
@@ -215,8 +216,9 @@ impl Connection {
         }
         let head = scratch.request[..incoming.head_len].to_vec();
         prepare(scratch, incoming, vec![(CACHE_STATUS.to_owned(), "hit".to_owned())]);
-        let nobody = MachineId::from_low_bits(0);
-        let sent = self.send_to(stream, scratch, incoming, (&hop.app, nobody), &entry.replay);
+        // No Machine has said anything for this caller: who may wake nobody here may wake nobody there.
+        let issuer = (&hop.app, MachineId::from_low_bits(0), hop.facts.awake_only);
+        let sent = self.send_to(stream, scratch, incoming, issuer, &entry.replay);
         match Box::pin(sent).await {
             Err(Failure::Unreached(..)) => {}
             // It names an app that is gone, or may not be reached any more.
