@@ -55,9 +55,13 @@ impl Load {
     fn run_http2(self, host: &Host, authority: &str, core: &str) -> Result<Told> {
         let numbers = [self.seconds, self.connections, self.streams].map(|it| it.to_string());
         let [seconds, connections, streams] = &numbers;
-        let url = format!("http://{authority}{}", self.path);
+        // It leaves the brackets of a literal address out of what it sends, which is no authority.
+        let url = format!("http://bench.flycast{}", self.path);
+        let port = if authority.ends_with(']') { ":80" } else { "" };
+        let to = format!("--connect-to={authority}{port}");
         let args = ["-c", core, "h2load", "-t1", "-D", seconds, "-c", connections, "-m", streams];
-        let output = host.run("taskset", &[args.as_slice(), &[url.as_str()]].concat())?;
+        let output =
+            host.run("taskset", &[args.as_slice(), &[to.as_str(), url.as_str()]].concat())?;
         let text = output.ok()?;
         let told = parse_http2(&text);
         told.with_context(|| {

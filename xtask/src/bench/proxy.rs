@@ -80,7 +80,6 @@ http {
   }
   server {
     listen [fd99::2]:84 http2;
-    http2_max_requests 100000000;
     location / {
       proxy_pass http://back;
       proxy_http_version 1.1;
