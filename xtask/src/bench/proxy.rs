@@ -62,7 +62,7 @@ const NGINX: Program = Program {
     config: "\
 daemon off;
 master_process off;
-pid /dev/null;
+pid @DIR@/nginx.pid;
 error_log /dev/null;
 events { worker_connections 4096; }
 http {

@@ -29,7 +29,7 @@ pub(super) struct Program {
     pub(super) name: &'static str,
     /// Before the path of its configuration.
     pub(super) command: &'static [&'static str],
-    /// Its configuration; it listens at `[fd99::2]`, the upstream is at `10.99.0.1`.
+    /// Its configuration; it listens at `[fd99::2]`, the upstream is at `10.99.0.1`, and `@DIR@` is its own to write to.
     pub(super) config: &'static str,
     /// Where it answers HTTP.
     pub(super) port: u16,
@@ -108,7 +108,8 @@ impl Rivals {
 impl Program {
     fn start(self, host: &Host, space: u32) -> Result<Child> {
         let config = host.dir().join(format!("{}.cfg", self.name.replace(' ', "-")));
-        std::fs::write(&config, self.config)?;
+        let dir = host.dir().to_string_lossy();
+        std::fs::write(&config, self.config.replace("@DIR@", &dir))?;
         let config = config.to_string_lossy().into_owned();
         let command = [&["taskset", "-c", "0"], self.command, &[config.as_str()]].concat();
         enter(space, &command).spawn().with_context(|| format!("starting {}", self.name))
