@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use perch_api::client::{Client, ClientError};
 use perch_api::wire::{RotateKeys, SourceKey, SourceKeys};
 
+use crate::asking;
 use crate::command::Place;
-use crate::paths::Paths;
 
 #[derive(Debug, PartialEq, Eq, clap::Subcommand)]
 pub(crate) enum Command {
@@ -31,31 +29,14 @@ pub(crate) enum Command {
 
 /// Entry point of `perch keys`.
 pub(crate) fn main(command: Command) -> ExitCode {
-    match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let hint = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
-            let code = crate::fail(&error);
-            if let Some(hint) = hint {
-                eprintln!("  {hint}");
-            }
-            code
-        }
-    }
+    asking::end(&run(command))
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     let (Command::List { place, .. } | Command::Rotate { place, .. }) = &command;
-    let client = Client::unix(Paths::new(place.data_dir.as_deref())?.api_socket());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("could not start the runtime")?;
-    let keys = runtime.block_on(async {
-        match &command {
-            Command::List { .. } => client.list_keys().await,
-            Command::Rotate { now, .. } => client.rotate_keys(RotateKeys { now: *now }).await,
-        }
+    let keys = asking::ask(place, async |client| match &command {
+        Command::List { .. } => client.list_keys().await,
+        Command::Rotate { now, .. } => client.rotate_keys(RotateKeys { now: *now }).await,
     })?;
     match command {
         Command::List { json: true, .. } => println!("{}", serde_json::json!(keys.keys)),

@@ -5,6 +5,7 @@
 //! `enter`, `unpack`, `probe`, `freeze` and `reclaim` are started by the server only, `strike` by `quickstart`, from the same file; `man` by
 //! who installs it.
 
+mod asking;
 mod backup;
 mod command;
 mod config;

@@ -3,12 +3,11 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use perch_api::client::{Client, ClientError};
+use perch_api::client::Client;
 use perch_api::wire::{CreateToken, GoDuration, Token};
 
+use crate::asking;
 use crate::command::Place;
-use crate::paths::Paths;
 
 #[derive(Debug, PartialEq, Eq, clap::Subcommand)]
 pub(crate) enum Command {
@@ -52,17 +51,7 @@ pub(crate) enum Command {
 
 /// Entry point of `perch token`.
 pub(crate) fn main(command: Command) -> ExitCode {
-    match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let hint = error.downcast_ref::<ClientError>().and_then(ClientError::hint);
-            let code = crate::fail(&error);
-            if let Some(hint) = hint {
-                eprintln!("  {hint}");
-            }
-            code
-        }
-    }
+    asking::end(&run(command))
 }
 
 fn seconds(text: &str) -> Result<u64, String> {
@@ -74,12 +63,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     let (Command::Create { place, .. }
     | Command::List { place, .. }
     | Command::Revoke { place, .. }) = &command;
-    let client = Client::unix(Paths::new(place.data_dir.as_deref())?.api_socket());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("could not start the runtime")?;
-    Ok(runtime.block_on(ask(client, command))?)
+    let place = place.clone();
+    asking::ask(&place, |client| ask(client, command))
 }
 
 async fn ask(client: Client, command: Command) -> perch_api::client::Result<()> {

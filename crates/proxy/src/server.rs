@@ -202,6 +202,14 @@ impl Running {
         }
     }
 
+    fn empty_queues(&self) {
+        for fd in [&self.listeners.tcp6, &self.listeners.tcp4] {
+            if let Err(error) = self.door.empty_queue(fd) {
+                tracing::warn!(%error, "could not accept who waits");
+            }
+        }
+    }
+
     /// Accepts nobody any more, and waits until everybody has been served.
     pub(crate) async fn end(&mut self, timeout: Duration) {
         for task in self.accepting.drain(..) {
@@ -210,11 +218,8 @@ impl Running {
         }
         self.door.directory.ending.begin_to_cut();
         // Who waits in the queue of one that is retired is its successor's.
-        let own = !self.door.directory.server.is_retired();
-        for fd in [&self.listeners.tcp6, &self.listeners.tcp4].into_iter().filter(|_| own) {
-            if let Err(error) = self.door.empty_queue(fd) {
-                tracing::warn!(%error, "could not accept who waits");
-            }
+        if !self.door.directory.server.is_retired() {
+            self.empty_queues();
         }
         let everybody = self.door.limit.acquire_many(self.connections_max);
         if tokio::time::timeout(timeout, everybody).await.is_err() {

@@ -561,7 +561,6 @@ mod tests {
             matches!(&told, ToProxy::StopDone { machine, attempt: 4, outcome: control::StopOutcome::Refused { .. } } if machine == "m"),
             "{told:?}"
         );
-        port.refuse_stop(Which::Current, "m".to_owned(), 4);
     }
 
     #[test]

@@ -12,23 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::{Entrance, Host, get, holds_for, wait_until};
 
 use crate::faults::armed;
+use crate::naps::{ECHO, SUSPENDS as RAW};
 use crate::stage::{
     AWAKE, SNIPPET, SOON, check_answer, on, on_host, one_machine_of, private_app, shell_image,
     wait_asleep,
 };
 
-const RAW: &str = "\
-[[services]]
-  protocol = 'tcp'
-  internal_port = 5432
-  auto_stop_machines = 'suspend'
-  auto_start_machines = true
-  min_machines_running = 0
-  [[services.ports]]
-    port = 5432
-";
-/// Sends back what it gets, and the end of it.
-const ECHO: &str = "exec busybox nc -ll -p 5432 -e /bin/busybox cat";
 /// Changes to another protocol, in which it sends back what it gets.
 const SWITCH: &str = "exec busybox nc -ll -p 8081 -e /bin/busybox sh -c '\
     while read -r line; do [ ${#line} -gt 1 ] || break; done; \

@@ -9,7 +9,7 @@ use perch_testkit::{Host, holds_for};
 
 use crate::stage::{SOON, on_host, one_machine_of, shell_image};
 
-const SUSPENDS: &str = "\
+pub(crate) const SUSPENDS: &str = "\
 [[services]]
   protocol = 'tcp'
   internal_port = 5432
