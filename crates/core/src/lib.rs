@@ -17,6 +17,7 @@
 //! | [`rotation`] | which of two keys signs, and which are shown |
 //! | [`schedule`] | when a Machine with a schedule is started |
 //! | [`arming`] | which stopped Machines have their next start made ready |
+//! | [`coding`] | whether an answer goes out compressed |
 //! | [`cpu`] | which Machines yield the CPUs to others |
 //! | [`datagrams`] | what is kept of a UDP session while its Machine wakes |
 //! | [`deploy`] | the steps of a deploy |
@@ -31,6 +32,7 @@ pub mod arming;
 pub mod balancer;
 pub mod base64;
 pub mod checks;
+pub mod coding;
 pub mod cpu;
 pub mod datagrams;
 pub mod deploy;

@@ -25,7 +25,7 @@ use crate::http::head::Forwarded;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("request", request::compare),
     ("response", response::compare),
     ("chunked", chunks::split),
@@ -33,6 +33,7 @@ pub const TARGETS: [Target; 7] = [
     ("dns", texts::dns),
     ("replay", texts::replay),
     ("aim", texts::aim),
+    ("coding", texts::coding),
 ];
 
 /// Runs one target by its name.

@@ -14,6 +14,7 @@
 //! ```
 
 pub(crate) mod body;
+pub(crate) mod compress;
 pub(crate) mod connection;
 mod edit;
 mod exchange;

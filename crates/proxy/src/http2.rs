@@ -16,6 +16,7 @@
 mod answer;
 mod backend;
 mod body;
+mod compressed;
 mod connection;
 mod exchange;
 mod head;

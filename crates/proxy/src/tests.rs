@@ -2,6 +2,7 @@
 //! played by tasks.
 
 mod checks;
+mod compress;
 mod control;
 mod crowd;
 mod damp;

@@ -24,6 +24,7 @@ const CORE: &str = "perch-core";
 /// of `bytes` and `http`. `hyper` and its like are only what the fuzzer compares with.
 const PROXY: &[&str] = &[
     "bytes",
+    "flate2",
     "h2",
     "hickory-proto",
     "http",

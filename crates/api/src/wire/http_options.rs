@@ -7,6 +7,8 @@ use serde_json::Value;
 pub struct HttpOptions {
     /// The program speaks HTTP/2 by prior knowledge (PX-81).
     pub h2_backend: bool,
+    /// Answers are compressed for callers that want that (PX-87).
+    pub compress: bool,
     /// Seconds without a byte after which a request or an upgraded connection ends; `None` or 0: never (PX-88, OQ-21).
     pub idle_timeout: Option<u32>,
     /// Fields of answers, by name: none of its name is passed on, these values are set (PX-21).
@@ -48,8 +50,10 @@ impl HttpOptions {
     /// Reads what is good, and tells what is not.
     pub fn read(options: &Value) -> (Self, Vec<BadHttpOption>) {
         let seconds = options.get("idle_timeout").and_then(Value::as_u64);
+        let is_on = |key| options.get(key).and_then(Value::as_bool).unwrap_or(false);
         let mut read = Self {
-            h2_backend: options.get("h2_backend").and_then(Value::as_bool).unwrap_or(false),
+            h2_backend: is_on("h2_backend"),
+            compress: is_on("compress"),
             idle_timeout: seconds.filter(|it| *it != 0).and_then(|it| u32::try_from(it).ok()),
             response_headers: Vec::new(),
         };

@@ -201,7 +201,7 @@ fn unset(service: &wire::Service) -> bool {
 fn port_view(port: &wire::Port) -> Option<PortView> {
     let (start, end) = port.range()?;
     let (http, _bad) = port.http();
-    let treated = http.idle_timeout.is_some() || !http.response_headers.is_empty();
+    let treated = http.idle_timeout.is_some() || http.compress || !http.response_headers.is_empty();
     Some(PortView {
         start,
         end,
@@ -212,6 +212,7 @@ fn port_view(port: &wire::Port) -> Option<PortView> {
         http: treated.then_some(HttpView {
             idle_timeout_ms: http.idle_timeout.map(|seconds| u64::from(seconds) * 1000),
             response_headers: http.response_headers,
+            compress: http.compress,
         }),
     })
 }

@@ -608,6 +608,9 @@ pub struct HttpView {
     /// Fields by name: none of this name is passed on, these values are set (PX-21).
     #[serde(default)]
     pub response_headers: Vec<(String, Vec<String>)>,
+    /// Answers are compressed for callers that want that (PX-87).
+    #[serde(default)]
+    pub compress: bool,
 }
 
 /// What happens to an idle Machine.

@@ -1,9 +1,10 @@
-//! Small languages: questions to DNS, replays, and where a request wants to go.
+//! Small languages: questions to DNS, replays, where a request wants to go, and which coding its caller understands.
 
 use std::net::Ipv6Addr;
 
 use hickory_proto::op::Message;
 use perch_core::aim::{AREAS_MAX, Aim, Area};
+use perch_core::coding::accepts_gzip;
 use perch_core::dns::{Answer, Record, Transport};
 use perch_core::replay::Replay;
 
@@ -74,6 +75,37 @@ pub(super) fn aim(input: &[u8]) {
     {
         check_aim(&crate::http::connection::aim_of(&out));
     }
+}
+
+/// The value of `Accept-Encoding`, beside a plain reader of those lists that are as RFC 9110 has them.
+pub(super) fn coding(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let accepts = accepts_gzip(&text);
+    assert_eq!(accepts, accepts_gzip(&text.to_ascii_uppercase()), "{text:?}");
+    assert_eq!(accepts, accepts_gzip(&format!("{text}, zstd, unknown;q=1")), "{text:?}");
+    assert_eq!(accepts, accepts_gzip(&text.replace(',', " ,\t")), "{text:?}");
+    assert!(!accepts || text.contains('*') || text.to_ascii_lowercase().contains("gzip"));
+    let items: Option<Vec<_>> = text.split(',').map(plain_item).collect();
+    let Some(items) = items else { return };
+    let weight = |names: &[&str]| {
+        let of_name = items.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        of_name.map(|(_, weight)| *weight).reduce(f64::max)
+    };
+    let gzip = weight(&["gzip", "x-gzip"]).or_else(|| weight(&["*"])).unwrap_or(0.0);
+    let identity = weight(&["identity"]).unwrap_or(0.0);
+    assert_eq!(accepts, 0.0 < gzip && identity <= gzip, "{text:?}");
+}
+
+/// One that makes sense: its name and weight.
+fn plain_item(item: &str) -> Option<(String, f64)> {
+    let (name, weight) = item.split_once(';').unwrap_or((item, "q=1"));
+    let weight = weight.trim().to_ascii_lowercase();
+    let weight = weight.strip_prefix("q=")?;
+    let plain = weight.len() <= 5
+        && (weight == "0" || weight == "1" || weight.starts_with("0.") || weight.starts_with("1."))
+        && weight.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let weight: f64 = weight.parse().ok().filter(|weight| plain && *weight <= 1.0)?;
+    Some((name.trim().to_ascii_lowercase(), weight))
 }
 
 fn check_aim(aim: &Aim) {

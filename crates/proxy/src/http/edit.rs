@@ -64,7 +64,21 @@ impl Edit {
 pub(super) fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let line =
         lines(head).skip(1).find(|line| name_of(line).eq_ignore_ascii_case(name.as_bytes()))?;
-    Some(std::str::from_utf8(line.get(name.len() + 1..)?).unwrap_or_default().trim())
+    Some(value_in(line, name))
+}
+
+/// The values of all fields of this name in a head that we wrote, joined by commas; what is no text is empty.
+pub(super) fn values_of(head: &[u8], name: &str) -> Option<String> {
+    let of_name = |line: &&[u8]| name_of(line).eq_ignore_ascii_case(name.as_bytes());
+    let values: Vec<_> =
+        lines(head).skip(1).filter(of_name).map(|line| value_in(line, name)).collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+/// The value in the line of a field of this name; empty if it is no text.
+fn value_in<'a>(line: &'a [u8], name: &str) -> &'a str {
+    let value = line.get(name.len() + 1..).unwrap_or_default();
+    std::str::from_utf8(value).unwrap_or_default().trim()
 }
 
 /// The lines of a head without their ends, up to the empty one.
@@ -122,6 +136,8 @@ mod tests {
         assert_eq!(value_of(MESSAGE, "b"), Some("2"));
         assert_eq!(value_of(MESSAGE, "A"), Some("1"));
         assert_eq!(value_of(MESSAGE, "body"), None);
+        assert_eq!(values_of(MESSAGE, "a").as_deref(), Some("1, 3"));
+        assert_eq!(values_of(MESSAGE, "body"), None);
         assert_eq!(value_of(b"GET / HTTP/1.1\r\nA: \xe9\r\n\r\n", "a"), Some(""));
         assert_eq!(value_of(MESSAGE, "GET /a?b HTTP/1.1"), None);
     }

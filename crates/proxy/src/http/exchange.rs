@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::body::{Framing, Progress};
+use super::compress::{self, Compressed};
 use super::head::{After, HEAD_BYTES_MAX, Request, Version};
 use super::kept::Sending;
 use super::replay::{self, Order};
@@ -180,6 +181,14 @@ async fn respond(
     terms.line.place().app().counts.note_answer(response.status);
     input.consume(response.head_len);
     let mut body = Progress::new(response.framing);
+    if terms.signature.treatment.is_some_and(|treatment| treatment.compress) {
+        let request = (terms.request, terms.message);
+        if let Some(gzip) = compress::begin(request, &mut response, answer) {
+            let version = terms.request.version;
+            let compressed = Compressed { gzip, body, response, version };
+            return Box::pin(compressed.pass(caller, machine, input, answer, terms.line)).await;
+        }
+    }
     let ended = pass_piece(caller, &mut body, &mut response, &input, answer).await?;
     drop(input);
     if ended {

@@ -1,4 +1,5 @@
-//! What a port's `http_options` want of answers: other fields (PX-21), and no silence beyond a limit (PX-88).
+//! What a port's `http_options` want of answers: other fields (PX-21), compressed content (PX-87), and no silence
+//! beyond a limit (PX-88).
 //!
 //! Ports without such wishes have none of this, and their answers are not looked at for it.
 
@@ -16,6 +17,8 @@ pub(crate) struct Treatment {
     edit: Edit,
     /// Silence for so long ends a request or an upgraded connection.
     pub(crate) idle: Option<Duration>,
+    /// See [`super::compress`].
+    pub(crate) compress: bool,
 }
 
 impl Treatment {
@@ -27,7 +30,7 @@ impl Treatment {
             edit.set.extend(values.iter().map(|value| (name.clone(), value.clone())));
         }
         let idle = view.idle_timeout_ms.map(Duration::from_millis);
-        Rc::new(Self { edit, idle })
+        Rc::new(Self { edit, idle, compress: view.compress })
     }
 
     /// Changes a head of lines, whose fields are all there.

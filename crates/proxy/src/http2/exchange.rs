@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use super::answer::{self, Signature};
 use super::body::{Body, Piece};
+use super::compressed::{self, Lines};
 use super::head::Head;
 use crate::app::Place;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some};
@@ -213,7 +214,7 @@ async fn download(
     input.consume(facts.head_len);
     terms.place.app().counts.note_answer(facts.status);
     terms.place.note_answered();
-    pass(respond, machine, (facts, response), input, terms.idle).await
+    pass(respond, machine, (facts, response), input, terms).await
 }
 
 /// Reads, unless the caller resets the stream.
@@ -252,17 +253,26 @@ async fn read_more(
 async fn pass(
     respond: &mut SendResponse<Bytes>,
     machine: impl AsyncRead + Unpin,
-    (facts, response): answer::Head,
+    (facts, mut response): answer::Head,
     input: Buffer,
-    idle: &Idleness,
+    terms: Terms<'_>,
 ) -> Result<After, Broken> {
     let body = Progress::new(facts.framing);
     let ended = body.is_done();
+    let gzip = compressed::begin(terms, facts.framing, &mut response);
     let mut stream = respond.send_response(response, ended).map_err(|_| Broken::Cut)?;
     if ended {
         return Ok(if input.is_empty() { facts.machine_after } else { After::Close });
     }
-    let passed = pass_body(&mut stream, machine, body, input, idle).await;
+    let passed = match gzip {
+        None => pass_body(&mut stream, machine, body, input, terms.idle).await,
+        Some(gzip) => {
+            let mut lines = Lines::new(machine, body, input);
+            let next = |cx: &mut Context<'_>| lines.poll_next(cx);
+            let passed = Box::pin(compressed::pass(&mut stream, gzip, terms.idle, next)).await;
+            passed.map(|()| lines.is_clean())
+        }
+    };
     if passed.is_err() {
         stream.send_reset(Reason::INTERNAL_ERROR);
     }

@@ -12,7 +12,9 @@ use http::{HeaderMap, Request, Response};
 
 use super::answer::{self, Signature};
 use super::body::{Body, Piece};
+use super::compressed;
 use super::exchange::{Broken, Terms, send};
+use crate::http::body::Framing;
 use crate::http::response::Field;
 use crate::idleness::Idleness;
 
@@ -161,17 +163,47 @@ async fn download(
     *response.status_mut() = parts.status;
     *response.headers_mut() = fields(&parts.headers, parts.status.as_u16(), terms.signature);
     let ended = body.is_end_stream();
+    let gzip = compressed::begin(terms, framing_of(&response, ended), &mut response);
     let mut stream = respond.send_response(response, ended).map_err(|_| Broken::Cut)?;
     if ended {
         return Ok(());
     }
-    match pass(&mut stream, &mut body, terms.idle).await {
+    let passed = match gzip {
+        None => pass(&mut stream, &mut body, terms.idle).await,
+        Some(gzip) => {
+            let mut body = Body::new(body);
+            let next = |cx: &mut Context<'_>| poll_released(&mut body, cx);
+            let passed = Box::pin(compressed::pass(&mut stream, gzip, terms.idle, next)).await;
+            passed.map_err(|_| Reason::INTERNAL_ERROR)
+        }
+    };
+    match passed {
         Ok(()) => Ok(()),
         Err(reason) => {
             stream.send_reset(reason);
             Err(Broken::Cut)
         }
     }
+}
+
+/// How long the content is, as HTTP/1.1 would know it.
+fn framing_of(response: &Response<()>, ended: bool) -> Framing {
+    let length =
+        response.headers().get(CONTENT_LENGTH).and_then(|it| it.to_str().ok()?.parse().ok());
+    match length {
+        _ if ended => Framing::None,
+        Some(length) => Framing::Length(length),
+        None => Framing::Close,
+    }
+}
+
+/// The next of a Machine's answer, which it may follow by as much.
+fn poll_released(body: &mut Body, cx: &mut Context<'_>) -> Poll<Piece> {
+    let piece = body.poll_next(cx);
+    if let Poll::Ready(Piece::Content(content)) = &piece {
+        body.release(content.len());
+    }
+    piece
 }
 
 /// What of the Machine's fields the caller gets, with ours.

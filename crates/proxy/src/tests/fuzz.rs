@@ -67,4 +67,5 @@ tests! {
     questions_to_dns_are_answered_or_not: "dns",
     replays_are_read_or_refused: "replay",
     wishes_for_machines_are_bounded: "aim",
+    wishes_for_compression_have_one_reading: "coding",
 }

@@ -15,6 +15,7 @@ mod burst;
 mod cgroup;
 mod checks;
 mod commands;
+mod compress;
 mod console;
 mod contract;
 mod cpu;

@@ -58,6 +58,24 @@ pub(in crate::tests) async fn echo(stream: TcpStream) {
     }
 }
 
+/// What [`page`] says a hundred times.
+pub(in crate::tests) const PAGE: &str = "a line that comes again and again\n";
+
+/// Answers each stream by a text without a length, and a trailer.
+pub(in crate::tests) async fn page(stream: TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        let answer = Response::builder().header("content-type", "text/plain").body(());
+        let mut sending = respond.send_response(answer.expect("it is one"), false).expect("so");
+        for _ in 0..100 {
+            sending.send_data(Bytes::from_static(PAGE.as_bytes()), false).expect("it goes out");
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().expect("a value"));
+        sending.send_trailers(trailers).expect("it goes out");
+    }
+}
+
 /// Counts connections.
 pub(in crate::tests) async fn counted(state: &str) -> (AppView, Rc<Cell<u32>>) {
     let count = Rc::new(Cell::new(0));
