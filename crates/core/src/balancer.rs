@@ -580,7 +580,7 @@ impl Balancer {
             Event::Checked { machine, run, service, status } => {
                 self.on_checked(machine, run, service, status);
             }
-            Event::Retired => self.on_retired(),
+            Event::Retired => self.on_retired(now),
             Event::ServerLost => self.on_server_lost(),
             Event::ServerReady => self.on_server_ready(),
         }
@@ -779,10 +779,17 @@ impl Balancer {
         }
     }
 
-    fn on_retired(&mut self) {
+    fn on_retired(&mut self, now: Timestamp) {
         self.retired = true;
-        let excess = self.machines.values_mut().filter(|machine| machine.is_excess_drained());
-        excess.for_each(Machine::clear_drain);
+        for machine in self.machines.values_mut() {
+            if machine.is_excess_drained() {
+                machine.clear_drain();
+            }
+            // Nobody heeds it any more, and callers would wait for an answer that may never come.
+            if machine.stop.is_some() {
+                machine.on_stop_refused(now);
+            }
+        }
     }
 
     fn on_server_lost(&mut self) {

@@ -95,6 +95,22 @@ fn a_retired_balancer_puts_nobody_to_sleep_and_tells_when_another_may() {
 }
 
 #[test]
+fn a_stop_that_a_retired_balancer_has_asked_for_is_off_and_its_callers_get_in() {
+    let mut world = World::new(vec![up(1)]);
+    assert_eq!(world.run_until(AFTER * 2), ["stop 1 run 1"]);
+    assert!(!world.belief(1).open);
+    world.event(Event::Retired);
+    assert!(world.belief(1).open && !world.belief(1).asked);
+    let claim = world.enter();
+    // What was on its way is old news.
+    let outcome = StopOutcome::Suspended;
+    world.event(Event::StopDone { machine: id(1), attempt: 1, outcome });
+    assert_eq!((world.belief(1).open, world.belief(1).in_flight), (true, 1));
+    world.leave(claim);
+    assert_eq!(world.run_until(AFTER * 2), Vec::<String>::new());
+}
+
+#[test]
 fn a_retired_balancer_wakes_whom_its_callers_wait_for() {
     let mut world = World::new(vec![asleep(1)]);
     world.event(Event::Retired);
