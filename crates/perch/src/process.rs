@@ -94,7 +94,8 @@ pub(crate) fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
 pub(crate) fn ends_within(pidfd: impl AsFd, limit: Duration) -> bool {
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     let limit = Timespec::try_from(limit).expect("a limit of seconds is a time");
-    rustix::event::poll(&mut fds, Some(&limit)) != Ok(0)
+    // A signal to this process says nothing of that one.
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit))) != Ok(0)
 }
 
 #[cfg(test)]

@@ -450,12 +450,15 @@ impl Task {
 
     /// A wish of a proxy that is gone is dropped: its successor lets callers in by what it was told, and asks anew.
     async fn on_proxy(&mut self, (event, cause, waking): Wish, session: u64) {
+        let is_stop = matches!(event, Event::Stop(_));
         if !self.world.proxy.hears(session) {
+            if is_stop {
+                self.world.proxy.stop_is_void(&self.id, session);
+            }
             return;
         }
         self.because(Source::Proxy, cause);
         self.waking = waking;
-        let is_stop = matches!(event, Event::Stop(_));
         if let Err(error) = self.life.handle_event(event, clock::now()) {
             tracing::warn!(machine = self.id, %error, "an event was refused");
         }

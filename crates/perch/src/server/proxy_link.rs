@@ -44,7 +44,7 @@ use super::history::Source;
 use super::ledger::entry;
 use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
-use super::proxy_port::{Asked, USED_ELSEWHERE, Which, Wire};
+use super::proxy_port::{ANSWER_TIMEOUT, Answer, Asked, Which, Wire};
 use super::views;
 use super::world::World;
 use crate::{process, service_manager};
@@ -387,7 +387,7 @@ async fn session(
     let (pid, retires) = (link.pid(), link.retires());
     let mut handed = link.thaws().then(Handed::default);
     let (mut sender, mut receiver) = link.into_split();
-    let apps = send_snapshot(world, &mut sender).await?;
+    let apps = send_snapshot(world, &mut sender, role).await?;
     hand_over(world, &mut sender, &mut handed, apps).await?;
     let mut successor = world.proxy.serving();
     let mut is_told = false;
@@ -441,11 +441,17 @@ pub(crate) fn thawed((link, _): &Standing) -> BTreeMap<String, u64> {
 async fn send_snapshot(
     world: &Arc<World>,
     sender: &mut LinkSender,
+    role: Role<'_>,
 ) -> Result<Vec<String>, LinkError> {
     sender.send(&ToProxy::Settings(views::settings(world))).await?;
     let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
     for app in &apps {
         send_app(world, sender, app).await?;
+    }
+    if let Role::Retired(number, _) = role {
+        for message in world.proxy.outstanding(number) {
+            sender.send(&message).await?;
+        }
     }
     sender.send(&ToProxy::SnapshotEnd).await?;
     Ok(apps)
@@ -497,8 +503,10 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
         FromProxy::Stop { machine, run, attempt, reason } => {
             // A retired one asks for none, unless its successor does not serve yet.
             if which == Which::Current {
-                let wanted = world.proxy.ask_retired((machine, run, attempt), reason, session);
-                wanted.into_iter().for_each(|stop| do_stop(world, stop));
+                match world.proxy.ask_retired((machine, run, attempt), reason, session) {
+                    Answer::Now(stop) => do_stop(world, stop),
+                    Answer::Later(token) => give_up_in_time(world, token),
+                }
             } else {
                 world.proxy.refuse_stop(which, machine, attempt);
             }
@@ -539,14 +547,26 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
     }
 }
 
+/// Retired proxies were asked something: one that does not answer does not agree.
+fn give_up_in_time(world: &Arc<World>, token: u64) {
+    let world = world.clone();
+    world.tracker.clone().spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(ANSWER_TIMEOUT) => {}
+            () = world.shutdown.cancelled() => return,
+        }
+        world.proxy.overdue(token).into_iter().for_each(|stop| do_stop(&world, stop));
+    });
+}
+
 /// A stop that all retired proxies have said something of.
 fn do_stop(world: &Arc<World>, stop: Asked) {
     let Asked { machine, run, attempt, reason, session, refused, .. } = stop;
-    if refused {
+    if let Some(why) = refused {
         let app = world.keeper.read().machines.get(&machine).map(|it| it.app.clone());
         let unix_micros = clock::unix().as_micros() as u64;
-        let why = USED_ELSEWHERE.to_owned();
-        enter(world, Note::veto((app.unwrap_or_default(), machine, run), why, unix_micros));
+        let note = Note::veto((app.unwrap_or_default(), machine, run), why.to_owned(), unix_micros);
+        enter(world, note);
         return;
     }
     let event = lifecycle::Event::Stop(StopBy::Proxy { run, attempt });

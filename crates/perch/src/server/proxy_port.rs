@@ -3,8 +3,10 @@
 //!
 //! All of them hear every change and every answer: attempts of different proxies are different, so an answer means
 //! something to one of them. Who wants a Machine empty waits for all. The proxy that has the listeners decides who sleeps,
-//! and is let only if no retired one objects: each of them is asked first, and gives that run no new work from then on.
-//! A retired proxy may wake, as it holds callers and connections that rest.
+//! and is let only if no retired one objects ([`consents`]). A retired proxy may wake, as it holds callers and connections
+//! that rest.
+
+mod consents;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -20,12 +22,11 @@ use super::machine::Command as MachineCommand;
 use super::questions::Questions;
 use super::seat::Post;
 use super::world::lock;
+use consents::Consents;
+pub(crate) use consents::{ANSWER_TIMEOUT, Answer, Asked};
 
 /// Answers that wait for a proxy; they are few, because each answers a question of its own.
 const ANSWERS: usize = 4_096;
-
-/// Why a Machine does not sleep that a retired proxy uses.
-pub(crate) const USED_ELSEWHERE: &str = "connections of a former proxy use it";
 
 /// Which of the proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,29 +94,14 @@ struct Draining {
     waits_for: BTreeSet<Which>,
 }
 
-/// A stop that the current proxy wants, and retired ones have to agree to.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) machine: String,
-    pub(crate) run: u64,
-    pub(crate) attempt: u64,
-    pub(crate) reason: String,
-    /// In which session it was wanted.
-    pub(crate) session: u64,
-    waits_for: BTreeSet<Which>,
-    /// Somebody uses the run by a retired proxy: it stays awake.
-    pub(crate) refused: bool,
-}
-
 /// See the module's head. Never blocks.
 #[derive(Debug)]
 pub(crate) struct ProxyPort {
     current: Arc<Wire>,
     retired: Mutex<BTreeMap<u64, Arc<Wire>>>,
     drains: Mutex<BTreeMap<u64, Draining>>,
-    asked: Mutex<BTreeMap<u64, Asked>>,
-    /// The runs to whose stop retired proxies have agreed, until it is over.
-    agreed: Mutex<BTreeMap<String, u64>>,
+    /// Locked before `retired`, never after it.
+    consents: Mutex<Consents>,
     /// Starts that were asked while there were several proxies, by Machine: all of them are answered at once.
     starts: Mutex<BTreeMap<String, BTreeSet<u64>>>,
     next_token: AtomicU64,
@@ -140,8 +126,7 @@ impl ProxyPort {
             current,
             retired: Mutex::default(),
             drains: Mutex::default(),
-            asked: Mutex::default(),
-            agreed: Mutex::default(),
+            consents: Mutex::default(),
             starts: Mutex::default(),
             next_token: AtomicU64::new(1),
             serving: watch::Sender::new(None),
@@ -197,6 +182,10 @@ impl ProxyPort {
             || lock(&self.retired).contains_key(&session)
     }
 
+    fn next_token(&self) -> u64 {
+        self.next_token.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn number(&self) -> u64 {
         self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -249,10 +238,7 @@ impl ProxyPort {
                 draining.waits_for.insert(Which::Retired(number));
             }
         }
-        // It wanted them, and forgets them with its connection.
-        for asked in std::mem::take(&mut *lock(&self.asked)).into_values() {
-            self.call_off(&asked.machine, asked.run);
-        }
+        self.call_off_questions();
         (number, wire, receiver)
     }
 
@@ -306,7 +292,7 @@ impl ProxyPort {
         timeout: Duration,
         mailbox: Post,
     ) {
-        let own = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let own = self.next_token();
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let message = ToProxy::Drain { machine: machine.to_owned(), run, token: own, timeout_ms };
         {
@@ -346,7 +332,7 @@ impl ProxyPort {
     }
 
     pub(crate) fn stop_done(&self, machine: &str, attempt: u64, outcome: StopOutcome) {
-        let agreed = lock(&self.agreed).remove(machine);
+        let agreed = lock(&self.consents).end(machine);
         let outcome = match outcome {
             StopOutcome::Stopped => control::StopOutcome::Stopped,
             StopOutcome::Suspended => control::StopOutcome::Suspended,
@@ -384,32 +370,7 @@ impl ProxyPort {
         }
     }
 
-    // ---- what is asked and heard ----------------------------------------------------------------
-
-    /// Asks the retired proxies whether a run may sleep; at once what the current one wants, if there are none.
-    pub(crate) fn ask_retired(
-        &self,
-        (machine, run, attempt): (String, u64, u64),
-        reason: String,
-        session: u64,
-    ) -> Option<Asked> {
-        let waits_for = BTreeSet::new();
-        let mut asked = Asked { machine, run, attempt, reason, session, waits_for, refused: false };
-        let retired = self.retired();
-        if retired.is_empty() {
-            return Some(asked);
-        }
-        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        let message = ToProxy::MayStop { machine: asked.machine.clone(), run, token };
-        let mut all = lock(&self.asked);
-        let sent = retired.into_iter().filter(|(_, wire)| wire.send(message.clone()));
-        asked.waits_for = sent.map(|(which, _)| which).collect();
-        if asked.waits_for.is_empty() {
-            return Some(asked);
-        }
-        all.insert(token, asked);
-        None
-    }
+    // ---- what is heard --------------------------------------------------------------------------
 
     /// A proxy says what is in flight. A stop of which every retired one has said what it thinks comes back, to be done
     /// or written down.
@@ -418,18 +379,15 @@ impl ProxyPort {
             draining.waits_for.remove(&which);
         }
         self.end_drain_if_over(token);
-        if let Some(asked) = lock(&self.asked).get_mut(&token) {
-            asked.waits_for.remove(&which);
-            asked.refused |= in_flight != 0;
-        }
-        self.take_if_answered(token)
+        self.answered(which, token, in_flight)
     }
 
-    /// A proxy's connection has ended: it has nothing in flight that could be waited for. Stops of which only it had
-    /// said nothing come back.
+    /// A proxy is no more, or is the current one and its connection has ended: it has nothing in flight that could be
+    /// waited for. Stops of which only it had said nothing come back.
     pub(crate) fn gone(&self, which: Which) -> Vec<Asked> {
         if which == Which::Current {
             self.current.connected.store(false, Ordering::Release);
+            self.call_off_questions();
         }
         let drains: Vec<u64> = lock(&self.drains).keys().copied().collect();
         for token in drains {
@@ -438,8 +396,18 @@ impl ProxyPort {
             }
             self.end_drain_if_over(token);
         }
-        let asked: Vec<u64> = lock(&self.asked).keys().copied().collect();
-        asked.into_iter().filter_map(|token| self.drained(which, token, 0)).collect()
+        let asked = lock(&self.consents).tokens();
+        asked.into_iter().filter_map(|token| self.answered(which, token, 0)).collect()
+    }
+
+    /// What a retired proxy has to hear before it may let anybody in again, when its connection begins anew: what the
+    /// server still waits for, and which runs are about to sleep because it has agreed.
+    pub(crate) fn outstanding(&self, number: u64) -> Vec<ToProxy> {
+        let which = Which::Retired(number);
+        let agreed = lock(&self.consents).renewed();
+        let drains = lock(&self.drains);
+        let waiting = drains.values().filter(|draining| draining.waits_for.contains(&which));
+        waiting.map(|draining| draining.message.clone()).chain(agreed).collect()
     }
 
     fn end_drain_if_over(&self, own: u64) {
@@ -454,91 +422,11 @@ impl ProxyPort {
         // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
         mailbox.try_send(MachineCommand::Drained { token }).ok();
     }
-
-    fn take_if_answered(&self, token: u64) -> Option<Asked> {
-        let asked = {
-            let mut all = lock(&self.asked);
-            if all.get(&token).is_none_or(|asked| !asked.waits_for.is_empty()) {
-                return None;
-            }
-            all.remove(&token)?
-        };
-        if !asked.refused {
-            lock(&self.agreed).insert(asked.machine.clone(), asked.run);
-            return Some(asked);
-        }
-        self.call_off(&asked.machine, asked.run);
-        let reason = USED_ELSEWHERE.to_owned();
-        let (machine, attempt) = (asked.machine.clone(), asked.attempt);
-        let outcome = control::StopOutcome::Refused { reason };
-        self.current.send(ToProxy::StopDone { machine, attempt, outcome });
-        Some(asked)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stop(port: &ProxyPort) -> Option<Asked> {
-        port.ask_retired(("m".to_owned(), 3, 9), "idle".to_owned(), 1)
-    }
-
-    fn token(asked: &mut mpsc::Receiver<ToProxy>) -> u64 {
-        match asked.try_recv() {
-            Ok(ToProxy::MayStop { token, run: 3, .. }) => token,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_stop_waits_until_all_retired_proxies_agree() {
-        let (port, _current) = ProxyPort::new();
-        assert!(stop(&port).is_some(), "there is nobody to ask");
-        let (first, _wire, mut asked) = port.add_retired();
-        let (second, _wire, mut also_asked) = port.add_retired();
-        assert!(stop(&port).is_none());
-        let token = token(&mut asked);
-        assert!(matches!(also_asked.try_recv(), Ok(ToProxy::MayStop { .. })));
-        assert!(port.drained(Which::Retired(first), token, 0).is_none());
-        let agreed = port.drained(Which::Retired(second), token, 0).expect("all have agreed");
-        assert!(!agreed.refused);
-        assert_eq!((agreed.machine.as_str(), agreed.run, agreed.attempt), ("m", 3, 9));
-        // The lifecycle may refuse it all the same.
-        let reason = String::new();
-        port.stop_done("m", 9, StopOutcome::Refused { reason });
-        assert!(matches!(asked.try_recv(), Ok(ToProxy::Undrain { run: 3, .. })));
-    }
-
-    #[test]
-    fn one_that_serves_somebody_there_keeps_the_machine_awake_and_the_others_go_on() {
-        let (port, mut current) = ProxyPort::new();
-        port.connected();
-        let (first, _wire, mut asked) = port.add_retired();
-        let (second, _wire, mut also_asked) = port.add_retired();
-        assert!(stop(&port).is_none());
-        let token = token(&mut asked);
-        assert!(port.drained(Which::Retired(first), token, 1).is_none());
-        let answered = port.drained(Which::Retired(second), token, 0).expect("all have answered");
-        assert!(answered.refused);
-        let refused = control::StopOutcome::Refused { reason: USED_ELSEWHERE.to_owned() };
-        let answer = current.try_recv();
-        assert!(
-            matches!(&answer, Ok(ToProxy::StopDone { attempt: 9, outcome, .. }) if *outcome == refused),
-            "{answer:?}"
-        );
-        assert!(also_asked.try_recv().is_ok(), "it was asked");
-        assert!(matches!(also_asked.try_recv(), Ok(ToProxy::Undrain { run: 3, .. })));
-    }
-
-    #[test]
-    fn a_retired_proxy_that_has_ended_objects_to_nothing() {
-        let (port, _current) = ProxyPort::new();
-        let (number, _wire, _asked) = port.add_retired();
-        assert!(stop(&port).is_none());
-        port.remove_retired(number);
-        assert_eq!(port.gone(Which::Retired(number)).len(), 1);
-    }
 
     #[tokio::test]
     async fn one_that_ended_before_it_was_heard_has_nobody_left() {

@@ -40,6 +40,15 @@ impl Post {
     }
 }
 
+#[cfg(test)]
+impl Post {
+    /// A way to nobody, and what comes there.
+    pub(crate) fn of_test() -> (Self, mpsc::Receiver<Box<Command>>) {
+        let (sender, receiver) = mpsc::channel(MAILBOX);
+        (Self(sender), receiver)
+    }
+}
+
 /// What waits for a Machine's task.
 #[derive(Debug)]
 pub(crate) struct Mailbox {

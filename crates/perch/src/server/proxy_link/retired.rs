@@ -104,11 +104,12 @@ async fn keep(
         };
         if let Ok((link, _)) = connected {
             let ended = session(&world, link, &mut answers, Role::Retired(number, &wire)).await;
-            for stop in world.proxy.gone(Which::Retired(number)) {
-                do_stop(&world, stop);
-            }
             // What was meant for this connection would confuse the next.
             while answers.try_recv().is_ok() {}
+            // An end of the connection says nothing of what is in flight there: only that of the process does, below.
+            for stop in world.proxy.parted() {
+                do_stop(&world, stop);
+            }
             if let Err(error) = ended {
                 tracing::debug!(pid, %error, "a retired proxy's connection ended");
             }
@@ -119,6 +120,10 @@ async fn keep(
             }
             tokio::time::sleep(RESPAWN_PAUSE).await;
         }
+    }
+    if lives() {
+        // The server ends, and its successor finds it.
+        return;
     }
     world.proxy.remove_retired(number);
     for stop in world.proxy.gone(Which::Retired(number)) {
