@@ -27,6 +27,10 @@ use crate::moderation;
 /// Content up to this size is copied behind the head for one plain write; above, two slices cost less.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
 
+/// What the kernel takes at once of a message, whatever the Machine does. While more is written it is watched for an
+/// early answer: a body that is sent again has up to 1 MB.
+const UNWATCHED_BYTES_MAX: usize = 16 * 1024;
+
 /// What became of an exchange.
 #[derive(Debug)]
 pub(crate) enum Done {
@@ -107,10 +111,15 @@ pub(crate) async fn exchange(
     line: &Line<'_>,
 ) -> Result<Done, Broken> {
     let Message { bytes: message, from, sending } = message;
-    if machine_write.write_all(&message[from..]).await.is_err() {
-        return Err(Broken::NoAnswer);
+    let mut unsent = &message[from..];
+    if unsent.len() <= UNWATCHED_BYTES_MAX {
+        if machine_write.write_all(unsent).await.is_err() {
+            return Err(Broken::NoAnswer);
+        }
+        unsent = &[];
     }
-    line.set_uploads(sending.is_some());
+    let is_sent = unsent.is_empty() && sending.is_none();
+    line.set_uploads(!is_sent);
     let (answer, ahead) = scratch;
     let (caller_read, caller_write) = caller.split();
     let (written, last) = (Cell::new(0), Cell::new(false));
@@ -119,8 +128,9 @@ pub(crate) async fn exchange(
     let terms = Terms { request, message, signature, line };
     let download = pin!(download(caller, machine_read, terms, answer, &last));
     let work = async {
-        if let Some(sending) = sending {
-            return Box::pin(both_ways(watch, download, machine_write, sending, (&written, line)))
+        if !is_sent {
+            let rest = Rest { unsent, sending };
+            return Box::pin(both_ways(watch, download, machine_write, rest, (&written, line)))
                 .await;
         }
         watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
@@ -327,6 +337,14 @@ async fn pass_interim(
     Ok(())
 }
 
+/// What the Machine has still to get.
+struct Rest<'a> {
+    /// Of the message.
+    unsent: &'a [u8],
+    /// What the caller has still to send.
+    sending: Option<&'a mut Sending>,
+}
+
 /// Why the request's body stopped.
 enum Upload {
     Whole,
@@ -340,11 +358,11 @@ async fn both_ways(
     mut watch: Watch<'_>,
     mut download: Pin<&mut impl Future<Output = Result<Done, Broken>>>,
     mut machine: impl AsyncWrite + Unpin,
-    sending: &mut Sending,
+    mut rest: Rest<'_>,
     (written, line): (&Cell<u64>, &Line<'_>),
 ) -> Result<Done, Broken> {
     let uploaded = {
-        let mut upload = pin!(upload(watch.caller(), &mut machine, sending, line));
+        let mut upload = pin!(upload(watch.caller(), &mut machine, &mut rest, line));
         let mut reset = pin!(watch.reset());
         std::future::poll_fn(|cx| {
             if let Poll::Ready(uploaded) = upload.as_mut().poll(cx) {
@@ -361,7 +379,9 @@ async fn both_ways(
     let response = match uploaded {
         Ok(Upload::Whole) => {
             watch.note_uploaded();
-            watch.add(&std::mem::take(&mut sending.next));
+            if let Some(sending) = rest.sending {
+                watch.add(&std::mem::take(&mut sending.next));
+            }
             return watch.unless_left(download).await.unwrap_or(Err(Broken::Cut));
         }
         Ok(Upload::MachineGone) => {
@@ -384,9 +404,13 @@ async fn both_ways(
 async fn upload(
     caller: &TcpStream,
     machine: &mut (impl AsyncWrite + Unpin),
-    sending: &mut Sending,
+    Rest { unsent, sending }: &mut Rest<'_>,
     line: &Line<'_>,
 ) -> Upload {
+    if machine.write_all(unsent).await.is_err() {
+        return Upload::MachineGone;
+    }
+    let Some(sending) = sending else { return Upload::Whole };
     loop {
         let input = match read_some_of(caller, BUFFER_BYTES).await {
             Ok(input) if !input.is_empty() => input,

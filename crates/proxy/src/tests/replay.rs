@@ -3,8 +3,10 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use nix::sys::socket::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
 
 use super::routing::{OTHER, get, named, two};
 use super::world::*;
@@ -298,6 +300,49 @@ fn a_body_of_up_to_a_megabyte_is_replayed_wherever_it_was_when_the_order_came() 
             let answer = body_of(&mut world, length, read_first).await;
             let wanted = format!("target got {length} bytes, right: true");
             assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+        });
+    }
+}
+
+/// Refuses each request by its head, and either ends the connection with the body unread or keeps it. The kernel takes
+/// little of that body, as behind a link that is not loopback.
+async fn refuses_early(ends: bool) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    nix::sys::socket::setsockopt(&listener, sockopt::TcpMaxSeg, &536).expect("small segments");
+    nix::sys::socket::setsockopt(&listener, sockopt::RcvBuf, &4096).expect("a small buffer");
+    let serve = move |mut stream: TcpStream| async move {
+        read_head(&mut stream).await.expect("a request");
+        let answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno";
+        stream.write_all(answer).await.expect("the proxy reads");
+        if !ends {
+            std::future::pending::<()>().await;
+        }
+    };
+    spawn_local(accept(listener, serve));
+    port
+}
+
+#[test]
+fn an_early_answer_to_a_replayed_body_reaches_the_caller() {
+    for ends in [true, false] {
+        run(|mut world| async move {
+            let target = hidden("target", "started", refuses_early(ends).await, NETWORK);
+            world.send(ToProxy::App(target)).await;
+            let router = machine(|mut stream| async move {
+                read_head(&mut stream).await.expect("a request");
+                let mut body = vec![0; 1_000_000];
+                stream.read_exact(&mut body).await.expect("a body");
+                let answer = order("fly-replay: app=target");
+                stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+            });
+            world.publish(app("started", router.await)).await;
+            let mut caller = world.connect().await;
+            let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
+            caller.write_all(head.as_bytes()).await.expect("the proxy reads");
+            caller.write_all(&vec![b'x'; 1_000_000]).await.expect("the proxy reads");
+            let (head, body) = read_response(&mut caller).await;
+            assert!(head.starts_with("HTTP/1.1 413 ") && body == "no", "ends {ends}: {head}{body}");
         });
     }
 }
