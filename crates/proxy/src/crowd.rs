@@ -1,23 +1,24 @@
 //! Who is connected: a share of all places for each source, and room for others when places run out.
 //!
 //! A place is scarce (two descriptors), and a caller that only connects costs itself nothing. A stream of HTTP/2 takes one
-//! as well, but for the first of its connection. What can
+//! as well, but for the first of its connection: of all, of its source's, of its caller's and of its app's. What can
 //! be taken back without harm is a connection on which nobody has asked anything for a while: the
 //! longest idle goes first. Raw connections and requests under way are never closed for others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use perch_core::time::Timestamp;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::presence::{Presence, What};
-use crate::shares::{Share, Shares};
+use crate::shares::{Account, Share, Shares};
 
 /// Of all connections at once, one source (a Machine, or the host in one network) has at most one in
 /// so many.
@@ -32,16 +33,19 @@ const IDLE_MIN: Duration =
 /// Of the connections in question one in so many is closed at once, so that looking for them costs
 /// each newcomer little.
 const CLOSED_AT_ONCE: usize = 100;
-/// After a look that found nothing to close, the next one waits for so long.
+/// After a look that found nothing to close, the next one for the same source or app waits for so long.
 const FUTILE_PAUSE: Duration = Duration::from_millis(50);
+/// In that time all sources and apps together have so many of these looks: with all places taken one costs half a
+/// millisecond.
+const FUTILE_LOOKS_MAX: u32 = 25;
 
 /// Whether a connection waits for its caller to ask, and since when; what it does else; and where it may get more places.
 #[derive(Debug)]
 pub(crate) struct Idle {
     since: Cell<Option<Instant>>,
     pub(crate) presence: Presence,
-    seats: Rc<Seats>,
-    source: IpAddr,
+    crowd: Rc<Crowd>,
+    number: u64,
 }
 
 impl Idle {
@@ -54,31 +58,85 @@ impl Idle {
         self.since.set(None);
     }
 
-    /// A place more for the same source; `None`: it has its share, or nobody may have another one.
-    pub(crate) fn another_seat(&self) -> Option<Seat> {
-        let share = self.seats.shares.take(self.source)?;
-        self.seats.limit.try_acquire().ok()?.forget();
-        Some(Seat { limit: Rc::clone(&self.seats.limit), _share: share })
+    /// Where this connection gets more places; `None`: it was closed.
+    pub(crate) fn room(&self) -> Option<Rc<Room>> {
+        let members = self.crowd.members.borrow();
+        let Member { shares: [calls, places], app, .. } = members.get(&self.number)?;
+        let (calls, places) = (calls.account(), places.account());
+        let app = app.as_ref().map(|(_, share)| share.account());
+        Some(Rc::new(Room { crowd: Rc::clone(&self.crowd), calls, places, app }))
     }
 }
 
-/// All places.
+/// Where a connection gets more places than its own, for streams beside its first one.
 #[derive(Debug)]
-struct Seats {
-    limit: Rc<Semaphore>,
-    shares: Rc<Shares<IpAddr>>,
+pub(crate) struct Room {
+    crowd: Rc<Crowd>,
+    calls: Account<IpAddr>,
+    places: Account<IpAddr>,
+    /// Of a shared address nobody knows it.
+    app: Option<Account<usize>>,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoSeat {
+    #[error("the caller has as many connections as it may have")]
+    Caller,
+    #[error("the app has half of all connections that there may be")]
+    App,
+    #[error("all places are taken")]
+    All,
+}
+
+impl Room {
+    /// A place more. Four counters, without a look at anything else.
+    pub(crate) fn seat(self: &Rc<Self>) -> Result<Seat, NoSeat> {
+        if !self.calls.take() {
+            return Err(NoSeat::Caller);
+        }
+        if !self.places.take() {
+            self.calls.give_back();
+            return Err(NoSeat::Caller);
+        }
+        if !self.app.as_ref().is_none_or(Account::take) {
+            self.give_back_shares();
+            return Err(NoSeat::App);
+        }
+        match self.crowd.limit.try_acquire() {
+            Ok(permit) => {
+                permit.forget();
+                Ok(Seat(Rc::clone(self)))
+            }
+            Err(_) => {
+                self.give_back_shares();
+                self.app.iter().for_each(Account::give_back);
+                Err(NoSeat::All)
+            }
+        }
+    }
+
+    /// Those of the source.
+    fn give_back_shares(&self) {
+        self.calls.give_back();
+        self.places.give_back();
+    }
+
+    /// As [`Crowd::turned_away`].
+    pub(crate) fn turned_away(&self) -> Option<u64> {
+        self.crowd.turned_away()
+    }
 }
 
 /// A place beside that of a connection; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    limit: Rc<Semaphore>,
-    _share: Share<IpAddr>,
-}
+pub(crate) struct Seat(Rc<Room>);
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.limit.add_permits(1);
+        self.0.give_back_shares();
+        self.0.app.iter().for_each(Account::give_back);
+        self.0.crowd.give_back();
     }
 }
 
@@ -86,22 +144,28 @@ impl Drop for Seat {
 #[derive(Debug)]
 pub(crate) struct Crowd {
     places: usize,
-    seats: Rc<Seats>,
-    /// Connections of each source, without what else takes a seat.
+    /// A permit for each place.
+    limit: Rc<Semaphore>,
+    /// Told when the last place is given back.
+    emptied: Notify,
+    /// Places of each source.
+    shares: Rc<Shares<IpAddr>>,
+    /// The same, each within what its caller may have.
     calls: Rc<Shares<IpAddr>>,
-    /// Connections to each app, by its place in memory.
+    /// Places at each app, by its place in memory.
     apps: Rc<Shares<usize>>,
     /// When it was told last that somebody was turned away, and how many were since.
     told: Cell<(Option<Instant>, u64)>,
     members: RefCell<HashMap<u64, Member>>,
     last: Cell<u64>,
-    futile_until: Cell<Option<Instant>>,
+    /// Futile looks since when.
+    looks: Cell<(Option<Instant>, u32)>,
 }
 
 #[derive(Debug)]
 struct Member {
     source: IpAddr,
-    _shares: [Share<IpAddr>; 2],
+    shares: [Share<IpAddr>; 2],
     app: Option<(usize, Share<usize>)>,
     idle: Rc<Idle>,
     task: AbortHandle,
@@ -118,23 +182,38 @@ pub(crate) struct Newcomer {
 
 impl Crowd {
     pub(crate) fn new(places: usize) -> Rc<Self> {
-        let limit = Rc::new(Semaphore::new(places));
-        let shares = Shares::new((places / SOURCES_MIN).max(1));
         Rc::new(Self {
             places,
-            seats: Rc::new(Seats { limit, shares }),
+            limit: Rc::new(Semaphore::new(places)),
+            emptied: Notify::new(),
+            shares: Shares::new((places / SOURCES_MIN).max(1)),
             calls: Shares::new(places),
             apps: Shares::new((places / APPS_MIN).max(1)),
             told: Cell::default(),
             members: RefCell::default(),
             last: Cell::new(0),
-            futile_until: Cell::new(None),
+            looks: Cell::default(),
         })
     }
 
     /// A permit for each place.
     pub(crate) fn limit(&self) -> Rc<Semaphore> {
-        Rc::clone(&self.seats.limit)
+        Rc::clone(&self.limit)
+    }
+
+    /// Gives back a place whose permit was forgotten.
+    pub(crate) fn give_back(&self) {
+        self.limit.add_permits(1);
+        if self.limit.available_permits() == self.places {
+            self.emptied.notify_one();
+        }
+    }
+
+    /// Waits until nobody has a place. Meanwhile places can be had as before, by streams of who is connected.
+    pub(crate) async fn emptied(&self) {
+        while self.limit.available_permits() < self.places {
+            self.emptied.notified().await;
+        }
     }
 
     /// Connections that are open.
@@ -143,23 +222,24 @@ impl Crowd {
     }
 
     /// `None`: the source has its share, or as many connections as it may have, and uses all of it.
-    pub(crate) fn receive(&self, source: IpAddr, max: usize) -> Option<Newcomer> {
-        let take = || Some([self.calls.take_of(source, max)?, self.seats.shares.take(source)?]);
+    pub(crate) fn receive(self: &Rc<Self>, source: IpAddr, max: usize) -> Option<Newcomer> {
+        let take = || Some([self.calls.take_of(source, max)?, self.shares.take(source)?]);
         let shares = take().or_else(|| {
-            self.close_some(|member| member.source == source);
+            self.close_some((&self.calls, source), |member| member.source == source);
             take()
         })?;
         let number = self.last.get() + 1;
         self.last.set(number);
-        let (since, presence, seats) = (Cell::new(None), Presence::new(), Rc::clone(&self.seats));
-        let idle = Idle { since, presence, seats, source };
+        let (since, presence) = (Cell::new(None), Presence::new());
+        let idle = Idle { since, presence, crowd: Rc::clone(self), number };
         Some(Newcomer { source, shares, app: None, number, idle: Rc::new(idle) })
     }
 
     /// Lets a newcomer in to an app; false: that has its share of all connections, and uses all of it.
     pub(crate) fn settle(&self, newcomer: &mut Newcomer, app: usize) -> bool {
         let share = self.apps.take(app).or_else(|| {
-            self.close_some(|member| member.app.as_ref().is_some_and(|(own, _)| *own == app));
+            let of = |member: &Member| member.app.as_ref().is_some_and(|(own, _)| *own == app);
+            self.close_some((&self.apps, app), of);
             self.apps.take(app)
         });
         newcomer.app = share.map(|share| (app, share));
@@ -174,20 +254,36 @@ impl Crowd {
         is_due.then_some(others)
     }
 
-    /// Some of the idle ones among these, unless there were none a moment ago.
-    fn close_some(&self, of: impl Fn(&Member) -> bool) {
+    /// Some of the idle ones among these, who have all of a share, unless there were none a moment ago.
+    fn close_some<K: Copy + Eq + Hash>(
+        &self,
+        (shares, whose): (&Shares<K>, K),
+        of: impl Fn(&Member) -> bool,
+    ) {
         let now = Instant::now();
-        if self.futile_until.get().is_some_and(|until| now < until) {
+        if shares.futile_until(whose).is_some_and(|until| now < until) || !self.may_look(now) {
             return;
         }
         if self.close_idle(of) == 0 {
-            self.futile_until.set(Some(now + FUTILE_PAUSE));
+            shares.note_futile(whose, now + FUTILE_PAUSE);
+            let (since, count) = self.looks.get();
+            self.looks.set((since, count + 1));
         }
+    }
+
+    /// Whether not too many looks were futile just now.
+    fn may_look(&self, now: Instant) -> bool {
+        let (since, count) = self.looks.get();
+        if since.is_none_or(|since| since + FUTILE_PAUSE <= now) {
+            self.looks.set((Some(now), 0));
+            return true;
+        }
+        count < FUTILE_LOOKS_MAX
     }
 
     pub(crate) fn enter(&self, newcomer: Newcomer, task: AbortHandle) {
         let Newcomer { source, shares, app, number, idle } = newcomer;
-        let member = Member { source, _shares: shares, app, idle, task };
+        let member = Member { source, shares, app, idle, task };
         self.members.borrow_mut().insert(number, member);
     }
 

@@ -23,6 +23,7 @@ use crate::control::{
     AddressKind, AddressView, AppView, Cause, FromProxy, MachineView, NetworkView, PortView,
     ServiceView, Settings, Source, ToProxy, Unit,
 };
+use crate::crowd::NoSeat;
 use crate::ending::Ending;
 use crate::freezer::Freezer;
 use crate::http::connection::describe;
@@ -156,6 +157,16 @@ impl Destination {
             Asked::Bytes => None,
             Asked::Datagram => Some("a datagram".to_owned()),
         })
+    }
+
+    /// Somebody was turned away for want of places, and so many others since it was told last.
+    #[cold]
+    pub(crate) fn note_turned_away(&self, what: &str, why: NoSeat, others: u64) {
+        let Target::App(app) = &self.target else { return };
+        let caller = self.endpoints.caller.ip();
+        let more = format!("({others} more since it was told)");
+        app.log(None, &format!("{what} from {caller} was reset: {why} {more}"));
+        app.note_turned_away(self.cause(None), why.to_string());
     }
 
     /// For the record of a wake.

@@ -13,13 +13,13 @@ use rustix::net::{SocketFlags, sockopt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::Instant;
 
 use crate::app::Protocol;
 use crate::control::{FromProxy, Lines, LinkError, Listeners, ToProxy, encode, send_hello};
-use crate::crowd::{Crowd, Idle};
+use crate::crowd::{Crowd, Idle, NoSeat};
 use crate::directory::{Destination, Directory, Target};
 use crate::live::Visitors;
 use crate::{Endpoints, Options, ProxyError, dns, http, moderation, tcp, udp};
@@ -190,10 +190,9 @@ impl Running {
             std::future::pending().await
         };
         let everybody = async {
-            let permits = self.door.limit.acquire_many(self.connections_max).await;
+            self.door.crowd.emptied().await;
             // None is ever sent.
             while self.closed.recv().await.is_some() {}
-            drop(permits);
         };
         tokio::select! {
             () = everybody => Retired::Empty,
@@ -221,8 +220,7 @@ impl Running {
         if !self.door.directory.server.is_retired() {
             self.empty_queues();
         }
-        let everybody = self.door.limit.acquire_many(self.connections_max);
-        if tokio::time::timeout(timeout, everybody).await.is_err() {
+        if tokio::time::timeout(timeout, self.door.crowd.emptied()).await.is_err() {
             let left = self.connections_max as usize - self.door.limit.available_permits();
             tracing::warn!(left, "connections are cut");
         }
@@ -273,10 +271,10 @@ pub(crate) fn tcp_listener(fd: &OwnedFd) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, door: Door) {
     loop {
-        let Some(permit) = door.permit().await else { return };
+        let place = door.place().await;
         match listener.accept().await {
             Ok((stream, caller)) => {
-                permit.forget();
+                place.keep();
                 door.enter(stream, caller);
             }
             Err(error) => {
@@ -298,35 +296,36 @@ struct Door {
 
 impl Door {
     /// Waits for a place, and closes who does not use his.
-    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+    async fn place(&self) -> Vacant<'_> {
         loop {
             if let Ok(permit) = self.limit.try_acquire() {
-                return Some(permit);
+                permit.forget();
+                return Vacant(&self.crowd);
             }
             self.crowd.make_room();
-            if let Ok(permit) = tokio::time::timeout(FULL_PAUSE, self.limit.acquire()).await {
-                return permit.ok();
+            if let Ok(Ok(permit)) = tokio::time::timeout(FULL_PAUSE, self.limit.acquire()).await {
+                permit.forget();
+                return Vacant(&self.crowd);
             }
         }
     }
 
-    /// Serves a caller, for whom a permit was forgotten.
+    /// Serves a caller, who has a place.
     fn enter(&self, stream: TcpStream, caller: SocketAddr) {
-        let limit = Rc::clone(&self.limit);
         let most = self.directory.connections_max_of(caller.ip());
         let Some(mut newcomer) = self.crowd.receive(caller.ip(), most) else {
             let to = self.destination(&stream, caller);
-            self.turn_away(&stream, to, "the caller has as many connections as it may have");
-            return limit.add_permits(1);
+            self.turn_away(&stream, to, NoSeat::Caller);
+            return self.crowd.give_back();
         };
         let known = self.destination(&stream, caller);
         if let Some(Target::App(app)) = known.as_ref().map(|(to, _)| &to.target)
             && !self.crowd.settle(&mut newcomer, Rc::as_ptr(app).addr())
         {
-            self.turn_away(&stream, known, "the app has half of all connections that there may be");
-            return limit.add_permits(1);
+            self.turn_away(&stream, known, NoSeat::App);
+            return self.crowd.give_back();
         }
-        let seat = Permit { limit, crowd: Rc::clone(&self.crowd), number: newcomer.number };
+        let seat = Permit { crowd: Rc::clone(&self.crowd), number: newcomer.number };
         let idle = Rc::clone(&newcomer.idle);
         let directory = Rc::clone(&self.directory);
         let task = match known {
@@ -347,16 +346,12 @@ impl Door {
     }
 
     /// Resets a caller for whom there is no place. The app's log and the ledger hear of it, unless they did a moment ago.
-    fn turn_away(&self, stream: &TcpStream, to: Option<(Destination, Route)>, why: &str) {
+    fn turn_away(&self, stream: &TcpStream, to: Option<(Destination, Route)>, why: NoSeat) {
         tcp::reset(stream);
         let Some((to, _)) = to else { return };
-        let (Some(others), Target::App(app)) = (self.crowd.turned_away(), &to.target) else {
-            return;
-        };
-        let caller = to.endpoints.caller.ip();
-        let more = format!("({others} more since it was told)");
-        app.log(None, &format!("a connection from {caller} was reset: {why} {more}"));
-        app.note_turned_away(to.cause(None), why.to_owned());
+        if let Some(others) = self.crowd.turned_away() {
+            to.note_turned_away("a connection", why, others);
+        }
     }
 
     /// Where a caller wants to go; `None`: that is not known yet. Nearly all are told at once to HTTP, and have a task that
@@ -389,9 +384,24 @@ impl Door {
     }
 }
 
+/// A place for whoever is accepted next; given back when dropped.
+struct Vacant<'a>(&'a Crowd);
+
+impl Vacant<'_> {
+    /// Somebody has it now.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Vacant<'_> {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
 /// One of [`connections_max`].
 struct Permit {
-    limit: Rc<Semaphore>,
     crowd: Rc<Crowd>,
     number: u64,
 }
@@ -399,7 +409,7 @@ struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.crowd.leave(self.number);
-        self.limit.add_permits(1);
+        self.crowd.give_back();
     }
 }
 

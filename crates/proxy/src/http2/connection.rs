@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::backend::Shelf;
 use super::stream;
-use crate::crowd::{Idle, Seat};
+use crate::crowd::{Idle, NoSeat, Room, Seat};
 use crate::directory::{Destination, Directory};
 use crate::http::head::{Forwarded, HEAD_BYTES_MAX};
 use crate::moderation;
@@ -34,6 +34,8 @@ const IDLE_TIMEOUT: Duration =
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(4);
 /// The same at the end of the proxy, for who has no stream: it may be frozen, and the next proxy waits for it.
 const LAST_FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same while a successor serves already, until it is time to close who asks nothing: nobody waits for it.
+const SOFT_FAREWELL_TIMEOUT: Duration = IDLE_TIMEOUT;
 /// Streams at once; nginx's number. More are refused one by one, and clients wait with them.
 const STREAMS_MAX: u32 = 128;
 /// What a caller may send ahead on one stream: that is kept while the request is held.
@@ -81,7 +83,7 @@ pub(super) struct Shared {
 pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
     let Opening { directory, to, forwarded, idle, read } = opening;
     let ending = Rc::clone(&directory.ending);
-    let mut ends = pin!(ending.begins());
+    let (mut ends, mut closes) = (pin!(ending.begins()), pin!(ending.closes()));
     let signature = signature(directory.signature());
     let shared =
         Shared { directory, to: RefCell::new(to), forwarded, signature, shelf: Shelf::default() };
@@ -93,6 +95,7 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
         connection,
         streams: JoinSet::new(),
         idle,
+        room: None,
         quiet_since: Some(now),
         alarm: Box::pin(tokio::time::sleep_until(now + IDLE_TIMEOUT)),
         leaves: None,
@@ -101,19 +104,24 @@ pub(crate) async fn serve(tcp: &mut TcpStream, opening: Opening) {
     loop {
         let event = std::future::poll_fn(|cx| {
             // Before it is asked whether the end has begun: see `Ending::begins`.
-            let _woken = ends.as_mut().poll(cx).is_ready();
-            if ending.has_begun() {
+            let _woken = (ends.as_mut().poll(cx).is_ready(), closes.as_mut().poll(cx).is_ready());
+            if ending.closes_idle() {
                 serving.leave(LAST_FAREWELL_TIMEOUT);
+            } else if ending.has_begun() {
+                serving.leave(SOFT_FAREWELL_TIMEOUT);
             }
             serving.poll_event(cx)
         });
         match event.await {
             Event::Request(request, mut respond) => match serving.seat() {
-                Some(seat) => {
+                Ok(seat) => {
                     let work = stream::serve(Rc::clone(&shared), request, respond);
                     serving.begin(seat, work);
                 }
-                None => respond.send_reset(Reason::REFUSED_STREAM),
+                Err(why) => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    serving.note_refused(&shared, why);
+                }
             },
             Event::IdleTooLong => serving.leave(FAREWELL_TIMEOUT),
             Event::Over => return,
@@ -158,6 +166,8 @@ struct Serving<'a> {
     /// Ended with the connection.
     streams: JoinSet<()>,
     idle: Rc<Idle>,
+    /// Where streams get their places, once there were two at a time.
+    room: Option<Rc<Room>>,
     /// When the last stream has ended.
     quiet_since: Option<Instant>,
     /// Set anew when it rings early, not for each stream.
@@ -216,12 +226,24 @@ impl Serving<'_> {
         Poll::Pending
     }
 
-    /// `None`: its source, or all callers together, have as much in flight as they may.
-    fn seat(&self) -> Option<StreamSeat> {
+    /// An error: its source, its app or all callers together have as much in flight as they may.
+    fn seat(&mut self) -> Result<StreamSeat, NoSeat> {
         if self.streams.is_empty() {
-            return Some(StreamSeat(None));
+            return Ok(StreamSeat(None));
         }
-        self.idle.another_seat().map(|seat| StreamSeat(Some(seat)))
+        if self.room.is_none() {
+            self.room = self.idle.room();
+        }
+        let room = self.room.as_ref().ok_or(NoSeat::All)?;
+        room.seat().map(|seat| StreamSeat(Some(seat)))
+    }
+
+    /// The app's log and the ledger hear of it, unless they did a moment ago.
+    #[cold]
+    fn note_refused(&self, shared: &Shared, why: NoSeat) {
+        if let Some(others) = self.room.as_ref().and_then(|room| room.turned_away()) {
+            shared.to.borrow().note_turned_away("a stream of HTTP/2", why, others);
+        }
     }
 
     fn begin(&mut self, seat: StreamSeat, work: impl Future<Output = ()> + 'static) {
@@ -234,11 +256,14 @@ impl Serving<'_> {
         });
     }
 
-    /// Lets what is in flight go on, and no more begin than the caller has sent already.
+    /// Lets what is in flight go on, and no more begin than the caller has sent before it understands that. Said again,
+    /// only a shorter time is something new.
     fn leave(&mut self, timeout: Duration) {
         if self.leaves.is_none() {
-            self.leaves = Some(timeout);
             self.connection.graceful_shutdown();
+        }
+        if self.leaves.is_none_or(|leaves| timeout < leaves) {
+            self.leaves = Some(timeout);
             self.alarm.as_mut().reset(Instant::now() + timeout);
         }
     }

@@ -8,14 +8,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::world::*;
-use crate::control::{AddressKind, FromProxy, ToProxy};
+use crate::control::{AddressKind, AppView, FromProxy, ToProxy};
 
 const KEEP: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Longer than a connection must be idle to be closed for another.
 const IDLE: Duration = Duration::from_millis(80);
 
 /// Connects from this address of loopback.
-async fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
+pub(super) async fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
     try_from(last, to).await.expect("there is a place")
 }
 
@@ -24,6 +24,17 @@ async fn try_from(last: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
     let from = SocketAddr::new(Ipv4Addr::new(127, 0, 9, last).into(), 0);
     socket.bind(from).expect("all of 127/8 is ours");
     socket.connect(to).await
+}
+
+/// An app whose Machine calls from the first of those addresses.
+pub(super) fn caller() -> AppView {
+    let mut caller = app("started", 1);
+    caller.name = "caller".to_owned();
+    caller.addresses.clear();
+    caller.machines[0].id = "00000000000009".to_owned();
+    caller.machines[0].link_ip = Ipv4Addr::new(127, 0, 9, 1);
+    caller.machines[0].private_ip = "fdaa:0:7::9".parse().expect("an address");
+    caller
 }
 
 async fn ask(stream: &mut TcpStream) {
@@ -67,14 +78,8 @@ fn a_machine_has_as_many_connections_as_it_may_have_and_others_are_not_counted()
             (settings.caller_connections_max, settings.notes) = (3, true);
         });
         world.send(limited).await;
-        let mut caller = app("started", 1);
-        caller.name = "caller".to_owned();
-        caller.addresses.clear();
-        caller.machines[0].id = "00000000000009".to_owned();
-        caller.machines[0].link_ip = Ipv4Addr::new(127, 0, 9, 1);
-        caller.machines[0].private_ip = "fdaa:0:7::9".parse().expect("an address");
         world.send(ToProxy::App(app("started", machine(echo_heads).await))).await;
-        world.publish(caller).await;
+        world.publish(caller()).await;
         // All of it is known when this is answered.
         ask(&mut connect_from(3, world.http).await).await;
         let mut greedy = Vec::new();
@@ -112,6 +117,28 @@ fn one_app_has_half_of_all_places_and_its_idle_connections_make_room_for_its_nex
         let _next = connect_from(4, world.raw).await;
         assert_eq!(read_all(&mut first).await, "", "it was idle");
         check_refused(try_from(4, world.raw).await).await;
+    });
+}
+
+#[test]
+fn who_asks_in_vain_for_more_places_does_not_keep_others_from_theirs() {
+    run(|_| async {
+        let mut world = World::with_places(32).await;
+        world.publish(app("started", machine(echo_heads).await)).await;
+        let mut busy = Vec::new();
+        for _ in 0..8 {
+            busy.push(connect_from(1, world.raw).await);
+        }
+        let mut idle = Vec::new();
+        for _ in 0..8 {
+            let mut stream = connect_from(2, world.http).await;
+            ask(&mut stream).await;
+            idle.push(stream);
+        }
+        tokio::time::sleep(IDLE).await;
+        // Nothing of it is idle.
+        check_refused(try_from(1, world.raw).await).await;
+        ask(&mut connect_from(2, world.http).await).await;
     });
 }
 

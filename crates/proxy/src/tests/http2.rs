@@ -9,7 +9,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
 
@@ -20,13 +20,18 @@ pub(super) mod backend;
 mod bounds;
 mod frames;
 mod hostile;
+mod retiring;
 
 pub(super) type Client = SendRequest<Bytes>;
 
 /// A client whose connection is driven until it ends.
 pub(super) async fn client(world: &World) -> (Client, oneshot::Receiver<Result<(), h2::Error>>) {
-    let (client, connection) =
-        h2::client::handshake(world.connect().await).await.expect("the proxy speaks HTTP/2");
+    client_over(world.connect().await).await
+}
+
+async fn client_over(stream: TcpStream) -> (Client, oneshot::Receiver<Result<(), h2::Error>>) {
+    let shaken = h2::client::handshake(stream).await;
+    let (client, connection) = shaken.expect("the proxy speaks HTTP/2");
     let (sender, ended) = oneshot::channel();
     spawn_local(async move {
         let outcome = connection.await;
@@ -83,6 +88,20 @@ fn a_machine_hears_who_calls_by_http2_and_no_copies_of_callers() {
         assert!(head.contains("\r\nFly-Src: peer=host;org=personal;ts="), "{head}");
         assert_eq!(head.to_ascii_lowercase().matches("fly-src").count(), 2, "{head}");
     });
+}
+
+/// Answers at once, but for one path.
+async fn half_silent() -> u16 {
+    machine(|mut stream| async move {
+        while let Some(head) = read_head(&mut stream).await {
+            if head.starts_with("GET /silent ") {
+                return std::future::pending().await;
+            }
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(answer).await.expect("the proxy reads");
+        }
+    })
+    .await
 }
 
 /// A Machine that says this to every head.
