@@ -16,10 +16,10 @@
 pub(crate) mod body;
 pub(crate) mod compress;
 pub(crate) mod connection;
-mod edit;
+pub(crate) mod edit;
 mod exchange;
 pub(crate) mod head;
-mod kept;
+pub(crate) mod kept;
 pub(crate) mod replay;
 pub(crate) mod reply;
 pub(crate) mod response;

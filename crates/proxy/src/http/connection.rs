@@ -1,8 +1,9 @@
 //! A caller's connection: requests one after the other.
 
-mod aimed;
+pub(crate) mod aimed;
+pub(crate) mod caller;
 mod onward;
-mod replayed;
+pub(crate) mod replayed;
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use self::aimed::Aimed;
+use self::caller::Asking;
 use self::replayed::Issued;
 use super::body::Progress;
 use super::exchange::{Broken, Done, Message, exchange};
@@ -184,15 +186,15 @@ impl Incoming {
 }
 
 /// One way of a request: where it goes.
-struct Hop {
-    app: Rc<App>,
-    facts: PortFacts,
-    aimed: Option<Box<Aimed>>,
+pub(crate) struct Hop {
+    pub(crate) app: Rc<App>,
+    pub(crate) facts: PortFacts,
+    pub(crate) aimed: Option<Box<Aimed>>,
 }
 
 impl Hop {
     /// How long to try to reach a Machine.
-    fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         self.aimed.as_ref().and_then(|aimed| aimed.timeout).unwrap_or(self.facts.start_timeout)
     }
 }
@@ -274,7 +276,8 @@ impl Connection {
         let outcome = if fresh {
             self.forward(stream, scratch, incoming, &hop).await
         } else {
-            Box::pin(self.forward_as_before(stream, scratch, incoming, &hop)).await
+            let mut asking = Asking { connection: self, stream, scratch, incoming };
+            Box::pin(replayed::forward_as_before(&mut asking, &hop)).await
         };
         match outcome {
             Ok(after) => Ok(after),
@@ -291,8 +294,8 @@ impl Connection {
         (hop, mut failure): (&Hop, Failure),
     ) -> Result<After, Ended> {
         if let Failure::Replay(issued) = failure {
-            let replay = self.replay(stream, scratch, incoming, (&hop.app, issued));
-            failure = match Box::pin(replay).await {
+            let mut asking = Asking { connection: self, stream, scratch, incoming };
+            failure = match Box::pin(replayed::replay(&mut asking, &hop.app, issued)).await {
                 Ok(after) => return Ok(after),
                 Err(failure) => failure,
             };
@@ -437,20 +440,13 @@ impl Connection {
 
     /// A place for who may wake nobody.
     fn awake_place(
-        &self,
+        &mut self,
+        stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
         hop: &Hop,
     ) -> Result<Place, Failure> {
-        let targets = hop.aimed.as_ref().map(|aimed| aimed.aim.targets());
-        let place = hop.app.choose_awake(self.to.port(), targets.as_deref());
-        let asked = Asked::Request(&scratch.request);
-        let place = place.ok_or_else(|| self.directory.note_not_awake(&self.to, &hop.app, asked));
-        let place = place?;
-        if let Some(aimed) = &hop.aimed {
-            aimed.note_place(&place, incoming, &mut scratch.request);
-        }
-        Ok(place)
+        aimed::awake_place(&mut Asking { connection: self, stream, scratch, incoming }, hop)
     }
 
     async fn forward(
@@ -472,7 +468,7 @@ impl Connection {
         let mut tries = Tries::new(hop.timeout());
         loop {
             let place = match &hop.aimed {
-                _ if hop.facts.awake_only => self.awake_place(scratch, incoming, hop)?,
+                _ if hop.facts.awake_only => self.awake_place(stream, scratch, incoming, hop)?,
                 None if tries.trouble.is_none() => {
                     self.place(stream, scratch, &hop.app, &mut tries.deadline).await?
                 }
@@ -603,8 +599,8 @@ impl Connection {
 
     /// A place for a request that was tried elsewhere, or is aimed, or may be either.
     async fn any_place(
-        &self,
-        stream: &TcpStream,
+        &mut self,
+        stream: &mut TcpStream,
         scratch: &mut Scratch,
         incoming: &mut Incoming,
         hop: &Hop,
@@ -613,9 +609,10 @@ impl Connection {
         let Some(aimed) = &hop.aimed else {
             return self.place_beside(stream, scratch, &hop.app, tries).await;
         };
-        let deadline = &mut tries.deadline;
-        let place = self.aimed_place(stream, scratch, &hop.app, deadline, aimed).await?;
-        aimed.note_place(&place, incoming, &mut scratch.request);
+        scratch.answer = Vec::new();
+        let mut asking = Asking { connection: self, stream, scratch, incoming };
+        let place = aimed::place(&mut asking, &hop.app, &mut tries.deadline, aimed).await?;
+        aimed.note_place(&place, &mut asking);
         Ok(place)
     }
 
@@ -721,7 +718,7 @@ pub(crate) fn find(
 }
 
 /// Why a request was not forwarded, or no other can follow it.
-enum Failure {
+pub(crate) enum Failure {
     /// The connection was upgraded, and has ended well.
     Over,
     Cut,
@@ -734,7 +731,7 @@ enum Failure {
 
 /// Why no Machine was reached, in the words of PX-46.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unreached {
+pub(crate) enum Unreached {
     NoCandidate,
     Tried,
 }

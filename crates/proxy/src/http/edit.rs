@@ -6,7 +6,7 @@ use super::head::write_field;
 
 /// What to change. Names are compared without case; what is put in replaces fields of its name.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Edit {
+pub(crate) struct Edit {
     /// Path and query.
     pub(super) path: Option<String>,
     pub(super) drop: Vec<String>,
@@ -28,7 +28,7 @@ impl Edit {
     }
 
     /// Changes the head at the front of `message`, which has `head_len` bytes; returns its new length.
-    pub(super) fn apply(&self, message: &mut Vec<u8>, head_len: usize) -> usize {
+    pub(crate) fn apply(&self, message: &mut Vec<u8>, head_len: usize) -> usize {
         let mut out = Vec::with_capacity(message.len() + 256);
         let mut lines = lines(&message[..head_len]);
         let first = lines.next().unwrap_or_default();

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use super::body::Progress;
 
 /// Of one request.
-pub(super) const KEPT_BYTES_MAX: usize = 1 << 20;
+pub(crate) const KEPT_BYTES_MAX: usize = 1 << 20;
 /// Of all requests together; the next one is sent without being kept.
 const ALL_BYTES_MAX: usize = 64 << 20;
 
@@ -18,13 +18,19 @@ thread_local! {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-struct Kept {
+pub(crate) struct Kept {
     bytes: Vec<u8>,
     lost: bool,
 }
 
 impl Kept {
-    fn push(&mut self, bytes: &[u8], before: usize) {
+    /// Keeps nothing.
+    pub(crate) fn nothing() -> Self {
+        Self { bytes: Vec::new(), lost: true }
+    }
+
+    /// `before` bytes more are in the message.
+    pub(crate) fn push(&mut self, bytes: &[u8], before: usize) {
         let all = ALL.get();
         let fits = before + self.bytes.len() + bytes.len() <= KEPT_BYTES_MAX
             && all + bytes.len() <= ALL_BYTES_MAX;
@@ -34,6 +40,12 @@ impl Kept {
         }
         ALL.set(all + bytes.len());
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// All of them, which are kept no longer; `None`: they are not there any more.
+    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
+        self.release();
+        (!self.lost).then(|| std::mem::take(&mut self.bytes))
     }
 
     fn give_up(&mut self) {

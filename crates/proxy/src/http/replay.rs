@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use h2::RecvStream;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 use perch_core::replay::{BadReplay, Replay};
 use serde::Deserialize;
 use tokio::io::AsyncRead;
@@ -65,7 +68,7 @@ pub(super) fn is_json(value: &[u8]) -> bool {
 }
 
 /// Takes the order out of an answer, of which `input` is the beginning, head included.
-pub(super) async fn take(
+pub(crate) async fn take(
     machine: &mut (impl AsyncRead + Unpin),
     mut input: Buffer,
     response: &mut Response,
@@ -80,6 +83,33 @@ pub(super) async fn take(
     }
     let order = if fields.json { of_json(&json) } else { fields.order() };
     order.map(Box::new)
+}
+
+/// Whether an answer of HTTP/2 is an order.
+pub(crate) fn is_order(status: StatusCode, headers: &HeaderMap) -> bool {
+    let json = || headers.get_all(CONTENT_TYPE).iter().any(|it| is_json(it.as_bytes()));
+    !status.is_informational() && (headers.contains_key("fly-replay") || json())
+}
+
+/// Takes the order out of one.
+pub(crate) async fn take_fields(
+    headers: &HeaderMap,
+    body: &mut RecvStream,
+) -> Result<Box<Order>, BadReplay> {
+    let fields = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let fields = Fields::of(fields)?;
+    if !fields.json {
+        return fields.order().map(Box::new);
+    }
+    let mut json = Vec::new();
+    while json.len() <= JSON_BYTES_MAX
+        && let Some(Ok(piece)) = body.data().await
+    {
+        json.extend_from_slice(&piece);
+        // It fails when the stream has ended meanwhile: then there is nothing to open.
+        let _released = body.flow_control().release_capacity(piece.len()).is_ok();
+    }
+    of_json(&json).map(Box::new)
 }
 
 /// Reads the body, if somebody wants it; says whether all of it is there and nothing more.
@@ -124,11 +154,15 @@ impl Fields {
         let mut space = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut parsed = httparse::Response::new(&mut space);
         parsed.parse(head).map_err(|_| bad("the head is malformed"))?;
+        Self::of(parsed.headers.iter().map(|header| (header.name, header.value)))
+    }
+
+    fn of<'a>(all: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<Self, BadReplay> {
         let mut fields = Self::default();
-        for header in parsed.headers {
-            let slot = match header.name.to_ascii_lowercase().as_str() {
+        for (name, value) in all {
+            let slot = match name.to_ascii_lowercase().as_str() {
                 "content-type" => {
-                    fields.json |= is_json(header.value);
+                    fields.json |= is_json(value);
                     continue;
                 }
                 "fly-replay" => &mut fields.replay,
@@ -137,7 +171,7 @@ impl Fields {
                 "fly-replay-cache-allow-bypass" => &mut fields.may_skip,
                 _ => continue,
             };
-            let value = std::str::from_utf8(header.value).map_err(|_| bad("it is no UTF-8"))?;
+            let value = std::str::from_utf8(value).map_err(|_| bad("it is no UTF-8"))?;
             if slot.replace(value.trim().to_owned()).is_some() {
                 return Err(bad("a fly-replay field is there twice"));
             }

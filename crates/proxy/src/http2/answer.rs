@@ -64,9 +64,9 @@ pub(super) fn parse(
         let pass = match Field::of(header.name) {
             // Twice the same is allowed there, and not here.
             Field::ContentLength => !no_length && !headers.contains_key(CONTENT_LENGTH),
-            // Replays are not done here: callers get the order.
-            Field::ContentType | Field::Replay | Field::Other => !named(header.name),
-            Field::TransferEncoding | Field::Connection | Field::HopByHop | Field::Ours => false,
+            Field::ContentType | Field::Other => !named(header.name),
+            Field::TransferEncoding | Field::Connection | Field::HopByHop => false,
+            Field::Replay | Field::Ours => false,
         };
         if pass {
             append_field(headers, header)?;

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::HeaderMap;
+use perch_core::replay::BadReplay;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,6 +19,7 @@ use crate::app::Place;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some};
 use crate::http::body::{Framing, Progress};
 use crate::http::head::{After, HEAD_BYTES_MAX};
+use crate::http::replay::{self, Order};
 use crate::idleness::Idleness;
 
 /// Bytes of a Machine's trailers; more than that the framing refuses.
@@ -47,6 +49,25 @@ pub(crate) enum Broken {
     /// The caller has gone, or the answer broke in the middle and its stream was reset.
     #[error("the exchange was cut")]
     Cut,
+}
+
+/// What became of an exchange.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// What to do with the Machine's connection.
+    Answered(After),
+    /// Nothing was said to the caller: the request is wanted elsewhere (PX-40).
+    Replay(Result<Box<Order>, BadReplay>, After),
+}
+
+impl Done {
+    /// Of a connection on which nobody knows where a next request would begin.
+    fn closing(self) -> Self {
+        match self {
+            Self::Answered(_) => Self::Answered(After::Close),
+            Self::Replay(order, _) => Self::Replay(order, After::Close),
+        }
+    }
 }
 
 /// What is fixed for one exchange.
@@ -94,7 +115,7 @@ pub(super) async fn exchange(
     terms: Terms<'_>,
     message: &[u8],
     rest: Option<&mut Body>,
-) -> Result<After, Broken> {
+) -> Result<Done, Broken> {
     if machine.write_all(message).await.is_err() {
         return Err(Broken::NoAnswer);
     }
@@ -114,9 +135,9 @@ pub(super) async fn exchange(
         }
         download.as_mut().poll(cx)
     });
-    let after = answered.await?;
-    // Answered before the end of the request: nobody knows where a next one would begin.
-    Ok(if matches!(uploaded, Some(Upload::Whole)) { after } else { After::Close })
+    let done = answered.await?;
+    // Else it was answered before the end of the request.
+    Ok(if matches!(uploaded, Some(Upload::Whole)) { done } else { done.closing() })
 }
 
 /// How the request's body ended.
@@ -188,14 +209,14 @@ async fn download(
     respond: &mut SendResponse<Bytes>,
     mut machine: impl AsyncRead + Unpin,
     terms: Terms<'_>,
-) -> Result<After, Broken> {
+) -> Result<Done, Broken> {
     let reset = |cx: &mut Context<'_>| respond.poll_reset(cx).map(drop);
     let mut input = read(&mut machine, reset).await?;
     if input.is_empty() {
         return Err(Broken::NoAnswer);
     }
     let mut interim = 0;
-    let (facts, response) = loop {
+    let (mut facts, response) = loop {
         let parsed = answer::parse(input.filled(), &terms.head.request, terms.signature);
         match parsed.map_err(|_| Broken::Malformed)? {
             None => read_more(respond, &mut machine, &mut input).await?,
@@ -211,10 +232,30 @@ async fn download(
             Some(head) => break head,
         }
     };
+    if facts.replay {
+        let order = Box::pin(replay::take(&mut machine, input, &mut facts));
+        let order = unless_reset(respond, order).await?;
+        return Ok(Done::Replay(order, facts.machine_after));
+    }
     input.consume(facts.head_len);
     terms.place.app().counts.note_answer(facts.status);
     terms.place.note_answered();
-    pass(respond, machine, (facts, response), input, terms).await
+    pass(respond, machine, (facts, response), input, terms).await.map(Done::Answered)
+}
+
+/// Runs `work`, unless the caller resets the stream.
+pub(super) async fn unless_reset<T>(
+    respond: &mut SendResponse<Bytes>,
+    work: impl Future<Output = T>,
+) -> Result<T, Broken> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        respond.poll_reset(cx).map(|_| Err(Broken::Cut))
+    })
+    .await
 }
 
 /// Reads, unless the caller resets the stream.

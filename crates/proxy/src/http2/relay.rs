@@ -13,8 +13,10 @@ use http::{HeaderMap, Request, Response};
 use super::answer::{self, Signature};
 use super::body::{Body, Piece};
 use super::compressed;
-use super::exchange::{Broken, Terms, send};
+use super::exchange::{Broken, Done, Terms, send, unless_reset};
 use crate::http::body::Framing;
+use crate::http::head::After;
+use crate::http::replay;
 use crate::http::response::Field;
 use crate::idleness::Idleness;
 
@@ -38,7 +40,7 @@ pub(super) async fn relay(
     terms: Terms<'_>,
     request: Request<()>,
     body: Sent<'_>,
-) -> Result<(), Broken> {
+) -> Result<Done, Broken> {
     let mut requests = requests.ready().await.map_err(|error| broken(&error))?;
     let empty = match &body {
         Sent::Whole(whole) => whole.content.is_empty() && whole.trailers.is_empty(),
@@ -149,7 +151,7 @@ async fn download(
     respond: &mut SendResponse<Bytes>,
     mut answer: ResponseFuture,
     terms: Terms<'_>,
-) -> Result<(), Broken> {
+) -> Result<Done, Broken> {
     let answer = std::future::poll_fn(|cx| {
         if let Poll::Ready(answer) = std::pin::Pin::new(&mut answer).poll(cx) {
             return Poll::Ready(answer.map_err(|error| broken(&error)));
@@ -157,6 +159,10 @@ async fn download(
         respond.poll_reset(cx).map(|_| Err(Broken::Cut))
     });
     let (parts, mut body) = answer.await?.into_parts();
+    if replay::is_order(parts.status, &parts.headers) {
+        let order = Box::pin(replay::take_fields(&parts.headers, &mut body));
+        return Ok(Done::Replay(unless_reset(respond, order).await?, After::Keep));
+    }
     terms.place.app().counts.note_answer(parts.status.as_u16());
     terms.place.note_answered();
     let mut response = Response::new(());
@@ -166,19 +172,19 @@ async fn download(
     let gzip = compressed::begin(terms, framing_of(&response, ended), &mut response);
     let mut stream = respond.send_response(response, ended).map_err(|_| Broken::Cut)?;
     if ended {
-        return Ok(());
+        return Ok(Done::Answered(After::Keep));
     }
     let passed = match gzip {
         None => pass(&mut stream, &mut body, terms.idle).await,
         Some(gzip) => {
-            let mut body = Body::new(body);
+            let mut body = Body::of_answer(body);
             let next = |cx: &mut Context<'_>| poll_released(&mut body, cx);
             let passed = Box::pin(compressed::pass(&mut stream, gzip, terms.idle, next)).await;
             passed.map_err(|_| Reason::INTERNAL_ERROR)
         }
     };
     match passed {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Done::Answered(After::Keep)),
         Err(reason) => {
             stream.send_reset(reason);
             Err(Broken::Cut)
@@ -212,8 +218,9 @@ pub(super) fn fields(from: &HeaderMap, status: u16, signature: Signature<'_>) ->
     for (name, value) in from {
         let pass = match Field::of(name.as_str()) {
             Field::ContentLength => status != 204 && !headers.contains_key(CONTENT_LENGTH),
-            Field::ContentType | Field::Replay | Field::Other => true,
-            Field::TransferEncoding | Field::Connection | Field::HopByHop | Field::Ours => false,
+            Field::ContentType | Field::Other => true,
+            Field::TransferEncoding | Field::Connection | Field::HopByHop => false,
+            Field::Replay | Field::Ours => false,
         };
         if pass {
             headers.append(name, value.clone());

@@ -1,5 +1,6 @@
 //! One stream: a request, from its head to the end of its answer.
 
+use std::ops::Deref;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -9,20 +10,24 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
-use http::request::Parts;
 use tokio::net::TcpStream;
 
 use super::answer::{self, Signature};
 use super::backend::{self, Backend};
-use super::body::{Body, Piece};
+use super::body::Body;
 use super::connection::Shared;
-use super::exchange::{self, Broken, Terms, exchange};
+use super::exchange::{self, Broken, Done, Terms, exchange};
 use super::head::{self, Head};
 use super::relay::{Sent, Whole, relay, trailing};
 use crate::app::{App, Asked, NoPlace, Place, PortFacts, Protocol, Reuse, Ruling};
+use crate::directory::{Destination, Directory};
+use crate::http::connection::aimed::{self, Aimed};
+use crate::http::connection::caller::Caller;
+use crate::http::connection::replayed::{self, Issued};
 use crate::http::connection::{
-    Deadline, RETRY_AFTER_SECONDS, RequestId, TRIES_MAX, describe, find, https_of,
+    Deadline, Failure, Hop, RETRY_AFTER_SECONDS, RequestId, TRIES_MAX, describe, find, https_of,
 };
+use crate::http::edit::Edit;
 use crate::http::head::{After, Method};
 use crate::http::reply::Reply;
 use crate::http::silent::{self, Silent};
@@ -41,8 +46,21 @@ pub(super) async fn serve(
     let ended = recv.is_end_stream();
     let now = clock::unix_millis();
     let id = RequestId::new(&shared.directory.region(), now);
-    let call = Call { shared, id, respond, body: Body::new(recv) };
-    call.serve(parts, ended, now / 1000).await;
+    let only_head = parts.method == http::Method::HEAD;
+    let written = head::write(&parts, ended, &shared.forwarded, now / 1000);
+    // A held request keeps one head, not two.
+    drop(parts);
+    match written {
+        Ok(head) => {
+            let call = Call { shared, id, respond, body: Body::new(recv), head, whole: None };
+            call.serve(only_head).await;
+        }
+        Err(bad) => {
+            let text = bad.to_string();
+            let answer = (Reply::new(bad.status(), &text), false);
+            reply(&shared, &id, &mut { respond }, answer).await;
+        }
+    }
     moderation::count();
 }
 
@@ -51,25 +69,9 @@ struct Call {
     id: RequestId,
     respond: SendResponse<Bytes>,
     body: Body,
-}
-
-/// Why a request was not answered by a Machine.
-enum Failure {
-    /// Nobody waits for an answer any more, or it was cut.
-    Over,
-    Reply(u16, String),
-}
-
-impl From<NoPlace> for Failure {
-    fn from(reason: NoPlace) -> Self {
-        Self::Reply(503, reason.to_string())
-    }
-}
-
-impl From<NoConnection> for Failure {
-    fn from(reason: NoConnection) -> Self {
-        Self::Reply(503, reason.to_string())
-    }
+    head: Head,
+    /// All of the body, if it was there before the request was sent.
+    whole: Option<Whole>,
 }
 
 impl From<Broken> for Failure {
@@ -79,50 +81,47 @@ impl From<Broken> for Failure {
                 Self::Reply(502, broken.to_string())
             }
             Broken::Silent => Self::Reply(504, broken.to_string()),
-            Broken::Cut => Self::Over,
+            Broken::Cut => Self::Cut,
         }
     }
 }
 
 impl Call {
-    async fn serve(mut self, parts: Parts, ended: bool, unix_secs: u64) {
-        let only_head = parts.method == http::Method::HEAD;
-        let written = head::write(&parts, ended, &self.shared.forwarded, unix_secs);
-        // A held request keeps one head, not two.
-        drop(parts);
-        let head = match written {
-            Ok(head) => head,
-            Err(bad) => return self.reply(Reply::new(bad.status(), &bad.to_string()), false).await,
-        };
-        let found = find(&self.shared.directory, &mut self.shared.to.borrow_mut(), &head.text);
-        let (app, facts) = match found {
+    async fn serve(mut self, only_head: bool) {
+        let found = find(&self.shared.directory, &mut self.shared.to.borrow_mut(), &self.head.text);
+        let (app, mut facts) = match found {
             Ok(found) => found,
             Err(reply) => return self.reply(reply, only_head).await,
         };
-        let awake_only = match facts.guarded {
-            false => false,
-            true => match self.ruling(&app, &head.text) {
-                Ruling::Wake => false,
-                Ruling::IfAwake => true,
+        if facts.guarded {
+            match self.ruling(&app) {
+                Ruling::Wake => {}
+                Ruling::IfAwake => facts.awake_only = true,
                 Ruling::Refused(text) => {
                     return self.reply(Reply::new(403, &text), only_head).await;
                 }
-            },
-        };
+            }
+        }
         if facts.protocol == Protocol::HttpRedirected {
             app.counts.note_own(301);
-            let location = https_of(&head.text);
+            let location = https_of(&self.head.text);
             let mut reply = Reply::new(301, "use https");
             reply.location = Some(&location);
             return self.reply(reply, only_head).await;
         }
-        let forwarded = match facts.h2_backend {
-            false => self.forward(head, &app, (&facts, awake_only)).await,
-            true => Box::pin(self.forward_on(head, &app, (&facts, awake_only))).await,
+        let aimed = self.head.request.aimed.then(|| Aimed::of_head(&self.head.text));
+        let hop = Hop { app, facts, aimed };
+        let fresh = hop.app.replays.borrow().is_empty();
+        let mut outcome = match fresh {
+            true => self.forward(&hop).await,
+            false => Box::pin(replayed::forward_as_before(&mut self, &hop)).await,
         };
-        if let Err(Failure::Reply(status, text)) = forwarded {
-            app.log(None, &format!("{text} (request {})", self.id.as_str()));
-            app.counts.note_own(status);
+        if let Err(Failure::Replay(issued)) = outcome {
+            outcome = Box::pin(replayed::replay(&mut self, &hop.app, issued)).await;
+        }
+        if let Err(Failure::Reply(status, text) | Failure::Unreached(status, text, _)) = outcome {
+            hop.app.log(None, &format!("{text} (request {})", self.id.as_str()));
+            hop.app.counts.note_own(status);
             let mut reply = Reply::new(status, &text);
             reply.retry_after = (status == 503).then_some(RETRY_AFTER_SECONDS);
             self.reply(reply, only_head).await;
@@ -130,44 +129,31 @@ impl Call {
     }
 
     #[cold]
-    fn ruling(&self, app: &Rc<App>, head: &[u8]) -> Ruling {
+    fn ruling(&self, app: &Rc<App>) -> Ruling {
         let to = self.shared.to.borrow();
-        self.shared.directory.ruling(&to, (app, to.port()), Asked::Request(head))
+        self.shared.directory.ruling(&to, (app, to.port()), Asked::Request(&self.head.text))
     }
 
-    async fn forward(
-        &mut self,
-        mut head: Head,
-        app: &Rc<App>,
-        (facts, awake_only): (&PortFacts, bool),
-    ) -> Result<(), Failure> {
-        note_connection(&mut head, facts.reuse);
-        let mut tries = Tries::new(facts.start_timeout, awake_only);
-        let (mut message, mut whole) = (Vec::new(), false);
+    /// [`Caller::forward`] to a Machine that speaks HTTP/1.1.
+    async fn forward_in_lines(&mut self, hop: &Hop) -> Result<(), Failure> {
+        let (mut tries, method) = (Tries::new(hop.timeout()), self.head.request.method);
+        let mut message = Vec::new();
         loop {
-            let place = self.place(&head.text, app, &mut tries).await?;
-            if message.is_empty() {
-                message.extend_from_slice(&head.text);
-                whole = self.body.is_whole().await;
-                if whole {
-                    self.add_body(&head, &mut message)?;
-                }
+            let place = self.any_place(hop, &mut tries).await?;
+            if message.is_empty() || hop.aimed.is_some() {
+                self.write_message(hop.facts.reuse, &mut message).await?;
             }
-            let repeatable = whole && head.request.method != Method::Other;
-            let Some(mut machine) = self.connection(app, &place, &mut tries, repeatable).await?
-            else {
+            let repeatable = self.whole.is_some() && method != Method::Other;
+            let Some(mut machine) = self.connection(&place, &mut tries, repeatable).await? else {
                 continue;
             };
             if !machine.used || place.has_waited() {
                 self.shared.forwarded.renew(&mut message);
             }
             let machine_side = (&place, &mut machine.stream);
-            let exchange = self.exchange(&head, machine_side, facts, &message, whole);
+            let exchange = self.exchange(machine_side, &hop.facts, &message);
             match Box::pin(exchange).await {
-                Ok(after) => {
-                    finish(app, &place, machine.stream, (facts.reuse, after), head.request.method);
-                    return Ok(());
-                }
+                Ok(done) => return finish(&place, machine.stream, (hop.facts.reuse, method), done),
                 Err(Broken::NoAnswer) if repeatable && tries.may_repeat(&place, machine.used) => {
                     let pause = tries.pause(&place);
                     unless_left(&mut self.respond, &mut self.body, pause).await?;
@@ -182,40 +168,33 @@ impl Call {
         }
     }
 
-    /// [`Self::forward`] to a Machine that speaks HTTP/2.
-    async fn forward_on(
-        &mut self,
-        mut head: Head,
-        app: &Rc<App>,
-        (facts, awake_only): (&PortFacts, bool),
-    ) -> Result<(), Failure> {
-        let mut tries = Tries::new(facts.start_timeout, awake_only);
-        let mut whole = None;
+    /// [`Caller::forward`] to a Machine that speaks HTTP/2.
+    async fn forward_on(&mut self, hop: &Hop) -> Result<(), Failure> {
+        let mut tries = Tries::new(hop.timeout());
         loop {
-            let place = self.place(&head.text, app, &mut tries).await?;
-            if whole.is_none() && self.body.is_whole().await {
-                whole = Some(self.whole_body()?);
-            }
-            let Some((backend, used)) = self.backend(app, &place, &mut tries).await? else {
-                continue;
-            };
+            let place = self.any_place(hop, &mut tries).await?;
+            self.take_whole().await;
+            let Some((backend, used)) = self.backend(&place, &mut tries).await? else { continue };
             if !used || place.has_waited() {
-                self.shared.forwarded.renew(&mut head.text);
+                self.shared.forwarded.renew(&mut self.head.text);
             }
-            let request = backend::request_of(&head.text, head.trailers);
+            let request = backend::request_of(&self.head.text, self.head.trailers);
             let request = request.map_err(|bad| Failure::Reply(bad.status(), bad.to_string()))?;
-            let broken =
-                match Box::pin(self.relay(&head, (&place, facts), &backend, request, &whole)).await
-                {
-                    Ok(()) => return Ok(()),
-                    Err(broken) => broken,
-                };
+            let broken = match Box::pin(self.relay((&place, &hop.facts), &backend, request)).await {
+                Ok(Done::Answered(_)) => return Ok(()),
+                Ok(Done::Replay(order, _)) => {
+                    place.note_answered();
+                    return Err(Failure::Replay(Issued::new(order, &place)));
+                }
+                Err(broken) => broken,
+            };
+            let whole = self.whole.is_some();
             let repeatable = match broken {
-                Broken::Cut => return Err(Failure::Over),
+                Broken::Cut => return Err(Failure::Cut),
                 Broken::Silent => false,
-                Broken::Unseen => whole.is_some(),
+                Broken::Unseen => whole,
                 Broken::NoAnswer | Broken::Malformed | Broken::NoHttp2 => {
-                    whole.is_some() && head.request.method != Method::Other
+                    whole && self.head.request.method != Method::Other
                 }
             };
             backend.retire();
@@ -229,7 +208,6 @@ impl Call {
     /// The caller's connection to the place's Machine, and whether it was there already; `None`: the Machine has gone.
     async fn backend(
         &mut self,
-        app: &Rc<App>,
         place: &Place,
         tries: &mut Tries,
     ) -> Result<Option<(Rc<Backend>, bool)>, Failure> {
@@ -246,99 +224,78 @@ impl Call {
         let Some(upstream) = self.connect(place, tries).await? else { return Ok(None) };
         let begun = Backend::begin(upstream, place.endpoint().machine).await;
         let backend = begun.map_err(|_| Failure::from(Broken::NoHttp2))?;
-        app.upstreams.backends.note(&backend);
+        place.app().upstreams.backends.note(&backend);
         self.shared.shelf.keep(place.endpoint(), &backend);
         Ok(Some((backend, false)))
     }
 
     async fn relay(
         &mut self,
-        head: &Head,
         (place, facts): (&Place, &PortFacts),
         backend: &Backend,
         request: Request<()>,
-        whole: &Option<Whole>,
-    ) -> Result<(), Broken> {
+    ) -> Result<Done, Broken> {
         place.note_connected();
         let wake = place.wake_header();
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
         let treatment = facts.treatment.as_deref();
         let signature = Signature { fixed, request_id, wake: wake.as_deref(), treatment };
         let idle = Idleness::new(facts.idle());
-        let terms = Terms { head, signature, place, idle: &idle };
-        let body = whole.as_ref().map_or(Sent::Rest(&mut self.body), Sent::Whole);
+        let terms = Terms { head: &self.head, signature, place, idle: &idle };
+        let body = self.whole.as_ref().map_or(Sent::Rest(&mut self.body), Sent::Whole);
         let done = relay(&mut self.respond, backend.requests(), terms, request, body);
         idle.unless_silent(done).await.unwrap_or(Err(Broken::Silent))
     }
 
-    /// All of the body, which has come.
-    fn whole_body(&mut self) -> Result<Whole, Failure> {
-        let mut whole = Whole::default();
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        loop {
-            match self.body.poll_next(&mut context) {
-                Poll::Ready(Piece::Content(piece)) => whole.content = piece.into(),
-                Poll::Ready(Piece::End(trailers)) => {
-                    whole.trailers = trailing(trailers);
-                    return Ok(whole);
-                }
-                Poll::Ready(Piece::Broken) | Poll::Pending => return Err(Failure::Over),
-            }
+    /// Takes all of the body, if it has come and nothing of it was sent.
+    async fn take_whole(&mut self) {
+        if self.whole.is_none()
+            && self.body.is_whole().await
+            && let Some((content, trailers)) = self.body.take_whole()
+        {
+            self.whole = Some(Whole { content: content.into(), trailers: trailing(trailers) });
         }
     }
 
-    /// Adds what came of the body, which is all of it.
-    fn add_body(&mut self, head: &Head, message: &mut Vec<u8>) -> Result<(), Failure> {
-        let framing = head.request.framing;
-        let whole = self.whole_body()?;
-        if !whole.content.is_empty() {
-            exchange::frame(framing, &whole.content, message);
+    /// The head, and the body if it has come whole.
+    async fn write_message(&mut self, reuse: Reuse, message: &mut Vec<u8>) -> Result<(), Failure> {
+        message.clear();
+        message.extend_from_slice(&self.head.text);
+        note_connection(message, self.head.trailers, reuse);
+        self.take_whole().await;
+        if let Some(whole) = &self.whole {
+            let framing = self.head.request.framing;
+            if !whole.content.is_empty() {
+                exchange::frame(framing, &whole.content, message);
+            }
+            exchange::frame_end(framing, &whole.trailers, message);
         }
-        exchange::frame_end(framing, &whole.trailers, message);
         Ok(())
     }
 
-    async fn place(
-        &mut self,
-        head: &[u8],
-        app: &Rc<App>,
-        tries: &mut Tries,
-    ) -> Result<Place, Failure> {
-        let (origin, port) = {
-            let to = self.shared.to.borrow();
-            (to.origin(app), to.port())
-        };
-        if tries.awake_only {
-            let none = || {
-                let (to, asked) = (self.shared.to.borrow(), Asked::Request(head));
-                self.shared.directory.note_not_awake(&to, app, asked)
-            };
-            return Ok(app.choose_awake(port, None).ok_or_else(none)?);
+    /// A place for one try.
+    async fn any_place(&mut self, hop: &Hop, tries: &mut Tries) -> Result<Place, Failure> {
+        if hop.facts.awake_only {
+            return aimed::awake_place(self, hop);
         }
-        let reason = match app.choose(port, origin) {
-            Ok(place) => return Ok(place),
-            Err(None) => {
-                app.note_refused(self.shared.to.borrow().cause(describe(head)));
-                return Err(NoPlace::Refused.into());
-            }
-            Err(Some(reason)) => reason,
+        let Some(aimed) = &hop.aimed else {
+            return self.place(&hop.app, &mut tries.deadline).await;
         };
-        let cause = self.shared.to.borrow().cause(describe(head));
-        let hold = Box::pin(app.hold(port, cause, origin, reason, tries.deadline.at()));
-        Ok(unless_left(&mut self.respond, &mut self.body, hold).await??)
+        let place = Box::pin(aimed::place(self, &hop.app, &mut tries.deadline, aimed)).await?;
+        aimed.note_place(&place, self);
+        Ok(place)
     }
 
     /// A connection to the place's Machine; `None`: the Machine has gone, choose again.
     async fn connection(
         &mut self,
-        app: &Rc<App>,
         place: &Place,
         tries: &mut Tries,
         repeatable: bool,
     ) -> Result<Option<Upstream>, Failure> {
         if !tries.fresh {
             let quiet = if repeatable { upstream::seems_quiet } else { upstream::is_quiet };
-            while let Some(used) = app.upstreams.take(place.endpoint()) {
+            while let Some(used) = place.app().upstreams.take(place.endpoint()) {
                 if quiet(&used.stream) {
                     return Ok(Some(used));
                 }
@@ -366,57 +323,141 @@ impl Call {
 
     async fn exchange(
         &mut self,
-        head: &Head,
         (place, machine): (&Place, &mut TcpStream),
         facts: &PortFacts,
         message: &[u8],
-        whole: bool,
-    ) -> Result<After, Broken> {
+    ) -> Result<Done, Broken> {
         place.note_connected();
         let wake = place.wake_header();
         let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
         let treatment = facts.treatment.as_deref();
         let signature = Signature { fixed, request_id, wake: wake.as_deref(), treatment };
         let idle = Idleness::new(facts.idle());
-        let terms = Terms { head, signature, place, idle: &idle };
-        let rest = if whole { None } else { Some(&mut self.body) };
+        let terms = Terms { head: &self.head, signature, place, idle: &idle };
+        let rest = if self.whole.is_some() { None } else { Some(&mut self.body) };
         let done = exchange(&mut self.respond, machine, terms, message, rest);
         idle.unless_silent(done).await.unwrap_or(Err(Broken::Silent))
     }
 
-    async fn reply(&mut self, reply: Reply<'_>, only_head: bool) {
-        let (fixed, request_id) = (&self.shared.signature, self.id.as_str());
-        let response =
-            answer::own(&reply, Signature { fixed, request_id, wake: None, treatment: None });
-        // Errors below: the caller has gone.
-        let Ok(mut stream) = self.respond.send_response(response, only_head) else { return };
-        if !only_head {
-            let text = Bytes::from(format!("{}\n", reply.text));
-            let _sent = exchange::send(&mut stream, text, true).await.is_ok();
+    async fn reply(&mut self, answer: Reply<'_>, only_head: bool) {
+        reply(&self.shared, &self.id, &mut self.respond, (answer, only_head)).await;
+    }
+}
+
+impl Caller for Call {
+    type Answered = ();
+
+    fn directory(&self) -> &Directory {
+        &self.shared.directory
+    }
+
+    fn to(&self) -> impl Deref<Target = Destination> {
+        self.shared.to.borrow()
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.head.text
+    }
+
+    fn edit_head(&mut self, edit: &Edit) {
+        let head_len = self.head.text.len();
+        edit.apply(&mut self.head.text, head_len);
+    }
+
+    fn replace_head(&mut self, head: Vec<u8>) {
+        self.head.text = head;
+    }
+
+    /// HTTP/2 has none of this.
+    fn upgrades(&self) -> bool {
+        false
+    }
+
+    fn recover(&mut self) -> bool {
+        self.whole.is_some() || self.body.rewind()
+    }
+
+    async fn unless_left<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        unless_left(&mut self.respond, &mut self.body, work).await
+    }
+
+    async fn place(&mut self, app: &Rc<App>, deadline: &mut Deadline) -> Result<Place, Failure> {
+        let (origin, port) = {
+            let to = self.shared.to.borrow();
+            (to.origin(app), to.port())
+        };
+        let cause = || self.shared.to.borrow().cause(describe(&self.head.text));
+        let reason = match app.choose(port, origin) {
+            Ok(place) => return Ok(place),
+            Err(None) => {
+                app.note_refused(cause());
+                return Err(NoPlace::Refused.into());
+            }
+            Err(Some(reason)) => reason,
+        };
+        let hold = Box::pin(app.hold(port, cause(), origin, reason, deadline.at()));
+        Ok(self.unless_left(hold).await??)
+    }
+
+    async fn forward(&mut self, hop: &Hop) -> Result<(), Failure> {
+        match hop.facts.h2_backend {
+            false => self.forward_in_lines(hop).await,
+            true => Box::pin(self.forward_on(hop)).await,
         }
     }
 }
 
+async fn reply(
+    shared: &Shared,
+    id: &RequestId,
+    respond: &mut SendResponse<Bytes>,
+    (reply, only_head): (Reply<'_>, bool),
+) {
+    let (fixed, request_id) = (&shared.signature, id.as_str());
+    let signature = Signature { fixed, request_id, wake: None, treatment: None };
+    let response = answer::own(&reply, signature);
+    // Errors below: the caller has gone.
+    let Ok(mut stream) = respond.send_response(response, only_head) else { return };
+    if !only_head {
+        let text = Bytes::from(format!("{}\n", reply.text));
+        let _sent = exchange::send(&mut stream, text, true).await.is_ok();
+    }
+}
+
 /// What belongs to the connection to the Machine is ours to say.
-fn note_connection(head: &mut Head, reuse: Reuse) {
-    let lines: &[u8] = match (head.trailers, reuse) {
+fn note_connection(head: &mut Vec<u8>, trailers: bool, reuse: Reuse) {
+    let lines: &[u8] = match (trailers, reuse) {
         (false, Reuse::Pooled) => return,
         (false, Reuse::OneRequest) => b"Connection: close\r\n",
         (true, Reuse::Pooled) => b"TE: trailers\r\nConnection: TE\r\n",
         (true, Reuse::OneRequest) => b"TE: trailers\r\nConnection: TE, close\r\n",
     };
-    let end = head.text.len() - b"\r\n".len();
-    head.text.splice(end..end, lines.iter().copied());
+    let end = head.len() - b"\r\n".len();
+    head.splice(end..end, lines.iter().copied());
 }
 
 /// Gives a connection back, or ends it, as HTTP/1.1 does.
-fn finish(app: &Rc<App>, place: &Place, machine: TcpStream, after: (Reuse, After), method: Method) {
-    match after {
-        (Reuse::Pooled, After::Keep) if !place.is_parked() => Upstreams::keep(app, place, machine),
+fn finish(
+    place: &Place,
+    machine: TcpStream,
+    (reuse, method): (Reuse, Method),
+    done: Done,
+) -> Result<(), Failure> {
+    let (after, order) = match done {
+        Done::Answered(after) => (after, None),
+        Done::Replay(order, after) => (after, Some(order)),
+    };
+    match (reuse, after) {
+        (Reuse::Pooled, After::Keep) if !place.is_parked() => {
+            Upstreams::keep(place.app(), place, machine);
+        }
         (Reuse::Pooled, After::Close) if method != Method::Head => {}
         // The answer is here whole. An ordinary close would leave a local port waiting for a minute.
         _ => tcp::reset(&machine),
     }
+    let Some(order) = order else { return Ok(()) };
+    place.note_answered();
+    Err(Failure::Replay(Issued::new(order, place)))
 }
 
 /// How often one request is tried (PX-70), as HTTP/1.1 does.
@@ -426,14 +467,12 @@ struct Tries {
     fresh: bool,
     silent: Silent,
     deadline: Deadline,
-    /// The caller may wake nobody.
-    awake_only: bool,
 }
 
 impl Tries {
-    fn new(timeout: Duration, awake_only: bool) -> Self {
+    fn new(timeout: Duration) -> Self {
         let deadline = Deadline::new(timeout);
-        Self { left: TRIES_MAX, fresh: false, silent: Silent::default(), deadline, awake_only }
+        Self { left: TRIES_MAX, fresh: false, silent: Silent::default(), deadline }
     }
 
     /// Whether a repeatable request is sent again after a Machine gave no answer.
@@ -466,7 +505,7 @@ async fn unless_left<T>(
             return Poll::Ready(Ok(done));
         }
         body.take_in(cx);
-        respond.poll_reset(cx).map(|_| Err(Failure::Over))
+        respond.poll_reset(cx).map(|_| Err(Failure::Cut))
     })
     .await
 }

@@ -40,6 +40,42 @@ async fn client_over(stream: TcpStream) -> (Client, oneshot::Receiver<Result<(),
     (client, ended)
 }
 
+/// Sends a request that is written as in HTTP/1.1; its answer is too.
+pub(super) async fn ask_as_lines(stream: TcpStream, text: String) -> String {
+    let (client, connection) = h2::client::handshake(stream).await.expect("it speaks HTTP/2");
+    let _connection = spawn_local(connection).abort_handle();
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    let mut lines = head.lines();
+    let mut words = lines.next().expect("a first line").split(' ');
+    let (method, path) = (words.next().expect("a method"), words.next().expect("a path"));
+    let fields: Vec<_> = lines.filter_map(|line| line.split_once(": ")).collect();
+    let is =
+        |name: &'static str| move |(known, _): &&(&str, &str)| known.eq_ignore_ascii_case(name);
+    let host = fields.iter().find(is("host")).expect("a host").1;
+    let mut request = Request::builder().method(method).uri(format!("http://{host}{path}"));
+    for (name, value) in fields.iter().filter(|it| !is("host")(it) && !is("connection")(it)) {
+        let value = http::HeaderValue::from_bytes(value.as_bytes()).expect("a value");
+        request = request.header(name.to_ascii_lowercase(), value);
+    }
+    let request = request.body(()).expect("it is one");
+    let mut ready = client.ready().await.expect("the connection is there");
+    let (answer, mut sending) = ready.send_request(request, body.is_empty()).expect("it goes out");
+    if !body.is_empty() {
+        let content = Bytes::copy_from_slice(body.as_bytes());
+        sending.send_data(content, true).expect("there is room");
+    }
+    let (answer, body) = read_answer(answer).await;
+    let status = answer.status();
+    let mut text =
+        format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or(""));
+    for (name, value) in answer.headers() {
+        let word = |word: &str| word[..1].to_ascii_uppercase() + &word[1..];
+        let name: Vec<_> = name.as_str().split('-').map(word).collect();
+        text.push_str(&format!("{}: {}\r\n", name.join("-"), value.to_str().expect("text")));
+    }
+    format!("{text}\r\n{body}")
+}
+
 pub(super) fn request(method: &str, path: &str) -> Request<()> {
     let uri = format!("http://app.flycast{path}");
     Request::builder().method(method).uri(uri).body(()).expect("it is one")
@@ -52,12 +88,15 @@ pub(super) async fn ask(client: &Client, request: Request<()>) -> (Response<Recv
 }
 
 /// Sends a head; the body is still to come.
-async fn begin(client: &Client, request: Request<()>) -> (ResponseFuture, SendStream<Bytes>) {
+pub(super) async fn begin(
+    client: &Client,
+    request: Request<()>,
+) -> (ResponseFuture, SendStream<Bytes>) {
     let mut ready = client.clone().ready().await.expect("the connection is there");
     ready.send_request(request, false).expect("it goes out")
 }
 
-async fn read_answer(answer: ResponseFuture) -> (Response<RecvStream>, String) {
+pub(super) async fn read_answer(answer: ResponseFuture) -> (Response<RecvStream>, String) {
     let mut answer = answer.await.expect("an answer comes");
     let mut body = Vec::new();
     while let Some(piece) = answer.body_mut().data().await {

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
+use super::http2;
 use super::routing::{OTHER, get, named, two};
 use super::world::*;
 use crate::control::{AppView, FromProxy, StartOutcome, ToProxy};
@@ -66,12 +67,12 @@ fn check(answer: &str, by: &str) {
 
 #[test]
 fn another_app_gets_the_request_as_it_was_with_who_sent_it() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         ordering(&mut world, order("Fly-Replay: app=target;state=a=b c")).await;
-        let answer = world.ask(&get("X: y\r\nfly-replay-src: forged\r\n")).await;
+        let answer = world.ask(&get("x: y\r\nfly-replay-src: forged\r\n")).await;
         check(&answer, "target");
         assert!(
-            answer.contains("target GET /path HTTP/1.1\r\n") && answer.contains("\r\nX: y\r\n")
+            answer.contains("target GET /path HTTP/1.1\r\n") && answer.contains("\r\nx: y\r\n")
         );
         let source = format!("fly-replay-src: instance={MACHINE};region=lcl;t=");
         assert!(answer.contains(&source) && answer.contains(";state=a=b c\r\n"), "PX-10: {answer}");
@@ -100,25 +101,25 @@ fn bodies_that_came_with_the_head_go_along() {
 
 #[test]
 fn the_json_form_changes_the_request() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let body = r#"{"app":"target","region":"any","transform":{"path":"/new?a=b","delete_headers":["x"],
             "set_headers":[{"name":"authorization","value":"Bearer z"}]}}"#;
         ordering(&mut world, json(body)).await;
-        let answer = world.ask(&get("X: y\r\nAuthorization: old\r\n")).await;
+        let answer = world.ask(&get("x: y\r\nAuthorization: old\r\n")).await;
         check(&answer, "target");
         assert!(
-            answer.contains("target GET /new?a=b HTTP/1.1\r\nHost: app.flycast\r\n"),
+            answer.to_lowercase().contains("target get /new?a=b http/1.1\r\nhost: app.flycast\r\n"),
             "{answer}"
         );
         assert!(answer.contains("\r\nauthorization: Bearer z\r\n"), "{answer}");
-        assert!(!answer.contains("X: y") && !answer.contains("old"), "{answer}");
+        assert!(!answer.contains("x: y") && !answer.contains("old"), "{answer}");
     });
 }
 
 #[test]
 fn a_json_order_may_come_in_pieces_and_chunks_but_not_without_end() {
     for (filler, wanted) in [(10, "HTTP/1.1 200"), (100_000, "HTTP/1.1 502")] {
-        run(|mut world| async move {
+        run_each(|mut world| async move {
             let port = machine(move |mut stream| async move {
                 read_head(&mut stream).await.expect("a request");
                 let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.fly.replay+json; x=y\r\n\
@@ -149,22 +150,22 @@ fn a_json_order_may_come_in_pieces_and_chunks_but_not_without_end() {
 #[test]
 fn a_machine_that_is_named_is_woken_and_elsewhere_is_another_one() {
     for to in [format!("instance={OTHER}"), "elsewhere=true".to_owned()] {
-        run(|mut world| async move {
+        let to = to.as_str();
+        run_each(|mut world| async move {
             let mut view = two("started", "stopped").await;
             let router = says(order(&format!("fly-replay: {to}"))).await;
             view.machines[0].services.iter_mut().for_each(|s| s.internal_port = router);
             world.publish(view.clone()).await;
-            let mut caller = world.connect().await;
-            caller.write_all(get("").as_bytes()).await.expect("the proxy reads");
+            let caller = world.begin(&get("")).await;
             world.start(view, 1).await;
-            check(&read_all(&mut caller).await, "second");
+            check(&caller.answer().await, "second");
         });
     }
 }
 
 #[test]
 fn apps_of_other_networks_and_unknown_ones_are_out_of_reach() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let secret = named("secret").await;
         world.send(settings_with(|s| s.networks[1].org = "other".to_owned())).await;
         world.send(ToProxy::App(hidden("foreign", "started", secret, LOOPBACK_NETWORK))).await;
@@ -176,7 +177,7 @@ fn apps_of_other_networks_and_unknown_ones_are_out_of_reach() {
         let answer = world.ask(&get("")).await;
         assert!(answer.contains("PA05") && answer.contains("another network"), "{answer}");
     });
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         ordering(&mut world, order("fly-replay: app=nobody")).await;
         let answer = world.ask(&get("")).await;
         assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA04"), "{answer}");
@@ -185,7 +186,7 @@ fn apps_of_other_networks_and_unknown_ones_are_out_of_reach() {
 
 #[test]
 fn a_machine_of_another_app_is_nobody() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         ordering(&mut world, order(&format!("fly-replay: instance={TARGET}"))).await;
         let answer = world.ask(&get("")).await;
         assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PR02"), "{answer}");
@@ -194,7 +195,7 @@ fn a_machine_of_another_app_is_nobody() {
 
 #[test]
 fn what_one_host_cannot_do_is_said() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         ordering(&mut world, order("fly-replay: app=target;region=\"ams,us\"")).await;
         let answer = world.ask(&get("")).await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("PR04"), "{answer}");
@@ -212,8 +213,9 @@ fn an_order_that_makes_no_sense_is_pa03() {
             r#"{"app":"target","transform":{"set_headers":[{"name":"content-length","value":"9"}]}}"#,
         ),
     ] {
-        run(|mut world| async move {
-            ordering(&mut world, answer.clone()).await;
+        let answer = answer.as_str();
+        run_each(|mut world| async move {
+            ordering(&mut world, answer.to_owned()).await;
             let said = world.ask(&get("")).await;
             assert!(said.starts_with("HTTP/1.1 502") && said.contains("PA03"), "{answer}: {said}");
         });
@@ -222,7 +224,7 @@ fn an_order_that_makes_no_sense_is_pa03() {
 
 #[test]
 fn replays_in_a_circle_end() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let seen = Rc::new(Cell::new(0));
         let count = Rc::clone(&seen);
         let port = machine(move |mut stream| {
@@ -246,7 +248,9 @@ fn replays_in_a_circle_end() {
 /// Reads head and body, and answers how long the body was and whether it is the right one.
 async fn counts_bodies(mut stream: TcpStream) {
     while let Some(head) = read_head(&mut stream).await {
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let length = head.lines().find_map(|line| {
+            line.to_lowercase().strip_prefix("content-length: ").map(str::to_owned)
+        });
         let mut body = vec![0; length.map_or(0, |text| text.parse().expect("a number"))];
         stream.read_exact(&mut body).await.expect("the body comes");
         let right = body.iter().zip(0_u32..).all(|(byte, at)| *byte == pattern(at));
@@ -360,7 +364,7 @@ fn who_is_not_reached_sends_the_request_back_once() {
     for (kind, reason) in
         [("force_self", "retries_exhausted"), ("prefer_self", "retries_exhausted")]
     {
-        run(|mut world| async move {
+        run_each(|mut world| async move {
             let back = move |mut stream: TcpStream| async move {
                 while let Some(head) = read_head(&mut stream).await {
                     let answer = match head.contains("fly-replay-failed: ") {
@@ -379,14 +383,13 @@ fn who_is_not_reached_sends_the_request_back_once() {
             let port = machine(back).await;
             world.send(ToProxy::App(hidden("target", "stopped", 1, NETWORK))).await;
             world.publish(app("started", port)).await;
-            let mut caller = world.connect().await;
-            caller.write_all(get("").as_bytes()).await.expect("the proxy reads");
+            let caller = world.begin(&get("")).await;
             let FromProxy::Start { machine, attempt, .. } = world.heard().await else {
                 panic!("a start was expected");
             };
             let outcome = StartOutcome::Failed { reason: "no".to_owned() };
             world.send(ToProxy::StartDone { machine, attempt, outcome }).await;
-            let answer = read_all(&mut caller).await;
+            let answer = caller.answer().await;
             check(&answer, "back");
             let told = format!("fly-replay-failed: instance={TARGET};app=target;");
             let why = format!(";replay_source={MACHINE};reason={reason};elapsed_ms=");
@@ -398,7 +401,7 @@ fn who_is_not_reached_sends_the_request_back_once() {
 
 #[test]
 fn a_request_that_came_back_is_not_replayed_again() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         ordering(&mut world, order("fly-replay: region=ams;fallback=force_self")).await;
         let answer = world.ask(&get("")).await;
         assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("PA03"), "PX-46: {answer}");
@@ -407,7 +410,7 @@ fn a_request_that_came_back_is_not_replayed_again() {
 
 #[test]
 fn a_timeout_fails_sooner() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         world.send(ToProxy::App(hidden("target", "stopped", 1, NETWORK))).await;
         world
             .publish(app("started", says(order("fly-replay: app=target;timeout=50ms")).await))
@@ -436,7 +439,7 @@ async fn counting(answer: String) -> (u16, Rc<Cell<u32>>) {
 
 #[test]
 fn a_cached_replay_does_not_ask_its_app_again() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let (port, asked) = counting(order(
             "fly-replay: app=target\r\nfly-replay-cache: /path/*\r\nfly-replay-cache-ttl-secs: 60\r\n\
              fly-replay-cache-allow-bypass: yes",
@@ -471,7 +474,7 @@ fn a_cached_replay_does_not_ask_its_app_again() {
 
 #[test]
 fn the_target_invalidates_by_a_replay_back() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let (port, asked) = counting(order(
             "fly-replay: app=target\r\nfly-replay-cache: /\r\nfly-replay-cache-ttl-secs: 60",
         ))
@@ -484,5 +487,93 @@ fn the_target_invalidates_by_a_replay_back() {
             assert!(world.ask(&get("")).await.contains("PA02"));
             assert_eq!(asked.get(), wanted, "not by the cache");
         }
+    });
+}
+
+/// The same order by a Machine that speaks HTTP/2, whose target does not.
+#[test]
+fn machines_that_speak_http2_have_their_orders_obeyed_for_both_kinds_of_callers() {
+    for path in ["/field", "/json"] {
+        run_each(|mut world| async move {
+            let mut view = app("started", machine(orders).await);
+            view.machines[0].services[0].ports[0].h2_backend = true;
+            let target = hidden("target", "started", named("target").await, NETWORK);
+            world.send(ToProxy::App(target)).await;
+            world.publish(view).await;
+            let answer = world.ask(&get("te: trailers\r\n").replace("/path", path)).await;
+            check(&answer, "target");
+            assert!(answer.contains(&format!("fly-replay-src: instance={MACHINE};")), "{answer}");
+            assert!(answer.matches("trailers").count() <= 1, "said once or not at all: {answer}");
+        });
+    }
+}
+
+async fn orders(stream: TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let json = request.uri().path() == "/json";
+        let (name, value) = match json {
+            false => ("fly-replay", "app=target"),
+            true => ("content-type", "application/vnd.fly.replay+json"),
+        };
+        let answer = http::Response::builder().header(name, value).body(()).expect("it is one");
+        let mut sending = respond.send_response(answer, false).expect("it goes out");
+        for piece in [r#"{"app":"#, r#""target"}"#] {
+            sending.send_data(piece.as_bytes().into(), false).expect("it goes out");
+        }
+        sending.send_data("".into(), true).expect("it goes out");
+    }
+}
+
+/// [`body_of`] by HTTP/2.
+async fn streamed(world: &mut World, length: usize, read_first: usize) -> String {
+    let port = machine(move |mut stream| async move {
+        let head = read_head(&mut stream).await.expect("a request");
+        assert!(head.contains(&format!("content-length: {length}\r\n")), "{head}");
+        let mut some = vec![0; read_first];
+        stream.read_exact(&mut some).await.expect("a part of the body");
+        stream.write_all(order("fly-replay: app=target").as_bytes()).await.expect("it reads");
+        let _rest = stream.read_to_end(&mut Vec::new()).await.is_err();
+    })
+    .await;
+    let target = machine(counts_bodies).await;
+    world.send(ToProxy::App(hidden("target", "started", target, NETWORK))).await;
+    world.publish(app("started", port)).await;
+    let (client, _) = http2::client(world).await;
+    let mut asked = http2::request("POST", "/");
+    asked.headers_mut().insert("content-length", length.into());
+    let (answer, mut sending) = http2::begin(&client, asked).await;
+    let mut body: bytes::Bytes = (0..length as u32).map(pattern).collect();
+    tokio::task::spawn_local(async move {
+        while !body.is_empty() {
+            sending.reserve_capacity(body.len());
+            let Some(Ok(room)) = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await else {
+                return;
+            };
+            let piece = body.split_to(room.min(body.len()));
+            if sending.send_data(piece, body.is_empty()).is_err() {
+                return;
+            }
+        }
+    });
+    let (answer, text) = http2::read_answer(answer).await;
+    format!("{} {text}", answer.status())
+}
+
+#[test]
+fn a_body_that_came_by_http2_is_replayed_wherever_it_was_when_the_order_came() {
+    const WHOLE: usize = 1_000_000;
+    for (length, read_first) in
+        [(10, 10), (10_000, 0), (WHOLE, 0), (WHOLE, 500_000), (WHOLE, WHOLE)]
+    {
+        run(|mut world| async move {
+            let answer = streamed(&mut world, length, read_first).await;
+            let wanted = format!("target got {length} bytes, right: true");
+            assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+        });
+    }
+    run(|mut world| async move {
+        let answer = streamed(&mut world, 3 << 20, 2 << 20).await;
+        assert!(answer.starts_with("502") && answer.contains("PA01"), "PX-44: {answer}");
     });
 }

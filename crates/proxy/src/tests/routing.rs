@@ -50,7 +50,7 @@ fn check(answer: &str, machine: &str) {
 
 #[test]
 fn a_forced_machine_gets_the_request_and_sees_what_was_asked() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         world.publish(two("started", "started").await).await;
         for (id, name) in [(MACHINE, "first"), (OTHER, "second")] {
             for _ in 0..8 {
@@ -71,14 +71,13 @@ fn a_forced_machine_gets_the_request_and_sees_what_was_asked() {
 #[test]
 fn a_named_machine_that_sleeps_is_woken_whatever_runs() {
     for kind in ["Force", "Prefer"] {
-        run(|mut world| async move {
+        run_each(|mut world| async move {
             let view = two("started", "stopped").await;
             world.publish(view.clone()).await;
-            let mut caller = world.connect().await;
             let request = get(&format!("Fly-{kind}-Instance-Id: {OTHER}\r\n"));
-            caller.write_all(request.as_bytes()).await.expect("the proxy reads");
+            let caller = world.begin(&request).await;
             world.start(view, 1).await;
-            let answer = read_all(&mut caller).await;
+            let answer = caller.answer().await;
             check(&answer, "second");
             assert!(answer.contains("Perch-Wake: start;"), "{answer}");
             assert!(!answer.contains("Unavailable"), "{answer}");
@@ -88,11 +87,10 @@ fn a_named_machine_that_sleeps_is_woken_whatever_runs() {
 
 #[test]
 fn the_record_of_such_a_wake_has_the_request_that_wanted_it() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         world.publish(two("stopped", "stopped").await).await;
-        let mut caller = world.connect().await;
         let request = get(&format!("Fly-Force-Instance-Id: {OTHER}\r\n"));
-        caller.write_all(request.as_bytes()).await.expect("the proxy reads");
+        let _caller = world.begin(&request).await;
         let FromProxy::Start { machine, cause, .. } = world.heard().await else {
             panic!("a start was expected");
         };
@@ -103,7 +101,7 @@ fn the_record_of_such_a_wake_has_the_request_that_wanted_it() {
 
 #[test]
 fn a_forced_machine_that_cannot_be_had_is_an_error_and_never_another_one() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let mut view = two("started", "started").await;
         view.machines[1].cordoned = true;
         world.publish(view).await;
@@ -120,17 +118,16 @@ fn a_forced_machine_that_cannot_be_had_is_an_error_and_never_another_one() {
 #[test]
 fn a_forced_machine_that_does_not_start_is_an_error_and_a_preferred_one_is_not() {
     for (kind, wanted) in [("Force", "HTTP/1.1 503"), ("Prefer", "HTTP/1.1 200")] {
-        run(|mut world| async move {
+        run_each(|mut world| async move {
             world.publish(two("started", "stopped").await).await;
-            let mut caller = world.connect().await;
             let request = get(&format!("Fly-{kind}-Instance-Id: {OTHER}\r\n"));
-            caller.write_all(request.as_bytes()).await.expect("the proxy reads");
+            let caller = world.begin(&request).await;
             let FromProxy::Start { machine, attempt, .. } = world.heard().await else {
                 panic!("a start was expected");
             };
             let outcome = StartOutcome::Failed { reason: "no such program".to_owned() };
             world.send(ToProxy::StartDone { machine, attempt, outcome }).await;
-            let answer = read_all(&mut caller).await;
+            let answer = caller.answer().await;
             assert!(answer.starts_with(wanted), "{kind}: {answer}");
             if kind == "Force" {
                 assert!(answer.contains("PM01") && answer.contains("no such program"), "{answer}");
@@ -145,7 +142,7 @@ fn a_forced_machine_that_does_not_start_is_an_error_and_a_preferred_one_is_not()
 
 #[test]
 fn another_machine_is_told_that_the_preferred_one_was_not_available() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let mut view = two("started", "stopped").await;
         view.machines[1].services.iter_mut().for_each(|s| s.autostart = false);
         world.publish(view).await;
@@ -165,7 +162,7 @@ fn another_machine_is_told_that_the_preferred_one_was_not_available() {
 
 #[test]
 fn a_preferred_machine_at_its_hard_limit_is_not_waited_for() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let mut view = two("started", "started").await;
         let inside = Rc::new(Notify::new());
         let entered = Rc::clone(&inside);
@@ -182,9 +179,8 @@ fn a_preferred_machine_at_its_hard_limit_is_not_waited_for() {
         view.machines[1].services[0].internal_port = slow;
         view.machines[1].services[0].hard_limit = Some(1);
         world.publish(view).await;
-        let mut caller = world.connect().await;
         let force = get(&format!("Fly-Force-Instance-Id: {OTHER}\r\n"));
-        caller.write_all(force.as_bytes()).await.expect("the proxy reads");
+        let caller = world.begin(&force).await;
         inside.notified().await;
         let answer = world.ask(&get(&format!("Fly-Prefer-Instance-Id: {OTHER}\r\n"))).await;
         check(&answer, "first");
@@ -195,7 +191,7 @@ fn a_preferred_machine_at_its_hard_limit_is_not_waited_for() {
 
 #[test]
 fn regions_are_tried_in_order_and_forced_ones_have_no_fallback() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let mut view = two("started", "started").await;
         view.machines[1].region = "fra".to_owned();
         world.publish(view).await;
@@ -223,37 +219,34 @@ fn regions_are_tried_in_order_and_forced_ones_have_no_fallback() {
 
 #[test]
 fn a_preferred_region_is_woken() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let mut view = two("started", "stopped").await;
         view.machines[1].region = "fra".to_owned();
         world.publish(view.clone()).await;
-        let mut caller = world.connect().await;
-        caller.write_all(get("Fly-Prefer-Region: fra\r\n").as_bytes()).await.expect("it reads");
+        let caller = world.begin(&get("Fly-Prefer-Region: fra\r\n")).await;
         world.start(view, 1).await;
-        check(&read_all(&mut caller).await, "second");
+        check(&caller.answer().await, "second");
     });
 }
 
 #[test]
 fn who_leaves_while_a_named_machine_wakes_leaves_nothing_behind() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let view = two("started", "stopped").await;
         world.publish(view.clone()).await;
         let force = get(&format!("Fly-Force-Instance-Id: {OTHER}\r\n"));
-        let mut gone = world.connect().await;
-        gone.write_all(force.as_bytes()).await.expect("the proxy reads");
-        let mut waits = world.connect().await;
-        waits.write_all(force.as_bytes()).await.expect("the proxy reads");
+        let gone = world.begin(&force).await;
+        let waits = world.begin(&force).await;
         drop(gone);
         world.start(view, 1).await;
-        check(&read_all(&mut waits).await, "second");
+        check(&waits.answer().await, "second");
         check(&world.ask(&force).await, "second");
     });
 }
 
 #[test]
 fn many_and_strange_fields_do_no_harm() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         world.publish(two("started", "started").await).await;
         let many: String = (0..100).map(|n| format!("Fly-Prefer-Region: r{n}\r\n")).collect();
         for fields in [
@@ -272,7 +265,7 @@ fn many_and_strange_fields_do_no_harm() {
 
 #[test]
 fn calls_of_the_same_pool_that_had_to_wait_for_their_machine_do_not_keep_it_awake() {
-    run(|mut world| async move {
+    run_each(|mut world| async move {
         let slow = machine(|mut stream| async move {
             while read_head(&mut stream).await.is_some() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use crate::control::{
     AddressKind, AddressView, AppView, Autostop, FromProxy, Link, Listeners, MachineView,
@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) control: PathBuf,
     pub(super) link: Link,
     pub(super) running: Running,
+    /// What [`World::ask`] speaks.
+    speaks_http2: bool,
     _dir: TempDir,
 }
 
@@ -51,6 +53,13 @@ pub(super) fn run<F: Future<Output = ()>>(test: impl FnOnce(World) -> F) {
     let local = LocalSet::new();
     let work = async { tokio::time::timeout(PATIENCE, test(World::new().await)).await };
     local.block_on(&runtime, work).expect("the test does not hang");
+}
+
+/// The same twice: what [`World::ask`] speaks is HTTP/1.1, and then HTTP/2.
+pub(super) fn run_each<F: Future<Output = ()>>(test: impl Fn(World) -> F) {
+    for speaks_http2 in [false, true] {
+        run(|world| test(World { speaks_http2, ..world }));
+    }
 }
 
 fn fd(socket: impl Into<OwnedFd>) -> OwnedFd {
@@ -72,7 +81,8 @@ impl World {
             .expect("the sockets are good");
         let (mut link, _listeners) = Link::connect(&control).await.expect("the proxy listens");
         link.send(&ToProxy::Settings(settings())).await.expect("the proxy reads");
-        Self { http, raw, dns_udp, dns_tcp, udp, control, link, running, _dir: dir }
+        let speaks_http2 = false;
+        Self { http, raw, dns_udp, dns_tcp, udp, control, link, running, speaks_http2, _dir: dir }
     }
 
     pub(super) async fn send(&mut self, message: ToProxy) {
@@ -101,9 +111,43 @@ impl World {
 
     /// One request on its own connection; the whole answer.
     pub(super) async fn ask(&self, request: &str) -> String {
+        self.begin(request).await.answer().await
+    }
+
+    /// The same, whose answer is waited for later.
+    pub(super) async fn begin(&self, request: &str) -> Asked {
         let mut stream = self.connect().await;
+        if self.speaks_http2 {
+            return Asked::Http2(spawn_local(super::http2::ask_as_lines(
+                stream,
+                request.to_owned(),
+            )));
+        }
         stream.write_all(request.as_bytes()).await.expect("the proxy reads");
-        read_all(&mut stream).await
+        Asked::Http1(stream)
+    }
+}
+
+/// A request that was sent; who drops it leaves.
+pub(super) enum Asked {
+    Http1(TcpStream),
+    Http2(JoinHandle<String>),
+}
+
+impl Asked {
+    pub(super) async fn answer(mut self) -> String {
+        match &mut self {
+            Self::Http1(stream) => read_all(stream).await,
+            Self::Http2(task) => task.await.expect("an answer comes"),
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Self::Http2(task) = self {
+            task.abort();
+        }
     }
 }
 

@@ -31,7 +31,7 @@ impl Connection {
         let mut tries = Tries::new(hop.timeout());
         loop {
             let place = match hop.facts.awake_only {
-                true => self.awake_place(scratch, incoming, hop)?,
+                true => self.awake_place(stream, scratch, incoming, hop)?,
                 false => self.any_place(stream, scratch, incoming, hop, &mut tries).await?,
             };
             let found = self.backend(stream, incoming, (hop, &place), &mut tries).await?;

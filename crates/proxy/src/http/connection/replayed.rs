@@ -15,13 +15,11 @@ use perch_core::aim::{Aim, Must};
 use perch_core::ids::MachineId;
 use perch_core::replay::cache::Entry;
 use perch_core::replay::{BadReplay, REPLAYS_MAX, Replay};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::aimed::Aimed;
-use super::{
-    After, Connection, Failure, Hop, Incoming, Scratch, Unreached, describe_target, host_of,
-};
+use super::caller::Caller;
+use super::{Failure, Hop, Unreached, describe_target, host_of};
 use crate::app::{App, Place, PortFacts, Protocol, Ruling};
 use crate::clock;
 use crate::http::edit::{Edit, value_of};
@@ -38,14 +36,14 @@ const CACHE_CONTROL: &str = "fly-replay-cache-control";
 
 /// An order, and who gave it.
 #[derive(Debug)]
-pub(super) struct Issued {
+pub(crate) struct Issued {
     order: Result<Box<Order>, BadReplay>,
     app: Rc<App>,
     machine: MachineId,
 }
 
 impl Issued {
-    pub(super) fn new(order: Result<Box<Order>, BadReplay>, place: &Place) -> Box<Self> {
+    pub(crate) fn new(order: Result<Box<Order>, BadReplay>, place: &Place) -> Box<Self> {
         Box::new(Self { order, app: Rc::clone(place.app()), machine: place.endpoint().machine })
     }
 
@@ -69,179 +67,157 @@ struct Back {
     fallback: Must,
 }
 
-impl Connection {
-    /// Replays a request until somebody answers it (PX-45, PX-46).
-    pub(super) async fn replay(
-        &mut self,
-        stream: &mut TcpStream,
-        scratch: &mut Scratch,
-        incoming: &mut Incoming,
-        (called, mut issued): (&Rc<App>, Box<Issued>),
-    ) -> Result<After, Failure> {
-        let status = cache_status(called, &scratch.request);
-        for count in 1..=REPLAYS_MAX {
-            let order = match &issued.order {
-                Ok(order) => order,
-                Err(bad) => return Err(Failure::Reply(502, bad.to_string())),
-            };
-            if !self.recover(scratch, incoming) {
-                return Err(too_much_to_replay());
-            }
-            let once = count == 1 && Rc::ptr_eq(called, &issued.app);
-            note_caching(order, once, called, &scratch.request);
-            let (head, since) = (scratch.request[..incoming.head_len].to_vec(), Instant::now());
-            if let Some(transform) = &order.transform {
-                incoming.head_len = transform.edit().apply(&mut scratch.request, incoming.head_len);
-            }
-            let set = vec![
-                (SOURCE.to_owned(), issued.source(order.replay.state.as_deref())),
-                (CACHE_STATUS.to_owned(), status.to_owned()),
-            ];
-            prepare(scratch, incoming, set);
-            if HEAD_LEN_MAX < incoming.head_len {
-                let text = "PA03 the replays have made the request's head larger than 64 KiB";
-                return Err(Failure::Reply(502, text.to_owned()));
-            }
-            let sent = self.send_to(
-                stream,
-                scratch,
-                incoming,
-                (&issued.app, issued.machine, false),
-                &order.replay,
-            );
-            match (Box::pin(sent).await, order.replay.fallback) {
-                (Err(Failure::Replay(next)), _) => issued = next,
-                (Err(Failure::Unreached(_, _, why)), Some(fallback)) => {
-                    let back = Back { head, since, why, fallback };
-                    let sent = self.send_back(stream, scratch, incoming, &issued, back);
-                    return Box::pin(sent).await;
-                }
-                (done, _) => return done,
-            }
-        }
-        let text = format!("PA02 the request was replayed {REPLAYS_MAX} times");
-        Err(Failure::Reply(502, text))
-    }
-
-    /// Forwards a request to where a replay names.
-    async fn send_to(
-        &mut self,
-        stream: &mut TcpStream,
-        scratch: &mut Scratch,
-        incoming: &mut Incoming,
-        (issuer, machine, awake_only): (&Rc<App>, MachineId, bool),
-        replay: &Replay,
-    ) -> Result<After, Failure> {
-        let app = match &replay.app {
-            Some(name) => self.directory.replay_target(issuer, name.as_str()),
-            None => Ok(Rc::clone(issuer)),
+/// Replays a request until somebody answers it (PX-45, PX-46).
+pub(crate) async fn replay<C: Caller>(
+    caller: &mut C,
+    called: &Rc<App>,
+    mut issued: Box<Issued>,
+) -> Result<C::Answered, Failure> {
+    let status = cache_status(called, caller.head());
+    for count in 1..=REPLAYS_MAX {
+        let order = match &issued.order {
+            Ok(order) => order,
+            Err(bad) => return Err(Failure::Reply(502, bad.to_string())),
         };
-        let app = app.map_err(|text| Failure::Reply(502, text))?;
-        let facts = self.replay_port(&app)?;
-        let except = replay.elsewhere.then_some(machine);
-        let aim = Aim { except, ..replay.aim.clone() };
-        let aimed = Aimed { aim, wanted: replay.wanted.clone(), timeout: replay.timeout };
-        let mut hop = Hop { app, facts, aimed: Some(Box::new(aimed)) };
-        if hop.facts.guarded && !Rc::ptr_eq(&hop.app, issuer) {
-            self.obey_as(issuer, &mut hop, scratch).map_err(|text| Failure::Reply(403, text))?;
+        if !caller.recover() {
+            return Err(too_much_to_replay());
         }
-        hop.facts.awake_only |= awake_only;
-        self.forward(stream, scratch, incoming, &hop).await
-    }
-
-    /// What the rules of the app let a Machine of `issuer` do that sends a request on.
-    fn obey_as(&self, issuer: &App, hop: &mut Hop, scratch: &Scratch) -> Result<(), String> {
-        let (to, at) = (&self.to, (&hop.app, self.to.port()));
-        match self.directory.ruling_of_replay(to, issuer, at, &scratch.request) {
-            Ruling::Wake => {}
-            Ruling::IfAwake => hop.facts.awake_only = true,
-            Ruling::Refused(text) => return Err(text),
+        let once = count == 1 && Rc::ptr_eq(called, &issued.app);
+        note_caching(order, once, called, caller.head());
+        let (head, since) = (caller.head().to_vec(), Instant::now());
+        if let Some(transform) = &order.transform {
+            caller.edit_head(&transform.edit());
         }
-        Ok(())
-    }
-
-    /// PX-48: a service on the port that was called, whatever its addresses.
-    fn replay_port(&self, app: &App) -> Result<PortFacts, Failure> {
-        let port = self.to.port();
-        let facts = app.port(port);
-        let facts =
-            facts.filter(|f| matches!(f.protocol, Protocol::Http | Protocol::HttpRedirected));
-        facts.ok_or_else(|| {
-            let text = format!("PR04 the app {} serves no HTTP at port {port}", app.name);
-            Failure::Unreached(503, text, Unreached::NoCandidate)
-        })
-    }
-
-    /// Nobody was reached: the request as it was goes back to whom it came from, for the last time (PX-46).
-    async fn send_back(
-        &mut self,
-        stream: &mut TcpStream,
-        scratch: &mut Scratch,
-        incoming: &mut Incoming,
-        issued: &Issued,
-        back: Back,
-    ) -> Result<After, Failure> {
-        let Ok(order) = &issued.order else { return Err(Failure::Cut) };
-        let told = failed(issued, &order.replay, &back);
-        let head_len = back.head.len();
-        scratch.request.splice(..incoming.head_len, back.head);
-        incoming.head_len = head_len;
-        prepare(scratch, incoming, vec![(FAILED.to_owned(), told)]);
-        let facts = self.replay_port(&issued.app)?;
-        let (aim, wanted) = (Aim::at(issued.machine, back.fallback), issued.machine.to_string());
-        let aimed = Some(Box::new(Aimed { aim, wanted, timeout: None }));
-        let hop = Hop { app: Rc::clone(&issued.app), facts, aimed };
-        match Box::pin(self.forward(stream, scratch, incoming, &hop)).await {
-            Err(Failure::Replay(_)) => {
-                let text = "PA03 a request that came back by its fallback cannot be replayed again";
-                Err(Failure::Reply(502, text.to_owned()))
+        let set = vec![
+            (SOURCE.to_owned(), issued.source(order.replay.state.as_deref())),
+            (CACHE_STATUS.to_owned(), status.to_owned()),
+        ];
+        prepare(caller, set);
+        if HEAD_LEN_MAX < caller.head().len() {
+            let text = "PA03 the replays have made the request's head larger than 64 KiB";
+            return Err(Failure::Reply(502, text.to_owned()));
+        }
+        let issuer = (&issued.app, issued.machine, false);
+        let sent = send_to(caller, issuer, &order.replay);
+        match (Box::pin(sent).await, order.replay.fallback) {
+            (Err(Failure::Replay(next)), _) => issued = next,
+            (Err(Failure::Unreached(_, _, why)), Some(fallback)) => {
+                let back = Back { head, since, why, fallback };
+                return Box::pin(send_back(caller, &issued, back)).await;
             }
-            done => done,
+            (done, _) => return done,
         }
     }
+    let text = format!("PA02 the request was replayed {REPLAYS_MAX} times");
+    Err(Failure::Reply(502, text))
+}
 
-    /// Forwards a request as its app has sent such ones before, or to the app itself (PX-50).
-    pub(super) async fn forward_as_before(
-        &mut self,
-        stream: &mut TcpStream,
-        scratch: &mut Scratch,
-        incoming: &mut Incoming,
-        hop: &Hop,
-    ) -> Result<After, Failure> {
-        let Some(entry) = remembered(&hop.app, &scratch.request) else {
-            return self.forward(stream, scratch, incoming, hop).await;
-        };
-        if hop.aimed.is_some() || (entry.may_skip && skips(&scratch.request)) {
-            return self.forward(stream, scratch, incoming, hop).await;
+/// Forwards a request to where a replay names.
+async fn send_to<C: Caller>(
+    caller: &mut C,
+    (issuer, machine, awake_only): (&Rc<App>, MachineId, bool),
+    replay: &Replay,
+) -> Result<C::Answered, Failure> {
+    let app = match &replay.app {
+        Some(name) => caller.directory().replay_target(issuer, name.as_str()),
+        None => Ok(Rc::clone(issuer)),
+    };
+    let app = app.map_err(|text| Failure::Reply(502, text))?;
+    let facts = replay_port(caller, &app)?;
+    let except = replay.elsewhere.then_some(machine);
+    let aim = Aim { except, ..replay.aim.clone() };
+    let aimed = Aimed { aim, wanted: replay.wanted.clone(), timeout: replay.timeout };
+    let mut hop = Hop { app, facts, aimed: Some(Box::new(aimed)) };
+    if hop.facts.guarded && !Rc::ptr_eq(&hop.app, issuer) {
+        obey_as(issuer, &mut hop, caller).map_err(|text| Failure::Reply(403, text))?;
+    }
+    hop.facts.awake_only |= awake_only;
+    caller.forward(&hop).await
+}
+
+/// What the rules of the app let a Machine of `issuer` do that sends a request on.
+fn obey_as(issuer: &App, hop: &mut Hop, caller: &impl Caller) -> Result<(), String> {
+    let ruling = {
+        let to = caller.to();
+        let at = (&hop.app, to.port());
+        caller.directory().ruling_of_replay(&to, issuer, at, caller.head())
+    };
+    match ruling {
+        Ruling::Wake => {}
+        Ruling::IfAwake => hop.facts.awake_only = true,
+        Ruling::Refused(text) => return Err(text),
+    }
+    Ok(())
+}
+
+/// PX-48: a service on the port that was called, whatever its addresses.
+fn replay_port(caller: &impl Caller, app: &App) -> Result<PortFacts, Failure> {
+    let port = caller.to().port();
+    let facts = app.port(port);
+    let facts = facts.filter(|f| matches!(f.protocol, Protocol::Http | Protocol::HttpRedirected));
+    facts.ok_or_else(|| {
+        let text = format!("PR04 the app {} serves no HTTP at port {port}", app.name);
+        Failure::Unreached(503, text, Unreached::NoCandidate)
+    })
+}
+
+/// Nobody was reached: the request as it was goes back to whom it came from, for the last time (PX-46).
+async fn send_back<C: Caller>(
+    caller: &mut C,
+    issued: &Issued,
+    back: Back,
+) -> Result<C::Answered, Failure> {
+    let Ok(order) = &issued.order else { return Err(Failure::Cut) };
+    let told = failed(issued, &order.replay, &back);
+    caller.replace_head(back.head);
+    prepare(caller, vec![(FAILED.to_owned(), told)]);
+    let facts = replay_port(caller, &issued.app)?;
+    let (aim, wanted) = (Aim::at(issued.machine, back.fallback), issued.machine.to_string());
+    let aimed = Some(Box::new(Aimed { aim, wanted, timeout: None }));
+    let hop = Hop { app: Rc::clone(&issued.app), facts, aimed };
+    match Box::pin(caller.forward(&hop)).await {
+        Err(Failure::Replay(_)) => {
+            let text = "PA03 a request that came back by its fallback cannot be replayed again";
+            Err(Failure::Reply(502, text.to_owned()))
         }
-        let head = scratch.request[..incoming.head_len].to_vec();
-        prepare(scratch, incoming, vec![(CACHE_STATUS.to_owned(), "hit".to_owned())]);
-        // No Machine has said anything for this caller: who may wake nobody here may wake nobody there.
-        let issuer = (&hop.app, MachineId::from_low_bits(0), hop.facts.awake_only);
-        let sent = self.send_to(stream, scratch, incoming, issuer, &entry.replay);
-        match Box::pin(sent).await {
-            Err(Failure::Unreached(..)) => {}
-            // It names an app that is gone, or may not be reached any more.
-            Err(Failure::Reply(_, text)) if text.starts_with("PA0") => {}
-            done => return done,
-        }
-        forget(&hop.app, &scratch.request);
-        let head_len = head.len();
-        scratch.request.splice(..incoming.head_len, head);
-        incoming.head_len = head_len;
-        self.forward(stream, scratch, incoming, hop).await
+        done => done,
     }
 }
 
+/// Forwards a request as its app has sent such ones before, or to the app itself (PX-50).
+pub(crate) async fn forward_as_before<C: Caller>(
+    caller: &mut C,
+    hop: &Hop,
+) -> Result<C::Answered, Failure> {
+    let Some(entry) = remembered(&hop.app, caller.head()) else {
+        return caller.forward(hop).await;
+    };
+    if hop.aimed.is_some() || (entry.may_skip && skips(caller.head())) {
+        return caller.forward(hop).await;
+    }
+    let head = caller.head().to_vec();
+    prepare(caller, vec![(CACHE_STATUS.to_owned(), "hit".to_owned())]);
+    // No Machine has said anything for this caller: who may wake nobody here may wake nobody there.
+    let issuer = (&hop.app, MachineId::from_low_bits(0), hop.facts.awake_only);
+    match Box::pin(send_to(caller, issuer, &entry.replay)).await {
+        Err(Failure::Unreached(..)) => {}
+        // It names an app that is gone, or may not be reached any more.
+        Err(Failure::Reply(_, text)) if text.starts_with("PA0") => {}
+        done => return done,
+    }
+    caller.replace_head(head);
+    forget(&hop.app, caller.head());
+    caller.forward(hop).await
+}
+
 /// Puts these fields into the head, and takes those out that another way of it has left.
-fn prepare(scratch: &mut Scratch, incoming: &mut Incoming, set: Vec<(String, String)>) {
+fn prepare(caller: &mut impl Caller, set: Vec<(String, String)>) {
     let mut drop: Vec<String> =
         ["fly-preferred-instance-unavailable", FAILED].map(str::to_owned).into();
-    if !incoming.request.upgrade {
+    if !caller.upgrades() {
         drop.push("connection".to_owned());
     }
-    let edit = Edit { path: None, drop, set };
-    incoming.head_len = edit.apply(&mut scratch.request, incoming.head_len);
+    caller.edit_head(&Edit { path: None, drop, set });
 }
 
 fn remembered(app: &App, head: &[u8]) -> Option<Entry> {
