@@ -49,6 +49,10 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
             let options = neighbour::Options::parse(rest)?;
             on_a_host(args, || neighbour::run(options))
         }
+        Some(("cycles", rest)) => {
+            let options = cycles::Options::parse(rest)?;
+            on_a_host(args, || cycles::run(&options))
+        }
         Some(("proxy", rest)) => {
             let options = proxy::Options::parse(rest)?;
             on_a_host(args, || proxy::run(&options))
@@ -66,7 +70,6 @@ fn run_rounds(which: &str, rounds: Option<usize>) -> Result<bool> {
         "callers" => callers::run(rounds.unwrap_or(callers::ROUNDS)),
         "status" => status::run(rounds.unwrap_or(status::ROUNDS)),
         "postgres" => postgres::run(rounds.unwrap_or(postgres::ROUNDS)),
-        "cycles" => cycles::run(rounds.unwrap_or(cycles::CYCLES)),
         _ => warm::run(rounds.unwrap_or(warm::ROUNDS)),
     }
 }
@@ -90,7 +93,6 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     )?;
     let which = match *name {
         "callers" => "callers",
-        "cycles" => "cycles",
         "postgres" => "postgres",
         "status" => "status",
         "wake" => "wake",
@@ -104,7 +106,7 @@ fn parse(args: &[String]) -> Result<(&'static str, Option<usize>)> {
     };
     match rest {
         [] => Ok((which, None)),
-        ["--rounds" | "--cycles", number] => Ok((which, Some(number.parse().context("--rounds")?))),
+        ["--rounds", number] => Ok((which, Some(number.parse().context("--rounds")?))),
         _ => bail!("only --rounds N can follow"),
     }
 }

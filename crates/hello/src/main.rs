@@ -3,6 +3,7 @@
 //! - `GET /` greets from its Machine, with a counter.
 //! - `GET /fetch?url=http://other.flycast/` calls another app and reports status, body and milliseconds.
 //! - `GET /sleep?ms=500` answers after a while, `GET /env` lists its `FLY_*` variables.
+//! - `GET /ws` is a WebSocket: each message comes back with its number, counted together with the greetings.
 //! - `/headers` tells the request's headers and how long its body is, whatever the method.
 //! - `/respond?header=fly-replay:+app=other&body=…` answers with these headers and this body; a request that was replayed
 //!   already is answered as by `/headers`.
@@ -15,6 +16,7 @@
 //! inetd hands it over. SIGINT and SIGTERM end it at once, as the kernel does by itself.
 
 mod http;
+mod websocket;
 
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -139,6 +141,11 @@ fn converse(app: &App, stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
     let mut reader = io::BufReader::new(stream.try_clone()?);
     while let Some(request) = http::read_request(&mut reader)? {
+        if let Some(key) = websocket_key(&request) {
+            (&stream).write_all(websocket::head(key).as_bytes())?;
+            let answer = |message: &[u8]| [format!("{} ", count(app)).as_bytes(), message].concat();
+            return websocket::converse(&mut reader, &stream, answer);
+        }
         let response = answer(app, &request);
         http::write_response(&stream, &request, &response)?;
         if request.close {
@@ -151,14 +158,12 @@ fn converse(app: &App, stream: TcpStream) -> io::Result<()> {
 fn answer(app: &App, request: &Request) -> Response {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     match path {
-        "/" => {
-            let count = app.requests.fetch_add(1, Ordering::Relaxed) + 1;
-            Response::text(200, format!("Hello from {}! Request {count}.\n", machine()))
-        }
+        "/" => Response::text(200, format!("Hello from {}! Request {}.\n", machine(), count(app))),
         "/fetch" => match http::parameter(query, "url") {
             Some(url) => fetch(&url),
             None => Response::text(400, "give ?url=http://host/path\n".to_owned()),
         },
+        "/ws" => Response::text(400, "this is a WebSocket\n".to_owned()),
         "/sleep" => sleep(query),
         "/held" => Response::text(200, held(&app.held)),
         "/env" => Response::text(200, environment()),
@@ -166,6 +171,18 @@ fn answer(app: &App, request: &Request) -> Response {
         "/respond" => respond(request, query),
         _ => Response::text(404, "not found\n".to_owned()),
     }
+}
+
+/// The number of the request that is just answered.
+fn count(app: &App) -> u64 {
+    app.requests.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// The key of a request that wants to become a WebSocket where there is one.
+fn websocket_key(request: &Request) -> Option<&str> {
+    let path = request.target.split('?').next()?;
+    let wanted = request.header("upgrade")?.eq_ignore_ascii_case("websocket");
+    (path == "/ws" && wanted).then(|| request.header("sec-websocket-key"))?
 }
 
 fn sleep(query: &str) -> Response {
@@ -231,6 +248,8 @@ fn fetch(url: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn get(app: &App, target: &str) -> (u16, String) {
@@ -283,12 +302,33 @@ mod tests {
     }
 
     #[test]
+    fn messages_and_requests_are_counted_together() -> io::Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut caller = TcpStream::connect(listener.local_addr()?)?;
+        let server = thread::spawn(move || {
+            let (stream, _) = listener.accept()?;
+            converse(&App::default(), stream)
+        });
+        caller.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        caller
+            .write_all(b"GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n")?;
+        caller.write_all(b"\x81\x82\0\0\0\0hi\x88\x80\0\0\0\0")?;
+        let mut said = Vec::new();
+        caller.read_to_end(&mut said)?;
+        let text = String::from_utf8_lossy(&said);
+        assert!(text.contains("Request 1.") && text.contains(" 101 "), "{text}");
+        assert!(said.ends_with(b"\x81\x042 hi\x88\0"), "{text}");
+        server.join().map_err(|_| io::Error::other("server panicked"))?
+    }
+
+    #[test]
     fn bad_requests_say_what_is_missing() {
         let app = App::default();
         assert_eq!(get(&app, "/fetch").0, 400);
         assert_eq!(get(&app, "/sleep?ms=x").0, 400);
         assert_eq!(get(&app, "/respond?header=x").0, 400);
         assert_eq!(get(&app, "/respond?header=x:%0d%0ay:z").0, 400);
+        assert_eq!(get(&app, "/ws").0, 400);
         assert_eq!(get(&app, "/nothing").0, 404);
         assert_eq!(get(&app, "/fetch?url=ftp://x").0, 502);
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// What one contender did, a value per round.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Series {
     /// Any unit; the caller names it when printing.
     values: Vec<f64>,
@@ -23,6 +23,11 @@ impl Series {
     /// Adds the values of another series.
     pub(crate) fn append(&mut self, mut other: Self) {
         self.values.append(&mut other.values);
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
     }
 
     /// The value below which this share of the rounds is.

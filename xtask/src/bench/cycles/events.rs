@@ -42,12 +42,19 @@ impl Events {
 
     /// How often a caller's request had a Machine started or thawed.
     pub(super) fn wakes(&self) -> usize {
-        let of = |event: &str| self.counts.get(&(event.to_owned(), "proxy".to_owned()));
-        of("launch").unwrap_or(&0) + of("resume").unwrap_or(&0)
+        self.by_proxy("launch") + self.by_proxy("resume")
+    }
+
+    fn by_proxy(&self, event: &str) -> usize {
+        self.counts.get(&(event.to_owned(), "proxy".to_owned())).copied().unwrap_or_default()
     }
 
     pub(super) fn print(&self) {
-        println!("{} wakes; events of Machines:", self.wakes());
+        let (stopped, suspended) = (self.by_proxy("launch"), self.by_proxy("resume"));
+        println!(
+            "{} wakes, {stopped} from stopped, {suspended} from suspended; events of Machines:",
+            self.wakes()
+        );
         for ((event, source), count) in &self.counts {
             println!("  {event:<16} by {source:<8} {count:>9}");
         }
