@@ -50,7 +50,7 @@ pub use error::{ApiError, Done};
 pub(crate) use error::{ErrorBody, RegistryErrors};
 pub use exec::{ConsoleInput, ExecAnswer, ExecInput};
 pub use file::{FileContent, GuestFile};
-pub use http_options::{BadHttpOption, HttpOptions};
+pub use http_options::{BadHttpOption, HttpOptions, ReplayCache};
 pub use image::{Descriptor, ImageInfo, ManifestInfo, UploadState};
 pub use log::{LogAttributes, LogEntry, LogEvent, LogMeta, LogPage, LogPageMeta, LogQuery};
 pub use machine::{

@@ -64,6 +64,11 @@ impl Replay {
         Ok(replay)
     }
 
+    /// Whether it may be remembered (PX-52).
+    pub fn is_lasting(&self) -> bool {
+        self.state.is_none() && self.timeout.is_none() && self.fallback.is_none()
+    }
+
     /// Sets one field; empty ones are as good as none.
     ///
     /// # Errors

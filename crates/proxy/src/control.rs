@@ -23,6 +23,6 @@ pub use live::{AppCounts, HELD, HELD_TEXT, Live, LiveCaller, LiveMachine, Reason
 pub use types::{
     AddressKind, AddressView, AllowView, AppView, Autostop, Cause, FromProxy, HEARTBEAT, HttpView,
     LINE_BYTES_MAX, MachineView, NetworkView, Note, NoteKind, PhaseTime, PortView, ServiceView,
-    Settings, SigningSeed, Source, StartOutcome, StopOutcome, Thaw, ThawedRun, ToProxy, Unit,
-    VERSION,
+    SessionView, Settings, SigningSeed, Source, StartOutcome, StopOutcome, Thaw, ThawedRun,
+    ToProxy, Unit, VERSION,
 };

@@ -13,6 +13,23 @@ pub struct HttpOptions {
     pub idle_timeout: Option<u32>,
     /// Fields of answers, by name: none of its name is passed on, these values are set (PX-21).
     pub response_headers: Vec<(String, Vec<String>)>,
+    /// Whose replays are remembered by sessions (PX-51).
+    pub replay_cache: Vec<ReplayCache>,
+}
+
+/// One of `replay_cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayCache {
+    /// `/path`, or `host/path`.
+    pub path_prefix: String,
+    /// How long a session is remembered.
+    pub ttl_seconds: u64,
+    /// What tells sessions apart: a field of the request; otherwise a cookie.
+    pub is_header: bool,
+    /// Of the field or cookie.
+    pub name: String,
+    /// A caller may say that it wants to pass it by.
+    pub allow_bypass: bool,
 }
 
 /// Something in `http_options` that cannot be done.
@@ -30,6 +47,11 @@ pub struct BadHttpOption {
 const VALUE_BYTES_MAX: usize = 4 * 1024;
 /// More fields than this are a mistake.
 const FIELDS_MAX: usize = 64;
+
+/// More rules than this are a mistake.
+const RULES_MAX: usize = 64;
+/// The shortest time that a replay is remembered (PX-52), and the longest.
+const TTL_SECONDS: std::ops::RangeInclusive<u64> = 10..=24 * 3600;
 
 /// They frame the message, or say what the connection is: only the proxy knows.
 const FRAMING: [&str; 9] = [
@@ -56,6 +78,7 @@ impl HttpOptions {
             compress: is_on("compress"),
             idle_timeout: seconds.filter(|it| *it != 0).and_then(|it| u32::try_from(it).ok()),
             response_headers: Vec::new(),
+            replay_cache: Vec::new(),
         };
         let mut bad = Vec::new();
         let headers = options.get("response").and_then(|response| response.get("headers"));
@@ -68,16 +91,70 @@ impl HttpOptions {
                 }
             }
         }
+        let rules = options.get("replay_cache").and_then(Value::as_array);
+        for (at, rule) in rules.into_iter().flatten().enumerate() {
+            match replay_cache(rule, at) {
+                Ok(rule) => read.replay_cache.push(rule),
+                Err((key, text, remedy)) => {
+                    bad.push(BadHttpOption {
+                        key: format!("replay_cache[{at}].{key}"),
+                        text,
+                        remedy,
+                    });
+                }
+            }
+        }
         (read, bad)
     }
+}
+
+/// Otherwise which key is wrong, how, and what helps.
+fn replay_cache(
+    rule: &Value,
+    before: usize,
+) -> Result<ReplayCache, (&'static str, String, &'static str)> {
+    let text = |key| rule.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (path_prefix, name) = (text("path_prefix"), text("name"));
+    if before == RULES_MAX {
+        let text = format!("is more than the {RULES_MAX}th rule");
+        return Err(("path_prefix", text, "let the program send fly-replay-cache"));
+    }
+    let is_path = path_prefix.contains('/') && path_prefix.len() <= 1024;
+    if !is_path || !path_prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let text = format!("{path_prefix:?} is no path");
+        return Err(("path_prefix", text, "write \"/\", a path, or a host and a path"));
+    }
+    let is_header = match text("type") {
+        "header" => true,
+        "cookie" => false,
+        other => {
+            let text = format!("unknown type {other:?}");
+            return Err(("type", text, "write \"cookie\" or \"header\""));
+        }
+    };
+    if name.is_empty() || 128 < name.len() || !name.bytes().all(is_token_byte) {
+        let text = format!("{name:?} is no name of a cookie or field");
+        return Err(("name", text, "use letters, digits and dashes"));
+    }
+    let ttl_seconds = rule.get("ttl_seconds").and_then(Value::as_u64).unwrap_or_default();
+    if !TTL_SECONDS.contains(&ttl_seconds) {
+        let text = format!("{} is not remembered", rule.get("ttl_seconds").unwrap_or(&Value::Null));
+        return Err(("ttl_seconds", text, "write a number of seconds from 10 to 86400"));
+    }
+    let allow_bypass = rule.get("allow_bypass").and_then(Value::as_bool).unwrap_or(false);
+    let (path_prefix, name) = (path_prefix.to_owned(), name.to_owned());
+    Ok(ReplayCache { path_prefix, ttl_seconds, is_header, name, allow_bypass })
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn field(name: &str, value: &Value, before: usize) -> Result<Vec<String>, (String, &'static str)> {
     if before == FIELDS_MAX {
         return Err((format!("is more than the {FIELDS_MAX}th field"), "let the program set it"));
     }
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || 128 < name.len() || !name.bytes().all(token) {
+    if name.is_empty() || 128 < name.len() || !name.bytes().all(is_token_byte) {
         return Err((format!("{name:?} is no name of a field"), "use letters, digits and dashes"));
     }
     let lower = name.to_ascii_lowercase();
@@ -153,6 +230,34 @@ mod tests {
         ] {
             let (read, bad) = headers(&json!({name: value}));
             assert_eq!((read.response_headers.len(), bad.len()), (0, 1), "{name:?}: {value}");
+        }
+    }
+
+    #[test]
+    fn rules_about_sessions_are_read_or_named_with_what_is_wrong() {
+        let good = json!({"path_prefix": "/", "ttl_seconds": 10, "type": "cookie", "name": "s"});
+        let read = |rule: &Value| HttpOptions::read(&json!({"replay_cache": [good, rule]}));
+        let (options, bad) = read(&json!({"path_prefix": "h.test/api", "ttl_seconds": 86400,
+            "type": "header", "name": "Authorization", "allow_bypass": true}));
+        assert_eq!((options.replay_cache.len(), bad), (2, Vec::new()));
+        assert!(options.replay_cache[1].is_header && options.replay_cache[1].allow_bypass);
+        for (key, value) in [
+            ("path_prefix", json!("path")),
+            ("path_prefix", json!("/a b")),
+            ("path_prefix", json!("")),
+            ("type", json!("Cookie")),
+            ("type", json!(null)),
+            ("name", json!("a b")),
+            ("name", json!("")),
+            ("ttl_seconds", json!(9)),
+            ("ttl_seconds", json!(-1)),
+            ("ttl_seconds", json!("60")),
+        ] {
+            let mut rule = good.clone();
+            rule[key] = value.clone();
+            let (options, bad) = read(&rule);
+            assert_eq!((options.replay_cache.len(), bad.len()), (1, 1), "{key} {value}");
+            assert_eq!(bad[0].key, format!("replay_cache[1].{key}"));
         }
     }
 

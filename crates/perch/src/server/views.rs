@@ -7,7 +7,7 @@ use perch_api::wire;
 use perch_core::service;
 use perch_proxy::control::{
     AddressKind, AddressView, AllowView, AppView, Autostop, Cause, HttpView, MachineView,
-    NetworkView, PortView, ServiceView, Settings, SigningSeed, Source, Thaw, Unit,
+    NetworkView, PortView, ServiceView, SessionView, Settings, SigningSeed, Source, Thaw, Unit,
 };
 
 use super::checks;
@@ -201,7 +201,10 @@ fn unset(service: &wire::Service) -> bool {
 fn port_view(port: &wire::Port) -> Option<PortView> {
     let (start, end) = port.range()?;
     let (http, _bad) = port.http();
-    let treated = http.idle_timeout.is_some() || http.compress || !http.response_headers.is_empty();
+    let treated = http.idle_timeout.is_some()
+        || http.compress
+        || !http.response_headers.is_empty()
+        || !http.replay_cache.is_empty();
     Some(PortView {
         start,
         end,
@@ -213,8 +216,14 @@ fn port_view(port: &wire::Port) -> Option<PortView> {
             idle_timeout_ms: http.idle_timeout.map(|seconds| u64::from(seconds) * 1000),
             response_headers: http.response_headers,
             compress: http.compress,
+            replay_cache: http.replay_cache.into_iter().map(session_view).collect(),
         }),
     })
+}
+
+fn session_view(rule: wire::ReplayCache) -> SessionView {
+    let wire::ReplayCache { path_prefix, ttl_seconds, is_header, name, allow_bypass } = rule;
+    SessionView { path_prefix, ttl_seconds, is_header, name, allow_bypass }
 }
 
 pub(super) fn millis(length: std::time::Duration) -> u64 {

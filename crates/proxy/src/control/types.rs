@@ -611,6 +611,24 @@ pub struct HttpView {
     /// Answers are compressed for callers that want that (PX-87).
     #[serde(default)]
     pub compress: bool,
+    /// Whose replays are remembered by sessions (PX-51).
+    #[serde(default)]
+    pub replay_cache: Vec<SessionView>,
+}
+
+/// What makes requests one session, for replays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// `/path`, or `host/path`.
+    pub path_prefix: String,
+    /// How long a session is remembered.
+    pub ttl_seconds: u64,
+    /// A field of the request tells sessions apart; otherwise a cookie.
+    pub is_header: bool,
+    /// Of the field or cookie.
+    pub name: String,
+    /// A caller may say that it wants to pass it by.
+    pub allow_bypass: bool,
 }
 
 /// What happens to an idle Machine.

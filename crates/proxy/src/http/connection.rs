@@ -3,6 +3,7 @@
 pub(crate) mod aimed;
 pub(crate) mod caller;
 mod onward;
+mod remembered;
 pub(crate) mod replayed;
 
 use std::io;

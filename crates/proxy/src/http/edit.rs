@@ -61,14 +61,14 @@ impl Edit {
 }
 
 /// The value of the first field of this name in a head that we wrote; empty if it is no text.
-pub(super) fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
+pub(crate) fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let line =
         lines(head).skip(1).find(|line| name_of(line).eq_ignore_ascii_case(name.as_bytes()))?;
     Some(value_in(line, name))
 }
 
 /// The values of all fields of this name in a head that we wrote, joined by commas; what is no text is empty.
-pub(super) fn values_of(head: &[u8], name: &str) -> Option<String> {
+pub(crate) fn values_of(head: &[u8], name: &str) -> Option<String> {
     let of_name = |line: &&[u8]| name_of(line).eq_ignore_ascii_case(name.as_bytes());
     let values: Vec<_> =
         lines(head).skip(1).filter(of_name).map(|line| value_in(line, name)).collect();

@@ -323,9 +323,8 @@ fn store(pattern: &str, ttl: Option<u64>, may_skip: bool) -> Result<Caching, Bad
 /// PX-52.
 fn check(order: Order) -> Result<Order, BadReplay> {
     let Order { replay, transform, cache } = &order;
-    let plain = replay.state.is_none() && replay.timeout.is_none() && replay.fallback.is_none();
     let stored = matches!(cache, Some(Caching::Store { .. }));
-    if stored && !(plain && transform.is_none()) {
+    if stored && !(replay.is_lasting() && transform.is_none()) {
         return Err(bad("with a cache there can be no state, timeout, fallback or transform"));
     }
     Ok(order)

@@ -1,4 +1,4 @@
-//! What a port's `http_options` want of answers: other fields (PX-21), compressed content (PX-87), and no silence
+//! What a port's `http_options` want: other fields (PX-21), compressed content (PX-87), and no silence
 //! beyond a limit (PX-88).
 //!
 //! Ports without such wishes have none of this, and their answers are not looked at for it.
@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use perch_core::replay::cache::{By, Rule};
 
 use super::edit::Edit;
-use crate::control::HttpView;
+use crate::control::{HttpView, SessionView};
 
 /// See the module's head.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub(crate) struct Treatment {
     pub(crate) idle: Option<Duration>,
     /// See [`super::compress`].
     pub(crate) compress: bool,
+    /// Whose replays are remembered by sessions (PX-51).
+    pub(crate) sessions: Vec<Rule>,
 }
 
 impl Treatment {
@@ -30,7 +33,8 @@ impl Treatment {
             edit.set.extend(values.iter().map(|value| (name.clone(), value.clone())));
         }
         let idle = view.idle_timeout_ms.map(Duration::from_millis);
-        Rc::new(Self { edit, idle, compress: view.compress })
+        let sessions = view.replay_cache.iter().filter_map(rule_of).collect();
+        Rc::new(Self { edit, idle, compress: view.compress, sessions })
     }
 
     /// Changes a head of lines, whose fields are all there.
@@ -55,4 +59,10 @@ impl Treatment {
             }
         }
     }
+}
+
+fn rule_of(view: &SessionView) -> Option<Rule> {
+    let name = view.name.clone();
+    let by = if view.is_header { By::Header(name) } else { By::Cookie(name) };
+    Rule::new(&view.path_prefix, by, Duration::from_secs(view.ttl_seconds), view.allow_bypass)
 }

@@ -11,7 +11,7 @@ use tokio::task::spawn_local;
 use super::http2;
 use super::routing::{OTHER, get, named, two};
 use super::world::*;
-use crate::control::{AppView, FromProxy, StartOutcome, ToProxy};
+use crate::control::{AppView, FromProxy, HttpView, SessionView, StartOutcome, ToProxy};
 
 const TARGET: &str = "00000000000009";
 
@@ -472,22 +472,106 @@ fn a_cached_replay_does_not_ask_its_app_again() {
     });
 }
 
+/// A router whose replays are remembered by sessions: by a cookie, and below `/api` by a field.
+fn with_sessions(port: u16, allow_bypass: bool) -> AppView {
+    let rule = |path_prefix: &str, name: &str, is_header| SessionView {
+        path_prefix: path_prefix.to_owned(),
+        ttl_seconds: 60,
+        is_header,
+        name: name.to_owned(),
+        allow_bypass,
+    };
+    let replay_cache = vec![rule("/", "sid", false), rule("/api", "Authorization", true)];
+    let mut view = app("started", port);
+    view.machines[0].services[0].ports[0].http =
+        Some(HttpView { replay_cache, ..HttpView::default() });
+    view
+}
+
+#[test]
+fn a_session_that_was_replayed_goes_there_at_once() {
+    run_each(|mut world| async move {
+        let (port, asked) = counting(order("fly-replay: app=target")).await;
+        let target = hidden("target", "started", named("target").await, NETWORK);
+        world.send(ToProxy::App(target)).await;
+        world.publish(with_sessions(port, true)).await;
+        let cookie = |value: &str| get(&format!("Cookie: a=b; sid={value}\r\n"));
+        let api =
+            |value: &str| get(&format!("authorization: {value}\r\n")).replace("/path", "/api/x?y");
+        // Requests, and how often the router was asked after each.
+        for (request, status, count) in [
+            (cookie("1"), "miss", 1),
+            (cookie("1"), "hit", 1),
+            (cookie("1").replace("/path", "/other"), "hit", 1),
+            (cookie("2"), "miss", 2),
+            (get(""), "miss", 3),
+            (get("Cookie: sid=\r\n"), "miss", 4),
+            (get("Cookie: xsid=1; SID=1\r\n"), "miss", 5),
+            (cookie("1").replace("app.flycast", "other.test"), "miss", 6),
+            (api("z"), "miss", 7),
+            (api("z"), "hit", 7),
+            (api("y"), "miss", 8),
+            (cookie("1").replace("/path", "/api"), "miss", 9),
+            (
+                cookie("1").replace("Cookie", "fly-replay-cache-control: skip\r\nCookie"),
+                "bypass",
+                10,
+            ),
+        ] {
+            let answer = world.ask(&request).await;
+            check(&answer, "target");
+            let told = format!("fly-replay-cache-status: {status}\r\n");
+            assert!(answer.contains(&told), "{request}{answer}");
+            assert_eq!(asked.get(), count, "{request}");
+        }
+        world.send(ToProxy::RemoveApp { app: "target".to_owned() }).await;
+        assert!(world.ask(&cookie("1")).await.contains("PA04"), "its app is asked again");
+        assert_eq!(asked.get(), 11);
+    });
+}
+
+#[test]
+fn a_session_is_not_remembered_where_more_than_its_way_was_said_nor_passed_by_where_nobody_may() {
+    for fields in ["fly-replay: app=target;state=s", "fly-replay: app=target;timeout=5s"] {
+        run(|mut world| async move {
+            let (port, asked) = counting(order(fields)).await;
+            let target = hidden("target", "started", named("target").await, NETWORK);
+            world.send(ToProxy::App(target)).await;
+            world.publish(with_sessions(port, false)).await;
+            for count in 1..3 {
+                check(&world.ask(&get("Cookie: sid=1\r\n")).await, "target");
+                assert_eq!(asked.get(), count, "PX-52");
+            }
+        });
+    }
+    run(|mut world| async move {
+        let (port, asked) = counting(order("fly-replay: app=target")).await;
+        let target = hidden("target", "started", named("target").await, NETWORK);
+        world.send(ToProxy::App(target)).await;
+        world.publish(with_sessions(port, false)).await;
+        for _ in 0..2 {
+            world.ask(&get("Cookie: sid=1\r\nfly-replay-cache-control: skip\r\n")).await;
+        }
+        assert_eq!(asked.get(), 1, "PX-34");
+    });
+}
+
 #[test]
 fn the_target_invalidates_by_a_replay_back() {
-    run_each(|mut world| async move {
-        let (port, asked) = counting(order(
-            "fly-replay: app=target\r\nfly-replay-cache: /\r\nfly-replay-cache-ttl-secs: 60",
-        ))
-        .await;
-        let back = order("fly-replay: app=app\r\nfly-replay-cache: invalidate");
-        world.send(ToProxy::App(hidden("target", "started", says(back).await, NETWORK))).await;
-        world.publish(app("started", port)).await;
-        for wanted in [6, 12] {
-            // To the target, back, to the target, back … until it is enough; nothing is remembered after it.
-            assert!(world.ask(&get("")).await.contains("PA02"));
-            assert_eq!(asked.get(), wanted, "not by the cache");
-        }
-    });
+    let by_path = "fly-replay: app=target\r\nfly-replay-cache: /\r\nfly-replay-cache-ttl-secs: 60";
+    for fields in [by_path, "fly-replay: app=target"] {
+        run_each(|mut world| async move {
+            let (port, asked) = counting(order(fields)).await;
+            let back = order("fly-replay: app=app\r\nfly-replay-cache: invalidate");
+            world.send(ToProxy::App(hidden("target", "started", says(back).await, NETWORK))).await;
+            world.publish(with_sessions(port, false)).await;
+            for wanted in [6, 12] {
+                // To the target, back, to the target, back … until it is enough; nothing is remembered after it.
+                assert!(world.ask(&get("Cookie: sid=1\r\n")).await.contains("PA02"));
+                assert_eq!(asked.get(), wanted, "not by the cache");
+            }
+        });
+    }
 }
 
 /// The same order by a Machine that speaks HTTP/2, whose target does not.

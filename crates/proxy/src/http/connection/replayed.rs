@@ -13,26 +13,24 @@ use std::rc::Rc;
 
 use perch_core::aim::{Aim, Must};
 use perch_core::ids::MachineId;
-use perch_core::replay::cache::Entry;
 use perch_core::replay::{BadReplay, REPLAYS_MAX, Replay};
 use tokio::time::Instant;
 
 use super::aimed::Aimed;
 use super::caller::Caller;
-use super::{Failure, Hop, Unreached, describe_target, host_of};
+use super::remembered::Memory;
+use super::{Failure, Hop, Unreached};
 use crate::app::{App, Place, PortFacts, Protocol, Ruling};
 use crate::clock;
-use crate::http::edit::{Edit, value_of};
+use crate::http::edit::Edit;
 use crate::http::head::HEAD_BYTES_MAX;
-use crate::http::replay::{Caching, Order};
+use crate::http::replay::Order;
 
 /// Each transform may add to a head.
 const HEAD_LEN_MAX: usize = 4 * HEAD_BYTES_MAX;
 const SOURCE: &str = "fly-replay-src";
 const FAILED: &str = "fly-replay-failed";
 const CACHE_STATUS: &str = "fly-replay-cache-status";
-/// What a caller says who wants to pass the cache by (PX-34).
-const CACHE_CONTROL: &str = "fly-replay-cache-control";
 
 /// An order, and who gave it.
 #[derive(Debug)]
@@ -73,7 +71,8 @@ pub(crate) async fn replay<C: Caller>(
     called: &Rc<App>,
     mut issued: Box<Issued>,
 ) -> Result<C::Answered, Failure> {
-    let status = cache_status(called, caller.head());
+    let memory = Memory::of(called, caller.to().port());
+    let status = memory.status(caller.head());
     for count in 1..=REPLAYS_MAX {
         let order = match &issued.order {
             Ok(order) => order,
@@ -83,7 +82,7 @@ pub(crate) async fn replay<C: Caller>(
             return Err(too_much_to_replay());
         }
         let once = count == 1 && Rc::ptr_eq(called, &issued.app);
-        note_caching(order, once, called, caller.head());
+        memory.note(order, once, caller.head());
         let (head, since) = (caller.head().to_vec(), Instant::now());
         if let Some(transform) = &order.transform {
             caller.edit_head(&transform.edit());
@@ -184,29 +183,27 @@ async fn send_back<C: Caller>(
     }
 }
 
-/// Forwards a request as its app has sent such ones before, or to the app itself (PX-50).
+/// Forwards a request as its app has sent such ones before, or to the app itself (PX-50, PX-51).
 pub(crate) async fn forward_as_before<C: Caller>(
     caller: &mut C,
     hop: &Hop,
 ) -> Result<C::Answered, Failure> {
-    let Some(entry) = remembered(&hop.app, caller.head()) else {
-        return caller.forward(hop).await;
-    };
-    if hop.aimed.is_some() || (entry.may_skip && skips(caller.head())) {
-        return caller.forward(hop).await;
-    }
+    let memory = Memory::of(&hop.app, caller.to().port());
+    let known = memory.find(caller.head());
+    let known = known.filter(|known| hop.aimed.is_none() && !known.is_skipped(caller.head()));
+    let Some(known) = known else { return caller.forward(hop).await };
     let head = caller.head().to_vec();
     prepare(caller, vec![(CACHE_STATUS.to_owned(), "hit".to_owned())]);
     // No Machine has said anything for this caller: who may wake nobody here may wake nobody there.
     let issuer = (&hop.app, MachineId::from_low_bits(0), hop.facts.awake_only);
-    match Box::pin(send_to(caller, issuer, &entry.replay)).await {
+    match Box::pin(send_to(caller, issuer, &known.replay)).await {
         Err(Failure::Unreached(..)) => {}
         // It names an app that is gone, or may not be reached any more.
         Err(Failure::Reply(_, text)) if text.starts_with("PA0") => {}
         done => return done,
     }
     caller.replace_head(head);
-    forget(&hop.app, caller.head());
+    memory.forget(caller.head());
     caller.forward(hop).await
 }
 
@@ -218,54 +215,6 @@ fn prepare(caller: &mut impl Caller, set: Vec<(String, String)>) {
         drop.push("connection".to_owned());
     }
     caller.edit_head(&Edit { path: None, drop, set });
-}
-
-fn remembered(app: &App, head: &[u8]) -> Option<Entry> {
-    let (host, path) = route(head)?;
-    app.replays.borrow().find((&host, path), clock::now()).cloned()
-}
-
-fn forget(app: &App, head: &[u8]) {
-    if let Some((host, path)) = route(head) {
-        app.replays.borrow_mut().forget((&host, path), clock::now());
-    }
-}
-
-/// PX-12, for who gets a request that did not go by the cache.
-fn cache_status(app: &App, head: &[u8]) -> &'static str {
-    match remembered(app, head) {
-        Some(entry) if entry.may_skip && skips(head) => "bypass",
-        Some(_) | None => "miss",
-    }
-}
-
-/// Remembers what the called app itself has said, and forgets what whoever got the request says (PX-52).
-fn note_caching(order: &Order, once: bool, called: &App, head: &[u8]) {
-    match &order.cache {
-        Some(Caching::Store { pattern, ttl, may_skip }) if once => {
-            let Some((host, path)) = route(head) else { return };
-            let what = (order.replay.clone(), *may_skip);
-            let mut replays = called.replays.borrow_mut();
-            replays.store((&host, path), pattern, what, *ttl, clock::now());
-        }
-        Some(Caching::Forget) => forget(called, head),
-        Some(Caching::Store { .. }) | None => {}
-    }
-}
-
-/// Host name without its port, and path.
-fn route(head: &[u8]) -> Option<(String, &str)> {
-    const HOST_BYTES_MAX: usize = 256;
-    let host = host_of(head).filter(|host| host.len() <= HOST_BYTES_MAX)?;
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => name,
-        Some(_) | None => host,
-    };
-    Some((name.to_ascii_lowercase(), describe_target(head)?))
-}
-
-fn skips(head: &[u8]) -> bool {
-    value_of(head, CACHE_CONTROL).is_some_and(|value| value.eq_ignore_ascii_case("skip"))
 }
 
 /// PX-11.
