@@ -373,8 +373,9 @@ async fn run(
     // One that was retired for a successor that never came up has the newest.
     let last = retired.iter_mut().rev().find_map(|(_, it)| it.as_mut());
     let kept = kept.or_else(|| Some(std::mem::take(&mut last?.1)));
-    retired::keep_found(&world, retired);
+    let retired = retired::place(&world, retired);
     adoption::adopt_all(&world, thawed).await?;
+    retired::keep_found(&world, retired);
     steps.done("Machines and addresses");
     world.restock();
     let api = bind_api(&world)?;

@@ -114,6 +114,25 @@ fn a_machine_sleeps_under_connections_of_the_former_proxy_and_their_next_byte_wa
     });
 }
 
+/// A server that starts knows of its Machines one after the other.
+#[test]
+fn a_server_that_is_killed_and_started_cuts_nobody_off_from_a_former_proxy() {
+    on_host(|host| {
+        let web = target(&private_app(host, "web", AWAKE)?, 80)?;
+        let mut early = socket(host, web)?;
+        said_back(&mut early, "before")?;
+        let release = release(host, "release")?;
+        host.upgrade(&release)?;
+        for _ in 0..3 {
+            host.kill_server()?;
+            host.start_server()?;
+            said_back(&mut early, "still")?;
+        }
+        ensure!(proxies(host).len() == 2, "the former proxy has ended");
+        Ok(())
+    });
+}
+
 #[test]
 fn who_waits_for_a_start_is_answered_by_the_former_proxy_while_the_new_one_serves() {
     on_host(|host| {
@@ -297,6 +316,31 @@ fn switch(host: &Host, target: SocketAddr) -> Result<TcpStream> {
     let head = head(&mut stream)?;
     ensure!(head.starts_with("HTTP/1.1 101 "), "not switched: {head}");
     Ok(stream)
+}
+
+/// A WebSocket of the example app.
+fn socket(host: &Host, target: SocketAddr) -> Result<TcpStream> {
+    let mut stream = connect(host, target)?;
+    stream.write_all(
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )?;
+    let head = head(&mut stream)?;
+    ensure!(head.starts_with("HTTP/1.1 101 "), "not switched: {head}");
+    Ok(stream)
+}
+
+/// Sends a short message, masked with zeros, and reads the one that comes back, which has its number before it.
+fn said_back(stream: &mut TcpStream, text: &str) -> Result<()> {
+    let length = 0x80 | u8::try_from(text.len())?;
+    stream.write_all(&[&[0x81, length, 0, 0, 0, 0], text.as_bytes()].concat())?;
+    let mut head = [0; 2];
+    stream.read_exact(&mut head).with_context(|| format!("`{text}` is not said back"))?;
+    let mut said = vec![0; head[1].into()];
+    stream.read_exact(&mut said)?;
+    let said = (head[0], String::from_utf8_lossy(&said).into_owned());
+    ensure!(said.0 == 0x81 && said.1.ends_with(text), "not `{text}` but: {said:?}");
+    Ok(())
 }
 
 fn head(stream: &mut impl Read) -> Result<String> {

@@ -76,15 +76,23 @@ pub(crate) async fn find(world: &Arc<World>, current: Option<u32>) -> Vec<Found>
     found
 }
 
-/// Serves those that were found.
-pub(crate) fn keep_found(world: &Arc<World>, found: Vec<Found>) {
-    for (pid, standing) in found {
-        let place = world.proxy.add_retired();
+/// One that was found, with its place.
+pub(crate) type Placed = (Found, RetiredPlace);
+
+/// Gives those that were found their places: what Machines want from now on is asked of them, too.
+pub(crate) fn place(world: &World, found: Vec<Found>) -> Vec<Placed> {
+    found.into_iter().map(|it| (it, world.proxy.add_retired())).collect()
+}
+
+/// Serves those that were found. Not before every Machine has its task: one that has none is none that the proxy is told of,
+/// which would end what it has to it.
+pub(crate) fn keep_found(world: &Arc<World>, placed: Vec<Placed>) {
+    for ((pid, standing), place) in placed {
         world.tracker.spawn(keep(world.clone(), pid, place, standing));
     }
 }
 
-type RetiredPlace =
+pub(crate) type RetiredPlace =
     (u64, Arc<crate::server::proxy_port::Wire>, tokio::sync::mpsc::Receiver<ToProxy>);
 
 /// Keeps one connected until it or the server ends.
