@@ -15,7 +15,7 @@ use super::way::{Sleep, Way};
 use super::wire::{Answer, Connection, Failure, Socket, Wait};
 
 /// One of so many uses of a kept connection is its last, so that those of former proxies come to their end.
-const USES: u64 = 20;
+const USES: u64 = 8;
 
 /// Asks one app, again and again.
 pub(super) struct Caller<'a> {

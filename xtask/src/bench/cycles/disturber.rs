@@ -101,6 +101,7 @@ impl<'a> Disturber<'a> {
         if kind == Kind::Deploy {
             return self.deploy();
         }
+        println!("{} {}", super::time_of_day(), kind.name());
         let ongoing = self.history.begin(kind, None);
         match kind {
             Kind::Deploy => {}
@@ -153,11 +154,12 @@ impl<'a> Disturber<'a> {
     /// The same program by another name, as a package would bring it.
     fn release(&mut self) -> Result<PathBuf> {
         self.releases += 1;
-        let path = self.host.dir().join(format!("release-{}", self.releases));
-        if fs::hard_link(self.host.binary(), &path).is_err() {
-            fs::copy(self.host.binary(), &path).context("copying the program")?;
-        }
-        Ok(path)
+        let path = |number| self.host.dir().join(format!("release-{number}"));
+        // A link would be the same program to a server that looks whether its proxy is of another release.
+        fs::copy(self.host.binary(), path(self.releases)).context("copying the program")?;
+        // Nobody starts anything by those before the last.
+        drop(fs::remove_file(path(self.releases.wrapping_sub(2))));
+        Ok(path(self.releases))
     }
 
     fn deploy(&mut self) -> Result<()> {
