@@ -31,6 +31,7 @@ mod interning;
 mod line;
 mod live;
 mod moderation;
+mod pipe;
 mod presence;
 mod probe;
 mod proxy_header;

@@ -31,6 +31,7 @@ use crate::clock::Ticker;
 use crate::directory::Destination;
 use crate::idleness::Idleness;
 use crate::moderation;
+use crate::pipe::{self, Pipe};
 use crate::presence::Presence;
 use crate::tcp::unless_reset;
 use crate::websocket::Socket;
@@ -256,6 +257,14 @@ impl<'a> Line<'a> {
                 return Ok(left);
             }
         }
+    }
+
+    /// The same of what comes in bulk; `None`: it is to be read in the ordinary way.
+    pub(crate) async fn read_bulk(&self, caller: &TcpStream) -> io::Result<Option<Pipe>> {
+        let may = || self.socket.is_none() && self.place.is_ready();
+        let pipe = pipe::read_bulk(caller, usize::MAX, may).await?;
+        pipe.iter().for_each(|pipe| self.hear(Side::Caller, pipe.len()));
+        Ok(pipe)
     }
 
     /// With what was read of a WebSocket already.

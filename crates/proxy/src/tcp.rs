@@ -5,8 +5,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
 use tokio::time::Instant;
 
 use crate::app::{App, Asked, NoPlace, Place, PortFacts, Ruling};
@@ -16,6 +17,7 @@ use crate::directory::{Destination, Directory};
 use crate::identity::Consent;
 use crate::line::Line;
 use crate::moderation;
+use crate::pipe::{self, BULK_BYTES};
 use crate::presence::What;
 use crate::proxy_header::ProxyHeader;
 use crate::upstream::{self, NoConnection, Used};
@@ -263,7 +265,7 @@ async fn unless_told(line: &Line<'_>, asked: io::Result<()>) -> io::Result<()> {
 async fn ask(
     line: &Line<'_>,
     caller: &TcpStream,
-    machine: &mut (impl AsyncWrite + Unpin),
+    machine: &mut WriteHalf<'_>,
     said: Vec<u8>,
 ) -> io::Result<()> {
     if !said.is_empty() {
@@ -281,13 +283,24 @@ async fn ask(
         }
         moderation::count_piece(bytes.filled().len());
         machine.write_all(bytes.filled()).await?;
+        let mut bulk = bytes.filled().len();
+        drop(bytes);
+        while BULK_BYTES <= bulk
+            && let Some(pipe) = line.read_bulk(caller).await?
+        {
+            bulk = pipe.len();
+            if pipe.len() == 0 {
+                return machine.shutdown().await;
+            }
+            pipe.pour(machine.as_ref(), |_| {}).await?;
+        }
     }
 }
 
 async fn answer(
     line: &Line<'_>,
     machine: &TcpStream,
-    caller: &mut (impl AsyncWrite + Unpin),
+    caller: &mut WriteHalf<'_>,
     said: Vec<u8>,
 ) -> io::Result<()> {
     if !said.is_empty() {
@@ -302,6 +315,18 @@ async fn answer(
         }
         moderation::count_piece(bytes.filled().len());
         line.until_taken(caller.write_all(bytes.filled())).await?;
+        let mut bulk = bytes.filled().len();
+        drop(bytes);
+        while BULK_BYTES <= bulk
+            && let Some(pipe) = pipe::read_bulk(machine, usize::MAX, || true).await?
+        {
+            bulk = pipe.len();
+            line.hear_answer(bulk);
+            if bulk == 0 {
+                return caller.shutdown().await;
+            }
+            line.until_taken(pipe.pour(caller.as_ref(), |_| {})).await?;
+        }
     }
 }
 

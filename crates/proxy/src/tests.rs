@@ -1,6 +1,7 @@
 //! The whole proxy in one process: real sockets on loopback, a server played by the test, Machines
 //! played by tasks.
 
+mod bulk;
 mod checks;
 mod compress;
 mod control;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use perch_core::ids::MachineId;
 use perch_core::service::PublishedPort;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -37,6 +37,7 @@ use crate::directory::{Destination, Directory, Target};
 use crate::http2;
 use crate::line::Line;
 use crate::moderation;
+use crate::pipe::Source;
 use crate::presence::What;
 use crate::tcp::{self, Said, Stream};
 use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
@@ -624,7 +625,7 @@ impl Connection {
         scratch: &mut Scratch,
         incoming: &mut Incoming,
         (place, facts): (&Place, &PortFacts),
-        (machine, from): ((impl AsyncRead + Unpin, impl AsyncWrite + Unpin), usize),
+        (machine, from): ((impl Source, impl AsyncWrite + Unpin), usize),
     ) -> Result<Done, Broken> {
         let line = Line::new(place, &self.to, facts, &self.idle.presence);
         let wake = place.wake_header();

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use perch_core::replay::BadReplay;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
 
 use super::body::{Framing, Progress};
 use super::compress::{self, Compressed};
@@ -23,6 +24,7 @@ use super::watch::Watch;
 use crate::buffer::{BUFFER_BYTES, Buffer, read_some, read_some_of};
 use crate::line::Line;
 use crate::moderation;
+use crate::pipe::{self, BULK_BYTES, Pipe, Source};
 
 /// Content up to this size is copied behind the head for one plain write; above, two slices cost less.
 const JOIN_BYTES_MAX: usize = 16 * 1024;
@@ -102,7 +104,7 @@ pub(crate) struct Message<'a> {
 pub(crate) async fn exchange(
     (caller, (machine_read, mut machine_write)): (
         &mut TcpStream,
-        (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+        (impl Source, impl AsyncWrite + Unpin),
     ),
     request: &Request,
     message: Message<'_>,
@@ -124,7 +126,7 @@ pub(crate) async fn exchange(
     let (caller_read, caller_write) = caller.split();
     let (written, last) = (Cell::new(0), Cell::new(false));
     let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last, line);
-    let caller = Noted { stream: caller_write, written: &written };
+    let caller = Caller { stream: caller_write, written: &written };
     let terms = Terms { request, message, signature, line };
     let download = pin!(download(caller, machine_read, terms, answer, &last));
     let work = async {
@@ -141,8 +143,8 @@ pub(crate) async fn exchange(
 
 /// Waits for the answer and passes it on.
 async fn download(
-    mut caller: impl AsyncWrite + Unpin,
-    mut machine: impl AsyncRead + Unpin,
+    mut caller: Caller<'_>,
+    mut machine: impl Source,
     terms: Terms<'_>,
     answer: &mut Vec<u8>,
     last: &Cell<bool>,
@@ -160,8 +162,8 @@ async fn download(
 
 /// Brings the response, of which `input` is the beginning.
 async fn respond(
-    caller: &mut (impl AsyncWrite + Unpin),
-    machine: &mut (impl AsyncRead + Unpin),
+    caller: &mut Caller<'_>,
+    machine: &mut impl Source,
     terms: Terms<'_>,
     mut input: Buffer,
     answer: &mut Vec<u8>,
@@ -234,14 +236,32 @@ fn may_switch(terms: Terms<'_>, answer: &[u8]) -> bool {
 
 /// Passes on what comes behind the first piece.
 async fn pass_rest(
-    caller: &mut (impl AsyncWrite + Unpin),
-    machine: &mut (impl AsyncRead + Unpin),
+    caller: &mut Caller<'_>,
+    machine: &mut impl Source,
     mut body: Progress,
     mut response: Response,
     answer: &mut Vec<u8>,
     line: &Line<'_>,
 ) -> Result<Done, Broken> {
     loop {
+        if let Progress::Length(left) = &mut body
+            && let Some(machine) = machine.socket()
+            && BULK_BYTES as u64 <= *left
+        {
+            let left_max = usize::try_from(*left).unwrap_or(usize::MAX);
+            let pipe = pipe::read_bulk(machine, left_max, || true).await;
+            if let Some(pipe) = pipe.map_err(|_| Broken::Cut)? {
+                *left -= pipe.len() as u64;
+                let is_cut = pipe.len() == 0;
+                line.note_answered();
+                line.until_taken(caller.pour(pipe)).await.map_err(|_| Broken::Cut)?;
+                match *left {
+                    _ if is_cut => return Err(Broken::Cut),
+                    0 => return Ok(response.into()),
+                    _ => continue,
+                }
+            }
+        }
         let input = read_some(machine, BUFFER_BYTES).await.map_err(|_| Broken::Cut)?;
         if input.is_empty() {
             return if body == Progress::Close { Ok(response.into()) } else { Err(Broken::Cut) };
@@ -430,13 +450,20 @@ async fn upload(
     }
 }
 
-/// Counts what is written.
-struct Noted<'a, S> {
-    stream: S,
+/// Counts what is written to a caller.
+struct Caller<'a> {
+    stream: WriteHalf<'a>,
     written: &'a Cell<u64>,
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<'_, S> {
+impl Caller<'_> {
+    async fn pour(&self, pipe: Pipe) -> io::Result<()> {
+        let note = |written| self.written.set(self.written.get() + written as u64);
+        pipe.pour(self.stream.as_ref(), note).await
+    }
+}
+
+impl AsyncWrite for Caller<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -15,6 +15,7 @@ use h2::{RecvStream, SendStream};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::answer;
 use super::backend::{Backend, request_of};
@@ -22,6 +23,7 @@ use super::exchange::Broken;
 use super::relay::{broken, trailing};
 use crate::http::body::{Framing, Progress};
 use crate::http::head::{BadRequest, Method, write_field};
+use crate::pipe::Source;
 
 /// Why a stream did not begin.
 pub(crate) enum Unspoken {
@@ -248,6 +250,12 @@ fn write_head(status: StatusCode, headers: &HeaderMap, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).as_bytes());
     for (name, value) in headers {
         write_field(out, name.as_str(), value.as_bytes());
+    }
+}
+
+impl Source for Answer {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
     }
 }
 
