@@ -34,13 +34,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::Request;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 pub use access::{Operation, operations};
@@ -57,6 +58,8 @@ use share::{Holder, Share, Shares};
 
 // A deploy's next call may come to the next server; what has begun gets this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+// What a caller has sent on a connection that was used before is here by then.
+const QUIET_TIMEOUT: Duration = Duration::from_millis(100);
 // Out of descriptors or memory: somebody must close something first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 // From the first packet to a good token, with the handshake of TLS between: some packets both ways.
@@ -79,6 +82,8 @@ struct Session<B> {
     backend: Arc<B>,
     origin: Origin,
     phase: watch::Receiver<Phase>,
+    // Told when a request begins.
+    begun: Notify,
     // Held by the connection and by the stream that it may turn into.
     permit: Arc<OwnedSemaphorePermit>,
     // Over TCP.
@@ -86,8 +91,8 @@ struct Session<B> {
     share: Mutex<Option<Share>>,
 }
 
-/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, gives what has
-/// begun 2 s, and returns when every connection is closed. Whoever can connect may do everything:
+/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, answers whom it has accepted, for
+/// which they have 2 s, and returns when every connection is closed. Whoever can connect may do everything:
 /// the socket's mode is the guard.
 pub async fn serve<B: Backend>(
     listener: UnixListener,
@@ -193,6 +198,7 @@ fn session<L: Listener, B: Backend>(
         backend,
         origin,
         phase: phase.clone(),
+        begun: Notify::new(),
         permit,
         shares,
         share: Mutex::new(share),
@@ -236,7 +242,7 @@ async fn run_connection<B: Backend>(
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
-        () = reached(&mut phase, Phase::Draining) => {
+        () = session.is_over(phase.clone()) => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 outcome = connection.as_mut() => outcome,
@@ -250,13 +256,18 @@ async fn run_connection<B: Backend>(
 }
 
 async fn answer_one<B: Backend>(request: Request<Incoming>, session: Arc<Session<B>>) -> Answer {
-    let id = request_id();
+    session.begun.notify_one();
+    let (id, phase) = (request_id(), session.phase.clone());
     let answer = match session.peer(&request) {
         Ok(peer) => handler::handle(Call::new(request, session, peer, id.clone())).await,
         // The body is left unread, and with it the connection ends: a stranger has sent it.
         Err(error) => answer::stranger(&error),
     };
-    answer::with_request_id(answer, &id)
+    let mut answer = answer::with_request_id(answer, &id);
+    if Phase::Draining <= *phase.borrow() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// Unique on this host for long enough to find a request in the log.
@@ -295,6 +306,17 @@ impl<B: Backend> Session<B> {
         })?;
         *share = Some(taken);
         Ok(())
+    }
+
+    /// Resolves when the server ends and the caller has been given what it came for: one that has connected and asked
+    /// nothing is about to, and would find its request unread.
+    async fn is_over(&self, mut phase: watch::Receiver<Phase>) {
+        reached(&mut phase, Phase::Draining).await;
+        tokio::select! {
+            () = self.begun.notified() => {}
+            () = reached(&mut phase, Phase::Closing) => return,
+        }
+        tokio::time::sleep(QUIET_TIMEOUT).await;
     }
 
     /// Resolves when the connection is still a stranger's at the deadline.

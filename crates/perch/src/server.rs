@@ -671,7 +671,7 @@ async fn serve_api(
     tcp: Option<(TcpListener, Option<Tls>)>,
 ) {
     let backend = Arc::new(api::Api::new(world.clone()));
-    let ended = || world.shutdown.clone().cancelled_owned();
+    let ended = || world.closing.clone().cancelled_owned();
     let local = perch_api::server::serve(socket, backend.clone(), ended());
     match tcp {
         Some((listener, tls)) => {
@@ -732,7 +732,7 @@ impl Signals {
     }
 }
 
-/// Ends in order: nothing new, then the tasks, then what they left to write. Machines go on. Answers the listeners.
+/// Ends in order: nothing new, then who was accepted, then the tasks, then what they left to write. Machines go on. Answers the listeners.
 async fn end(
     world: &Arc<World>,
     keeper: tokio::task::JoinHandle<Option<perch_proxy::Listeners>>,
@@ -742,9 +742,10 @@ async fn end(
     tracing::info!("ending; Machines go on");
     let is_end_of_all = matches!(ending, Ending::Everything);
     let proxy = world.proxy.process();
+    world.closing.cancel();
+    serving.await.context("the API ended badly")?;
     world.shutdown.cancel();
     world.pager.end();
-    serving.await.context("the API ended badly")?;
     let listeners = keeper.await.context("the proxy's keeper ended badly")?;
     if is_end_of_all {
         end_proxies(proxy, retired::processes(world)).await?;

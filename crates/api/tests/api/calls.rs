@@ -553,3 +553,49 @@ async fn a_server_that_ends_answers_long_polls_and_closes_streams() {
     stream.read_to_end(&mut rest).await.expect("closed");
     assert!(server.client.info().await.is_err());
 }
+
+/// Reads an answer that says how long it is, and says whether the connection ends with it.
+async fn is_last(stream: &mut UnixStream) -> bool {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("an answer"));
+    }
+    let head = String::from_utf8(head).expect("text").to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.expect("a length").parse().expect("a number")];
+    stream.read_exact(&mut body).await.expect("a body");
+    head.contains("\r\nconnection: close\r\n")
+}
+
+const ASK: &[u8] = b"GET /perch/v1/info HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn a_server_that_ends_answers_whom_it_has_accepted() {
+    let mut server = Server::start();
+    let mut early = UnixStream::connect(&server.socket).await.expect("connection");
+    // Accepted after it.
+    server.client.info().await.expect("answer");
+    drop(server.stop.take());
+    while UnixStream::connect(&server.socket).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    early.write_all(ASK).await.expect("it is read");
+    assert!(is_last(&mut early).await);
+    (&mut server.task).await.expect("ends");
+    assert_eq!(early.read(&mut [0]).await.expect("an end"), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_the_server_on_a_used_connection_is_answered() {
+    for _ in 0..20 {
+        let mut server = Server::start();
+        let mut used = UnixStream::connect(&server.socket).await.expect("connection");
+        used.write_all(ASK).await.expect("it is read");
+        assert!(!is_last(&mut used).await);
+        used.write_all(ASK).await.expect("it is read");
+        drop(server.stop.take());
+        is_last(&mut used).await;
+        (&mut server.task).await.expect("ends");
+    }
+}

@@ -38,7 +38,7 @@ pub(crate) async fn keep_fresh(world: Arc<World>, tls: Option<Tls>) {
         let asked = tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => false,
             () = heard(&mut hangup) => true,
-            () = world.shutdown.cancelled() => return,
+            () = world.closing.cancelled() => return,
         };
         let now = marks(&world.config);
         if asked || now != seen {

@@ -81,7 +81,7 @@ pub(crate) fn prepare(world: &World, id: &str) -> Option<(PathBuf, UnixListener)
 
 /// Answers from now on.
 pub(crate) fn serve(world: &Arc<World>, app: &str, id: &str, listener: UnixListener) {
-    let until = world.shutdown.child_token();
+    let until = world.closing.child_token();
     let caller = MachineCaller::new(app, id);
     let backend = Arc::new(Api::new(world.clone()));
     let ended = until.clone().cancelled_owned();

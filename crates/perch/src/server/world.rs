@@ -81,7 +81,10 @@ pub(crate) struct World {
     pub(crate) cpus: Cpus,
     pub(crate) armory: Armory,
     pub(crate) tracker: TaskTracker,
+    /// The server ends.
     pub(crate) shutdown: CancellationToken,
+    /// It is about to: the API answers whom it has accepted, and nobody else, while everything it needs for that works.
+    pub(crate) closing: CancellationToken,
     handles: Mutex<BTreeMap<String, Handle>>,
     pub(crate) lives: Lives,
     /// Held for reading while a new Machine has a record and no task yet. Whoever must find every Machine by its
@@ -155,6 +158,7 @@ impl World {
             armory,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            closing: CancellationToken::new(),
             handles: Mutex::default(),
             lives,
             births: RwLock::new(()),

@@ -197,6 +197,38 @@ fn an_upgrade_that_cannot_be_leaves_everything_as_it_was_and_says_why() {
 }
 
 #[test]
+fn a_deploy_and_sleepers_do_not_mind_an_upgrade() {
+    on_host(|host| {
+        private_app(host, "web", AWAKE)?;
+        let quotes = target(&private_app(host, "quotes", SNIPPET)?, 80)?;
+        wait_asleep(host, "quotes")?;
+        let done = AtomicBool::new(false);
+        let dir = host.dir().join("web");
+        let releases = [release(host, "release-1")?, release(host, "release-2")?];
+        let mut command = host.fly_command(&dir, &["deploy"]);
+        thread::scope(|scope| {
+            let deploys = scope.spawn(|| {
+                let mut count = 0;
+                while !done.load(Ordering::SeqCst) || count == 0 {
+                    let output = command.output()?;
+                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                    ensure!(output.status.success(), "deploy {count} failed: {said}");
+                    count += 1;
+                }
+                Ok(())
+            });
+            let upgraded = releases.iter().try_for_each(|release| host.upgrade(release).map(drop));
+            done.store(true, Ordering::SeqCst);
+            upgraded.and(join(deploys))
+        })?;
+        let answer = host.inside(|| get(quotes, "/", SOON))?;
+        check_answer(&answer, "")?;
+        ensure!(host.states("web")?.iter().all(|state| state == "started"), "not all are up");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_server_that_a_manager_restarts_leaves_its_connections_to_the_former_proxy() {
     on_host(|host| {
         host.stop_server()?;
