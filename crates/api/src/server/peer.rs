@@ -70,6 +70,11 @@ impl Peer {
         }
     }
 
+    /// Whether it may see what is of no organization and no app alone.
+    pub fn sees_all(&self) -> bool {
+        self.scope().is_none_or(|scope| scope.app.is_none() && scope.org.is_none())
+    }
+
     /// The caller without what changes from one command to the next.
     pub fn user(&self) -> String {
         match self {

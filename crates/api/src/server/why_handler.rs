@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::answer::{Outcome, json, text};
 use super::handler::{Call, LOG_HOLD_MAX};
-use super::{Backend, Peer, Phase, access, reached};
+use super::{Backend, Phase, access, reached};
 use crate::wire::{ApiError, LedgerPage, LedgerQuery};
 
 const EVENTS_LEN_DEFAULT: u64 = 100;
@@ -56,14 +56,10 @@ async fn apps<B: Backend>(
         access::check_app(call.backend(), &call.peer, &app).await?;
         return Ok(Some(vec![app]));
     }
-    if sees_all(&call.peer) {
+    if call.peer.sees_all() {
         return Ok(None);
     }
     let mut apps = call.backend().list_apps(call.peer.clone(), None).await?;
     access::cut_apps(&call.peer, &mut apps);
     Ok(Some(apps.into_iter().map(|app| app.name).collect()))
-}
-
-fn sees_all(peer: &Peer) -> bool {
-    peer.scope().is_none_or(|scope| scope.app.is_none() && scope.org.is_none())
 }

@@ -613,13 +613,14 @@ impl Backend for Api {
 
     async fn read_metrics(
         &self,
-        _peer: Peer,
+        peer: Peer,
         apps: Option<Vec<String>>,
     ) -> Result<String, ApiError> {
         for app in apps.iter().flatten() {
             self.check_app(app)?;
         }
-        Ok(metrics::write(&self.world, apps.as_deref()).await)
+        let reader = if peer.sees_all() { metrics::Reader::OfAll } else { metrics::Reader::OfSome };
+        Ok(metrics::write(&self.world, apps.as_deref(), reader).await)
     }
 
     async fn read_ledger(&self, _peer: Peer, query: LedgerQuery) -> Result<LedgerPage, ApiError> {

@@ -83,6 +83,11 @@ impl History {
         self.events.front()
     }
 
+    /// How the last run ended of which it is known.
+    pub(crate) fn last_exit(&self) -> Option<&wire::ExitEvent> {
+        self.events.iter().find_map(|event| event.request.as_ref()?.exit_event.as_ref())
+    }
+
     pub(crate) fn newest_first(&self) -> Vec<wire::Event> {
         self.events.iter().cloned().collect()
     }

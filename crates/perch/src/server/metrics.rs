@@ -7,7 +7,7 @@
 mod tally;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use perch_api::wire::{ExitEvent, MachineState};
 use perch_proxy::control::AppCounts;
@@ -16,15 +16,24 @@ use tally::OfApp;
 pub(crate) use tally::Tally;
 use text::{Kind, Text};
 
-use super::ledger::Ledger;
 use super::world::World;
 
+/// Who reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Somebody who may see everything.
+    OfAll,
+    /// Somebody who may see some apps, and nothing that others have a part in.
+    OfSome,
+}
+
 /// Writes all metrics, of these apps only if they are named.
-pub(crate) async fn write(world: &World, apps: Option<&[String]>) -> String {
+pub(crate) async fn write(world: &World, apps: Option<&[String]>, reader: Reader) -> String {
     let counts = world.proxy.counts().await;
+    // The lock is held for as long as the names take; the server's tasks wait for it.
+    let there: BTreeSet<String> = world.keeper.read().apps.keys().cloned().collect();
     let is_meant = |app: &str| {
-        let is_named = apps.is_none_or(|apps| apps.iter().any(|named| named == app));
-        is_named && world.keeper.read().apps.contains_key(app)
+        apps.is_none_or(|apps| apps.iter().any(|named| named == app)) && there.contains(app)
     };
     let mut text = Text::default();
     text.family("perch_proxy_up", Kind::Gauge, "Whether the proxy has told its numbers.");
@@ -33,7 +42,12 @@ pub(crate) async fn write(world: &World, apps: Option<&[String]>) -> String {
     write_traffic(&mut text, &world.config.region, &counts);
     write_instances(&mut text, world, &is_meant);
     write_volumes(&mut text, world, &is_meant);
-    write_ledger(&mut text, &world.ledger, world, &is_meant);
+    let tally = {
+        let mut tally = world.ledger.tally();
+        tally.retain(|app| there.contains(app));
+        tally.clone()
+    };
+    write_tally(&mut text, &tally, reader, &is_meant);
     text.into_string()
 }
 
@@ -89,13 +103,12 @@ impl Instance {
 }
 
 fn write_instances(text: &mut Text, world: &World, is_meant: &dyn Fn(&str) -> bool) {
-    let instances: Vec<Instance> = instances(world);
-    let meant = || instances.iter().filter(|it| is_meant(&it.app));
+    let instances = instances(world, is_meant);
     text.family("fly_instance_up", Kind::Gauge, "Whether the Machine is started.");
-    for it in meant() {
+    for it in &instances {
         text.sample("fly_instance_up", &it.labels(), u64::from(it.is_up));
     }
-    let exits = || meant().filter_map(|it| Some((it, it.exit.as_ref()?)));
+    let exits = || instances.iter().filter_map(|it| Some((it, it.exit.as_ref()?)));
     text.family("fly_instance_exit_code", Kind::Gauge, "Exit code of its last run that ended.");
     for (it, exit) in exits() {
         text.signed("fly_instance_exit_code", &it.labels(), exit.exit_code.into());
@@ -106,18 +119,17 @@ fn write_instances(text: &mut Text, world: &World, is_meant: &dyn Fn(&str) -> bo
     }
 }
 
-fn instances(world: &World) -> Vec<Instance> {
-    let catalog = world.keeper.read();
-    let all = catalog.machines.values().filter_map(|record| {
-        let status = world.handle(&record.id)?.status();
-        let mut events = status.history.newest_first().into_iter();
-        Some(Instance {
-            app: record.app.clone(),
-            id: record.id.clone(),
-            region: record.region.clone(),
-            is_up: status.state == MachineState::Started,
-            exit: events.find_map(|event| event.request?.exit_event),
-        })
+fn instances(world: &World, is_meant: &dyn Fn(&str) -> bool) -> Vec<Instance> {
+    let meant: Vec<_> = {
+        let catalog = world.keeper.read();
+        let meant = catalog.machines.values().filter(|record| is_meant(&record.app));
+        meant.map(|it| (it.app.clone(), it.id.clone(), it.region.clone())).collect()
+    };
+    let all = meant.into_iter().filter_map(|(app, id, region)| {
+        let status = world.handle(&id)?.status();
+        let (is_up, exit) =
+            (status.state == MachineState::Started, status.history.last_exit().cloned());
+        Some(Instance { app, id, region, is_up, exit })
     });
     all.collect()
 }
@@ -136,15 +148,12 @@ fn write_volumes(text: &mut Text, world: &World, is_meant: &dyn Fn(&str) -> bool
     }
 }
 
-fn write_ledger(text: &mut Text, ledger: &Ledger, world: &World, is_meant: &dyn Fn(&str) -> bool) {
-    let tally = {
-        let mut tally = ledger.tally();
-        let catalog = world.keeper.read();
-        tally.retain(|app| catalog.apps.contains_key(app));
-        tally.clone()
-    };
+fn write_tally(text: &mut Text, tally: &Tally, reader: Reader, is_meant: &dyn Fn(&str) -> bool) {
     let apps: Vec<_> = tally.apps.iter().filter(|(app, _)| is_meant(app)).collect();
     write_apps(text, &apps);
+    if reader == Reader::OfSome {
+        return;
+    }
     let help =
         "How long callers waited for a Machine that slept so deep, as far as each was recorded.";
     text.family("autostart_wake_seconds", Kind::Histogram, help);
@@ -196,5 +205,33 @@ fn write_apps(text: &mut Text, apps: &[(&String, &OfApp)]) {
             let labels = [("app", app.as_str()), ("how", how)];
             text.sample("autostop_sleeps_total", &labels, count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perch_api::wire::LedgerEvent;
+
+    use super::*;
+
+    #[test]
+    fn who_may_see_one_app_is_told_nothing_of_all_together() {
+        let mut tally = Tally::default();
+        for app in ["own", "other"] {
+            let (app, kind, from) = (app.to_owned(), "hold".to_owned(), "suspended".to_owned());
+            let event = LedgerEvent { app, kind, from, total_micros: 300, ..Default::default() };
+            tally.note(&event);
+        }
+        let told = |reader| {
+            let mut text = Text::default();
+            write_tally(&mut text, &tally, reader, &|app| app == "own");
+            text.into_string()
+        };
+        let (all, some) = (told(Reader::OfAll), told(Reader::OfSome));
+        for name in ["autostart_wake_seconds", "autostart_phase_seconds", "left_out"] {
+            assert!(all.contains(name) && !some.contains(name), "{name}");
+        }
+        assert!(some.contains("autostart_waits_total{app=\"own\"} 1"), "{some}");
+        assert!(!some.contains("other"), "{some}");
     }
 }
