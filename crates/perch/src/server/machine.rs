@@ -4,6 +4,7 @@
 //! of it has one order. What the task needs from the rest of the server is in [`World`]. Slow work
 //! (launching, waiting, removing) runs beside it and comes back as a message.
 
+mod freezing;
 mod ledger;
 
 use std::sync::{Arc, Mutex};
@@ -13,8 +14,8 @@ use perch_api::wire;
 use perch_core::balancer::StopOutcome;
 use perch_core::fault::{self, Point};
 use perch_core::lifecycle::{
-    Asleep, Effect, Event, Exit, FREEZE_TIMEOUT, Happened, InvalidTransition, Lease, Lifecycle,
-    MachineState, NOT_STARTED, Resting, StartBy, StopBy,
+    Asleep, Effect, Event, Exit, Happened, InvalidTransition, Lease, Lifecycle, MachineState,
+    NOT_STARTED, Resting, StartBy, StopBy,
 };
 use perch_core::time::Timestamp;
 use perch_machine::ExitCause;
@@ -699,15 +700,14 @@ impl Task {
             Some(machine) => machine.freeze().map_err(|error| super::images::chain(&error)),
             None => Err("that run has ended".to_owned()),
         };
-        let mailbox = self.mailbox_sender.clone();
+        let (mailbox, shutdown) = (self.mailbox_sender.clone(), self.world.shutdown.clone());
         self.world.tracker.spawn(async move {
             let frozen = async {
                 begun?;
                 let machine = machine.ok_or_else(|| "that run has ended".to_owned())?;
                 machine.frozen().await.map_err(|error| super::images::chain(&error))
             };
-            let result = tokio::time::timeout(FREEZE_TIMEOUT, frozen).await;
-            let result = result.unwrap_or_else(|_| Err("it did not freeze in time".to_owned()));
+            let Some(result) = freezing::outcome(frozen, &shutdown).await else { return };
             mailbox.send(Command::FreezeEnded { token, result }).await.ok();
         });
     }

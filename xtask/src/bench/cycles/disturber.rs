@@ -17,8 +17,9 @@ const PAUSE_MS: std::ops::Range<u64> = 200..4000;
 const DEAD_MS_MAX: u64 = 700;
 /// A deploy that takes longer hangs.
 const DEPLOY_MAX: Duration = Duration::from_secs(100);
-/// So often is a deploy said again whose server was ended.
-const DEPLOYS_MAX: usize = 5;
+/// So often is a deploy said again whose server was ended, and so much later: what it has leased ends by itself.
+const DEPLOYS_MAX: usize = 20;
+const LEASED: Duration = Duration::from_secs(14);
 /// Of the apps. The example app is up in some milliseconds, so a deploy takes a second.
 const DEPLOYS_AT_ONCE: usize = 2;
 
@@ -40,7 +41,8 @@ pub(super) struct Disturber<'a> {
 /// One that goes on.
 struct Deploy {
     app: usize,
-    child: Child,
+    /// None while it waits to be said again.
+    child: Option<Child>,
     begun: Instant,
     ongoing: Ongoing,
     tries: usize,
@@ -168,7 +170,7 @@ impl<'a> Disturber<'a> {
             return Ok(());
         }
         let ongoing = self.history.begin(Kind::Deploy, Some(app));
-        let (child, begun) = (self.begin(app)?, Instant::now());
+        let (child, begun) = (Some(self.begin(app)?), Instant::now());
         self.deploys.push(Deploy { app, child, begun, ongoing, tries: 1 });
         Ok(())
     }
@@ -182,59 +184,64 @@ impl<'a> Disturber<'a> {
 
     fn look_after_deploys(&mut self) -> Result<()> {
         for mut deploy in std::mem::take(&mut self.deploys) {
-            if deploy.child.try_wait()?.is_none() {
+            let Some(child) = &mut deploy.child else {
+                if LEASED < deploy.begun.elapsed() {
+                    (deploy.child, deploy.begun) = (Some(self.begin(deploy.app)?), Instant::now());
+                }
+                self.deploys.push(deploy);
+                continue;
+            };
+            if child.try_wait()?.is_none() {
                 if deploy.begun.elapsed() < DEPLOY_MAX {
                     self.deploys.push(deploy);
                     continue;
                 }
-                deploy.child.kill()?;
+                child.kill()?;
             }
-            let (begun, app) = (deploy.begun, deploy.app);
-            let output = deploy.child.wait_with_output()?;
-            if output.status.success() {
+            if self.has_ended(&mut deploy)? {
                 self.history.end(deploy.ongoing);
-                continue;
-            }
-            if let Some(kind) = self.history.server_ended_since(begun) {
-                self.said_again += 1;
-                println!(
-                    "{} deploy of app{app} is said again after {}: {}",
-                    super::time_of_day(),
-                    kind.name(),
-                    last_line(&output.stderr)
-                );
             } else {
+                self.deploys.push(deploy);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is done; else it is said again later.
+    fn has_ended(&mut self, deploy: &mut Deploy) -> Result<bool> {
+        let Some(child) = deploy.child.take() else { return Ok(false) };
+        let (output, begun) = (child.wait_with_output()?, deploy.begun);
+        if output.status.success() {
+            return Ok(true);
+        }
+        let what = format!("{} deploy of app{}", super::time_of_day(), deploy.app);
+        let [out, said] = [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it));
+        match self.history.server_ended_since(begun) {
+            Some(kind) => {
+                self.said_again += 1;
+                println!("{what} will be said again after {}: {}", kind.name(), said.trim());
+            }
+            None => {
                 self.faults += 1;
-                let (out, err) = (
-                    String::from_utf8_lossy(&output.stdout),
-                    String::from_utf8_lossy(&output.stderr),
-                );
                 println!(
-                    "FAULT, deploy: {} app{app} after {:?}, {}: {out}{err}",
-                    super::time_of_day(),
+                    "FAULT, {what} after {:?}, {}: {out}{said}",
                     begun.elapsed(),
                     output.status
                 );
             }
-            if deploy.tries == DEPLOYS_MAX {
-                self.faults += 1;
-                println!("FAULT, deploy: app{app} was tried {DEPLOYS_MAX} times");
-                self.history.end(deploy.ongoing);
-                continue;
-            }
-            let (child, begun, tries) = (self.begin(app)?, Instant::now(), deploy.tries + 1);
-            self.deploys.push(Deploy { app, child, begun, ongoing: deploy.ongoing, tries });
         }
-        Ok(())
+        deploy.tries += 1;
+        deploy.begun = Instant::now();
+        if DEPLOYS_MAX < deploy.tries {
+            self.faults += 1;
+            println!("FAULT, {what} was tried {DEPLOYS_MAX} times");
+        }
+        Ok(DEPLOYS_MAX < deploy.tries)
     }
 }
 
 fn pause(dice: &mut Dice) -> Duration {
     Duration::from_millis(PAUSE_MS.start + dice.roll(PAUSE_MS.end - PAUSE_MS.start))
-}
-
-fn last_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).lines().last().unwrap_or_default().to_owned()
 }
 
 /// The processes of all proxies, of whichever release.

@@ -71,8 +71,8 @@ impl Way {
         }
     }
 
-    /// Whether its connections are one with a run of the program, and end with that.
+    /// Whether its connections are one with a run of the program, and may be ended with that before an answer.
     pub(super) fn ends_with_its_program(self) -> bool {
-        matches!(self, Self::KeptTcp | Self::KeptSocket)
+        matches!(self, Self::KeptTcp | Self::KeptSocket | Self::Socket)
     }
 }
