@@ -9,6 +9,7 @@ mod callers;
 mod cycles;
 mod figures;
 mod fleet;
+mod grpc;
 mod load;
 mod neighbour;
 mod paged;

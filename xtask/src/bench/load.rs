@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use perch_testkit::Host;
 
+use super::grpc;
+
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -13,6 +15,8 @@ pub(super) struct Load {
     pub(super) header: Option<&'static str>,
     /// At once on each connection, by HTTP/2; 0: HTTP/1.1.
     pub(super) streams: u32,
+    /// Each is a call of gRPC, by HTTP/2.
+    pub(super) calls: bool,
 }
 
 /// What the generator says of one measurement; not a number where it does not tell.
@@ -59,9 +63,17 @@ impl Load {
         let url = format!("http://bench.flycast{}", self.path);
         let port = if authority.ends_with(']') { ":80" } else { "" };
         let to = format!("--connect-to={authority}{port}");
-        let args = ["-c", core, "h2load", "-t1", "-D", seconds, "-c", connections, "-m", streams];
-        let output =
-            host.run("taskset", &[args.as_slice(), &[to.as_str(), url.as_str()]].concat())?;
+        let mut args =
+            vec!["-c", core, "h2load", "-t1", "-D", seconds, "-c", connections, "-m", streams];
+        let message = host.dir().join("message").to_string_lossy().into_owned();
+        if self.calls {
+            std::fs::write(&message, grpc::MESSAGE)?;
+            // With data it posts.
+            args.extend(["-d", &message, "-H", "content-type: application/grpc"]);
+            args.extend(["-H", "te: trailers"]);
+        }
+        args.extend([to.as_str(), url.as_str()]);
+        let output = host.run("taskset", &args)?;
         let text = output.ok()?;
         let told = parse_http2(&text);
         told.with_context(|| {

@@ -78,6 +78,14 @@ http {
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     }
   }
+  upstream calls { server 10.99.0.1:8082; keepalive 1024; keepalive_requests 100000000; }
+  server {
+    listen [fd99::2]:85 http2;
+    location / {
+      grpc_pass grpc://calls;
+      grpc_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    }
+  }
   server {
     listen [fd99::2]:84 http2;
     location / {
@@ -118,10 +126,10 @@ const RATE: fn(&Figures) -> &Series = |figures| &figures.rate;
 const P99: fn(&Figures) -> &Series = |figures| &figures.p99;
 
 const fn load(connections: u32, path: &'static str) -> Load {
-    Load { connections, seconds: SECONDS, path, header: None, streams: 0 }
+    Load { connections, seconds: SECONDS, path, header: None, streams: 0, calls: false }
 }
 
-const ROWS: [Row; 5] = [
+const ROWS: [Row; 6] = [
     Row {
         name: "64 B, 64 connections",
         load: load(64, "/"),
@@ -156,6 +164,12 @@ const ROWS: [Row; 5] = [
         rival: 3,
         promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(1.0) }],
     },
+    Row {
+        name: "gRPC, 16 connections of 8 calls",
+        load: Load { streams: 8, calls: true, ..load(16, "/bench.Bench/Call") },
+        rival: 3,
+        promises: &[Promise { what: "CPU", of: CPU, limit: Limit::AtMost(1.0) }],
+    },
 ];
 
 /// Who is measured: name, process, address of HTTP, address of the stream.
@@ -165,11 +179,17 @@ struct Contender {
     authority: String,
     /// Where it speaks HTTP/2 without TLS.
     http2: Option<String>,
+    /// The same to an upstream that speaks it too.
+    calls: Option<String>,
 }
 
 impl Contender {
     fn authority(&self, load: Load) -> Option<&str> {
-        if load.streams == 0 { Some(&self.authority) } else { self.http2.as_deref() }
+        match (load.streams, load.calls) {
+            (_, true) => self.calls.as_deref(),
+            (0, false) => Some(&self.authority),
+            (_, false) => self.http2.as_deref(),
+        }
     }
 }
 
@@ -255,11 +275,13 @@ fn beside_rivals(options: &Options) -> Result<bool> {
         pid: proxy.cast_unsigned(),
         authority: format!("[{address}]"),
         http2: Some(format!("[{address}]")),
+        calls: Some(format!("[{address}]:82")),
     }];
     for (program, pid) in [HAPROXY, TUNED, NGINX].iter().zip(rivals.pids()) {
         let authority = format!("[fd99::2]:{}", program.port);
-        let http2 = (program.name == NGINX.name).then(|| "[fd99::2]:84".to_owned());
-        contenders.push(Contender { name: program.name, pid, authority, http2 });
+        let speaks = |address: &str| (program.name == NGINX.name).then(|| address.to_owned());
+        let (http2, calls) = (speaks("[fd99::2]:84"), speaks("[fd99::2]:85"));
+        contenders.push(Contender { name: program.name, pid, authority, http2, calls });
     }
     let mut good = true;
     for row in ROWS.iter().filter(|row| options.wants(row.name)) {

@@ -15,7 +15,7 @@ use perch_testkit::{Entrance, Host, Image, Process, get, wait_until};
 use super::UPSTREAM;
 use crate::shell;
 
-/// Where the upstream answers HTTP; the port after it streams zeros.
+/// Where the upstream answers HTTP; the port after it streams zeros, and the next one answers calls of gRPC.
 pub(super) const PORT: &str = "8080";
 /// What rules over CPU time in a cgroup of either version.
 const CPU_FILES: [&str; 4] = ["cpu.shares", "cpu.cfs_quota_us", "cpu.weight", "cpu.max"];
@@ -46,7 +46,7 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// Makes the app `bench` of one Machine with the upstream that is always awake: HTTP at port 80 of its Flycast address, which is
-/// returned, the stream at 81.
+/// returned, the stream at 81, gRPC at 82.
 pub(super) fn deploy(host: &Host) -> Result<String> {
     let own = std::env::current_exe()?;
     let dir = host.dir().join("root");
@@ -59,7 +59,11 @@ pub(super) fn deploy(host: &Host) -> Result<String> {
          force_https = false\n  auto_stop_machines = 'off'\n  auto_start_machines = true\n  \
          [http_service.concurrency]\n    type = 'requests'\n    soft_limit = 1000\n\
          [[services]]\n  internal_port = 8081\n  protocol = 'tcp'\n  auto_stop_machines = 'off'\n  \
-         auto_start_machines = true\n  [[services.ports]]\n    port = 81\n"
+         auto_start_machines = true\n  [[services.ports]]\n    port = 81\n\
+         [[services]]\n  internal_port = 8082\n  protocol = 'tcp'\n  auto_stop_machines = 'off'\n  \
+         auto_start_machines = true\n  [services.concurrency]\n    type = 'requests'\n    soft_limit = 1000\n  \
+         [[services.ports]]\n    port = 82\n    handlers = ['http']\n    \
+         [services.ports.http_options]\n      h2_backend = true\n"
     );
     let app = host.app_dir("bench", &text)?;
     let args = ["launch", "--flycast", "--ha=false", "--copy-config", "--name", "bench", "--yes"];

@@ -1,5 +1,5 @@
 //! The upstream of `warm` and `proxy`: answers every request with 64 bytes, or 64 KiB at `/64k`, as fast as it reads. At the port after
-//! that it sends zeros without end to whoever connects.
+//! that it sends zeros without end to whoever connects, and at the next one it answers calls of gRPC (`grpc`).
 //!
 //! One thread and one epoll, because it shares a core with the generator: a thread per connection would spend that
 //! core on switching, and the proxies would be judged by how their writes happen to meet the scheduler.
@@ -46,6 +46,8 @@ pub(crate) fn upstream(args: &[String]) -> Result<bool> {
     let listener = TcpListener::bind(("0.0.0.0", port)).context("listening")?;
     let stream = TcpListener::bind(("0.0.0.0", port + 1)).context("listening")?;
     std::thread::spawn(move || stream.incoming().flatten().for_each(send_zeros));
+    let calls = TcpListener::bind(("0.0.0.0", port + 2)).context("listening")?;
+    std::thread::spawn(move || super::grpc::serve(calls));
     let large = large();
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&poll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;

@@ -16,7 +16,8 @@ use super::rig::{self, Program, Rivals};
 pub(crate) const ROUNDS: usize = 7;
 
 const LIMIT: f64 = 1.0;
-const LOAD: Load = Load { connections: 64, seconds: 5, path: "/", header: None, streams: 0 };
+const LOAD: Load =
+    Load { connections: 64, seconds: 5, path: "/", header: None, streams: 0, calls: false };
 
 pub(super) const HAPROXY: Program = Program {
     name: "haproxy",
