@@ -10,6 +10,7 @@ use anyhow::Context;
 use perch_api::server::Tls;
 use serde::Deserialize;
 
+use crate::server::spans::Endpoint;
 use crate::size::Size;
 
 /// With less no Machine could start.
@@ -71,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) api_certificate: Option<PathBuf>,
     /// PEM file with its key.
     pub(crate) api_key: Option<PathBuf>,
+    /// Where a collector of OpenTelemetry takes spans of wakes, such as `"http://127.0.0.1:4318"`; nowhere unless said.
+    pub(crate) otlp_endpoint: Option<Endpoint>,
 }
 
 /// Whose processes on this host are the peer `host`. The word `group` means the group of the API's socket.
@@ -116,6 +119,7 @@ impl Default for Config {
             listen_api: None,
             api_certificate: None,
             api_key: None,
+            otlp_endpoint: None,
         }
     }
 }
@@ -400,6 +404,8 @@ mod tests {
         check_refused("host_ids = \"100000-4294967295\"\n", &[":1:12", "end below"]);
         check_refused("api_key = \"/k\"\n", &["api_certificate", "need each other"]);
         check_refused("listen_api = \"localhost\"\n", &[":1:14"]);
+        check_refused("otlp_endpoint = \"https://127.0.0.1\"\n", &[":1:17", "collector"]);
+        check_refused("otlp_endpoint = 4318\n", &[":1:17", "string"]);
         check_refused("secrets_key = \"key\"\n", &["secrets_key", "absolute"]);
         check_refused("= 1\n", &[":1:1"]);
     }

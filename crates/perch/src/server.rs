@@ -51,6 +51,7 @@ mod schedule;
 mod seat;
 mod secrets;
 mod signing;
+pub(crate) mod spans;
 mod standby;
 mod steps;
 mod stored_config;
@@ -399,6 +400,7 @@ async fn run(
     world.tracker.spawn(schedule::keep(world.clone()));
     world.tracker.spawn(standby::keep(world.clone()));
     world.tracker.spawn(signing::keep(world.clone()));
+    world.tracker.spawn(spans::keep(world.clone()));
     world.tracker.spawn(pruning::prune(world.clone()));
     world.tracker.spawn(disk::watch(world.clone()));
     world.tracker.spawn(cpu::watch(world.clone()));

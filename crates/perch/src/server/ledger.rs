@@ -103,6 +103,11 @@ impl Ledger {
         }
     }
 
+    /// The newest id.
+    pub(crate) fn last(&self) -> u64 {
+        *self.last.borrow()
+    }
+
     /// Reads a page; holds an answer that would be empty.
     pub(crate) async fn read(&self, query: &LedgerQuery) -> LedgerPage {
         let mut changes = self.last.subscribe();

@@ -63,6 +63,7 @@ mod secrets;
 mod signals;
 mod silent_proxy;
 mod slow_reader;
+mod spans;
 mod stage;
 mod standby;
 mod state;

@@ -1,0 +1,236 @@
+//! Wakes and callers' waits, told to a collector of OpenTelemetry (`otlp_endpoint`): OTLP over HTTP, as JSON.
+//!
+//! It follows the ledger, which nobody waits for: what is not taken yet waits there, at most as many records as the ledger
+//! keeps, and the oldest are lost first. A collector that cannot be reached is asked again after a while; that is said
+//! once, and again when it takes spans. What it refuses for good is left out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perch_api::wire::{LedgerEvent, LedgerQuery};
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::world::World;
+
+mod otlp;
+
+/// Records of one request, of about 2 kB each.
+const RECORDS_MAX: usize = 256;
+/// Between two requests: what happens meanwhile goes together.
+const GATHER_TIME: Duration = Duration::from_secs(1);
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Pauses between tries, from the first to the longest.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+/// How long to wait for a record before the ledger is asked anew.
+const HOLD: Duration = Duration::from_secs(3600);
+/// Longest first line of an answer.
+const LINE_BYTES_MAX: u64 = 1024;
+
+/// Where spans go: `http://ADDRESS[:PORT][/PATH]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    address: SocketAddr,
+    path: String,
+}
+
+impl Endpoint {
+    /// The port of OTLP over HTTP.
+    const PORT: u16 = 4318;
+
+    /// # Errors
+    /// In words that say what to write instead.
+    fn parse(text: &str) -> Result<Self, String> {
+        const REMEDY: &str = "write \"http://ADDRESS:PORT\", such as \"http://127.0.0.1:4318\"";
+        if text.starts_with("https://") {
+            return Err("otlp_endpoint cannot be https; run a collector on this host, or in a network that is safe".to_owned());
+        }
+        let rest = text.strip_prefix("http://");
+        let rest =
+            rest.ok_or_else(|| format!("otlp_endpoint {text:?} is no URL of http; {REMEDY}"))?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let authority = authority.replace("localhost", "127.0.0.1");
+        let bare = authority.trim_start_matches('[').trim_end_matches(']');
+        let address = match (authority.parse(), bare.parse()) {
+            (Ok(address), _) => address,
+            (Err(_), Ok(ip)) => SocketAddr::new(ip, Self::PORT),
+            (Err(_), Err(_)) => {
+                return Err(format!(
+                    "otlp_endpoint {text:?} does not name an IP address; {REMEDY}"
+                ));
+            }
+        };
+        let good = |byte: u8| byte.is_ascii_graphic() && !b"?#\"".contains(&byte);
+        if !path.bytes().all(good) {
+            return Err(format!("otlp_endpoint {text:?} has a path that is none; {REMEDY}"));
+        }
+        let path = path.trim_end_matches('/').trim_end_matches("/v1/traces");
+        Ok(Self { address, path: format!("{path}/v1/traces") })
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Why spans were not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    /// Another try may help.
+    #[error("could not reach it")]
+    Unreached(#[source] io::Error),
+    #[error("it is busy: status {0}")]
+    Busy(u16),
+    /// None will.
+    #[error("it refused them: status {0}")]
+    Refused(u16),
+}
+
+/// Tells the configured collector what happens, until the server ends.
+pub(crate) async fn keep(world: Arc<World>) {
+    let Some(endpoint) = world.config.otlp_endpoint.clone() else { return };
+    let shutdown = world.shutdown.clone();
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = follow(&world, &endpoint) => {}
+    }
+}
+
+async fn follow(world: &World, endpoint: &Endpoint) {
+    let (mut after, mut teller) = (world.ledger.last(), Teller::default());
+    loop {
+        let query = LedgerQuery { apps: None, after: Some(after), limit: RECORDS_MAX, hold: HOLD };
+        let page = world.ledger.read(&query).await;
+        let told: Vec<LedgerEvent> = page.events.into_iter().filter(otlp::is_told).collect();
+        if !told.is_empty() {
+            let body = otlp::request(&world.config.region, &told).to_string();
+            teller.tell(endpoint, body.as_bytes()).await;
+            tokio::time::sleep(GATHER_TIME).await;
+        }
+        after = page.next;
+    }
+}
+
+/// Whoever tells, and has complained or not.
+#[derive(Debug, Default)]
+struct Teller {
+    complained: bool,
+}
+
+impl Teller {
+    /// Returns when it was told, or will never be.
+    async fn tell(&mut self, endpoint: &Endpoint, body: &[u8]) {
+        let [mut pause, longest] = PAUSES;
+        loop {
+            let taken = tokio::time::timeout(TIMEOUT, post(endpoint, body)).await;
+            let taken =
+                taken.unwrap_or_else(|_| Err(NotTaken::Unreached(io::ErrorKind::TimedOut.into())));
+            let Err(why) = taken else {
+                if std::mem::take(&mut self.complained) {
+                    tracing::info!(address = %endpoint.address, "the collector takes spans again");
+                }
+                return;
+            };
+            if !std::mem::replace(&mut self.complained, true) {
+                let address = endpoint.address;
+                let cause = std::error::Error::source(&why).map(ToString::to_string);
+                tracing::warn!(%address, %why, cause, "the collector (`otlp_endpoint`) takes no spans");
+            }
+            if matches!(why, NotTaken::Refused(_)) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(longest);
+        }
+    }
+}
+
+async fn post(endpoint: &Endpoint, body: &[u8]) -> Result<(), NotTaken> {
+    let status = exchange(endpoint, body).await.map_err(NotTaken::Unreached)?;
+    match status {
+        200..=299 => Ok(()),
+        // What OTLP calls retryable.
+        429 | 502..=504 => Err(NotTaken::Busy(status)),
+        _ => Err(NotTaken::Refused(status)),
+    }
+}
+
+/// One request on a connection of its own; the answer's status.
+async fn exchange(endpoint: &Endpoint, body: &[u8]) -> io::Result<u16> {
+    let Endpoint { address, path } = endpoint;
+    let mut stream = TcpStream::connect(address).await?;
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).await?;
+    let mut line = String::new();
+    BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+    status.ok_or_else(|| io::Error::other("its answer is not HTTP"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_an_address_and_the_path_of_traces() {
+        let of = |text: &str| Endpoint::parse(text).map(|it| (it.address.to_string(), it.path));
+        let wanted = |address: &str, path: &str| Ok((address.to_owned(), path.to_owned()));
+        assert_eq!(of("http://127.0.0.1:4318"), wanted("127.0.0.1:4318", "/v1/traces"));
+        assert_eq!(of("http://localhost"), wanted("127.0.0.1:4318", "/v1/traces"));
+        assert_eq!(of("http://[fd00::1]/"), wanted("[fd00::1]:4318", "/v1/traces"));
+        assert_eq!(of("http://[::1]:80/a/"), wanted("[::1]:80", "/a/v1/traces"));
+        assert_eq!(of("http://10.0.0.1/v1/traces"), wanted("10.0.0.1:4318", "/v1/traces"));
+        for (bad, word) in [
+            ("127.0.0.1:4318", "http://ADDRESS"),
+            ("https://127.0.0.1", "collector on this host"),
+            ("http://collector:4318", "IP address"),
+            ("http://", "IP address"),
+            ("http://127.0.0.1:99999", "IP address"),
+            ("http://127.0.0.1/a b", "path"),
+            ("http://127.0.0.1/a\r\nX: y", "path"),
+        ] {
+            assert!(of(bad).is_err_and(|text| text.contains(word)), "{bad}");
+        }
+    }
+
+    /// What is made of an answer that begins so.
+    async fn answered(answer: &'static str) -> Result<(), NotTaken> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let collector = async {
+            let (mut stream, _) = listener.accept().await.expect("somebody comes");
+            let mut all = vec![0; 4096];
+            let length = stream.read(&mut all).await.expect("it speaks");
+            stream.write_all(answer.as_bytes()).await.expect("it reads");
+            String::from_utf8(all[..length].to_vec()).expect("text")
+        };
+        let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
+        let (said, taken) = tokio::join!(collector, post(&endpoint, b"{}"));
+        assert!(said.starts_with("POST /v1/traces HTTP/1.1\r\n") && said.ends_with("\r\n\r\n{}"));
+        taken
+    }
+
+    #[tokio::test]
+    async fn only_what_may_be_taken_later_is_told_again() {
+        assert!(answered("HTTP/1.1 200 OK\r\n\r\n").await.is_ok());
+        for busy in ["HTTP/1.1 429 X\r\n\r\n", "HTTP/1.1 503 X\r\n\r\n"] {
+            assert!(matches!(answered(busy).await, Err(NotTaken::Busy(_))), "{busy}");
+        }
+        assert!(matches!(answered("HTTP/1.1 400 X\r\n").await, Err(NotTaken::Refused(400))));
+        for broken in ["", "SSH-2.0\r\n", "HTTP/1.1 x\r\n"] {
+            assert!(matches!(answered(broken).await, Err(NotTaken::Unreached(_))), "{broken}");
+        }
+    }
+}
