@@ -113,7 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         disturber.finish()
     })?;
     let (said_again, deploys_failed) = (disturber.said_again, disturber.faults);
-    let rest = watched.and_then(|()| at_rest(&host));
+    let rest = watched.and_then(|()| at_rest(&host, &history));
     events.read_on()?;
     println!("\nseed {}, {:.0} s", options.seed, started.elapsed().as_secs_f64());
     events.print();
@@ -241,13 +241,22 @@ fn watch(
 }
 
 /// When nobody calls, everything must be asleep as it should be, and nothing else be there.
-fn at_rest(host: &Host) -> Result<()> {
+fn at_rest(host: &Host, history: &History) -> Result<()> {
+    let mut frozen = 0;
     // Sessions of datagrams are load for half a minute.
     for number in (0..APPS).rev() {
         let asleep = Sleep::of(number).state();
-        host.wait_all(&name(number), asleep, Duration::from_secs(60))?;
+        let what = format!("{} to be {asleep}", name(number));
+        let found = wait_until(&what, Duration::from_secs(60), || {
+            let states = host.states(&name(number))?;
+            // A deploy leaves those asleep that are, but stopped.
+            let is_right =
+                |it: &str| it == asleep || it == "stopped" && history.was_deployed(number);
+            let [state] = &states[..] else { bail!("its Machines are {states:?}") };
+            Ok(is_right(state).then(|| state.clone()))
+        })?;
+        frozen += usize::from(found == "suspended");
     }
-    let frozen = (0..APPS).filter(|number| Sleep::of(*number) == Sleep::Suspend).count();
     let (armed, shims): (Vec<_>, Vec<_>) = disturber::of_role(host, "shim")
         .into_iter()
         .partition(|shim| shim.args.iter().any(|arg| arg == "--armed"));

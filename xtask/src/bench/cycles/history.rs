@@ -171,6 +171,11 @@ impl History {
         })
     }
 
+    /// Whether the app was ever deployed.
+    pub(super) fn was_deployed(&self, app: usize) -> bool {
+        self.with(|deeds| deeds.iter().any(|deed| deed.replaces(app)))
+    }
+
     /// What ended a server since then.
     pub(super) fn server_ended_since(&self, since: Instant) -> Option<Kind> {
         let met = |deed: &&Deed| {
