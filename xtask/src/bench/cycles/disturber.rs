@@ -126,13 +126,9 @@ impl<'a> Disturber<'a> {
             Kind::KillBoth => {
                 self.host.kill_server()?;
                 self.kill_proxy()?;
-                // Nobody is cut by what comes now.
-                self.history.end(ongoing);
+                self.history.gone(ongoing);
                 self.rest(DEAD_MS_MAX);
-                let back = self.history.begin(Kind::KillServer, None);
                 self.host.start_server()?;
-                self.history.end(back);
-                return Ok(());
             }
         }
         self.history.end(ongoing);

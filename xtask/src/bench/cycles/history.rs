@@ -60,7 +60,9 @@ struct Deed {
     /// Whose, of a deploy.
     app: Option<usize>,
     from: Instant,
-    /// Not while it goes on. A proxy that is killed is gone then.
+    /// When the proxy that is killed was gone, where that is before the end.
+    gone: Option<Instant>,
+    /// Not while it goes on.
     until: Option<Instant>,
 }
 
@@ -112,9 +114,14 @@ impl History {
     /// Writes down what will be done next.
     pub(super) fn begin(&self, kind: Kind, app: Option<usize>) -> Ongoing {
         self.with(|deeds| {
-            deeds.push(Deed { kind, app, from: Instant::now(), until: None });
+            deeds.push(Deed { kind, app, from: Instant::now(), gone: None, until: None });
             Ongoing(deeds.len() - 1)
         })
+    }
+
+    /// Whom it kills is gone: nobody is cut by what comes now.
+    pub(super) fn gone(&self, Ongoing(place): Ongoing) {
+        self.with(|deeds| deeds[place].gone = Some(Instant::now()));
     }
 
     /// It is done.
@@ -229,7 +236,7 @@ mod tests {
         let start = Instant::now();
         let at = |second| start + SECOND * second;
         let app = (kind == Kind::Deploy).then_some(1);
-        let deed = Deed { kind, app, from: at(10), until: Some(at(11)) };
+        let deed = Deed { kind, app, from: at(10), gone: None, until: Some(at(11)) };
         let history = History(Mutex::new(vec![deed]));
         let request =
             |app| Request { app, ends_with_its_program: raw, begun: at(begun), ended: at(ended) };
