@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -79,6 +79,57 @@ fn holds(pid: i32, path: &Path) -> bool {
     })
 }
 
+/// Waits for the children that this process had before an exec made it this program: nobody else does any more, and each
+/// would stay a zombie. To be called before it has children of its own.
+///
+/// # Errors
+/// When there is no thread for it.
+pub(crate) fn reap_inherited() -> io::Result<()> {
+    let inherited = children();
+    if !inherited.is_empty() {
+        std::thread::Builder::new().name("reaper".to_owned()).spawn(|| reap(inherited))?;
+    }
+    Ok(())
+}
+
+/// Processes whose parent this one is, ended ones included.
+fn children() -> Vec<OwnedFd> {
+    let own = format!("PPid:\t{}", std::process::id());
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_own = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == own)
+    };
+    // A child keeps its number until it is waited for.
+    let open = |pid| rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok();
+    pids.filter(is_own).filter_map(open).collect()
+}
+
+/// Until all of them have ended.
+fn reap(mut children: Vec<OwnedFd>) {
+    while !children.is_empty() {
+        let mut fds: Vec<_> =
+            children.iter().map(|child| PollFd::new(child, PollFlags::IN)).collect();
+        if let Err(errno) = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None)) {
+            tracing::warn!(%errno, "children of the former server will stay as zombies");
+            return;
+        }
+        let mut ended: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ended = ended.drain(..);
+        children.retain(|child| {
+            if ended.next() != Some(true) {
+                return true;
+            }
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            if let Err(errno) = rustix::process::waitid(WaitId::PidFd(child.as_fd()), options) {
+                tracing::debug!(%errno, "somebody else has waited for a child");
+            }
+            false
+        });
+    }
+}
+
 /// Sends a signal; to a process that has ended it is none.
 ///
 /// # Errors
@@ -139,6 +190,20 @@ mod tests {
         }
         fs::write(&path, "{").expect("it is written");
         assert!(recall(&path).is_none(), "half a record names nobody");
+    }
+
+    #[test]
+    fn children_that_nobody_waits_for_are_reaped_when_they_end() {
+        let lives = Sleeper::with(Stdio::null());
+        let mut ended = Command::new("true").spawn().expect("true is there");
+        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).expect("a child");
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).expect("open").st_ino;
+        let child = open(lives.pid());
+        assert!(children().iter().any(|fd| inode(fd) == inode(&child)) && !children().is_empty());
+        reap(vec![open(Pid::from_child(&ended))]);
+        let error = ended.wait().expect_err("it is waited for");
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::CHILD.raw_os_error()));
+        assert!(!ends_within(&child, Duration::ZERO));
     }
 
     #[test]

@@ -137,6 +137,13 @@ pub(crate) fn main(options: Options) -> ExitCode {
         Ok(handoff) => handoff,
         Err(error) => return crate::fail(&error),
     };
+    // Their parent was this process, when it was the program that could not be replaced.
+    if let Some(Handoff { note, .. }) = &handoff
+        && note.pid == std::process::id()
+        && let Err(error) = crate::process::reap_inherited()
+    {
+        tracing::warn!(%error, "children of the former server will stay as zombies");
+    }
     match serve(options, &mut handoff) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -9,7 +9,7 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use perch_testkit::{Entrance, Host, get, holds_for, wait_until};
+use perch_testkit::{Entrance, Host, Process, get, holds_for, wait_until};
 
 use crate::faults::armed;
 use crate::naps::{ECHO, SUSPENDS as RAW};
@@ -193,6 +193,19 @@ fn an_upgrade_that_cannot_be_leaves_everything_as_it_was_and_says_why() {
         let why = none.fails()?;
         ensure!(why.contains("no server runs with"), "another reason: {why}");
         Ok(())
+    });
+}
+
+#[test]
+fn what_the_server_had_started_before_a_failed_upgrade_leaves_no_zombie() {
+    on_host(|host| {
+        let dies = "case \"$*\" in *--trial*) echo perch-server 9.9.9 1000;; *) exit 3;; esac";
+        let program = script_at(host, "dies", dies)?;
+        ensure!(host.upgrade_to(&program).is_err(), "it took over");
+        let proxy = host.kill_proxy()?;
+        let is_left = |it: &Process| it.pid == proxy.pid || it.state == 'Z';
+        let none = || Ok((!host.processes().iter().any(is_left)).then_some(()));
+        wait_until("ended children are reaped", Duration::from_secs(30), none)
     });
 }
 
