@@ -70,6 +70,9 @@ impl Frames {
 
     /// Takes what comes next.
     pub fn pass(&mut self, bytes: &[u8]) -> Passed {
+        if matches!(self.state, State::Closed | State::Lost) {
+            return Passed { whole: 0, only_pings: bytes.is_empty() };
+        }
         let mut passed = Passed { whole: 0, only_pings: true };
         let mut at = 0;
         while at < bytes.len() {
@@ -108,10 +111,8 @@ impl Frames {
                 self.end_content();
                 count
             }
-            State::Closed | State::Lost => {
-                *only_pings = false;
-                bytes.len()
-            }
+            // What follows is not looked at.
+            State::Closed | State::Lost => bytes.len(),
         }
     }
 
@@ -290,6 +291,7 @@ mod tests {
         let mut follow = Frames::of(Side::Machine);
         assert_eq!(follow.pass(&GOING_AWAY).whole, GOING_AWAY.len());
         assert!(follow.is_closed() && !follow.is_between());
+        assert_eq!(follow.pass(&[0x81, 0]), Passed { whole: 0, only_pings: false });
         for bad in [&[0x83, 0][..], &[0x8b, 0], &[0x81, 0x80], &[0x09, 0], &[0xc9, 0], &[0x89, 126]]
         {
             let mut follow = Frames::of(Side::Machine);

@@ -10,6 +10,7 @@ mod frames;
 pub(crate) mod reference;
 mod request;
 mod response;
+mod sockets;
 mod texts;
 
 use std::cell::RefCell;
@@ -25,11 +26,12 @@ use crate::http::head::Forwarded;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("request", request::compare),
     ("response", response::compare),
     ("chunked", chunks::split),
     ("http2", frames::serve),
+    ("websocket", sockets::follow),
     ("dns", texts::dns),
     ("replay", texts::replay),
     ("aim", texts::aim),

@@ -64,6 +64,7 @@ tests! {
     answers_are_read_as_hyper_reads_them: "response",
     chunked_bodies_have_one_reading: "chunked",
     frames_of_http2_do_no_harm: "http2",
+    frames_of_websockets_have_one_reading: "websocket",
     questions_to_dns_are_answered_or_not: "dns",
     replays_are_read_or_refused: "replay",
     wishes_for_machines_are_bounded: "aim",
