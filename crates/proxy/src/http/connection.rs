@@ -44,7 +44,7 @@ use crate::upstream::{self, NoConnection, Upstream, Upstreams, Used};
 use crate::websocket::Socket;
 
 /// A caller may take so long for a head, and be idle so long between requests (PX-93).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 /// The first read of a request; more would be kept while it is held.
 const FIRST_READ_BYTES: usize = 4 * 1024;
 /// Scratch space that an idle connection keeps.
@@ -334,7 +334,14 @@ impl Connection {
         self.idle.begin(now);
         loop {
             let input = before(deadline, alarm.as_mut(), self.read_after(stream)).await;
-            let input = input.ok_or(Ended::Quietly)??;
+            let Some(input) = input else {
+                return if self.pending.is_empty() {
+                    Err(Ended::Quietly)
+                } else {
+                    Ok(Err(BadRequest::Slow))
+                };
+            };
+            let input = input?;
             if input.len() == self.pending.len() {
                 return Err(Ended::Quietly);
             }

@@ -20,6 +20,9 @@ pub(crate) enum BadRequest {
     Malformed,
     #[error("request head is too large")]
     TooLarge,
+    /// Its beginning has come, and its end not in time.
+    #[error("request head takes too long")]
+    Slow,
     #[error("a request needs exactly one valid Host")]
     Host,
     #[error("ambiguous message framing")]
@@ -34,6 +37,7 @@ impl BadRequest {
     pub(crate) fn status(self) -> u16 {
         match self {
             Self::Malformed | Self::Host | Self::Framing => 400,
+            Self::Slow => 408,
             Self::TooLarge => 431,
             Self::Coding | Self::Method => 501,
         }

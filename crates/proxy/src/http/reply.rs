@@ -59,6 +59,7 @@ fn reason(status: u16) -> &'static str {
     match status {
         301 => "Moved Permanently",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",
         431 => "Request Header Fields Too Large",

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -648,4 +649,28 @@ fn a_held_request_needs_less_than_four_kilobytes() {
     // All of it: there is nothing around this future.
     let connection = future_size(serve);
     assert!(connection <= 1320, "a connection's task has {connection} bytes");
+}
+
+#[test]
+fn a_head_that_does_not_end_is_408_and_a_caller_who_asks_nothing_is_let_go() {
+    run(|mut world| async move {
+        world.publish(app("stopped", 1)).await;
+        let mut slow = world.connect().await;
+        let mut silent = world.connect().await;
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: app.flycast\r\n").await.expect("it reads");
+        let drip = async {
+            // Each byte in time does not make the whole of it so.
+            while slow.write_all(b"X").await.is_ok() {
+                tokio::select! {
+                    _ = slow.readable() => return,
+                    () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                }
+            }
+        };
+        drip.await;
+        let answer = read_all(&mut slow).await;
+        assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+        assert_eq!(read_all(&mut silent).await, "");
+    });
 }
