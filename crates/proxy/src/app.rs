@@ -675,7 +675,7 @@ impl App {
     }
 
     fn cause(&self, port: Option<PublishedPort>, machine: MachineId) -> Option<Cause> {
-        let port = port?;
+        let Some(port) = port else { return self.naps.cause(machine) };
         if let Some(cause) = self.cause_of_aimed(port, machine) {
             return Some(cause);
         }

@@ -23,7 +23,8 @@ const WORK_SHARE: u32 = 50;
 /// Less is never work, however short the time: the look itself, a timer, a keep-alive.
 const WORK_MIN: Duration = Duration::from_millis(5);
 
-type Waiting = Vec<oneshot::Sender<()>>;
+/// Why the Machine is woken, and who is told that it is awake.
+type Waiting = Vec<(Cause, oneshot::Sender<()>)>;
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -45,11 +46,18 @@ impl Naps {
             .collect()
     }
 
+    /// Of the first connection that waits for this Machine.
+    pub(super) fn cause(&self, machine: MachineId) -> Option<Cause> {
+        let waiting = self.waiting.borrow();
+        let (_, first) = waiting.range((machine, 0)..=(machine, u64::MAX)).next()?;
+        first.first().map(|(cause, _)| cause.clone())
+    }
+
     pub(super) fn go_on(&self, machine: MachineId) {
         let mut waiting = self.waiting.borrow_mut();
         let keys: Vec<_> =
             waiting.range((machine, 0)..=(machine, u64::MAX)).map(|(key, _)| *key).collect();
-        for sender in keys.iter().filter_map(|key| waiting.remove(key)).flatten() {
+        for (_, sender) in keys.iter().filter_map(|key| waiting.remove(key)).flatten() {
             // Who has left meanwhile has left.
             sender.send(()).ok();
         }
@@ -141,7 +149,8 @@ impl Place {
         let begun = clock::now();
         let (machine, run) = (self.endpoint().machine, self.endpoint().run);
         let (sender, receiver) = oneshot::channel();
-        self.app.naps.waiting.borrow_mut().entry((machine, run)).or_default().push(sender);
+        let waiter = (cause.clone(), sender);
+        self.app.naps.waiting.borrow_mut().entry((machine, run)).or_default().push(waiter);
         self.app.handle(Event::Recall { machine, run, origin });
         match tokio::time::timeout_at(deadline, receiver).await {
             Ok(_) => {}

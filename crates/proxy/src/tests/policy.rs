@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::http2::{ask, client, request};
 use super::world::*;
 use crate::control::{AllowView, AppView, FromProxy, NoteKind};
 
@@ -140,6 +141,58 @@ fn a_raw_caller_who_is_refused_is_cut_off_before_anybody_wakes() {
         assert!(raw.read(&mut [0; 8]).await.is_err(), "it is reset");
         assert!(refusal(&mut world).await.contains("no rule fits"), "raw bytes have no path");
     });
+}
+
+#[test]
+fn each_stream_of_http2_is_judged_by_its_own_path() {
+    run(|mut world| async move {
+        let rules =
+            [rule(&["host"], &["/path"], "wake"), rule(&["host"], &["/idle"], "serve-if-awake")];
+        let view = guard(app("stopped", machine(echo_heads).await), &rules);
+        publish(&mut world, view.clone()).await;
+        let (client, _) = client(&world).await;
+        let (answer, text) = ask(&client, request("GET", "/other")).await;
+        assert!(answer.status() == 403 && text.contains("the host: no rule fits"), "{text}");
+        assert!(text.contains(&refusal(&mut world).await), "{text}");
+        let (answer, text) = ask(&client, request("GET", "/idle")).await;
+        assert!(answer.status() == 503 && text.contains("wake none"), "{text}");
+        refusal(&mut world).await;
+        let waking = async { ask(&client, request("GET", "/path")).await.0.status() };
+        let (status, ()) = tokio::join!(waking, start(&mut world.link, view, 0));
+        assert_eq!(status, 200);
+        assert_eq!(ask(&client, request("GET", "/idle")).await.0.status(), 200);
+        assert_eq!(ask(&client, request("GET", "/other")).await.0.status(), 403);
+    });
+}
+
+#[test]
+fn datagrams_of_who_is_refused_wake_nobody_and_reach_nobody() {
+    for (from, woken) in [("app:web", false), ("host", true)] {
+        run(|mut world| async move {
+            let program = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+            let port = program.local_addr().expect("it is bound").port();
+            let mut view = guard(app("stopped", port), &[rule(&[from], &[], "wake")]);
+            view.machines[0].services[1].protocol = "udp".to_owned();
+            publish(&mut world, view.clone()).await;
+            let caller = tokio::net::UdpSocket::bind("[::1]:0").await.expect("a port");
+            caller.connect(world.udp).await.expect("an address");
+            caller.send(b"hello").await.expect("it goes out");
+            if woken {
+                world.start(view, 0).await;
+                let length = program.recv(&mut [0; 16]).await.expect("it comes");
+                assert_eq!(length, 5);
+            } else {
+                assert!(refusal(&mut world).await.contains("no rule fits"));
+                (view.machines[0].run, view.machines[0].state) = (1, "started".to_owned());
+                view.revision += 1;
+                world.publish(view).await;
+                caller.send(b"again").await.expect("it goes out");
+                let quiet = Duration::from_millis(300);
+                let heard = tokio::time::timeout(quiet, program.recv(&mut [0; 16])).await;
+                assert!(heard.is_err(), "{heard:?}");
+            }
+        });
+    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::sleeper::napping;
+use super::sleeper::{LONG, napping};
 use super::world::*;
-use crate::control::{AppView, FromProxy, ToProxy};
+use crate::control::{AppView, FromProxy, StartOutcome, ToProxy};
 
 #[test]
 fn each_side_can_end_its_direction_alone() {
@@ -259,5 +259,76 @@ fn an_open_connection_is_load_and_its_end_is_not() {
         assert!(early.is_err(), "it was stopped under load: {early:?}");
         drop(caller);
         assert!(matches!(world.heard().await, FromProxy::Stop { .. }));
+    });
+}
+
+/// A resting connection whose Machine sleeps.
+async fn resting(world: &mut World) -> (AppView, TcpStream) {
+    let mut view = napping(machine(echo_bytes).await);
+    world.publish(view.clone()).await;
+    let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+    echo(&mut caller).await;
+    world.suspend(&mut view).await;
+    (view, caller)
+}
+
+#[test]
+fn who_says_the_next_byte_is_named_as_the_one_who_wakes() {
+    run(|mut world| async move {
+        let (_, mut caller) = resting(&mut world).await;
+        caller.write_all(b"a question").await.expect("the kernel takes it");
+        let FromProxy::Start { cause, .. } = world.heard().await else {
+            panic!("a start was expected");
+        };
+        let cause = cause.expect("the caller is known");
+        let port = caller.local_addr().expect("it is connected").port();
+        assert_eq!((cause.caller, cause.caller_port), (ip(CALLER), port));
+        assert_eq!(cause.request.as_deref(), Some("the next byte of a connection"));
+    });
+}
+
+/// As PostgreSQL's clients say goodbye.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+#[test]
+fn who_closes_without_a_word_or_with_a_goodbye_wakes_nobody() {
+    run(|mut world| async move {
+        let (mut view, caller) = resting(&mut world).await;
+        drop(caller);
+        world.hears_nothing().await;
+        let mut caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+        world.thaw(&mut view).await;
+        echo(&mut caller).await;
+        world.suspend(&mut view).await;
+        // The end goes with it: what lies between two calls is the scheduler's.
+        rustix::net::send(&caller, TERMINATE, rustix::net::SendFlags::MORE).expect("it is sent");
+        drop(caller);
+        world.hears_nothing().await;
+    });
+}
+
+#[test]
+fn the_end_of_a_goodbye_is_waited_for() {
+    /// What a busy machine may do to some of them, it does not do to all.
+    const TRIES: usize = 20;
+    run(|mut world| async move {
+        let (mut view, mut caller) = resting(&mut world).await;
+        for _ in 0..TRIES {
+            caller.write_all(TERMINATE).await.expect("the kernel takes it");
+            // The proxy sees it, and not yet the end.
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            drop(caller);
+            let heard = tokio::time::timeout(LONG, world.heard());
+            let Ok(FromProxy::Start { machine, attempt, .. }) = heard.await else { return };
+            let outcome = StartOutcome::Started { run: view.machines[0].run };
+            world.send(ToProxy::StartDone { machine, attempt, outcome }).await;
+            world.show(&mut view, "started").await;
+            caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
+            echo(&mut caller).await;
+            world.suspend(&mut view).await;
+        }
+        panic!("each of them has woken it");
     });
 }
