@@ -53,21 +53,24 @@ struct Recipe<'a> {
 
 /// PostgreSQL on port 5432, all roles trusted. It starts as root, takes the data of an empty cluster if
 /// `/var/lib/postgresql/data` has none, and goes on as the user `postgres`, as the well-known image does.
+///
+/// By itself it listens before it is ready, and refuses callers meanwhile. With `OPENS_LATE` in the environment it listens
+/// elsewhere, and its port is opened when it is ready.
 pub fn postgres_image() -> Result<String> {
     let programs = postgres_programs()?;
     let version = programs.parent().and_then(Path::file_name).context("no version")?;
     let package = format!("postgresql-{}", version.to_string_lossy());
     let bitcode = programs.with_file_name("lib").join("bitcode");
     let jit = programs.with_file_name("lib").join("llvmjit");
-    let server = programs.join("postgres");
+    let (server, is_ready) = (programs.join("postgres"), programs.join("pg_isready"));
     let recipe = Recipe {
         name: "postgres",
         packages: &[&package],
-        programs: &["/usr/bin/setpriv", "/bin/busybox"],
+        programs: &["/usr/bin/setpriv", "/bin/busybox", &is_ready.to_string_lossy()],
         without: &[&bitcode.to_string_lossy(), &jit.to_string_lossy()],
         finish: &|root| {
             let owner = empty_cluster(&programs, &root.join("template"))?;
-            let script = postgres_script(&server, owner);
+            let script = postgres_script(&server, &is_ready, owner);
             write(root, "start", script.as_bytes(), 0o755)?;
             copy_tree(Path::new("/usr/lib/locale/C.utf8"), root)
         },
@@ -114,7 +117,7 @@ timezone = 'GMT'
 log_timezone = 'GMT'
 ";
 
-fn postgres_script(server: &Path, owner: u32) -> String {
+fn postgres_script(server: &Path, is_ready: &Path, owner: u32) -> String {
     format!(
         "set -e\n\
          if [ ! -s {POSTGRES_DATA}/PG_VERSION ]; then\n\
@@ -123,7 +126,13 @@ fn postgres_script(server: &Path, owner: u32) -> String {
          busybox chown {owner}:{owner} {POSTGRES_DATA}\n\
          busybox chmod 700 {POSTGRES_DATA}\n\
          fi\n\
-         exec /usr/bin/setpriv --reuid={owner} --regid={owner} --clear-groups {} -D {POSTGRES_DATA}\n",
+         if [ -n \"$OPENS_LATE\" ]; then\n\
+         elsewhere='-p 5433'\n\
+         ( ( until {} -q -U postgres -h 127.0.0.1 -p 5433; do busybox sleep 0.02; done\n\
+         exec busybox nc -ll -p 5432 -e /bin/busybox nc 127.0.0.1 5433 ) & )\n\
+         fi\n\
+         exec /usr/bin/setpriv --reuid={owner} --regid={owner} --clear-groups {} -D {POSTGRES_DATA} $elsewhere\n",
+        is_ready.display(),
         server.display()
     )
 }

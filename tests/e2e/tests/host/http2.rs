@@ -1,17 +1,19 @@
 //! HTTP/2 by clients that people have: curl, h2load and gRPC, each against a Machine that is stopped and one that is
 //! suspended.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use perch_testkit::{Host, grpc_image};
 
+use crate::depths::each_depth;
+use crate::real_clients::{hello, web_service};
 use crate::real_http::base64;
-use crate::stage::{SOON, hello_image, on_host, one_machine_of};
+use crate::stage::one_machine_of;
 
 const LOADS: usize = 2000;
 
 #[test]
 fn curl_wakes_a_machine_by_http2() {
-    each_depth("curl", &hello_image, |host, address| {
+    each_depth("curl", &hello, |host, _, address| {
         let url = format!("http://[{address}]/");
         let line = "\n%{http_version} %{http_code} %header{perch-wake}";
         let said =
@@ -23,7 +25,7 @@ fn curl_wakes_a_machine_by_http2() {
 
 #[test]
 fn h2load_finds_no_failure_from_the_first_request_on() {
-    each_depth("load", &hello_image, |host, address| {
+    each_depth("load", &hello, |host, _, address| {
         let (url, count) = (format!("http://[{address}]/"), LOADS.to_string());
         // Of an address it makes an authority that is none.
         let named = ":authority: load.flycast";
@@ -37,7 +39,7 @@ fn h2load_finds_no_failure_from_the_first_request_on() {
 
 #[test]
 fn grpc_calls_of_all_kinds_wake_their_machine() {
-    each_depth("grpc", &|_| grpc_image(), |host, address| {
+    each_depth("grpc", &grpc, |host, _, address| {
         let script = host.dir().join("client.py");
         std::fs::write(&script, CLIENT)?;
         let target = format!("[{address}]:80");
@@ -47,49 +49,13 @@ fn grpc_calls_of_all_kinds_wake_their_machine() {
     });
 }
 
-/// Runs a client twice against an app whose Machine sleeps in each of the two ways, from asleep.
-fn each_depth(
-    name: &str,
-    image: &dyn Fn(&Host) -> Result<String>,
-    client: impl Fn(&Host, &str) -> Result<()>,
-) {
-    on_host(|host| {
-        for (autostop, asleep) in [("stop", "stopped"), ("suspend", "suspended")] {
-            let app = format!("{name}-{autostop}");
-            let sections = sections(host, name, autostop)?;
-            let address = one_machine_of(host, &app, &image(host)?, &sections)?;
-            for round in 0..2 {
-                host.wait_all(&app, asleep, SOON)?;
-                let called = client(host, &address);
-                called.with_context(|| {
-                    let said = host.fly(&["logs", "--no-tail", "-a", &app]);
-                    let said =
-                        said.map_or_else(|error| format!("{error:#}"), |out| out.to_string());
-                    format!("{app}, round {round}; its log: {said}")
-                })?;
-            }
-        }
-        Ok(())
-    });
-}
-
-fn sections(host: &Host, name: &str, autostop: &str) -> Result<String> {
-    let (port, more) = match name {
-        "grpc" => {
-            let script = base64(host, SERVER)?;
-            let more = format!(
-                "  processes = ['app']\n  [http_service.http_options]\n    h2_backend = true\n[processes]\n  app = 'python3 \
-                 /srv/server.py'\n[[files]]\n  guest_path = '/srv/server.py'\n  raw_value = '{script}'\n"
-            );
-            (8080, more)
-        }
-        _ => (8081, String::new()),
-    };
-    Ok(format!(
-        "[http_service]\n  internal_port = {port}\n  force_https = false\n  \
-         auto_stop_machines = '{autostop}'\n  auto_start_machines = true\n  \
-         min_machines_running = 0\n{more}"
-    ))
+fn grpc(host: &Host, app: &str, autostop: &str) -> Result<String> {
+    let (service, script) = (web_service(8080, autostop), base64(host, SERVER)?);
+    let sections = format!(
+        "{service}  [http_service.http_options]\n    h2_backend = true\n[processes]\n  app = 'python3 \
+         /srv/server.py'\n[[files]]\n  guest_path = '/srv/server.py'\n  raw_value = '{script}'\n"
+    );
+    one_machine_of(host, app, &grpc_image()?, &sections)
 }
 
 const SERVER: &str = "\

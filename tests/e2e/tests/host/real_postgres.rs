@@ -11,6 +11,7 @@ use perch_testkit::{
     wait_until,
 };
 
+use crate::depths::logs;
 use crate::memory::{make_swap_of, wait_paged_out};
 use crate::stage::{SOON, machine_processes, on, on_host, one_machine_of};
 
@@ -223,10 +224,4 @@ fn only_machine(host: &Host) -> Result<Machine> {
     let machines = host.machines("db")?;
     ensure!(machines.len() == 1, "not one Machine: {machines:?}");
     machines.into_iter().next().context("no Machine")
-}
-
-/// What an app wrote, for error texts.
-fn logs(host: &Host, app: &str) -> String {
-    let said = host.fly(&["logs", "--no-tail", "-a", app]);
-    said.map_or_else(|error| format!("{error:#}"), |output| output.to_string())
 }
