@@ -5,6 +5,7 @@
 //! sets `PERCH_BIN`, in a process for each. They may run at once: what no namespace divides (`Shared`) is
 //! for one at a time.
 
+mod abuse;
 mod access;
 mod armed;
 mod backup;
