@@ -11,8 +11,9 @@
 //! *Taken* always includes what was released less than [`REUSE_AFTER`] ago, so that an old client
 //! cannot meet a new owner; the caller keeps that list, because it outlives a boot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::ids::NetworkId;
@@ -123,15 +124,42 @@ pub fn plan_machine(
     number.map(address).ok_or(AddressError::NoAddress { pool: prefix(network) })
 }
 
-/// The next Flycast address of a network: beyond all that are taken, so that numbers are not reused
-/// as long as there are others (FC-03).
+/// Addresses that must not be given.
+pub trait Taken {
+    /// The largest of them in a range.
+    fn largest_in(&self, range: &RangeInclusive<Ipv6Addr>) -> Option<Ipv6Addr>;
+
+    /// Whether this is one of them.
+    fn has(&self, address: &Ipv6Addr) -> bool;
+}
+
+impl Taken for BTreeSet<Ipv6Addr> {
+    fn largest_in(&self, range: &RangeInclusive<Ipv6Addr>) -> Option<Ipv6Addr> {
+        self.range(range.clone()).next_back().copied()
+    }
+
+    fn has(&self, address: &Ipv6Addr) -> bool {
+        self.contains(address)
+    }
+}
+
+/// Each with something that is known of it.
+impl<T> Taken for BTreeMap<Ipv6Addr, T> {
+    fn largest_in(&self, range: &RangeInclusive<Ipv6Addr>) -> Option<Ipv6Addr> {
+        self.range(range.clone()).next_back().map(|(address, _)| *address)
+    }
+
+    fn has(&self, address: &Ipv6Addr) -> bool {
+        self.contains_key(address)
+    }
+}
+
+/// The next Flycast address of a network: beyond all that are in one of those `taken`, so that numbers are not reused
+/// as long as there are others (FC-03). Looks at few of them, however many there are.
 ///
 /// # Errors
 /// [`AddressError::NoAddress`] if the network's Flycast part is full.
-pub fn plan_flycast(
-    network: NetworkId,
-    taken: &BTreeSet<Ipv6Addr>,
-) -> Result<Ipv6Addr, AddressError> {
+pub fn plan_flycast(network: NetworkId, taken: &[&dyn Taken]) -> Result<Ipv6Addr, AddressError> {
     let [first, high, low, ..] = prefix(network).segments();
     let base = u128::from(Ipv6Addr::new(first, high, low, 0, 1, 0, 0, 0));
     next_in(base, u64::from(u16::MAX), taken)
@@ -141,7 +169,7 @@ pub fn plan_flycast(
 ///
 /// # Errors
 /// [`AddressError::NoAddress`] if the pool is used up.
-pub fn plan_public(pool: Ipv6Addr, taken: &BTreeSet<Ipv6Addr>) -> Result<Ipv6Addr, AddressError> {
+pub fn plan_public(pool: Ipv6Addr, taken: &[&dyn Taken]) -> Result<Ipv6Addr, AddressError> {
     next_in(u128::from(pool), u64::from(u32::MAX), taken)
 }
 
@@ -160,14 +188,17 @@ fn link(index: u16) -> Link {
 }
 
 /// The number after the largest taken one; when that is beyond `last`, the lowest free one.
-fn next_in(base: u128, last: u64, taken: &BTreeSet<Ipv6Addr>) -> Result<Ipv6Addr, AddressError> {
+fn next_in(base: u128, last: u64, taken: &[&dyn Taken]) -> Result<Ipv6Addr, AddressError> {
     let at = |number: u64| Ipv6Addr::from(base + u128::from(number));
-    let largest = taken.range(at(FLYCAST_FIRST)..=at(last)).next_back();
-    let Some(largest) = largest else { return Ok(at(FLYCAST_FIRST)) };
-    if *largest < at(last) {
-        return Ok(Ipv6Addr::from(u128::from(*largest) + 1));
+    let all = at(FLYCAST_FIRST)..=at(last);
+    let Some(largest) = taken.iter().filter_map(|it| it.largest_in(&all)).max() else {
+        return Ok(at(FLYCAST_FIRST));
+    };
+    if largest < at(last) {
+        return Ok(Ipv6Addr::from(u128::from(largest) + 1));
     }
-    let free = (FLYCAST_FIRST..=last).map(at).find(|a| !taken.contains(a));
+    let is_free = |address: &Ipv6Addr| taken.iter().all(|it| !it.has(address));
+    let free = (FLYCAST_FIRST..=last).map(at).find(is_free);
     free.ok_or(AddressError::NoAddress { pool: Ipv6Addr::from(base) })
 }
 
@@ -209,7 +240,7 @@ mod tests {
     fn addresses_look_as_in_flys_documents() {
         assert_eq!(prefix(network()), address("fdaa:3:9018::"));
         assert_eq!(resolver(network()), address("fdaa:3:9018::3"));
-        let flycast = plan_flycast(network(), &BTreeSet::new()).expect("the network is empty");
+        let flycast = plan_flycast(network(), &[]).expect("the network is empty");
         assert_eq!(flycast, address("fdaa:3:9018:0:1::2"));
         assert!(is_flycast(flycast) && !is_flycast(resolver(network())));
         let machine = plan_machine(network(), 7, &BTreeSet::new(), 1).expect("empty").segments();
@@ -223,19 +254,19 @@ mod tests {
     fn a_released_flycast_number_comes_back_only_when_all_others_are_taken() {
         let mut taken =
             BTreeSet::from([address("fdaa:3:9018:0:1::2"), address("fdaa:3:9018:0:1::9")]);
-        assert_eq!(plan_flycast(network(), &taken), Ok(address("fdaa:3:9018:0:1::a")));
+        assert_eq!(plan_flycast(network(), &[&taken]), Ok(address("fdaa:3:9018:0:1::a")));
         taken.insert(address("fdaa:3:9018:0:1::ffff"));
-        assert_eq!(plan_flycast(network(), &taken), Ok(address("fdaa:3:9018:0:1::3")));
+        assert_eq!(plan_flycast(network(), &[&taken]), Ok(address("fdaa:3:9018:0:1::3")));
         taken.extend((2..=0xffff_u16).map(|k| Ipv6Addr::new(0xfdaa, 3, 0x9018, 0, 1, 0, 0, k)));
-        assert!(plan_flycast(network(), &taken).is_err());
+        assert!(plan_flycast(network(), &[&taken]).is_err());
     }
 
     #[test]
     fn a_public_address_comes_from_the_pool() {
         let pool = address("2001:db8:5::");
-        assert_eq!(plan_public(pool, &BTreeSet::new()), Ok(address("2001:db8:5::2")));
+        assert_eq!(plan_public(pool, &[]), Ok(address("2001:db8:5::2")));
         let taken = BTreeSet::from([address("2001:db8:5::2"), address("2001:db8:6::7")]);
-        assert_eq!(plan_public(pool, &taken), Ok(address("2001:db8:5::3")));
+        assert_eq!(plan_public(pool, &[&taken]), Ok(address("2001:db8:5::3")));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! async callers go through [`Keeper::write`], which moves to a blocking thread.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use perch_api::wire::ApiError;
@@ -47,6 +48,14 @@ pub(crate) struct Catalog {
     /// The same Machines, and ids of releases, by app: each call about an app would else look at everybody's.
     machines_by_app: Siblings,
     release_ids: Index,
+    /// Names of apps by their IPv6 addresses, each of which has one app: to give one more, or to publish it, would else
+    /// take the longer the more there are.
+    apps_by_address: BTreeMap<Ipv6Addr, String>,
+}
+
+/// Those of IPv6.
+pub(crate) fn v6_of(ips: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = Ipv6Addr> {
+    ips.filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
 }
 
 /// Machines by app, in order of their ids; an app without any is not in it.
@@ -316,9 +325,12 @@ impl Catalog {
             }
             Change::PutApp(mut it) => {
                 it.ips.shrink_to_fit();
+                self.delete_app(&it.name);
+                let addresses = v6_of(it.ips.iter().map(|ip| ip.ip));
+                self.apps_by_address.extend(addresses.map(|ip| (ip, it.name.clone())));
                 self.apps.insert(it.name.clone(), it);
             }
-            Change::DeleteApp(name) => drop(self.apps.remove(&name)),
+            Change::DeleteApp(name) => self.delete_app(&name),
             Change::PutMachine(mut it) => {
                 self.share_config(&mut it);
                 let it: Arc<MachineRecord> = Arc::from(it);
@@ -354,6 +366,27 @@ impl Catalog {
             Change::PutSnapshot(it) => drop(self.snapshots.insert(it.id.clone(), it)),
             Change::DeleteSnapshot(id) => drop(self.snapshots.remove(&id)),
         }
+    }
+
+    fn delete_app(&mut self, name: &str) {
+        let Some(app) = self.apps.remove(name) else { return };
+        v6_of(app.ips.iter().map(|ip| ip.ip)).for_each(|ip| drop(self.apps_by_address.remove(&ip)));
+    }
+
+    /// Names of apps by their IPv6 addresses.
+    pub(crate) fn apps_by_address(&self) -> &BTreeMap<Ipv6Addr, String> {
+        &self.apps_by_address
+    }
+
+    /// The apps that may have one of these addresses.
+    pub(crate) fn apps_at(&self, ips: &[IpAddr]) -> Vec<&AppRecord> {
+        // Those of IPv4 are shared.
+        if ips.iter().any(IpAddr::is_ipv4) {
+            return self.apps.values().collect();
+        }
+        let names = v6_of(ips.iter().copied()).filter_map(|ip| self.apps_by_address.get(&ip));
+        let names: BTreeSet<&String> = names.collect();
+        names.into_iter().filter_map(|name| self.apps.get(name)).collect()
     }
 
     /// Lets a Machine have its config together with others of its app.
@@ -517,6 +550,29 @@ mod tests {
         });
         assert!([ends, ended].iter().all(Change::makes_room));
         assert!(!Change::PutNetwork(network(1)).makes_room());
+    }
+
+    #[test]
+    fn the_addresses_of_all_apps_are_known_and_none_that_was_given_back() {
+        use crate::server::records::tests as records;
+        let all = |catalog: &Catalog| -> Vec<String> {
+            catalog.apps_by_address().iter().map(|(ip, app)| format!("{ip} {app}")).collect()
+        };
+        let app = |name: &str, ips: &[&str]| Change::PutApp(records::app_at(name, ips));
+        let mut catalog = Catalog::default();
+        for change in [app("web", &["fd00::3", "fd00::4", "10.0.0.1"]), app("db", &["fd00::5"])] {
+            catalog.apply(change);
+        }
+        assert_eq!(all(&catalog), ["fd00::3 web", "fd00::4 web", "fd00::5 db"]);
+        catalog.apply(app("web", &["fd00::4", "fd00::6"]));
+        catalog.apply(Change::DeleteApp("db".to_owned()));
+        assert_eq!(all(&catalog), ["fd00::4 web", "fd00::6 web"]);
+        let names = |ips: &[&str]| -> Vec<String> {
+            let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().expect("an address")).collect();
+            catalog.apps_at(&ips).into_iter().map(|app| app.name.clone()).collect()
+        };
+        assert_eq!(names(&["fd00::6", "fd00::4"]), ["web"]);
+        assert!(names(&["fd00::5", "fd00::3"]).is_empty());
     }
 
     #[test]

@@ -88,10 +88,10 @@ fn settle_one(
 }
 
 /// What the catalog wants at each of these addresses: the ports of every app that has it. `None` when no app has it,
-/// or only apps that are on their way out. One pass over the apps, however many addresses there are.
+/// or only apps that are on their way out. One pass over the apps that may have them, however many addresses there are.
 fn wanted(catalog: &Catalog, ips: &[IpAddr]) -> BTreeMap<IpAddr, Option<AtAddress>> {
     let mut all: BTreeMap<IpAddr, Option<AtAddress>> = ips.iter().map(|ip| (*ip, None)).collect();
-    for app in catalog.apps.values().filter(|app| !app.going) {
+    for app in catalog.apps_at(ips).into_iter().filter(|app| !app.going) {
         for own in &app.ips {
             let Some(at) = all.get_mut(&own.ip) else { continue };
             let (ports, udp_ports) = (Vec::new(), Vec::new());

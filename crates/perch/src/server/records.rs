@@ -321,6 +321,17 @@ pub(crate) mod tests {
         }
     }
 
+    /// The same with private addresses.
+    pub(crate) fn app_at(name: &str, ips: &[&str]) -> AppRecord {
+        let record = |ip: &&str| IpRecord {
+            ip: ip.parse().expect("an address"),
+            kind: IpKind::PrivateV6,
+            created_at: String::new(),
+            caller: None,
+        };
+        AppRecord { ips: ips.iter().map(record).collect(), ..app(name) }
+    }
+
     /// A secret's value from a version on; unset from there on without one.
     pub(crate) fn secret(app: &str, name: &str, version: u64, value: Option<&str>) -> SecretRecord {
         SecretRecord {

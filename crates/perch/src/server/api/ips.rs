@@ -5,12 +5,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use perch_api::wire::{ApiError, AssignIp, IpAssignment, IpKind, IpNetwork};
-use perch_core::address;
+use perch_core::address::{self, Taken};
 use perch_core::ids::NetworkId;
 
 use super::apps;
 use crate::server::clock;
-use crate::server::keeper::{Catalog, Change};
+use crate::server::keeper::{Catalog, Change, v6_of};
 use crate::server::records::{AppRecord, IpRecord, NetworkRecord, RetiredRecord};
 use crate::server::world::World;
 
@@ -132,23 +132,19 @@ fn calling_network(
 fn plan_private(catalog: &Catalog, network: &NetworkRecord) -> Result<Ipv6Addr, ApiError> {
     let id =
         NetworkId::new(network.id).ok_or_else(|| ApiError::internal("network 0 in the store"))?;
-    address::plan_flycast(id, &taken(catalog)).map_err(|error| ApiError::invalid(error.to_string()))
+    let taken: [&dyn Taken; 2] = [catalog.apps_by_address(), &resting(catalog)];
+    address::plan_flycast(id, &taken).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 fn plan_public(catalog: &Catalog, pool: Ipv6Addr) -> Result<Ipv6Addr, ApiError> {
-    address::plan_public(pool, &taken(catalog))
-        .map_err(|error| ApiError::invalid(error.to_string()))
+    let taken: [&dyn Taken; 2] = [catalog.apps_by_address(), &resting(catalog)];
+    address::plan_public(pool, &taken).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-/// Addresses in use, and those released less than a day ago (FC-03).
-fn taken(catalog: &Catalog) -> BTreeSet<Ipv6Addr> {
-    let used = catalog.apps.values().flat_map(|app| &app.ips).map(|ip| ip.ip);
-    let resting = catalog.retired.values().filter(|it| !is_rested(it)).map(|it| it.ip);
-    let v6 = |ip| match ip {
-        IpAddr::V6(ip) => Some(ip),
-        IpAddr::V4(_) => None,
-    };
-    used.chain(resting).filter_map(v6).collect()
+/// Addresses released less than a day ago (FC-03).
+fn resting(catalog: &Catalog) -> BTreeSet<Ipv6Addr> {
+    let resting = catalog.retired.values().filter(|it| !is_rested(it));
+    v6_of(resting.map(|it| it.ip)).collect()
 }
 
 fn is_rested(record: &RetiredRecord) -> bool {
