@@ -511,6 +511,9 @@ pub struct Lifecycle {
     running_version: u64,
     start_attempt: Option<u64>,
     stop_attempt: Option<u64>,
+    /// The newest start that a proxy has asked for: its attempts are numbered in the order of its wishes, and those of its
+    /// predecessors are below.
+    start_heard: u64,
     tokens: u64,
     restarts: Restarts,
     effects: VecDeque<Effect>,
@@ -529,6 +532,7 @@ impl Lifecycle {
             running_version: 0,
             start_attempt: None,
             stop_attempt: None,
+            start_heard: 0,
             tokens: 0,
             restarts: Restarts::default(),
             effects: VecDeque::new(),
@@ -740,6 +744,9 @@ impl Lifecycle {
     // ---- starts -------------------------------------------------------------------------------
 
     fn on_start(&mut self, by: StartBy, now: Timestamp) -> Result<(), InvalidTransition> {
+        if let StartBy::Proxy { attempt } = by {
+            self.start_heard = self.start_heard.max(attempt);
+        }
         match (self.phase, by) {
             (Phase::Created | Phase::Stopped | Phase::Failed | Phase::Restarting { .. }, _) => {
                 self.remember(by);
@@ -955,6 +962,8 @@ impl Lifecycle {
         }
         match self.phase {
             Phase::Started { .. } if self.lease == Lease::Held => Err("leased"),
+            // It may have waited for others' consent meanwhile. That caller was told that the Machine is awake.
+            Phase::Started { .. } if attempt < self.start_heard => Err("a caller came meanwhile"),
             Phase::Started { .. } => {
                 self.stop_attempt = Some(attempt);
                 match self.policy.sleep {

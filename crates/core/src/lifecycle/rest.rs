@@ -14,6 +14,7 @@ pub struct Resting {
     run: u64,
     config_version: u64,
     running_version: u64,
+    start_heard: u64,
     tokens: u64,
     restarts: Restarts,
 }
@@ -70,6 +71,7 @@ impl Lifecycle {
             run: self.run,
             config_version: self.config_version,
             running_version: self.running_version,
+            start_heard: self.start_heard,
             tokens: self.tokens,
             restarts: self.restarts.clone(),
         })
@@ -99,6 +101,7 @@ impl Resting {
         life.mutant = self.mutant;
         life.run = self.run;
         life.running_version = self.running_version;
+        life.start_heard = self.start_heard;
         life.tokens = self.tokens;
         life.restarts = self.restarts;
         life

@@ -324,6 +324,15 @@ fn a_start_during_a_suspend_calls_it_off_and_the_late_answer_is_dropped() {
 }
 
 #[test]
+fn a_stop_that_was_wanted_before_a_caller_came_and_comes_after_it_is_refused() {
+    let mut world = World::up();
+    assert_eq!(world.event(wake(5)), ["start 5 started as 1"]);
+    let effects = world.event(proxy_stop(1, 4));
+    assert_eq!(effects, ["stop 4 refused: a caller came meanwhile"], "AS-56");
+    assert_eq!(world.event(proxy_stop(1, 6)), ["signal 1 with 2", "stopping"], "a later one");
+}
+
+#[test]
 fn what_cannot_be_frozen_is_stopped_and_says_so() {
     let mut world = World::up().after([Event::Suspend, Event::Drained { token: 1 }]);
     let failed = Event::FreezeFailed { token: 2, reason: "no".to_owned() };
