@@ -15,10 +15,10 @@ use tokio::net::tcp::ReadHalf;
 
 /// A piece of this size says that there is more to come: the next one goes through a pipe.
 pub(crate) const BULK_BYTES: usize = 32 * 1024;
-/// What one pipe can have in it. Without the right to more it has what the kernel gives to everybody, 64 KiB.
-const PIPE_BYTES: usize = 1024 * 1024;
-/// Pipes of a thread at once, each with two descriptors: somebody who takes nothing keeps one. All together stay below what
-/// the kernel lets a user have in pipes (64 MiB).
+/// What one pipe can have in it: more would be told in too large pieces, and keep others waiting.
+const PIPE_BYTES: usize = 256 * 1024;
+/// Pipes of a thread at once, each with two descriptors: somebody who takes nothing keeps one. The kernel lets a user have
+/// 64 MiB in pipes, and proxies that were replaced have theirs until they end.
 const PIPES_MAX: usize = 48;
 
 thread_local! {
@@ -105,9 +105,8 @@ impl Pipe {
 impl Ends {
     fn new() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        if let Err(error) = fcntl_setpipe_size(&write, PIPE_BYTES) {
-            tracing::debug!(%error, "a pipe stays small");
-        }
+        // Of a user who has too much in pipes already new ones are so small that copying costs less.
+        fcntl_setpipe_size(&write, PIPE_BYTES)?;
         Ok(Self { read, write })
     }
 }
@@ -136,21 +135,28 @@ impl Source for ReadHalf<'_> {
     }
 }
 
-/// Waits for bytes without owning a pipe meanwhile, and takes `bytes_max` of them at most; an empty pipe = the other side ended.
-/// `None`: they are to be copied, since `may` says so when they are there, or there is no pipe.
+/// Waits for bytes without owning a pipe meanwhile, and takes `bytes_max` of them at most. `None`: they are to be copied, since
+/// `may` says so when they are there, or there is no pipe, or what comes is none for a pipe: the end, or an urgent byte,
+/// in front of which the kernel takes nothing more into one.
 pub(crate) async fn read_bulk(
     from: &TcpStream,
     bytes_max: usize,
     may: impl Fn() -> bool,
 ) -> io::Result<Option<Pipe>> {
+    let mut waits = true;
     std::future::poll_fn(|cx| {
         loop {
             ready!(from.poll_read_ready(cx))?;
             let pipe = if may() { Pipe::take() } else { None };
             let Some(mut pipe) = pipe else { return Poll::Ready(Ok(None)) };
             match pipe.fill(from, bytes_max) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !std::mem::take(&mut waits) {
+                        return Poll::Ready(Ok(None));
+                    }
+                }
                 Err(error) => return Poll::Ready(Err(error)),
+                Ok(0) => return Poll::Ready(Ok(None)),
                 Ok(_) => return Poll::Ready(Ok(Some(pipe))),
             }
         }

@@ -289,10 +289,7 @@ async fn ask(
             && let Some(pipe) = line.read_bulk(caller).await?
         {
             bulk = pipe.len();
-            if pipe.len() == 0 {
-                return machine.shutdown().await;
-            }
-            pipe.pour(machine.as_ref(), |_| {}).await?;
+            pipe.pour(machine.as_ref(), |_| line.idle().note()).await?;
         }
     }
 }
@@ -322,10 +319,7 @@ async fn answer(
         {
             bulk = pipe.len();
             line.hear_answer(bulk);
-            if bulk == 0 {
-                return caller.shutdown().await;
-            }
-            line.until_taken(pipe.pour(caller.as_ref(), |_| {})).await?;
+            line.until_taken(pipe.pour(caller.as_ref(), |_| line.idle().note())).await?;
         }
     }
 }

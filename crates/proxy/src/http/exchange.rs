@@ -252,14 +252,12 @@ async fn pass_rest(
             let pipe = pipe::read_bulk(machine, left_max, || true).await;
             if let Some(pipe) = pipe.map_err(|_| Broken::Cut)? {
                 *left -= pipe.len() as u64;
-                let is_cut = pipe.len() == 0;
                 line.note_answered();
-                line.until_taken(caller.pour(pipe)).await.map_err(|_| Broken::Cut)?;
-                match *left {
-                    _ if is_cut => return Err(Broken::Cut),
-                    0 => return Ok(response.into()),
-                    _ => continue,
+                line.until_taken(caller.pour(pipe, line)).await.map_err(|_| Broken::Cut)?;
+                if *left == 0 {
+                    return Ok(response.into());
                 }
+                continue;
             }
         }
         let input = read_some(machine, BUFFER_BYTES).await.map_err(|_| Broken::Cut)?;
@@ -457,8 +455,11 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    async fn pour(&self, pipe: Pipe) -> io::Result<()> {
-        let note = |written| self.written.set(self.written.get() + written as u64);
+    async fn pour(&self, pipe: Pipe, line: &Line<'_>) -> io::Result<()> {
+        let note = |written| {
+            self.written.set(self.written.get() + written as u64);
+            line.idle().note();
+        };
         pipe.pour(self.stream.as_ref(), note).await
     }
 }
