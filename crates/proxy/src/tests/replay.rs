@@ -294,16 +294,22 @@ async fn body_of(world: &mut World, length: usize, read_first: usize) -> String 
     String::from_utf8(answer).expect("it is text")
 }
 
+const WHOLE: usize = 1_000_000;
+/// Lengths of bodies, and how much of each was read when the order came.
+const ORDERS_COME: [(usize, usize); 5] =
+    [(10, 10), (10_000, 0), (WHOLE, 0), (WHOLE, 500_000), (WHOLE, WHOLE)];
+
+fn assert_replayed(answer: &str, (length, read_first): (usize, usize)) {
+    let wanted = format!("target got {length} bytes, right: true");
+    assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+}
+
 #[test]
 fn a_body_of_up_to_a_megabyte_is_replayed_wherever_it_was_when_the_order_came() {
-    const WHOLE: usize = 1_000_000;
-    for (length, read_first) in
-        [(10, 10), (10_000, 0), (WHOLE, 0), (WHOLE, 500_000), (WHOLE, WHOLE)]
-    {
+    for (length, read_first) in ORDERS_COME {
         run(|mut world| async move {
             let answer = body_of(&mut world, length, read_first).await;
-            let wanted = format!("target got {length} bytes, right: true");
-            assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+            assert_replayed(&answer, (length, read_first));
         });
     }
 }
@@ -646,14 +652,10 @@ async fn streamed(world: &mut World, length: usize, read_first: usize) -> String
 
 #[test]
 fn a_body_that_came_by_http2_is_replayed_wherever_it_was_when_the_order_came() {
-    const WHOLE: usize = 1_000_000;
-    for (length, read_first) in
-        [(10, 10), (10_000, 0), (WHOLE, 0), (WHOLE, 500_000), (WHOLE, WHOLE)]
-    {
+    for (length, read_first) in ORDERS_COME {
         run(|mut world| async move {
             let answer = streamed(&mut world, length, read_first).await;
-            let wanted = format!("target got {length} bytes, right: true");
-            assert!(answer.contains(&wanted), "{length} {read_first}: {answer}");
+            assert_replayed(&answer, (length, read_first));
         });
     }
     run(|mut world| async move {

@@ -48,7 +48,7 @@ impl Memory {
     pub(super) fn find(&self, head: &[u8]) -> Option<Known> {
         let ((host, path), now) = (route(head)?, clock::now());
         let replays = self.app.replays.borrow();
-        if let Some((rule, session)) = self.session(head)
+        if let Some((rule, session)) = self.session(head, (&host, path))
             && let Some(replay) = replays.find_session((rule, &host), session, now)
         {
             return Some(Known { replay: replay.clone(), may_skip: rule.may_skip });
@@ -61,7 +61,7 @@ impl Memory {
         let (Some((host, path)), now) = (route(head), clock::now()) else { return };
         let mut replays = self.app.replays.borrow_mut();
         replays.forget((&host, path), now);
-        if let Some((rule, session)) = self.session(head) {
+        if let Some((rule, session)) = self.session(head, (&host, path)) {
             replays.forget_session((rule, &host), session, now);
         }
     }
@@ -86,16 +86,15 @@ impl Memory {
         }
         if order.transform.is_none()
             && order.replay.is_lasting()
-            && let Some((rule, session)) = self.session(head)
+            && let Some((rule, session)) = self.session(head, (&host, path))
         {
             replays.store_session((rule, &host), session, order.replay.clone(), now);
         }
     }
 
-    /// Of which session a request is.
-    fn session(&self, head: &[u8]) -> Option<(&Rule, Session)> {
-        let (host, path) = route(head)?;
-        let rule = Rule::of(&self.treatment.as_ref()?.sessions, (&host, path))?;
+    /// Of which session a request to there is.
+    fn session(&self, head: &[u8], route: (&str, &str)) -> Option<(&Rule, Session)> {
+        let rule = Rule::of(&self.treatment.as_ref()?.sessions, route)?;
         let value = match &rule.by {
             By::Header(name) => value_of(head, name)?.to_owned(),
             By::Cookie(name) => cookie(&values_of(head, "cookie")?, name)?.to_owned(),
