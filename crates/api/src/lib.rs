@@ -8,10 +8,12 @@
 
 pub mod client;
 pub mod console;
+mod relay;
 pub mod server;
 mod tls;
 pub mod wire;
 
 pub use client::{Client, ClientError};
+pub use relay::relay;
 pub use server::{Backend, Peer, serve, serve_tcp};
 pub use wire::ApiError;

@@ -13,6 +13,7 @@ use super::answer::{Answer, Outcome, empty};
 use super::handler::Call;
 use super::query;
 use super::{Backend, Peer, Phase, Session, reached, token_ended};
+use crate::relay;
 use crate::wire::{ApiError, ConsoleInput};
 
 // No name is longer (RFC 1035), and no address either.
@@ -77,7 +78,7 @@ fn switch<B: Backend, S: Stream>(call: Call<B>, stream: S) -> Answer {
 /// Copies both ways until both have ended, the caller's token or the server ends. Keeps the
 /// connection's place.
 async fn copy<B: Backend, S: Stream>(
-    mut stream: S,
+    stream: S,
     upgrade: OnUpgrade,
     session: Arc<Session<B>>,
     peer: Peer,
@@ -85,8 +86,8 @@ async fn copy<B: Backend, S: Stream>(
     let mut phase = session.phase.clone();
     let _permit = Arc::clone(&session.permit);
     let work = async {
-        let mut client = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
-        tokio::io::copy_bidirectional(&mut client, &mut stream).await
+        let client = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
+        relay(client, stream).await
     };
     tokio::select! {
         outcome = work => if let Err(error) = outcome {

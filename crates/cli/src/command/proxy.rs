@@ -143,14 +143,14 @@ async fn serve(
 
 async fn forward(
     client: &perch_api::Client,
-    mut local: Stream,
+    local: Stream,
     app: &str,
     host: &str,
     port: u16,
 ) -> Outcome {
-    let mut remote = client.open_stream(app, host, port).await?;
+    let remote = client.open_stream(app, host, port).await?;
     // Either side may break the connection at any time; that is its right and no failure of ours.
-    if let Err(error) = tokio::io::copy_bidirectional(&mut local, &mut remote).await
+    if let Err(error) = perch_api::relay(local, remote).await
         && error.kind() == std::io::ErrorKind::Other
     {
         return Err(error.into());
