@@ -67,7 +67,7 @@
 //! A new server sends everything; at `SnapshotEnd` remove the apps that it did not name, then feed [`Event::ServerReady`]: attempts that were
 //! never answered are forgotten and asked again where they are still needed. A view with a run that
 //! the balancer knows changes neither counts nor idle clocks: adoption is no start. *The proxy*
-//! dies: its successor makes new balancers ([`Settings::first_attempt`] larger than any before) and
+//! dies: its successor makes new balancers (attempts are numbered by time, so those of a predecessor are others) and
 //! gets the same snapshot; Machines that run are taken as used just now. The server reads what the
 //! dead proxy had still sent before it sends that snapshot: a stop must not meet a successor that
 //! believes the Machine is open; and it restores its lifecycles only when it is connected to a proxy
@@ -146,9 +146,6 @@ pub const START_TRIES_MAX: u32 = 3;
 pub struct Settings {
     /// The region of the host that this proxy runs on.
     pub region: Region,
-    /// Attempts are numbered from here. A proxy takes its start time in microseconds, so that no
-    /// answer to a predecessor's attempt is taken for one of its own.
-    pub first_attempt: u64,
 }
 
 /// One Machine as the server sees it.
@@ -537,7 +534,7 @@ impl Balancer {
             waiting: BTreeMap::new(),
             own_calls: BTreeMap::new(),
             aimed: BTreeMap::new(),
-            last_attempt: settings.first_attempt,
+            last_attempt: 0,
             lots: 0,
             recalled_at: None,
             effects: VecDeque::new(),
@@ -904,8 +901,10 @@ impl Balancer {
         (all || dropped).then_some(FailReason::StartsFailed { last })
     }
 
-    fn next_attempt(&mut self) -> u64 {
-        self.last_attempt += 1;
+    /// A number by the time of the wish in microseconds. Wishes of different balancers can thus be told apart, and the server
+    /// knows the order of them: of proxies that follow each other or go on side by side, and of one that has begun anew.
+    fn next_attempt(&mut self, now: Timestamp) -> u64 {
+        self.last_attempt = now.as_micros().max(self.last_attempt + 1);
         self.last_attempt
     }
 

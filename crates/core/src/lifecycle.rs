@@ -511,8 +511,7 @@ pub struct Lifecycle {
     running_version: u64,
     start_attempt: Option<u64>,
     stop_attempt: Option<u64>,
-    /// The newest start that a proxy has asked for: its attempts are numbered in the order of its wishes, and those of its
-    /// predecessors are below.
+    /// The newest start that a proxy has asked for: attempts are numbered by the time of the wish, whichever proxy has it.
     start_heard: u64,
     tokens: u64,
     restarts: Restarts,
@@ -963,7 +962,7 @@ impl Lifecycle {
         match self.phase {
             Phase::Started { .. } if self.lease == Lease::Held => Err("leased"),
             // It may have waited for others' consent meanwhile. That caller was told that the Machine is awake.
-            Phase::Started { .. } if attempt < self.start_heard => Err("a caller came meanwhile"),
+            Phase::Started { .. } if attempt <= self.start_heard => Err("a caller came meanwhile"),
             Phase::Started { .. } => {
                 self.stop_attempt = Some(attempt);
                 match self.policy.sleep {

@@ -540,10 +540,7 @@ impl App {
 
     /// Makes a new balancer, and queues the events that it needs before others.
     fn begin_anew(&self) {
-        let settings = Settings {
-            region: self.balancer.borrow().region(),
-            first_attempt: clock::now().as_micros(),
-        };
+        let settings = Settings { region: self.balancer.borrow().region() };
         let former = self.balancer.replace(Balancer::new(settings));
         // Else bytes would go by its words into a Machine that the new one has put to sleep.
         former.shut();

@@ -32,7 +32,7 @@ use crate::identity::{Consent, Signer, Stamp};
 use crate::interning::Interner;
 use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
-use crate::{Endpoints, Options, clock, convert};
+use crate::{Endpoints, Options, convert};
 
 /// Everything that connections look up.
 #[derive(Debug)]
@@ -45,7 +45,6 @@ pub(crate) struct Directory {
     generation: Cell<u64>,
     /// `Server` and `Via`, ready to write.
     signature: String,
-    first_attempt: u64,
     signer: Signer,
     /// Whether a server has ever told all that it knows.
     filled: watch::Sender<bool>,
@@ -192,7 +191,6 @@ impl Directory {
             region: RefCell::new(region.into()),
             generation: Cell::new(0),
             signature: format!("Server: perch/{}\r\nVia: 1.1 perch\r\n", options.version),
-            first_attempt: clock::now().as_micros(),
             signer: Signer::default(),
             filled: watch::Sender::new(false),
             retires: watch::Sender::new(None),
@@ -535,7 +533,7 @@ impl Directory {
 
     fn make_app(&self, name: &str) -> Rc<App> {
         let region = self.region().parse().unwrap_or(Region::LOCAL);
-        let settings = balancer::Settings { region, first_attempt: self.first_attempt };
+        let settings = balancer::Settings { region };
         let app = App::new(name, settings, Rc::clone(&self.server));
         if self.server.is_retired() {
             app.handle(balancer::Event::Retired);

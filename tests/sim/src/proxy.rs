@@ -169,8 +169,7 @@ impl World {
             return;
         }
         self.note("proxy starts");
-        let first_attempt = self.now.as_micros();
-        let settings = Settings { region: Region::LOCAL, first_attempt };
+        let settings = Settings { region: Region::LOCAL };
         let book = |index| Book {
             view: self.plan.view(index),
             there: false,

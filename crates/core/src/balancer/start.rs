@@ -146,7 +146,7 @@ impl Balancer {
     }
 
     pub(super) fn ask_start(&mut self, id: MachineId, port: Option<PublishedPort>, now: Timestamp) {
-        let attempt = self.next_attempt();
+        let attempt = self.next_attempt(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.set_start(attempt, now);
         let run = machine.view.run;

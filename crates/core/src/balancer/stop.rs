@@ -90,12 +90,12 @@ impl Balancer {
         if !open && machine.close_if_idle(now).is_err() {
             return false;
         }
-        self.ask_stop(id, reason);
+        self.ask_stop(id, reason, now);
         true
     }
 
-    fn ask_stop(&mut self, id: MachineId, reason: StopReason) {
-        let attempt = self.next_attempt();
+    fn ask_stop(&mut self, id: MachineId, reason: StopReason, now: Timestamp) {
+        let attempt = self.next_attempt(now);
         let Some(machine) = self.machines.get_mut(&id) else { return };
         machine.set_stop(attempt);
         let run = machine.view.run;
@@ -153,15 +153,15 @@ impl Balancer {
         let drained: Vec<_> = drained.collect();
         for (id, in_flight, until) in drained {
             if in_flight == 0 {
-                self.finish_drain(key, id);
+                self.finish_drain(key, id, now);
             } else if until <= now {
-                self.end_drain_in_vain(id);
+                self.end_drain_in_vain(id, now);
             }
         }
     }
 
     /// Empty: asleep, if it is still one too many. It is closed and not counted as running.
-    fn finish_drain(&mut self, key: PoolKey, id: MachineId) {
+    fn finish_drain(&mut self, key: PoolKey, id: MachineId, now: Timestamp) {
         let census = self.census(key);
         let awaited = self.machines.get(&id).is_some_and(|m| self.is_awaited(m));
         let Some(machine) = self.machines.get_mut(&id) else { return };
@@ -172,16 +172,16 @@ impl Balancer {
         let free = machine.start.is_none() && !machine.view.leased && !machine.view.cordoned;
         let free = free && !awaited;
         if spare && above && free && 1 <= census.running {
-            self.ask_stop(id, StopReason::ExcessDrained);
+            self.ask_stop(id, StopReason::ExcessDrained, now);
         } else {
             machine.clear_drain();
         }
     }
 
     /// Load remains: back into rotation, nothing is cut (AS-63).
-    fn end_drain_in_vain(&mut self, id: MachineId) {
+    fn end_drain_in_vain(&mut self, id: MachineId, now: Timestamp) {
         if self.mutant == Mutant::DrainCutsLoad {
-            self.ask_stop(id, StopReason::ExcessDrained);
+            self.ask_stop(id, StopReason::ExcessDrained, now);
         } else if let Some(machine) = self.machines.get_mut(&id) {
             machine.clear_drain();
         }

@@ -2,6 +2,7 @@ use super::*;
 use crate::aim::{Among, Area, Target};
 use crate::checks::{CheckKind, CheckSpec, Status, Times};
 use crate::heartbeat::GRACE;
+use crate::lifecycle::{self, Lifecycle, Policy, RestartPolicy, SleepBy, StartBy, StopBy};
 use crate::service::{Autostart, Autostop, Concurrency, PortSpec, Transport, Unit};
 
 const PORT: PublishedPort = PublishedPort::tcp(80);
@@ -115,6 +116,54 @@ fn a_retired_balancer_wakes_whom_its_callers_wait_for() {
     let mut world = World::new(vec![asleep(1)]);
     world.event(Event::Retired);
     assert_eq!(world.event(Event::Demand { port: PORT, waiting: 1 }), ["start 1"]);
+}
+
+#[test]
+fn a_stop_is_refused_only_if_a_caller_came_after_it_was_wanted_whichever_proxy_he_came_by() {
+    // The balancer of a former proxy that has begun anew knows no number of its own or of anybody else's.
+    for (called_at, refused) in [(AFTER / 2, false), (AFTER * 3 / 2, true)] {
+        let mut life = running();
+        let mut former = World::new(vec![suspended(1)]);
+        former.event(Event::Retired);
+        former.run_until(called_at);
+        assert_eq!(former.event(waiting(1)), ["start 1"]);
+        let mut current = World::new(vec![up(1)]);
+        assert_eq!(current.run_until(AFTER), ["stop 1 run 1"]);
+        let start = StartBy::Proxy { attempt: former.attempts[0] };
+        assert!(!refuses(&mut life, lifecycle::Event::Start(start)));
+        let stop = |attempt| lifecycle::Event::Stop(StopBy::Proxy { run: 1, attempt });
+        assert_eq!(refuses(&mut life, stop(current.attempts[0])), refused, "{called_at:?}");
+        if refused {
+            let outcome = StopOutcome::Refused { reason: "a caller came meanwhile".to_owned() };
+            current.event(Event::StopDone { machine: id(1), attempt: 1, outcome });
+            assert_eq!(current.run_until(AFTER), ["stop 1 run 1"]);
+            assert!(!refuses(&mut life, stop(current.attempts[1])), "Machines do sleep");
+        }
+    }
+}
+
+/// A Machine that is up as its first run.
+fn running() -> Lifecycle {
+    let policy = Policy {
+        kill_signal: 2,
+        kill_timeout: Duration::from_secs(5),
+        drain_timeout: Duration::from_secs(10),
+        restart: RestartPolicy::OnFailure { retries_max: 0 },
+        sleep: SleepBy::Stopping,
+    };
+    let mut life = Lifecycle::new(1, policy);
+    assert!(!refuses(&mut life, lifecycle::Event::Start(StartBy::User)));
+    assert!(!refuses(&mut life, lifecycle::Event::Launched { run: 1 }));
+    life
+}
+
+/// Whether it says no to a stop.
+fn refuses(life: &mut Lifecycle, event: lifecycle::Event) -> bool {
+    life.handle_event(event, Timestamp::ZERO).expect("it makes sense");
+    let mut said = std::iter::from_fn(|| life.poll_effect());
+    let refused =
+        |it| matches!(it, lifecycle::Effect::StopDone { outcome: StopOutcome::Refused { .. }, .. });
+    said.any(refused)
 }
 
 // ---- autostart ----------------------------------------------------------------------------------
@@ -978,6 +1027,8 @@ fn drain(n: u64, run: u64, token: u64) -> Event {
 struct World {
     balancer: Balancer,
     now: Timestamp,
+    /// Of all its wishes, in their order.
+    attempts: Vec<u64>,
     log: Vec<String>,
     vetoes: Vec<(u64, Veto)>,
     admitted: Vec<Claim>,
@@ -985,10 +1036,12 @@ struct World {
 
 impl World {
     fn new(machines: Vec<View>) -> Self {
-        let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
+        let settings = Settings { region: Region::LOCAL };
         let now = Timestamp::from_micros(1);
-        let (log, vetoes, admitted) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world = Self { balancer: Balancer::new(settings), now, log, vetoes, admitted };
+        let balancer = Balancer::new(settings);
+        let (attempts, log) = (Vec::new(), Vec::new());
+        let (vetoes, admitted) = (Vec::new(), Vec::new());
+        let mut world = Self { balancer, now, attempts, log, vetoes, admitted };
         world.change(machines);
         world
     }
@@ -997,7 +1050,14 @@ impl World {
         self.event(Event::PoolChanged(machines.into_iter().map(|v| v.0).collect()))
     }
 
-    fn event(&mut self, event: Event) -> Vec<String> {
+    /// Takes in an event; an answer is to its so-manieth wish, from 1.
+    fn event(&mut self, mut event: Event) -> Vec<String> {
+        if let Event::StartDone { attempt, .. }
+        | Event::StopDone { attempt, .. }
+        | Event::Thawed { attempt, .. } = &mut event
+        {
+            *attempt = self.attempts[*attempt as usize - 1];
+        }
         self.balancer.handle_event(event, self.now);
         self.drain_effects();
         self.log()
@@ -1041,6 +1101,12 @@ impl World {
 
     fn drain_effects(&mut self) {
         while let Some(effect) = self.balancer.poll_effect() {
+            if let Effect::Start { attempt, .. }
+            | Effect::Thaw { attempt, .. }
+            | Effect::Stop { attempt, .. } = effect
+            {
+                self.attempts.push(attempt);
+            }
             self.log.push(match effect {
                 Effect::Vetoed { machine, veto, .. } => {
                     self.vetoes.push((machine.as_u64(), veto));

@@ -34,7 +34,7 @@ fn run_with<F: Future<Output = ()>>(test: impl FnOnce(Rc<App>, Receiver<FromProx
     let work = async {
         let server = ServerSide::new();
         let told = server.connected();
-        let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
+        let settings = Settings { region: Region::LOCAL };
         let app = App::new("app", settings, server);
         tokio::time::timeout(PATIENCE, test(app, told)).await
     };

@@ -23,7 +23,7 @@ fn napping(id: MachineId) -> MachineView {
 
 /// An app with one Machine, and the file that says how much of a processor that has used.
 fn app_with_one(id: MachineId) -> (Rc<App>, File) {
-    let settings = Settings { region: Region::LOCAL, first_attempt: 0 };
+    let settings = Settings { region: Region::LOCAL };
     let app = App::new("app", settings, ServerSide::new());
     app.set_machines(vec![napping(id)], Box::default());
     let file = || tempfile::tempfile().expect("a file");
