@@ -47,6 +47,8 @@ pub(crate) struct Line<'a> {
     quiet: Cell<Quiet>,
     /// The caller does not take what the Machine has said: that is not the Machine's rest.
     stuck: Cell<bool>,
+    /// The Machine does not take what the caller has said: it lies here, and only the Machine can end that.
+    untaken: Cell<bool>,
     /// A part of the request is still to come.
     uploads: Cell<bool>,
     /// The caller has sent another request behind this one.
@@ -72,6 +74,7 @@ impl<'a> Line<'a> {
             start_timeout: facts.start_timeout,
             quiet: Cell::new(Quiet::begun(moderation::turn())),
             stuck: Cell::new(false),
+            untaken: Cell::new(false),
             uploads: Cell::new(false),
             ahead: Cell::new(false),
             changed: Notify::new(),
@@ -190,6 +193,14 @@ impl<'a> Line<'a> {
         written
     }
 
+    /// Runs a write to the Machine. The caller's next bytes, which would wake it, are not looked at before that is over.
+    pub(crate) async fn until_passed_on<T>(&self, write: impl Future<Output = T>) -> T {
+        self.untaken.set(true);
+        let written = write.await;
+        self.untaken.set(false);
+        written
+    }
+
     /// Runs `work`, and rests meanwhile whenever nothing moves.
     pub(crate) async fn along<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::select! {
@@ -206,6 +217,10 @@ impl<'a> Line<'a> {
             let pause = self.quiet.get().next_look(after);
             tokio::time::sleep(pause).await;
             if self.look(pause) == Verdict::Load {
+                // Somebody with the API puts it to sleep whatever is under way.
+                if self.untaken.get() && !self.place.is_ready() && !self.place.is_awake_only() {
+                    self.recall_or_log().await;
+                }
                 continue;
             }
             self.place.park();
@@ -213,18 +228,22 @@ impl<'a> Line<'a> {
             while self.place.is_parked() && !self.ahead.get() {
                 self.changed.notified().await;
             }
-            if self.place.is_parked()
-                && let Err(error) = self.recall(self.origin()).await
-            {
-                self.log(&error);
+            if self.place.is_parked() {
+                self.recall_or_log().await;
             }
+        }
+    }
+
+    async fn recall_or_log(&self) {
+        if let Err(error) = self.recall(self.origin()).await {
+            self.log(&error);
         }
     }
 
     fn look(&self, pause: Duration) -> Verdict {
         let mut verdict = Verdict::Load;
         self.note(|quiet| {
-            if self.stuck.get() || self.uploads.get() || self.ahead.get() {
+            if self.stuck.get() || self.untaken.get() || self.uploads.get() || self.ahead.get() {
                 quiet.note_stuck();
             }
             verdict = quiet.look(pause);

@@ -273,7 +273,7 @@ async fn ask(
         if let Some(socket) = line.socket() {
             socket.asks(&said);
         }
-        machine.write_all(&said).await?;
+        line.until_passed_on(machine.write_all(&said)).await?;
     }
     drop(said);
     loop {
@@ -282,14 +282,14 @@ async fn ask(
             return machine.shutdown().await;
         }
         moderation::count_piece(bytes.filled().len());
-        machine.write_all(bytes.filled()).await?;
+        line.until_passed_on(machine.write_all(bytes.filled())).await?;
         let mut bulk = bytes.filled().len();
         drop(bytes);
         while BULK_BYTES <= bulk
             && let Some(pipe) = line.read_bulk(caller).await?
         {
             bulk = pipe.len();
-            pipe.pour(machine.as_ref(), |_| line.idle().note()).await?;
+            line.until_passed_on(pipe.pour(machine.as_ref(), |_| line.idle().note())).await?;
         }
     }
 }

@@ -31,6 +31,7 @@ mod routing;
 mod sleeper;
 mod treatment;
 mod udp;
+mod untaken;
 mod upgrade;
 mod websocket;
 mod world;
