@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::world::*;
 use crate::control::{FromProxy, Link, ToProxy};
+use crate::upstream::is_quiet;
 
 const KEEP: &str = "GET /path HTTP/1.1\r\nHost: app.flycast\r\n\r\n";
 
@@ -233,24 +234,57 @@ fn a_retired_proxy_lets_a_machine_sleep_only_if_nobody_uses_it_there() {
         let mut caller = connected_unseen(&world, KEEP);
         slow.got_requests(1).await;
         world.send(ToProxy::Retire { bound_ms: 3_600_000 }).await;
-        let may_stop = |token| ToProxy::MayStop { machine: MACHINE.to_owned(), run: 1, token };
         world.send(may_stop(3)).await;
         assert_eq!(drained(&mut world, 3).await, 1, "somebody waits for an answer");
         slow.go_on.add_permits(1);
         read_response(&mut caller).await;
         world.send(may_stop(4)).await;
         assert_eq!(drained(&mut world, 4).await, 1, "it was used a moment ago");
-        let mut token = 5;
-        while drained_after(&mut world, may_stop(token), token).await != 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            token += 1;
-        }
+        may_stop_at_last(&mut world, 5).await;
     });
 }
 
-async fn drained_after(world: &mut World, question: ToProxy, token: u64) -> u64 {
-    world.send(question).await;
-    drained(world, token).await
+#[test]
+fn a_retired_proxy_has_closed_its_idle_connections_to_a_machine_that_it_lets_sleep() {
+    run(|mut world| async move {
+        let (give, mut given) = tokio::sync::mpsc::unbounded_channel();
+        let port = machine(move |mut stream| {
+            let give = give.clone();
+            async move {
+                read_head(&mut stream).await.expect("a request comes");
+                stream.write_all(NO_CONTENT).await.expect("the proxy reads");
+                give.send(stream).expect("the test waits");
+            }
+        })
+        .await;
+        let mut view = app("started", port);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 100);
+        world.publish(view).await;
+        assert!(world.ask(GET).await.starts_with("HTTP/1.1 204"));
+        let kept = given.recv().await.expect("it was asked");
+        assert!(is_quiet(&kept), "it is kept for the next request");
+        world.send(ToProxy::Retire { bound_ms: 3_600_000 }).await;
+        may_stop_at_last(&mut world, 1).await;
+        assert!(!is_quiet(&kept), "the Machine would find its end when it wakes");
+    });
+}
+
+const NO_CONTENT: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+fn may_stop(token: u64) -> ToProxy {
+    ToProxy::MayStop { machine: MACHINE.to_owned(), run: 1, token }
+}
+
+/// Asks by tokens from this one on, until it may.
+async fn may_stop_at_last(world: &mut World, mut token: u64) {
+    loop {
+        world.send(may_stop(token)).await;
+        if drained(world, token).await == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        token += 1;
+    }
 }
 
 /// What is said to be in flight; and nobody is put to sleep meanwhile.
