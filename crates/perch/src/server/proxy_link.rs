@@ -517,7 +517,7 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
         }
         FromProxy::Note(note) => enter(world, *note),
         FromProxy::Live { token, live } => {
-            world.proxy.questions.answered_live(token, live.map(|live| *live));
+            world.proxy.questions.answered_live(which, token, live.map(|live| *live));
         }
         FromProxy::Counts { token, apps, last } => {
             world.proxy.questions.answered_counts(token, apps, last);

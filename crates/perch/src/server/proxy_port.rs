@@ -260,7 +260,9 @@ impl ProxyPort {
 
     /// What an app is awake for just now ([`Questions::live`]).
     pub(crate) async fn live(&self, app: &str, callers_max: u32) -> Option<Live> {
-        self.questions.live(app, callers_max, |question| self.current.send(question)).await
+        let wires: BTreeMap<Which, Arc<Wire>> = self.wires().into_iter().collect();
+        let send = |which, question| wires.get(&which).is_some_and(|wire| wire.send(question));
+        self.questions.live(app, callers_max, wires.keys().copied().collect(), send).await
     }
 
     /// What was served of all apps ([`Questions::counts`]).

@@ -108,6 +108,7 @@ fn a_machine_sleeps_under_connections_of_the_former_proxy_and_their_next_byte_wa
             Ok(host.states("raw")? == ["started"])
         })?;
         ensure!(proxies(host).len() == 2, "the former proxy has ended");
+        host.fly(&["why", "raw"])?.says(&["callers of raw now", "(raw TCP) for "])?;
         let machine = host.machines("raw")?.pop().context("no Machine")?;
         ensure!(machine.events("launch") == 1, "it was started anew: {machine:?}");
         Ok(())
