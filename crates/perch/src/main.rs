@@ -15,6 +15,7 @@ mod embedded;
 mod fault;
 mod ids;
 mod keys;
+mod logging;
 mod manual;
 mod paths;
 mod process;

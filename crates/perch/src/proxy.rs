@@ -23,6 +23,9 @@ fn serve() -> anyhow::Result<()> {
     let handover = Handover::receive(rustix::stdio::stdin())
         .context("perch proxy is started by the server only")?;
     drop_privileges().context("could not give up privileges")?;
+    let _last_words = crate::logging::begin_for_proxy().context("could not use standard error")?;
+    // Others write to the same file. An error's span is there whatever is filtered.
+    let _named = tracing::error_span!("proxy", pid = std::process::id()).entered();
     let options = perch_proxy::Options {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         rewrite_endpoints: None,

@@ -16,7 +16,7 @@ mod calling;
 mod capacity;
 mod certificate;
 mod checks;
-mod clock;
+pub(crate) mod clock;
 mod contents;
 mod copying;
 mod cpu;
@@ -124,15 +124,7 @@ const NICE: i32 = -10;
 
 /// Entry point of `perch server`.
 pub(crate) fn main(options: Options) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PERCH_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    crate::logging::begin();
     let mut handoff = match Handoff::take() {
         Ok(handoff) => handoff,
         Err(error) => return crate::fail(&error),

@@ -312,10 +312,10 @@ fn register(world: &World, pid: Pid) -> anyhow::Result<()> {
     process::remember(pid, &path).with_context(|| format!("could not write {}", path.display()))
 }
 
-/// The proxy's own words outlive the server's standard error.
+/// The proxy's own words outlive the server's standard error. It is read where it is made shorter ([`crate::logging`]).
 fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
     let path = world.paths.data.join("proxy.log");
-    let opened = std::fs::File::options().create(true).append(true).open(&path);
+    let opened = std::fs::File::options().create(true).read(true).append(true).open(&path);
     opened.with_context(|| format!("could not open {}", path.display()))
 }
 

@@ -109,6 +109,11 @@ fn a_machine_sleeps_under_connections_of_the_former_proxy_and_their_next_byte_wa
         })?;
         ensure!(proxies(host).len() == 2, "the former proxy has ended");
         host.fly(&["why", "raw"])?.says(&["callers of raw now", "(raw TCP) for "])?;
+        let log = host.data_dir().join("proxy.log");
+        wait_until("the former proxy's words", SOON, || {
+            let said = std::fs::read_to_string(&log)?;
+            Ok(said.contains("another proxy has the listeners left=1").then_some(()))
+        })?;
         let machine = host.machines("raw")?.pop().context("no Machine")?;
         ensure!(machine.events("launch") == 1, "it was started anew: {machine:?}");
         Ok(())
