@@ -10,8 +10,8 @@
 //! successor takes the listeners, and it is told so when that serves. It goes on until everybody whom it has is served.
 //!
 //! A proxy that outlived an earlier server is found by its control socket and goes on; one that lives
-//! and does not answer ends before it gets a successor. While no
-//! proxy is connected nothing is in flight that we could wait for, so drains end at once.
+//! and does not answer ends before it gets a successor. While no proxy lives nothing is in flight that we could wait for, so
+//! drains end at once; one whose connection breaks hears at its next what is waited for.
 
 pub(crate) mod retired;
 
@@ -134,8 +134,10 @@ pub(crate) async fn keep(
                     continue;
                 }
                 world.proxy.questions.forget();
-                for stop in world.proxy.gone(Which::Current) {
-                    do_stop(&world, stop);
+                if ended.is_err() && living(&world).is_some() {
+                    world.proxy.current_parted();
+                } else {
+                    current_is_gone(&world);
                 }
                 if let Err(error) = ended {
                     tracing::warn!(
@@ -160,12 +162,19 @@ pub(crate) async fn keep(
                     patience.replaced();
                 }
                 unanswered = 0;
+                current_is_gone(&world);
                 respawn(&world, &mut listeners).await;
                 patience.started();
             }
         }
     }
     listeners
+}
+
+fn current_is_gone(world: &Arc<World>) {
+    for stop in world.proxy.gone(Which::Current) {
+        do_stop(world, stop);
+    }
 }
 
 /// With what is missing made anew; [`None`] if that cannot be.
@@ -383,6 +392,12 @@ async fn session(
         Role::Current => (&**world.proxy.current(), world.proxy.begin_session()),
         Role::Retired(number, wire) => (wire, number),
     };
+    if let Role::Current = role
+        && world.proxy.is_parted()
+    {
+        // What is asked from now on waits for the end of the snapshot; what was asked before is part of it.
+        world.proxy.connected();
+    }
     freezers::look_for_thawed(world).await;
     let (pid, retires) = (link.pid(), link.retires());
     let mut handed = link.thaws().then(Handed::default);
@@ -448,10 +463,8 @@ async fn send_snapshot(
     for app in &apps {
         send_app(world, sender, app).await?;
     }
-    if let Role::Retired(number, _) = role {
-        for message in world.proxy.outstanding(number) {
-            sender.send(&message).await?;
-        }
+    for message in world.proxy.outstanding(role.which()) {
+        sender.send(&message).await?;
     }
     sender.send(&ToProxy::SnapshotEnd).await?;
     Ok(apps)

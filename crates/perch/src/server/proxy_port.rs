@@ -98,6 +98,9 @@ struct Draining {
 #[derive(Debug)]
 pub(crate) struct ProxyPort {
     current: Arc<Wire>,
+    /// The current proxy lives, and the connection to it has ended: at the next one it hears what is waited for.
+    /// Changes while `drains` is locked.
+    parted: AtomicBool,
     retired: Mutex<BTreeMap<u64, Arc<Wire>>>,
     drains: Mutex<BTreeMap<u64, Draining>>,
     /// Locked before `retired`, never after it.
@@ -124,6 +127,7 @@ impl ProxyPort {
         let (current, receiver) = Wire::new();
         let port = Self {
             current,
+            parted: AtomicBool::new(false),
             retired: Mutex::default(),
             drains: Mutex::default(),
             consents: Mutex::default(),
@@ -166,7 +170,24 @@ impl ProxyPort {
 
     /// From now on drains are asked of the current proxy.
     pub(crate) fn connected(&self) {
+        let _no_drain_begins = lock(&self.drains);
+        self.parted.store(false, Ordering::Release);
         self.current.connected.store(true, Ordering::Release);
+    }
+
+    /// The connection to the current proxy has ended, and the process lives or may: it serves on whom it has.
+    pub(crate) fn current_parted(&self) {
+        {
+            let _no_drain_begins = lock(&self.drains);
+            self.parted.store(true, Ordering::Release);
+            self.current.connected.store(false, Ordering::Release);
+        }
+        self.call_off_questions();
+    }
+
+    /// Whether its connection begins anew.
+    pub(crate) fn is_parted(&self) -> bool {
+        self.parted.load(Ordering::Acquire)
     }
 
     /// A connection to the current proxy begins; its number.
@@ -301,7 +322,10 @@ impl ProxyPort {
             let wires = self.wires();
             // Held meanwhile, so that no answer is faster than the question is written down.
             let mut drains = lock(&self.drains);
-            let sent = wires.into_iter().filter(|(_, wire)| wire.send(message.clone()));
+            let will_hear = |which| which == Which::Current && self.is_parted();
+            let sent = wires
+                .into_iter()
+                .filter(|(which, wire)| wire.send(message.clone()) || will_hear(*which));
             let waits_for: BTreeSet<Which> = sent.map(|(which, _)| which).collect();
             drains.insert(own, Draining { mailbox, token, message, waits_for });
         }
@@ -384,12 +408,12 @@ impl ProxyPort {
         self.answered(which, token, in_flight)
     }
 
-    /// A proxy is no more, or is the current one and its connection has ended: it has nothing in flight that could be
-    /// waited for. Stops of which only it had said nothing come back.
+    /// A proxy is no more: it has nothing in flight that could be waited for. Stops of which only it had said nothing come
+    /// back.
     pub(crate) fn gone(&self, which: Which) -> Vec<Asked> {
         if which == Which::Current {
-            self.current.connected.store(false, Ordering::Release);
-            self.call_off_questions();
+            self.current_parted();
+            self.parted.store(false, Ordering::Release);
         }
         let drains: Vec<u64> = lock(&self.drains).keys().copied().collect();
         for token in drains {
@@ -402,11 +426,13 @@ impl ProxyPort {
         asked.into_iter().filter_map(|token| self.answered(which, token, 0)).collect()
     }
 
-    /// What a retired proxy has to hear before it may let anybody in again, when its connection begins anew: what the
-    /// server still waits for, and which runs are about to sleep because it has agreed.
-    pub(crate) fn outstanding(&self, number: u64) -> Vec<ToProxy> {
-        let which = Which::Retired(number);
-        let agreed = lock(&self.consents).renewed();
+    /// What a proxy has to hear before it may let anybody in again, when its connection begins anew: what the server still
+    /// waits for, and which runs are about to sleep because it has agreed. The current one asks for that itself.
+    pub(crate) fn outstanding(&self, which: Which) -> Vec<ToProxy> {
+        let agreed = match which {
+            Which::Current => Vec::new(),
+            Which::Retired(_) => lock(&self.consents).renewed(),
+        };
         let drains = lock(&self.drains);
         let waiting = drains.values().filter(|draining| draining.waits_for.contains(&which));
         waiting.map(|draining| draining.message.clone()).chain(agreed).collect()

@@ -316,10 +316,38 @@ mod tests {
         port.drain("m", 3, 77, Duration::from_secs(5), mailbox);
         port.parted();
         assert!(drained.try_recv().is_err(), "nobody has said that it is empty");
-        let told = port.outstanding(number);
+        let told = port.outstanding(Which::Retired(number));
         let [ToProxy::Drain { token, run: 3, .. }] = told[..] else { panic!("{told:?}") };
         port.drained(Which::Retired(number), token, 0);
         assert!(drained.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_drain_goes_on_over_a_broken_connection_to_the_current_one_that_lives() {
+        let (port, _current) = ProxyPort::new();
+        port.connected();
+        let begin = |machine| {
+            let (mailbox, drained) = Post::of_test();
+            port.drain(machine, 3, 77, Duration::from_secs(5), mailbox);
+            drained
+        };
+        let mut before = begin("before");
+        port.current_parted();
+        let mut meanwhile = begin("meanwhile");
+        assert!(
+            before.try_recv().is_err() && meanwhile.try_recv().is_err(),
+            "somebody may be inside"
+        );
+        port.connected();
+        let told = port.outstanding(Which::Current);
+        let [ToProxy::Drain { token, .. }, ToProxy::Drain { .. }] = told[..] else {
+            panic!("{told:?}")
+        };
+        port.drained(Which::Current, token, 0);
+        assert!(before.try_recv().is_ok() && meanwhile.try_recv().is_err());
+        assert!(port.gone(Which::Current).is_empty());
+        assert!(meanwhile.try_recv().is_ok(), "nobody is left");
+        assert!(begin("later").try_recv().is_ok(), "nobody is there");
     }
 
     #[test]
@@ -355,7 +383,7 @@ mod tests {
         assert!(asked.try_recv().is_err(), "another session's");
         port.stop_is_void("m", SESSION);
         assert!(is_called_off(&mut asked));
-        assert!(port.outstanding(number).is_empty());
+        assert!(port.outstanding(Which::Retired(number)).is_empty());
     }
 
     #[test]
@@ -363,11 +391,11 @@ mod tests {
         let (port, _current) = ProxyPort::new();
         let (number, _wire, _asked) = port.add_retired();
         let token = token(&port);
-        assert!(port.outstanding(number).is_empty(), "nothing is agreed yet");
+        assert!(port.outstanding(Which::Retired(number)).is_empty(), "nothing is agreed yet");
         assert!(port.drained(Which::Retired(number), token, 0).is_some());
-        let told = port.outstanding(number);
+        let told = port.outstanding(Which::Retired(number));
         assert!(matches!(told[..], [ToProxy::Drain { run: 3, token: 0, .. }]), "{told:?}");
         port.stop_done("m", 9, StopOutcome::Suspended);
-        assert!(port.outstanding(number).is_empty());
+        assert!(port.outstanding(Which::Retired(number)).is_empty());
     }
 }
