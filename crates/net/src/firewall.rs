@@ -4,8 +4,9 @@
 //!
 //! ```text
 //! raw   every packet has its sender's own source, else it is dropped; of IPv4 only egress is tracked
-//! fly   to a published address . port that the sender may see: to the transparent listener; a SYN
-//!       that finds none is dropped, since a retry may find the successor; UDP's to a socket of its own
+//! services  of raw, for what opens something: to a published address . port that the sender may see:
+//!       to the transparent listener; a SYN that finds none is dropped, since a retry may find the
+//!       successor; UDP's to a socket of its own
 //!       A Machine that opens more connections a second than it may, or sends more datagrams: they are
 //!       dropped, and it is remembered for a while who that was
 //! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
@@ -16,7 +17,8 @@
 //! and table `perch` of IPv4, whose `egress` lets Machines' packets leave under the plane's address.
 //!
 //! Nothing in the plane may ask for the state of IPv6: the kernel would then take every packet of the
-//! warm path through connection tracking and NAT, in four hooks of each write. What the host has asked
+//! warm path through connection tracking and NAT, in four hooks of each write. For the same reason a
+//! packet comes through one chain before it is routed, not through one for each purpose. What the host has asked
 //! by UDP or ping is remembered in a set instead. Fragments hide nothing from these rules: TPROXY
 //! makes the kernel put them together first.
 //!
@@ -137,7 +139,6 @@ const MARK_ANSWER: u32 = 0x71;
 const DNS_PORT: u16 = 53;
 
 const PRIORITY_RAW: i32 = -300;
-const PRIORITY_MANGLE: i32 = -150;
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SRCNAT: i32 = 100;
 /// Before the usual filters of the host's owner.
@@ -200,16 +201,16 @@ pub(crate) fn ensure_plane(
     }
     add_chains(&mut batch);
     batch.delete_rules();
-    // Until NAT had a table of its own.
-    for former in ["resolver", "egress"] {
+    // Until NAT had a table of its own, and until services had no hook of their own any more.
+    for former in ["resolver", "egress", "fly"] {
         batch.delete_chain(former);
     }
     let rules = [
         raw_rules(config),
         raw_out_rules(),
         limit_rules(config.call_limits),
-        fly_rules(),
-        fly_udp_rules(),
+        service_rules(),
+        udp_service_rules(),
         input_rules(config),
         forward_rules(),
         to_host_rules(),
@@ -239,7 +240,8 @@ fn ensure_egress(socket: &mut Socket, config: &PlaneConfig) -> Result<(), NetErr
 fn add_chains(batch: &mut Batch<'_>) {
     batch.add_filter("raw", Hook::Prerouting, PRIORITY_RAW);
     batch.add_filter("raw_out", Hook::Output, PRIORITY_RAW);
-    batch.add_filter("fly", Hook::Prerouting, PRIORITY_MANGLE);
+    batch.add_chain("own");
+    batch.add_chain("services");
     batch.add_chain("ports4");
     batch.add_chain("ports6");
     batch.add_chain("catch6");
@@ -259,8 +261,9 @@ fn raw_rules(config: &PlaneConfig) -> Vec<Rule> {
     let on = || Rule::on("raw");
     let from_host = || on().v4().iif(Cmp::Eq, INSIDE);
     vec![
-        on().iif(Cmp::Eq, "lo").accept(),
+        on().iif(Cmp::Eq, "lo").jump("own"),
         on().v6().load_iif().load_saddr6(R2).not_in_set(SOURCES6).count().drop(),
+        on().v6().jump("services"),
         on().v6().accept(),
         // Answers from the world come under any source.
         from_host()
@@ -270,7 +273,9 @@ fn raw_rules(config: &PlaneConfig) -> Vec<Rule> {
             .accept(),
         on().load_iif().load_saddr4(R2).not_in_set(SOURCES4).count().drop(),
         on().daddr4_in(LINKS.0, LINKS.1).notrack().accept(),
-        on().load_daddr4(R1).in_set(PUBLIC4).notrack(),
+        on().load_daddr4(R1).in_set(PUBLIC4).notrack().jump("services"),
+        Rule::on("own").jump("services"),
+        Rule::on("own").accept(),
     ]
 }
 
@@ -305,8 +310,8 @@ fn limit_rules(limits: CallLimits) -> Vec<Rule> {
     rules
 }
 
-fn fly_rules() -> Vec<Rule> {
-    let tcp6 = || Rule::on("fly").v6().proto(TCP);
+fn service_rules() -> Vec<Rule> {
+    let tcp6 = || Rule::on("services").v6().proto(TCP);
     let ports4 = || Rule::on("ports4").load_daddr4(R1).load_dport(R1_SECOND_WORD);
     let ports6 = || Rule::on("ports6").load_daddr6(R1).load_dport(R2);
     let here6 = Ipv6Addr::LOCALHOST.octets();
@@ -316,11 +321,11 @@ fn fly_rules() -> Vec<Rule> {
     vec![
         // Who was let in is let on: the kernel finds an open connection's socket by itself, at an
         // address that is routed here. (Only SYN cookies would need more; the plane has none.)
-        Rule::on("fly").syn(Cmp::Neq).accept(),
+        Rule::on("services").syn(Cmp::Neq).accept(),
         tcp6().load_saddr6(R1).mask48(R1).load_daddr6(R2).in_set(VISIBLE6).jump("ports6"),
         tcp6().load_daddr6(R1).in_set(PUBLIC6).jump("ports6"),
         // One look-up for what comes over links, instead of one for each set of ports.
-        Rule::on("fly").v4().proto(TCP).load_daddr4(R1).in_set(PUBLIC4).jump("ports4"),
+        Rule::on("services").v4().proto(TCP).load_daddr4(R1).in_set(PUBLIC4).jump("ports4"),
         ports4().in_set(PORTS4).jump("catch4"),
         ports4().in_set(RANGES4).jump("catch4"),
         ports6().in_set(PORTS6).jump("catch6"),
@@ -333,8 +338,8 @@ fn fly_rules() -> Vec<Rule> {
 }
 
 /// The same for UDP services. There is none at an IPv4 address, which is shared by apps.
-fn fly_udp_rules() -> Vec<Rule> {
-    let on = || Rule::on("fly").v6().proto(UDP);
+fn udp_service_rules() -> Vec<Rule> {
+    let on = || Rule::on("services").v6().proto(UDP);
     let udp6 = || Rule::on("udp6").load_daddr6(R1).load_dport(R2);
     let catch = || Rule::on("catch_udp6");
     let socket = Ipv6Addr::LOCALHOST.octets();
@@ -360,10 +365,10 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
     let echo6 = || on().v6().icmp(ICMPV6, ECHO_REQUEST_V6, ECHO_REQUEST_V6);
     let echo4 = || on().v4().icmp(ICMP, ECHO_REQUEST, ECHO_REQUEST);
     vec![
-        on().mark(MARK).accept(),
         // Untracked, so told by its flags: it cannot open a connection, and the kernel resets what
         // belongs to none.
         on().syn(Cmp::Neq).accept(),
+        on().mark(MARK).accept(),
         on().iif(Cmp::Eq, "lo").accept(),
         remember_udp(on().v6().iif(Cmp::Eq, INSIDE).proto(UDP).dport(DNS_PORT)),
         dns().proto(UDP).dport(DNS_PORT).accept(),

@@ -138,6 +138,9 @@ fn prepare_plane() -> Result<(Socket, Socket), NetError> {
         // A cookie's connection has no socket before its third packet, which then finds none: the
         // listener is elsewhere. When too many wait, a SYN is dropped, and is sent again.
         ("ipv4/tcp_syncookies", "0"),
+        // Every connection of the plane ends on this host, over links that lose nothing: what the host
+        // has chosen for long ways (BBR sets a pace, and timers for it) costs, and helps nobody.
+        ("ipv4/tcp_congestion_control", "reno"),
     ];
     for (name, value) in settings {
         set_sysctl(name, value)?;
