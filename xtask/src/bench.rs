@@ -9,6 +9,7 @@ mod callers;
 mod cycles;
 mod figures;
 mod fleet;
+mod flood;
 mod grpc;
 mod load;
 mod neighbour;
@@ -28,12 +29,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use flood::flood;
 pub(crate) use upstream::upstream;
 
 use crate::{packages, shell};
 
 /// The hidden command that is the upstream of `warm` and `proxy`.
 pub(crate) const UPSTREAM: &str = "upstream";
+/// The hidden command that floods in `neighbour`.
+pub(crate) const FLOOD: &str = "flood";
 
 /// Runs one benchmark; whether our promise holds.
 pub(crate) fn run(args: &[String]) -> Result<bool> {

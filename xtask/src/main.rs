@@ -87,6 +87,7 @@ fn run(args: &[String]) -> Result<bool> {
         "dist" => dist::dist(),
         "fixture" => fixture::make(),
         bench::UPSTREAM => bench::upstream(rest),
+        bench::FLOOD => bench::flood(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(true)
