@@ -42,10 +42,9 @@ impl Kept {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// All of them, which are kept no longer; `None`: they are not there any more.
-    pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
-        self.release();
-        (!self.lost).then(|| std::mem::take(&mut self.bytes))
+    /// All of them, which are kept on; `None`: they are not there any more.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        (!self.lost).then_some(&self.bytes)
     }
 
     fn give_up(&mut self) {
@@ -122,6 +121,12 @@ impl Sending {
         self.recovered.bytes += bytes.len();
         true
     }
+}
+
+/// What all requests of this thread keep.
+#[cfg(test)]
+pub(crate) fn all() -> usize {
+    ALL.get()
 }
 
 #[cfg(test)]

@@ -143,10 +143,7 @@ impl Call {
             if message.is_empty() || hop.aimed.is_some() {
                 self.write_message(hop.facts.reuse, &mut message).await?;
             }
-            let repeatable = self.whole.is_some() && method != Method::Other;
-            let Some(mut machine) = self.connection(&place, &mut tries, repeatable).await? else {
-                continue;
-            };
+            let Some(mut machine) = self.connection(&place, &mut tries).await? else { continue };
             if !machine.used || place.has_waited() {
                 self.shared.forwarded.renew(&mut message);
             }
@@ -154,12 +151,18 @@ impl Call {
             let exchange = self.exchange(machine_side, &hop.facts, &message);
             match Box::pin(exchange).await {
                 Ok(done) => return finish(&place, machine.stream, (hop.facts.reuse, method), done),
-                Err(Broken::NoAnswer) if repeatable && tries.may_repeat(&place, machine.used) => {
+                Err(Broken::NoAnswer)
+                    if self.is_repeatable() && tries.may_repeat(&place, machine.used) =>
+                {
+                    self.recover();
                     let pause = tries.pause(&place);
                     unless_left(&mut self.respond, &mut self.body, pause).await?;
                 }
                 Err(Broken::Malformed)
-                    if machine.used && repeatable && tries.may_repeat(&place, true) => {}
+                    if machine.used && self.is_repeatable() && tries.may_repeat(&place, true) =>
+                {
+                    self.recover();
+                }
                 Err(broken) => {
                     tcp::reset(&machine.stream);
                     return Err(broken.into());
@@ -188,19 +191,17 @@ impl Call {
                 }
                 Err(broken) => broken,
             };
-            let whole = self.whole.is_some();
             let repeatable = match broken {
                 Broken::Cut => return Err(Failure::Cut),
                 Broken::Silent => false,
-                Broken::Unseen => whole,
-                Broken::NoAnswer | Broken::Malformed | Broken::NoHttp2 => {
-                    whole && self.head.request.method != Method::Other
-                }
+                Broken::Unseen => self.is_kept(),
+                Broken::NoAnswer | Broken::Malformed | Broken::NoHttp2 => self.is_repeatable(),
             };
             backend.retire();
             if !repeatable || !tries.may_repeat(&place, used) {
                 return Err(broken.into());
             }
+            self.recover();
             unless_left(&mut self.respond, &mut self.body, tries.pause(&place)).await?;
         }
     }
@@ -247,6 +248,16 @@ impl Call {
         idle.unless_silent(done).await.unwrap_or(Err(Broken::Silent))
     }
 
+    /// Whether it may be sent a second time after a Machine has had it (PX-70).
+    fn is_repeatable(&self) -> bool {
+        self.head.request.method != Method::Other && self.is_kept()
+    }
+
+    /// Whether all that was sent of its body is still there.
+    fn is_kept(&self) -> bool {
+        self.whole.is_some() || self.body.is_kept()
+    }
+
     /// Takes all of the body, if it has come and nothing of it was sent.
     async fn take_whole(&mut self) {
         if self.whole.is_none()
@@ -291,10 +302,10 @@ impl Call {
         &mut self,
         place: &Place,
         tries: &mut Tries,
-        repeatable: bool,
     ) -> Result<Option<Upstream>, Failure> {
         if !tries.fresh {
-            let quiet = if repeatable { upstream::seems_quiet } else { upstream::is_quiet };
+            let quiet =
+                if self.is_repeatable() { upstream::seems_quiet } else { upstream::is_quiet };
             while let Some(used) = place.app().upstreams.take(place.endpoint()) {
                 if quiet(&used.stream) {
                     return Ok(Some(used));

@@ -16,6 +16,7 @@ use tokio::task::spawn_local;
 use super::world::*;
 use crate::control::FromProxy;
 
+mod again;
 pub(super) mod backend;
 mod bounds;
 mod frames;
@@ -94,6 +95,20 @@ pub(super) async fn begin(
 ) -> (ResponseFuture, SendStream<Bytes>) {
     let mut ready = client.clone().ready().await.expect("the connection is there");
     ready.send_request(request, false).expect("it goes out")
+}
+
+/// Sends a whole body, as fast as it is taken.
+pub(super) async fn send_all(mut sending: SendStream<Bytes>, mut body: Bytes) {
+    while !body.is_empty() {
+        sending.reserve_capacity(body.len());
+        let Some(Ok(room)) = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await else {
+            return;
+        };
+        let piece = body.split_to(room.min(body.len()));
+        if sending.send_data(piece, body.is_empty()).is_err() {
+            return;
+        }
+    }
 }
 
 pub(super) async fn read_answer(answer: ResponseFuture) -> (Response<RecvStream>, String) {

@@ -30,7 +30,7 @@ async fn says(answer: String) -> u16 {
     .await
 }
 
-fn order(fields: &str) -> String {
+pub(super) fn order(fields: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: 7\r\n\r\nswallow")
 }
 
@@ -41,7 +41,7 @@ fn json(body: &str) -> String {
 }
 
 /// An app without addresses, in a network.
-fn hidden(name: &str, state: &str, internal_port: u16, network: u32) -> AppView {
+pub(super) fn hidden(name: &str, state: &str, internal_port: u16, network: u32) -> AppView {
     let mut view = app(state, internal_port);
     view.name = name.to_owned();
     view.network = network;
@@ -316,7 +316,7 @@ fn a_body_of_up_to_a_megabyte_is_replayed_wherever_it_was_when_the_order_came() 
 
 /// Refuses each request by its head, and either ends the connection with the body unread or keeps it. The kernel takes
 /// little of that body, as behind a link that is not loopback.
-async fn refuses_early(ends: bool) -> u16 {
+pub(super) async fn refuses_early(ends: bool) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     nix::sys::socket::setsockopt(&listener, sockopt::TcpMaxSeg, &536).expect("small segments");
@@ -632,20 +632,8 @@ async fn streamed(world: &mut World, length: usize, read_first: usize) -> String
     let (client, _) = http2::client(world).await;
     let mut asked = http2::request("POST", "/");
     asked.headers_mut().insert("content-length", length.into());
-    let (answer, mut sending) = http2::begin(&client, asked).await;
-    let mut body: bytes::Bytes = (0..length as u32).map(pattern).collect();
-    tokio::task::spawn_local(async move {
-        while !body.is_empty() {
-            sending.reserve_capacity(body.len());
-            let Some(Ok(room)) = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await else {
-                return;
-            };
-            let piece = body.split_to(room.min(body.len()));
-            if sending.send_data(piece, body.is_empty()).is_err() {
-                return;
-            }
-        }
-    });
+    let (answer, sending) = http2::begin(&client, asked).await;
+    spawn_local(http2::send_all(sending, (0..length as u32).map(pattern).collect()));
     let (answer, text) = http2::read_answer(answer).await;
     format!("{} {text}", answer.status())
 }
