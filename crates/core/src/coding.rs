@@ -6,6 +6,17 @@
 /// Shorter contents than this many bytes gain less than they cost.
 pub const LENGTH_MIN: u64 = 256;
 
+/// Answers of all apps that are compressed at once: each takes some 400 kB.
+pub const AT_ONCE_MAX: usize = 128;
+
+/// Whether one answer more is compressed, of an app that has `own` of `all` that are now.
+///
+/// An app takes no more than it leaves free: alone it has half of all, beside that one the next has a quarter. So answers that
+/// never end keep their own app's from being compressed, and not those of others.
+pub fn has_room(own: usize, all: usize) -> bool {
+    own < AT_ONCE_MAX.saturating_sub(all)
+}
+
 /// Of a message: the value of a field by its name in lower case; fields that are there several times are one list,
 /// joined by commas (RFC 9110, 5.3).
 pub type Fields<'a> = &'a dyn Fn(&str) -> Option<String>;

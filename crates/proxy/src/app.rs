@@ -41,6 +41,7 @@ use crate::clock;
 use crate::control::{Cause, FromProxy, PortView};
 use crate::convert;
 use crate::freezer::Freezer;
+use crate::http::compress::Compressors;
 use crate::http::treatment::Treatment;
 use crate::proxy_header::ProxyHeader;
 use crate::server_side::ServerSide;
@@ -288,6 +289,7 @@ pub(crate) struct App {
     /// Rules about callers.
     guards: RefCell<Box<[Guard]>>,
     pub(crate) upstreams: Upstreams,
+    pub(crate) compressors: Compressors,
     /// Where its Machines have sent requests before.
     pub(crate) replays: RefCell<Cache>,
     server: Rc<ServerSide>,
@@ -328,6 +330,7 @@ impl App {
             ports: RefCell::default(),
             guards: RefCell::default(),
             upstreams: Upstreams::default(),
+            compressors: Compressors::default(),
             replays: RefCell::default(),
             server,
             timeout: Cell::default(),

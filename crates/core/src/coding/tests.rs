@@ -149,3 +149,16 @@ fn types_that_are_text_are_known_whatever_their_parameters() {
     let no = ["", "text", "text/event-stream;x=y", "image/webp", "font/woff2", "video/mp4"];
     assert!(!no.into_iter().any(is_text) && !is_text("application/octet-stream"));
 }
+
+#[test]
+fn an_app_takes_no_more_compressors_than_it_leaves_free() {
+    let mut taken = [0; 8];
+    let mut all = 0;
+    for own in &mut taken {
+        while has_room(*own, all) {
+            (*own, all) = (*own + 1, all + 1);
+        }
+    }
+    assert_eq!(taken, [64, 32, 16, 8, 4, 2, 1, 1]);
+    assert!(!has_room(0, AT_ONCE_MAX) && !has_room(0, AT_ONCE_MAX + 1));
+}

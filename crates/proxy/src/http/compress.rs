@@ -2,11 +2,12 @@
 //!
 //! Content goes through as it comes, in bounded memory: what the compressor keeps back is flushed out whenever the Machine
 //! pauses, so that whoever waits for the next line of a slow answer gets it. An answer that is here at once still is one
-//! write. Only so many are compressed at once; the others go out as they are.
+//! write. Only so many are compressed at once, of which an app has its share; the others go out as they are.
 
 use std::cell::Cell;
 use std::io::Write;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 
 use flate2::Compression;
@@ -24,13 +25,22 @@ use crate::line::Line;
 
 /// nginx's choice too: higher levels take several times the CPU, which all apps share, for a few percent.
 const LEVEL: u32 = 1;
-/// Answers that are compressed at once: each takes some 400 kB.
-const AT_ONCE_MAX: usize = 128;
 /// So much is collected before it is written.
 pub(crate) const PIECE_BYTES: usize = 16 * 1024;
 
 thread_local! {
-    static AT_ONCE: Cell<usize> = const { Cell::new(0) };
+    /// Of all apps.
+    static ALL: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many compressors one app has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Compressors(Rc<Cell<usize>>);
+
+impl Compressors {
+    fn have_room(&self) -> bool {
+        coding::has_room(self.0.get(), ALL.get())
+    }
 }
 
 /// The compressor of one answer.
@@ -39,18 +49,17 @@ pub(crate) struct Gzip {
     encoder: GzEncoder<Vec<u8>>,
     /// It may keep something back.
     holds: bool,
+    /// It is one of these.
+    own: Compressors,
 }
 
 impl Gzip {
-    /// Whether there may be one more.
-    pub(crate) fn has_room() -> bool {
-        AT_ONCE.get() < AT_ONCE_MAX
-    }
-
-    pub(crate) fn begin() -> Box<Self> {
-        AT_ONCE.set(AT_ONCE.get() + 1);
+    /// One more of these.
+    pub(crate) fn begin(own: &Compressors) -> Box<Self> {
+        ALL.set(ALL.get() + 1);
+        own.0.set(own.0.get() + 1);
         let encoder = GzEncoder::new(Vec::new(), Compression::new(LEVEL));
-        Box::new(Self { encoder, holds: false })
+        Box::new(Self { encoder, holds: false, own: own.clone() })
     }
 
     pub(crate) fn write(&mut self, content: &[u8]) {
@@ -82,35 +91,38 @@ impl Gzip {
 
 impl Drop for Gzip {
     fn drop(&mut self) {
-        AT_ONCE.set(AT_ONCE.get() - 1);
+        ALL.set(ALL.get() - 1);
+        self.own.0.set(self.own.0.get() - 1);
     }
 }
 
-/// Decides about an answer to this request, whose head is one that we wrote.
+/// Decides about an answer to this request, whose head is one that we wrote; `own` are those of its app.
 pub(crate) fn plan(
     (request, head): (&Request, &[u8]),
     (status, framing): (u16, Framing),
     fields: Fields<'_>,
+    own: &Compressors,
 ) -> Plan {
     let length = match framing {
         Framing::Length(length) => Some(length),
         Framing::None | Framing::Chunked | Framing::Close => None,
     };
-    let possible = request.method != Method::Head && framing != Framing::None && Gzip::has_room();
+    let possible = request.method != Method::Head && framing != Framing::None && own.have_room();
     let asked = |name: &str| values_of(head, name);
     coding::plan(&asked, coding::Answer { status, length, fields }, possible)
 }
 
 /// Begins to compress an answer, if it may be and its caller wants that. `answer` is its head as it was about to go out,
-/// and is as it goes out then.
+/// and is as it goes out then; `own` are the compressors of its app.
 pub(super) fn begin(
     (request, message): (&Request, &[u8]),
     response: &mut Response,
     answer: &mut Vec<u8>,
+    own: &Compressors,
 ) -> Option<Box<Gzip>> {
     let plan = {
         let said = |name: &str| values_of(answer, name);
-        plan((request, message), (response.status, response.framing), &said)
+        plan((request, message), (response.status, response.framing), &said, own)
     };
     let mut edit = edit_of(plan.changes);
     if plan.gzip {
@@ -130,7 +142,7 @@ pub(super) fn begin(
         let head_len = answer.len();
         edit.apply(answer, head_len);
     }
-    plan.gzip.then(Gzip::begin)
+    plan.gzip.then(|| Gzip::begin(own))
 }
 
 fn edit_of(changes: Vec<Change>) -> Edit {
@@ -290,16 +302,20 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_are_compressed_at_once() {
-        let all: Vec<_> = (0..AT_ONCE_MAX).map(|_| Gzip::begin()).collect();
-        assert!(!Gzip::has_room());
+    fn an_app_that_has_its_share_leaves_others_theirs() {
+        let (one, other) = (Compressors::default(), Compressors::default());
+        let mut all: Vec<_> =
+            (0..coding::AT_ONCE_MAX / 2).map(|_| Gzip::begin(&one.clone())).collect();
+        assert!(!one.have_room() && other.have_room());
+        all.pop();
+        assert!(one.have_room());
         drop(all);
-        assert!(Gzip::has_room());
+        assert_eq!((one.0.get(), ALL.get()), (0, 0));
     }
 
     #[test]
     fn a_flush_lets_everything_out_and_none_is_needed_twice() {
-        let mut gzip = Gzip::begin();
+        let mut gzip = Gzip::begin(&Compressors::default());
         gzip.write(b"hello");
         gzip.flush();
         let first = gzip.take();

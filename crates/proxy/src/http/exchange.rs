@@ -195,7 +195,8 @@ async fn respond(
     let mut body = Progress::new(response.framing);
     if terms.signature.treatment.is_some_and(|treatment| treatment.compress) {
         let request = (terms.request, terms.message);
-        if let Some(gzip) = compress::begin(request, &mut response, answer) {
+        let own = &terms.line.place().app().compressors;
+        if let Some(gzip) = compress::begin(request, &mut response, answer, own) {
             let version = terms.request.version;
             let compressed = Compressed { gzip, body, response, version };
             return Box::pin(compressed.pass(caller, machine, input, answer, terms.line)).await;

@@ -25,11 +25,12 @@ pub(super) fn begin(
     if !terms.signature.treatment.is_some_and(|treatment| treatment.compress) {
         return None;
     }
+    let own = &terms.place.app().compressors;
     let plan = {
         let headers = response.headers();
         let said = |name: &str| joined(headers, name);
         let request = (&terms.head.request, terms.head.text.as_slice());
-        compress::plan(request, (response.status().as_u16(), framing), &said)
+        compress::plan(request, (response.status().as_u16(), framing), &said, own)
     };
     let headers = response.headers_mut();
     for (name, value) in plan.changes {
@@ -38,7 +39,7 @@ pub(super) fn begin(
             None => drop(headers.remove(name)),
         }
     }
-    plan.gzip.then(Gzip::begin)
+    plan.gzip.then(|| Gzip::begin(own))
 }
 
 /// All values of a field, joined by commas.

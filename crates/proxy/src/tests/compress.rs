@@ -5,13 +5,14 @@ use std::io::Write;
 use std::rc::Rc;
 
 use flate2::write::GzDecoder;
+use perch_core::coding::AT_ONCE_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::http2::{backend, client, field, request};
 use super::world::*;
-use crate::control::{AppView, HttpView};
+use crate::control::{AddressKind, AppView, HttpView, ToProxy};
 use crate::fuzz::follow;
 use crate::http::body::Framing;
 
@@ -328,5 +329,47 @@ fn machines_that_speak_http2_have_their_answers_compressed_for_both_kinds_of_cal
         let (content, _) = follow(Framing::Chunked, [&framed[..]]).expect("good").expect("whole");
         assert_eq!(unpacked(&content), backend::PAGE.repeat(100));
         assert!(framed.ends_with(b"x-sum: 7\r\n\r\n"), "the trailers come");
+    });
+}
+
+/// An app at a shared address, whose answers never end.
+fn endless(name: &str, port: u16) -> AppView {
+    let mut view = compressing(port);
+    view.name = name.to_owned();
+    (view.addresses[0].kind, view.addresses[0].network) = (AddressKind::Shared, 0);
+    view
+}
+
+/// Asks an app, and says whether its answer is compressed.
+async fn begin_of(world: &World, app: &str) -> (TcpStream, bool) {
+    let mut stream = world.connect().await;
+    let asked = wanting("1.1", "").replace("app.flycast", &format!("{app}.perch.test"));
+    stream.write_all(asked.as_bytes()).await.expect("the proxy reads");
+    let head = read_head(&mut stream).await.expect("a head comes");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    (stream, head.contains("\r\nContent-Encoding: gzip\r\n"))
+}
+
+#[test]
+fn an_app_whose_answers_never_end_leaves_compressors_to_others() {
+    run(|mut world| async move {
+        let port = hesitating(Rc::new(Notify::new())).await;
+        let mut other = endless("other", port);
+        other.machines[0].id = "00000000000009".to_owned();
+        other.machines[0].private_ip = "fdaa:0:7:a7b:9:9:9:9".parse().expect("an address");
+        world.send(ToProxy::App(other)).await;
+        world.publish(endless("app", port)).await;
+        let mut taken = Vec::new();
+        for _ in 0..AT_ONCE_MAX / 2 {
+            let (stream, compressed) = begin_of(&world, "app").await;
+            assert!(compressed, "{} were", taken.len());
+            taken.push(stream);
+        }
+        assert!(!begin_of(&world, "app").await.1, "it has its share");
+        let (_others, compressed) = begin_of(&world, "other").await;
+        assert!(compressed, "the other app has none");
+        taken.clear();
+        // The proxy hears of who has left a little later.
+        while !begin_of(&world, "app").await.1 {}
     });
 }
