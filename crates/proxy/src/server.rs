@@ -377,8 +377,9 @@ impl Door {
                 Err(errno) => return Err(errno.into()),
             };
             let Ok(caller) = stream.peer_addr() else { continue };
+            let stream = TcpStream::from_std(stream)?;
             permit.forget();
-            self.enter(TcpStream::from_std(stream)?, caller);
+            self.enter(stream, caller);
         }
         Ok(())
     }
@@ -690,5 +691,24 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(3600);
         await_company(&mut messages, &mut outbox, far).await;
         assert_eq!(attempts(&messages), [1]);
+    }
+
+    #[test]
+    fn who_cannot_be_served_at_the_end_keeps_no_place() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let options = Options { version: "test".to_owned(), rewrite_endpoints: None };
+        let crowd = Crowd::new(4);
+        let (directory, limit) = (Directory::new(&options), crowd.limit());
+        let door = Door { directory, options: Rc::new(options), limit, crowd };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("it is bound");
+        let _caller = std::net::TcpStream::connect(at).expect("there is a queue");
+        let ended = runtime.handle().clone();
+        drop(runtime);
+        // Where nothing can be waited for any more no socket becomes a stream.
+        let _inside = ended.enter();
+        door.empty_queue(&listener.into()).expect_err("it cannot be served");
+        assert_eq!(door.limit.available_permits(), 4);
     }
 }
