@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::routing::{named, two};
 use super::world::*;
@@ -60,9 +60,10 @@ fn what_may_have_been_done_is_not_done_twice() {
 #[test]
 fn a_machine_that_refuses_is_passed_over_whatever_the_method() {
     run(|mut world| async move {
-        let free = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = free.local_addr().expect("bound").port();
-        drop(free);
+        // Nobody else gets this port, and nobody listens there.
+        let bound = TcpSocket::new_v4().expect("a socket");
+        bound.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let port = bound.local_addr().expect("bound").port();
         world.publish(beside(port).await).await;
         let post = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         for _ in 0..6 {
