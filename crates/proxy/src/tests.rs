@@ -3,6 +3,7 @@
 
 mod bulk;
 mod checks;
+mod chunks;
 mod compress;
 mod control;
 mod crowd;

@@ -168,7 +168,7 @@ fn refused(why: BadRequest, rest: &[u8]) -> Option<&'static str> {
             let odd = codings.iter().any(|value| !value.eq_ignore_ascii_case(b"chunked"));
             (odd, "other transfer codings than chunked")
         }
-        BadRequest::Slow => (false, "bytes alone take no time"),
+        BadRequest::Slow | BadRequest::Body => (false, "a head alone has no time and no body"),
         BadRequest::Malformed => (head.is_lax(), "LF alone, or a target of another form"),
     };
     reason.0.then_some(reason.1)

@@ -403,7 +403,7 @@ impl Connection {
         let head_len = out.len();
         let rest = &bytes[usize::from(request.head_len)..];
         let mut body = Progress::new(request.framing);
-        let piece = body.step(rest, |_| {}).map_err(|_| BadRequest::Framing)?;
+        let piece = body.step(rest, |_| {}).map_err(|_| BadRequest::Body)?;
         out.extend_from_slice(&rest[..piece.consumed]);
         self.pending.clear();
         if piece.consumed < rest.len() {

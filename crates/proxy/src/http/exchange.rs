@@ -124,8 +124,8 @@ pub(crate) async fn exchange(
     line.set_uploads(!is_sent);
     let (answer, ahead) = scratch;
     let (caller_read, caller_write) = caller.split();
-    let (written, last) = (Cell::new(0), Cell::new(false));
-    let mut watch = Watch::new(caller_read.as_ref(), ahead, &written, &last, line);
+    let (written, last) = (Written::default(), Cell::new(false));
+    let mut watch = Watch::new(caller_read.as_ref(), ahead, &written.all, &last, line);
     let caller = Caller { stream: caller_write, written: &written };
     let terms = Terms { request, message, signature, line };
     let download = pin!(download(caller, machine_read, terms, answer, &last));
@@ -137,7 +137,7 @@ pub(crate) async fn exchange(
         }
         watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
     };
-    let broken = || if written.get() == 0 { Broken::Silent } else { Broken::Cut };
+    let broken = || if written.has_begun() { Broken::Cut } else { Broken::Silent };
     line.idle().unless_silent(work).await.unwrap_or_else(|| Err(broken()))
 }
 
@@ -344,13 +344,14 @@ async fn read_more(
 }
 
 async fn pass_interim(
-    caller: &mut (impl AsyncWrite + Unpin),
+    caller: &mut Caller<'_>,
     request: &Request,
     answer: &mut Vec<u8>,
 ) -> Result<(), Broken> {
     // Clients of HTTP/1.0 know no interim responses (RFC 9110, 15.2).
     if request.version == Version::Http11 {
         caller.write_all(answer).await.map_err(|_| Broken::Cut)?;
+        caller.written.interim.set(caller.written.all.get());
     }
     answer.clear();
     Ok(())
@@ -378,7 +379,7 @@ async fn both_ways(
     mut download: Pin<&mut impl Future<Output = Result<Done, Broken>>>,
     mut machine: impl AsyncWrite + Unpin,
     mut rest: Rest<'_>,
-    (written, line): (&Cell<u64>, &Line<'_>),
+    (written, line): (&Written, &Line<'_>),
 ) -> Result<Done, Broken> {
     let uploaded = {
         let mut upload = pin!(upload(watch.caller(), &mut machine, &mut rest, line));
@@ -407,7 +408,7 @@ async fn both_ways(
             watch.stop_reading();
             watch.unless_left(download).await.unwrap_or(Err(Broken::Cut))
         }
-        Ok(Upload::BadBody) if written.get() == 0 => Err(Broken::BadBody),
+        Ok(Upload::BadBody) if !written.has_begun() => Err(Broken::BadBody),
         Ok(Upload::BadBody | Upload::CallerGone) => Err(Broken::Cut),
         Err(response) => response,
     };
@@ -449,16 +450,35 @@ async fn upload(
     }
 }
 
+/// Bytes that a caller has got.
+#[derive(Default)]
+struct Written {
+    all: Cell<u64>,
+    /// Up to the end of the last interim answer: behind these any other may come.
+    interim: Cell<u64>,
+}
+
+impl Written {
+    /// Whether the final answer has begun.
+    fn has_begun(&self) -> bool {
+        self.interim.get() != self.all.get()
+    }
+
+    fn add(&self, count: usize) {
+        self.all.set(self.all.get() + count as u64);
+    }
+}
+
 /// Counts what is written to a caller.
 struct Caller<'a> {
     stream: WriteHalf<'a>,
-    written: &'a Cell<u64>,
+    written: &'a Written,
 }
 
 impl Caller<'_> {
     async fn pour(&self, pipe: Pipe, line: &Line<'_>) -> io::Result<()> {
         let note = |written| {
-            self.written.set(self.written.get() + written as u64);
+            self.written.add(written);
             line.idle().note();
         };
         pipe.pour(self.stream.as_ref(), note).await
@@ -472,7 +492,7 @@ impl AsyncWrite for Caller<'_> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.written.set(self.written.get() + written as u64);
+        self.written.add(written);
         Poll::Ready(Ok(written))
     }
 

@@ -29,6 +29,9 @@ pub(crate) enum BadRequest {
     Framing,
     #[error("unknown transfer coding")]
     Coding,
+    /// In what came with the head.
+    #[error("malformed request body")]
+    Body,
     #[error("method not supported")]
     Method,
 }
@@ -36,7 +39,7 @@ pub(crate) enum BadRequest {
 impl BadRequest {
     pub(crate) fn status(self) -> u16 {
         match self {
-            Self::Malformed | Self::Host | Self::Framing => 400,
+            Self::Malformed | Self::Host | Self::Framing | Self::Body => 400,
             Self::Slow => 408,
             Self::TooLarge => 431,
             Self::Coding | Self::Method => 501,

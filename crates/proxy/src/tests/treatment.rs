@@ -106,6 +106,22 @@ fn a_request_on_which_nothing_is_said_for_too_long_is_504() {
 }
 
 #[test]
+fn silence_behind_an_interim_answer_is_504_too() {
+    run(|mut world| async move {
+        let port = machine(|mut stream| async move {
+            read_head(&mut stream).await.expect("a request comes");
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.expect("the proxy reads");
+            std::future::pending().await
+        })
+        .await;
+        world.publish(treated(port, silent_for(IDLE))).await;
+        let answer = world.ask(GET).await;
+        let last = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or_default();
+        assert!(last.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
+    });
+}
+
+#[test]
 fn an_answer_that_falls_silent_is_cut_and_one_that_goes_on_is_not() {
     run(|mut world| async move {
         let port = machine(|mut stream| async move {
