@@ -2,7 +2,10 @@
 //!
 //! It follows the ledger, which nobody waits for: what is not taken yet waits there, at most as many records as the ledger
 //! keeps, and the oldest are lost first. A collector that cannot be reached is asked again after a while; that is said
-//! once, and again when it takes spans. What it refuses for good is left out.
+//! once, and again when it takes spans. What it refuses for good is left out, which is said once as well.
+//!
+//! HTTP is spoken by hand: what counts is the answer of a collector that refuses early and closes while we still write,
+//! and hyper's client may give up with the failed write.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +14,7 @@ use std::time::Duration;
 
 use perch_api::wire::{LedgerEvent, LedgerQuery};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::world::World;
@@ -28,8 +31,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 /// How long to wait for a record before the ledger is asked anew.
 const HOLD: Duration = Duration::from_secs(3600);
-/// Longest first line of an answer.
-const LINE_BYTES_MAX: u64 = 1024;
+/// What is read of an answer, until its status is known.
+const HEAD_BYTES_MAX: u64 = 8 * 1024;
 
 /// Where spans go: `http://ADDRESS[:PORT][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,37 +120,60 @@ async fn follow(world: &World, endpoint: &Endpoint) {
     }
 }
 
+/// What became of spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Taken,
+    Refused,
+}
+
+/// What was complained of last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Complaint {
+    /// Spans wait.
+    Late,
+    /// Spans are lost.
+    Lost,
+}
+
 /// Whoever tells, and has complained or not.
 #[derive(Debug, Default)]
 struct Teller {
-    complained: bool,
+    complaint: Option<Complaint>,
 }
 
 impl Teller {
     /// Returns when it was told, or will never be.
-    async fn tell(&mut self, endpoint: &Endpoint, body: &[u8]) {
+    async fn tell(&mut self, endpoint: &Endpoint, body: &[u8]) -> Told {
         let [mut pause, longest] = PAUSES;
         loop {
             let taken = tokio::time::timeout(TIMEOUT, post(endpoint, body)).await;
             let taken =
                 taken.unwrap_or_else(|_| Err(NotTaken::Unreached(io::ErrorKind::TimedOut.into())));
+            let address = endpoint.address;
             let Err(why) = taken else {
-                if std::mem::take(&mut self.complained) {
-                    tracing::info!(address = %endpoint.address, "the collector takes spans again");
+                if self.complaint.take().is_some() {
+                    tracing::info!(%address, "the collector takes spans again");
                 }
-                return;
+                return Told::Taken;
             };
-            if !std::mem::replace(&mut self.complained, true) {
-                let address = endpoint.address;
+            if matches!(why, NotTaken::Refused(_)) {
+                if self.is_news(Complaint::Lost) {
+                    tracing::warn!(%address, %why, "spans are lost: the collector (`otlp_endpoint`) does not want them");
+                }
+                return Told::Refused;
+            }
+            if self.is_news(Complaint::Late) {
                 let cause = std::error::Error::source(&why).map(ToString::to_string);
                 tracing::warn!(%address, %why, cause, "the collector (`otlp_endpoint`) takes no spans");
-            }
-            if matches!(why, NotTaken::Refused(_)) {
-                return;
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(longest);
         }
+    }
+
+    fn is_news(&mut self, complaint: Complaint) -> bool {
+        self.complaint.replace(complaint) != Some(complaint)
     }
 }
 
@@ -155,13 +181,13 @@ async fn post(endpoint: &Endpoint, body: &[u8]) -> Result<(), NotTaken> {
     let status = exchange(endpoint, body).await.map_err(NotTaken::Unreached)?;
     match status {
         200..=299 => Ok(()),
-        // What OTLP calls retryable.
-        429 | 502..=504 => Err(NotTaken::Busy(status)),
+        // What OTLP calls retryable, and what says so itself.
+        408 | 429 | 502..=504 => Err(NotTaken::Busy(status)),
         _ => Err(NotTaken::Refused(status)),
     }
 }
 
-/// One request on a connection of its own; the answer's status.
+/// One request on a connection of its own; the answer's status. The rest of the answer is not waited for.
 async fn exchange(endpoint: &Endpoint, body: &[u8]) -> io::Result<u16> {
     let Endpoint { address, path } = endpoint;
     let mut stream = TcpStream::connect(address).await?;
@@ -170,11 +196,31 @@ async fn exchange(endpoint: &Endpoint, body: &[u8]) -> io::Result<u16> {
         "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\nConnection: close\r\n\r\n"
     );
-    stream.write_all(&[head.as_bytes(), body].concat()).await?;
-    let mut line = String::new();
-    BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-    status.ok_or_else(|| io::Error::other("its answer is not HTTP"))
+    let request = [head.as_bytes(), body].concat();
+    let (read, mut write) = stream.split();
+    let answer = status(read);
+    tokio::pin!(answer);
+    let sent = tokio::select! {
+        status = &mut answer => return status,
+        sent = write.write_all(&request) => sent,
+    };
+    // Who does not read it all may have answered before.
+    answer.await.map_err(|error| sent.err().unwrap_or(error))
+}
+
+async fn status(read: impl AsyncRead + Unpin) -> io::Result<u16> {
+    let mut lines = BufReader::new(read.take(HEAD_BYTES_MAX)).lines();
+    while let Some(line) = lines.next_line().await? {
+        let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+        let status = status.and_then(|status| status.parse().ok());
+        let status: u16 = status.ok_or_else(|| io::Error::other("its answer is not HTTP"))?;
+        if !(100..200).contains(&status) {
+            return Ok(status);
+        }
+        // The answer follows the head of this one.
+        while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
+    }
+    Err(io::Error::other("it ends without an answer"))
 }
 
 #[cfg(test)]
@@ -206,7 +252,7 @@ mod tests {
     }
 
     /// What is made of an answer that begins so.
-    async fn answered(answer: &'static str) -> Result<(), NotTaken> {
+    async fn answered(answer: &str) -> Result<(), NotTaken> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let collector = async {
@@ -224,13 +270,57 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_may_be_taken_later_is_told_again() {
-        assert!(answered("HTTP/1.1 200 OK\r\n\r\n").await.is_ok());
-        for busy in ["HTTP/1.1 429 X\r\n\r\n", "HTTP/1.1 503 X\r\n\r\n"] {
-            assert!(matches!(answered(busy).await, Err(NotTaken::Busy(_))), "{busy}");
+        for taken in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 100 C\r\nA: b\r\n\r\nHTTP/1.1 202 X\r\n"]
+        {
+            assert!(answered(taken).await.is_ok(), "{taken}");
         }
-        assert!(matches!(answered("HTTP/1.1 400 X\r\n").await, Err(NotTaken::Refused(400))));
-        for broken in ["", "SSH-2.0\r\n", "HTTP/1.1 x\r\n"] {
+        for busy in [408, 429, 503] {
+            let answer = format!("HTTP/1.1 {busy} X\r\n\r\n");
+            assert!(matches!(answered(&answer).await, Err(NotTaken::Busy(own)) if own == busy));
+        }
+        for refused in [301, 400, 401, 413, 500] {
+            let answer = format!("HTTP/1.1 {refused} X\r\n");
+            assert!(
+                matches!(answered(&answer).await, Err(NotTaken::Refused(own)) if own == refused)
+            );
+        }
+        for broken in ["", "SSH-2.0\r\n", "HTTP/1.1 x\r\n", "HTTP/1.1 100 C\r\n\r\n"] {
             assert!(matches!(answered(broken).await, Err(NotTaken::Unreached(_))), "{broken}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_refuses_before_it_has_read_everything_is_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let collector = async {
+            let (mut stream, _) = listener.accept().await.expect("somebody comes");
+            stream.read_u8().await.expect("it speaks");
+            stream.write_all(b"HTTP/1.1 413 X\r\n\r\n").await.expect("it listens");
+            // Closed with most of it unread, which resets the connection.
+            drop(stream);
+        };
+        // More than the kernel keeps for both.
+        let body = vec![b' '; 32 << 20];
+        let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
+        let ((), taken) = tokio::join!(collector, post(&endpoint, &body));
+        assert!(matches!(taken, Err(NotTaken::Refused(413))), "{taken:?}");
+    }
+
+    #[tokio::test]
+    async fn spans_that_are_refused_are_left_out_and_each_trouble_is_said_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let collector = async {
+            let (mut stream, _) = listener.accept().await.expect("somebody comes");
+            stream.write_all(b"HTTP/1.1 401 X\r\n\r\n").await.expect("it listens");
+            stream
+        };
+        let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
+        let mut teller = Teller { complaint: Some(Complaint::Late) };
+        let (_stream, told) = tokio::join!(collector, teller.tell(&endpoint, b"{}"));
+        assert_eq!((told, teller.complaint), (Told::Refused, Some(Complaint::Lost)));
+        let all = [Complaint::Lost, Complaint::Late, Complaint::Late, Complaint::Lost];
+        assert_eq!(all.map(|it| teller.is_news(it)), [false, true, false, true]);
     }
 }
