@@ -150,25 +150,23 @@ impl<K: Ord + Clone, T> Ring<K, T> {
         wish.max(self.last + 1)
     }
 
-    /// Adds a record; one whose number is not larger than all before is left out.
-    pub fn push(&mut self, number: u64, owner: K, record: T) {
+    /// Adds a record; one whose number is not larger than all before is left out. Answers the one that is lost for it.
+    pub fn push(&mut self, number: u64, owner: K, record: T) -> Option<T> {
         if number <= self.last {
-            return;
+            return None;
         }
         self.last = number;
         self.change(&owner, |numbers| numbers.push_back(number));
         self.records.insert(number, (owner, record));
-        if self.limit < self.records.len() {
-            self.lose_one();
-        }
+        if self.limit < self.records.len() { self.lose_one() } else { None }
     }
 
-    fn lose_one(&mut self) {
-        let Some((_, Reverse(oldest), owner)) = self.by_len.last().cloned() else { return };
-        self.records.remove(&oldest);
+    fn lose_one(&mut self) -> Option<T> {
+        let (_, Reverse(oldest), owner) = self.by_len.last().cloned()?;
         self.change(&owner, |numbers| {
             numbers.pop_front();
         });
+        self.records.remove(&oldest).map(|(_, record)| record)
     }
 
     fn change(&mut self, owner: &K, change: impl FnOnce(&mut VecDeque<u64>)) {

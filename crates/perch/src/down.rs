@@ -260,6 +260,8 @@ fn purge(paths: &Paths) -> anyhow::Result<()> {
         "proxy.log",
         "ledger.jsonl",
         "ledger.1.jsonl",
+        "ledger.followed",
+        "ledger.followed.new",
         "fly-src.key",
         "fly-src.key.new",
         "proxy.json",

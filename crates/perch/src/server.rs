@@ -501,7 +501,7 @@ fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Ar
     let cgroup_parent = delegation::settle(&paths).context("could not settle in the cgroups")?;
     ensure_default_networks(&keeper, &config)?;
     let events = history::Writer::start().context("could not start a thread")?;
-    let ledger = ledger::Ledger::open(&paths.data).context("could not start a thread")?;
+    let ledger = spans::ledger(&paths.data, &config).context("could not start a thread")?;
     let ceilings = perch_machine::Ceilings::above(&cgroup_parent)
         .context("could not find limits above the Machines")?;
     let (memory, reserve) = (config.memory, config.memory_reserve);

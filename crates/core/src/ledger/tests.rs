@@ -46,15 +46,13 @@ fn what_was_not_measured_or_lies_behind_the_end_takes_no_time_of_its_own() {
 fn a_ring_keeps_the_newest_and_its_numbers_only_grow() {
     let mut ring = Ring::new(3);
     assert_eq!((ring.last(), ring.after(0).count()), (0, 0));
-    for wish in [10, 20, 20, 5, 30] {
-        let number = ring.number(wish);
-        ring.push(number, 'a', wish);
-    }
+    let lost = [10, 20, 20, 5, 30].map(|wish| ring.push(ring.number(wish), 'a', wish));
+    assert_eq!(lost, [None, None, None, Some(10), Some(20)]);
     let all: Vec<_> = ring.after(0).map(|(number, wish)| (number, *wish)).collect();
     assert_eq!(all, [(21, 20), (22, 5), (30, 30)]);
     assert_eq!(ring.after(21).count(), 2);
     assert_eq!(ring.after(30).count(), 0);
-    ring.push(30, 'a', 99);
+    assert_eq!(ring.push(30, 'a', 99), None);
     assert_eq!(ring.last(), 30, "nothing comes twice");
 }
 

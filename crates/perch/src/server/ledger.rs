@@ -2,6 +2,8 @@
 //! files that take turns, written behind by a thread of their own: a wake writes nothing before its answer.
 //!
 //! Nobody waits for the disk. What it does not take in time is in memory only, and the next line says how many are missing.
+//! One reader is known to it (`server/spans.rs`): how far he has come lies beside the files, so that he goes on there
+//! under the next server.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,7 +14,6 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use perch_api::wire::{LedgerEvent, LedgerPage, LedgerQuery};
-use perch_core::ledger::Ring;
 use tokio::sync::watch;
 
 use super::clock;
@@ -20,6 +21,9 @@ use super::metrics::Tally;
 use super::world::lock;
 
 pub(crate) mod entry;
+mod shelf;
+
+use shelf::{Follower, Shelf};
 
 /// Records in memory, which is what can be asked for: some days of a host with a few wakes a minute, 4 MB.
 const RECORDS_MAX: usize = 8_192;
@@ -35,8 +39,7 @@ const REASON_BYTES_MAX: usize = 1_024;
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    /// By app: a flood of one washes nothing of others away.
-    ring: Mutex<Ring<String, LedgerEvent>>,
+    shelf: Mutex<Shelf>,
     /// The newest id.
     last: watch::Sender<u64>,
     pending: SyncSender<Job>,
@@ -47,6 +50,8 @@ pub(crate) struct Ledger {
 #[derive(Debug)]
 enum Job {
     Append(Vec<u8>),
+    /// The follower has all up to this one.
+    Follow(u64),
     Flush(SyncSender<()>),
 }
 
@@ -57,11 +62,30 @@ impl Ledger {
     /// When no thread can be made. A file that cannot be read or written costs only what is in it.
     pub(crate) fn open(data: &Path) -> io::Result<Self> {
         let place = Place::of(data);
-        let mut ring = Ring::new(RECORDS_MAX);
+        place.forget_follower();
+        Self::read_at(place, None)
+    }
+
+    /// As [`Self::open`], for somebody who follows it ([`Self::follow`]): from where he was, or from now on.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn open_followed(
+        data: &Path,
+        is_meant: fn(&LedgerEvent) -> bool,
+    ) -> io::Result<Self> {
+        let place = Place::of(data);
+        let at = place.follower().unwrap_or(u64::MAX);
+        Self::read_at(place, Some(Follower { is_meant, at }))
+    }
+
+    fn read_at(place: Place, follower: Option<Follower>) -> io::Result<Self> {
+        let (mut shelf, mut tally) = (Shelf::new(RECORDS_MAX, follower), Tally::default());
         for event in place.read() {
-            ring.push(event.id, event.app.clone(), event);
+            tally.overtaken += u64::from(shelf.push(event));
         }
-        let last = watch::Sender::new(ring.last());
+        let at = shelf.settle();
+        let last = watch::Sender::new(shelf.ring.last());
         let (pending, jobs) = sync_channel(PENDING_MAX);
         let write = move || {
             let mut book = Book::new(place);
@@ -73,8 +97,10 @@ impl Ledger {
             }
         };
         std::thread::Builder::new().name("perch-ledger".to_owned()).spawn(write)?;
-        let (ring, tally) = (Mutex::new(ring), Mutex::default());
-        Ok(Self { ring, last, pending, unwritten: AtomicU64::new(0), tally })
+        let (shelf, tally) = (Mutex::new(shelf), Mutex::new(tally));
+        let ledger = Self { shelf, last, pending, unwritten: AtomicU64::new(0), tally };
+        at.into_iter().for_each(|at| ledger.followed(at));
+        Ok(ledger)
     }
 
     /// Adds a record, of `unix_micros` or of now. Never blocks.
@@ -86,26 +112,44 @@ impl Ledger {
         cut(&mut event.reason);
         event.left_out += self.unwritten.swap(0, Ordering::Relaxed);
         lock(&self.tally).note(&event);
-        let mut ring = lock(&self.ring);
-        event.id = ring.number(micros);
+        let mut shelf = lock(&self.shelf);
+        event.id = shelf.ring.number(micros);
         let missing = event.left_out + 1;
         let line = serde_json::to_vec(&event);
-        ring.push(event.id, event.app.clone(), event);
+        let overtaken = shelf.push(event);
         // Within the lock, so that the lines of the file are in order.
         let sent = line.is_ok_and(|mut line| {
             line.push(b'\n');
             self.pending.try_send(Job::Append(line)).is_ok()
         });
-        self.last.send_replace(ring.last());
-        drop(ring);
+        self.last.send_replace(shelf.ring.last());
+        drop(shelf);
         if !sent {
             self.unwritten.fetch_add(missing, Ordering::Relaxed);
         }
+        if overtaken {
+            lock(&self.tally).overtaken += 1;
+        }
     }
 
-    /// The newest id.
-    pub(crate) fn last(&self) -> u64 {
-        *self.last.borrow()
+    /// Waits for the follower's next records: one or more, as many at the most. Nothing is lost if the wait is ended.
+    pub(crate) async fn follow(&self, records_max: usize) -> Vec<LedgerEvent> {
+        let mut changes = self.last.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let next = lock(&self.shelf).next(records_max);
+            if !next.is_empty() {
+                return next;
+            }
+            changes.changed().await.expect("the ledger holds what tells of changes");
+        }
+    }
+
+    /// Lets the follower under the next server begin behind this record, if the disk takes it; else before it.
+    pub(crate) fn followed(&self, id: u64) {
+        if self.pending.try_send(Job::Follow(id)).is_err() {
+            tracing::debug!("the disk has too much to do to keep how far the ledger was followed");
+        }
     }
 
     /// Reads a page; holds an answer that would be empty.
@@ -128,7 +172,7 @@ impl Ledger {
     fn page(&self, query: &LedgerQuery) -> LedgerPage {
         let is_meant =
             |event: &&LedgerEvent| query.apps.as_ref().is_none_or(|apps| apps.contains(&event.app));
-        let ring = lock(&self.ring);
+        let ring = &lock(&self.shelf).ring;
         let meant = ring.after(query.after.unwrap_or(0)).map(|(_, event)| event).filter(is_meant);
         let events: Vec<_> = match query.after {
             Some(_) => meant.take(query.limit).cloned().collect(),
@@ -149,7 +193,7 @@ impl Ledger {
         app: &str,
         is_it: impl Fn(&LedgerEvent) -> bool,
     ) -> Option<LedgerEvent> {
-        let ring = lock(&self.ring);
+        let ring = &lock(&self.shelf).ring;
         ring.of(app).rev().find(|event| is_it(event)).cloned()
     }
 
@@ -164,7 +208,7 @@ impl Ledger {
         app: &str,
         read: impl FnOnce(&mut dyn Iterator<Item = &LedgerEvent>) -> T,
     ) -> T {
-        read(&mut lock(&self.ring).of(app).rev())
+        read(&mut lock(&self.shelf).ring.of(app).rev())
     }
 
     /// Returns when everything that was entered is in the file. Blocks.
@@ -190,11 +234,36 @@ fn cut(text: &mut String) {
 struct Place {
     now: PathBuf,
     before: PathBuf,
+    /// How far the ledger was followed.
+    followed: PathBuf,
 }
 
 impl Place {
     fn of(data: &Path) -> Self {
-        Self { now: data.join("ledger.jsonl"), before: data.join("ledger.1.jsonl") }
+        let [now, before, followed] =
+            ["ledger.jsonl", "ledger.1.jsonl", "ledger.followed"].map(|name| data.join(name));
+        Self { now, before, followed }
+    }
+
+    /// How far somebody followed it under an earlier server.
+    fn follower(&self) -> Option<u64> {
+        fs::read_to_string(&self.followed).ok()?.trim_end().parse().ok()
+    }
+
+    fn keep_follower(&self, at: u64) -> io::Result<()> {
+        let draft = self.followed.with_extension("followed.new");
+        fs::write(&draft, format!("{at}\n"))?;
+        fs::rename(draft, &self.followed)
+    }
+
+    /// Whoever follows it next begins then.
+    fn forget_follower(&self) {
+        match fs::remove_file(&self.followed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.followed.display(), %error, "could not remove it");
+            }
+            _ => {}
+        }
     }
 
     /// All records, oldest first. Lines that a crash cut short are passed over.
@@ -229,10 +298,11 @@ impl Book {
     }
 
     fn take(&mut self, jobs: impl Iterator<Item = Job>) {
-        let (mut lines, mut waiting) = (Vec::new(), Vec::new());
+        let (mut lines, mut followed, mut waiting) = (Vec::new(), None, Vec::new());
         for job in jobs {
             match job {
                 Job::Append(line) => lines.extend_from_slice(&line),
+                Job::Follow(at) => followed = Some(at),
                 Job::Flush(done) => waiting.push(done),
             }
         }
@@ -241,6 +311,9 @@ impl Book {
         {
             tracing::debug!(%error, "the ledger is not written");
             self.file = None;
+        }
+        if let Some(Err(error)) = followed.map(|at| self.place.keep_follower(at)) {
+            tracing::debug!(%error, "how far the ledger was followed is not written");
         }
         // Whoever asked may have stopped waiting.
         for done in waiting {

@@ -169,6 +169,11 @@ fn write_tally(text: &mut Text, tally: &Tally, reader: Reader, is_meant: &dyn Fn
     let help = "Records that were left out of the ledger: there were too many at once.";
     text.family("perch_ledger_left_out_total", Kind::Counter, help);
     text.sample("perch_ledger_left_out_total", &[], tally.left_out);
+    let help = "Records that the collector of spans does not have, and will not get.";
+    text.family("perch_spans_lost_total", Kind::Counter, help);
+    for (why, count) in [("overtaken", tally.overtaken), ("refused", tally.refused)] {
+        text.sample("perch_spans_lost_total", &[("why", why)], count);
+    }
 }
 
 /// One of the numbers of an app.
@@ -228,7 +233,8 @@ mod tests {
             text.into_string()
         };
         let (all, some) = (told(Reader::OfAll), told(Reader::OfSome));
-        for name in ["autostart_wake_seconds", "autostart_phase_seconds", "left_out"] {
+        for name in ["autostart_wake_seconds", "autostart_phase_seconds", "left_out", "spans_lost"]
+        {
             assert!(all.contains(name) && !some.contains(name), "{name}");
         }
         assert!(some.contains("autostart_waits_total{app=\"own\"} 1"), "{some}");

@@ -1,7 +1,7 @@
 //! Wakes and callers' waits, told to a collector of OpenTelemetry (`otlp_endpoint`): OTLP over HTTP, as JSON.
 //!
-//! It follows the ledger, which nobody waits for: what is not taken yet waits there, at most as many records as the ledger
-//! keeps, and the oldest are lost first. A collector that cannot be reached is asked again after a while; that is said
+//! It follows the ledger, which nobody waits for: what is not taken yet waits there, also over the end of a server, at most
+//! as many records as the ledger keeps, and the oldest are lost first, which is counted and said. A collector that cannot be reached is asked again after a while; that is said
 //! once, and again when it takes spans. What it refuses for good is left out, which is said once as well.
 //!
 //! HTTP is spoken by hand: what counts is the answer of a collector that refuses early and closes while we still write,
@@ -9,28 +9,31 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use perch_api::wire::{LedgerEvent, LedgerQuery};
+use perch_api::wire::LedgerEvent;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use super::ledger::Ledger;
 use super::world::World;
+use crate::config::Config;
 
 mod otlp;
 
 /// Records of one request, of about 2 kB each.
 const RECORDS_MAX: usize = 256;
-/// Between two requests: what happens meanwhile goes together.
+/// After a request that took all there was: what happens meanwhile goes together.
 const GATHER_TIME: Duration = Duration::from_secs(1);
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses between tries, from the first to the longest.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
-/// How long to wait for a record before the ledger is asked anew.
-const HOLD: Duration = Duration::from_secs(3600);
+/// Between two lines of the log about records that were lost.
+const SAY_INTERVAL: Duration = Duration::from_secs(60);
 /// What is read of an answer, until its status is known.
 const HEAD_BYTES_MAX: u64 = 8 * 1024;
 
@@ -95,6 +98,17 @@ enum NotTaken {
     Refused(u16),
 }
 
+/// Opens the ledger for what this configuration tells of it.
+///
+/// # Errors
+/// As [`Ledger::open`].
+pub(crate) fn ledger(data: &Path, config: &Config) -> io::Result<Ledger> {
+    match config.otlp_endpoint {
+        Some(_) => Ledger::open_followed(data, otlp::is_told),
+        None => Ledger::open(data),
+    }
+}
+
 /// Tells the configured collector what happens, until the server ends.
 pub(crate) async fn keep(world: Arc<World>) {
     let Some(endpoint) = world.config.otlp_endpoint.clone() else { return };
@@ -106,17 +120,57 @@ pub(crate) async fn keep(world: Arc<World>) {
 }
 
 async fn follow(world: &World, endpoint: &Endpoint) {
-    let (mut after, mut teller) = (world.ledger.last(), Teller::default());
+    let (mut pages, mut teller) = (Pages::new(&world.ledger), Teller::default());
     loop {
-        let query = LedgerQuery { apps: None, after: Some(after), limit: RECORDS_MAX, hold: HOLD };
-        let page = world.ledger.read(&query).await;
-        let told: Vec<LedgerEvent> = page.events.into_iter().filter(otlp::is_told).collect();
-        if !told.is_empty() {
-            let body = otlp::request(&world.config.region, &told).to_string();
-            teller.tell(endpoint, body.as_bytes()).await;
+        let page = pages.next().await;
+        let body = otlp::request(&world.config.region, &page).to_string();
+        if teller.tell(endpoint, body.as_bytes()).await == Told::Refused {
+            world.ledger.tally().refused += page.len() as u64;
+        }
+        page.last().into_iter().for_each(|last| world.ledger.followed(last.id));
+    }
+}
+
+/// What the ledger has, in pieces as large as one request.
+struct Pages<'a> {
+    ledger: &'a Ledger,
+    /// There was nothing more.
+    is_through: bool,
+    /// How many were lost when it was said, and when that was.
+    said: (u64, Option<Instant>),
+}
+
+impl<'a> Pages<'a> {
+    fn new(ledger: &'a Ledger) -> Self {
+        Self { ledger, is_through: false, said: (0, None) }
+    }
+
+    /// At once while there is more than one request takes: nobody else reads so fast.
+    async fn next(&mut self) -> Vec<LedgerEvent> {
+        if self.is_through {
             tokio::time::sleep(GATHER_TIME).await;
         }
-        after = page.next;
+        let page = self.ledger.follow(RECORDS_MAX).await;
+        self.is_through = page.len() < RECORDS_MAX;
+        if let Some(records) = self.lost(Instant::now()) {
+            tracing::warn!(
+                records,
+                "spans are lost: more was recorded than the collector (`otlp_endpoint`) took"
+            );
+        }
+        page
+    }
+
+    /// How many were overtaken since this was answered last; not too often.
+    fn lost(&mut self, now: Instant) -> Option<u64> {
+        let (before, when) = self.said;
+        let all = self.ledger.tally().overtaken;
+        let is_due = when.is_none_or(|when| SAY_INTERVAL <= now.duration_since(when));
+        if all == before || !is_due {
+            return None;
+        }
+        self.said = (all, Some(now));
+        Some(all - before)
     }
 }
 
@@ -249,6 +303,38 @@ mod tests {
         ] {
             assert!(of(bad).is_err_and(|text| text.contains(word)), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn more_than_one_request_takes_is_read_at_once_and_then_it_gathers() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ledger = Ledger::open_followed(dir.path(), otlp::is_told).expect("a thread");
+        for kind in ["wake", "veto"].repeat(2 * RECORDS_MAX + 1) {
+            let (app, kind) = ("web".to_owned(), kind.to_owned());
+            ledger.enter(LedgerEvent { app, kind, ..LedgerEvent::default() }, None);
+        }
+        let mut pages = Pages::new(&ledger);
+        for (length, gathers) in [(RECORDS_MAX, false), (RECORDS_MAX, false), (1, true)] {
+            let page = pages.next().await;
+            assert!(page.iter().all(|event| event.kind == "wake"));
+            assert_eq!((page.len(), pages.is_through), (length, gathers));
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_said_and_not_too_often() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ledger = Ledger::open(dir.path()).expect("a thread");
+        let (mut pages, now) = (Pages::new(&ledger), Instant::now());
+        let mut lost = |overtaken, now| {
+            ledger.tally().overtaken = overtaken;
+            pages.lost(now)
+        };
+        assert_eq!(lost(0, now), None);
+        assert_eq!(lost(5, now), Some(5));
+        assert_eq!(lost(12, now), None);
+        assert_eq!(lost(12, now + SAY_INTERVAL), Some(7));
+        assert_eq!(lost(12, now + 2 * SAY_INTERVAL), None);
     }
 
     /// What is made of an answer that begins so.

@@ -334,7 +334,7 @@ fn id(host: &Host, app: &str) -> Result<String> {
 }
 
 /// The same program as another file, as a package would bring it.
-fn release(host: &Host, name: &str) -> Result<PathBuf> {
+pub(crate) fn release(host: &Host, name: &str) -> Result<PathBuf> {
     let path = host.dir().join(name);
     std::fs::copy(host.binary(), &path)?;
     Ok(path)

@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 use perch_testkit::{Host, Network, wait_until};
 use serde_json::Value;
 
+use crate::in_place::release;
 use crate::stage::{QUICK_SLEEP, SOON, check_answer, hello_image, on, one_machine_of};
 use crate::suspend::SUSPENDS;
+use crate::why::event;
 
 /// In the host's own network.
 const COLLECTOR: &str = "127.0.0.1:4318";
@@ -29,19 +31,41 @@ fn a_collector_that_comes_late_gets_the_spans_of_wakes_and_its_absence_is_said_o
             let listener = host.inside(|| Ok(TcpListener::bind(COLLECTOR)?))?;
             host.wait_all("web", "suspended", SOON)?;
             check_answer(&host.get(&address, 80, "/")?, "Request 1.")?;
-            let wait = loop {
-                let body: Value = serde_json::from_str(&take(&listener)?)?;
-                let spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"].clone();
-                let spans = spans.as_array().context("no list of spans")?.clone();
-                if let Some(at) = spans.iter().position(|span| span["name"] == "hold") {
-                    break spans[at..].to_vec();
-                }
-            };
-            check(&wait)?;
+            check(&wait_of_a_caller(&listener)?)?;
             ensure!(complaints()? == 1, "said {} times", complaints()?);
             Ok(())
         },
     );
+}
+
+#[test]
+fn what_no_collector_took_before_an_upgrade_is_told_after_it() {
+    let config = format!("{QUICK_SLEEP}otlp_endpoint = \"http://{COLLECTOR}\"\n");
+    on(
+        || Host::start_with(Network::Open, &config),
+        |host| {
+            let address = one_machine_of(host, "web", &hello_image(host)?, SUSPENDS)?;
+            host.wait_all("web", "suspended", SOON)?;
+            check_answer(&host.get(&address, 80, "/")?, "Request 1.")?;
+            event(host, "web", "hold", |_| true)?;
+            let release = release(host, "release")?;
+            host.upgrade(&release)?;
+            let listener = host.inside(|| Ok(TcpListener::bind(COLLECTOR)?))?;
+            check(&wait_of_a_caller(&listener)?)
+        },
+    );
+}
+
+/// Takes spans until there is such a one; with all that follow it.
+fn wait_of_a_caller(listener: &TcpListener) -> Result<Vec<Value>> {
+    loop {
+        let body: Value = serde_json::from_str(&take(listener)?)?;
+        let spans = &body["resourceSpans"][0]["scopeSpans"][0]["spans"];
+        let spans = spans.as_array().context("no list of spans")?;
+        if let Some(at) = spans.iter().position(|span| span["name"] == "hold") {
+            return Ok(spans[at..].to_vec());
+        }
+    }
 }
 
 /// The body of one request, which is answered.

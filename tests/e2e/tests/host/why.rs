@@ -151,7 +151,12 @@ fn fly_why_says_it_in_words_and_follows_what_comes() {
 }
 
 /// The newest such record of an app, when there is one.
-fn event(host: &Host, app: &str, kind: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn event(
+    host: &Host,
+    app: &str,
+    kind: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     wait_until(&format!("a {kind} of {app} in the ledger"), SOON, || {
         let page = host.api(&format!("/perch/v1/why/events?app={app}&limit=1000"))?;
         let events = page["events"].as_array().context("no events")?.iter().rev();

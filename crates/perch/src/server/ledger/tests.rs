@@ -88,3 +88,72 @@ async fn an_empty_page_is_held_until_there_is_something() {
     let at_once = LedgerQuery { after: Some(page.next), hold: Duration::ZERO, ..query };
     assert!(ledger.read(&at_once).await.events.is_empty());
 }
+
+fn is_wake(event: &LedgerEvent) -> bool {
+    event.kind == "wake"
+}
+
+/// The apps of what the follower gets next, if anything; when nothing waits for the disk.
+fn next(ledger: &Ledger, records_max: usize) -> Vec<String> {
+    ledger.flush();
+    lock(&ledger.shelf).next(records_max).into_iter().map(|event| event.app).collect()
+}
+
+#[tokio::test]
+async fn a_follower_gets_each_record_that_he_wants_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open_followed(dir.path(), is_wake).expect("a thread");
+    let other = || LedgerEvent { kind: "veto".to_owned(), ..event("other") };
+    let (page, ()) = tokio::join!(ledger.follow(2), async {
+        ledger.enter(other(), None);
+        tokio::task::yield_now().await;
+        ["a", "b", "c"].into_iter().for_each(|app| ledger.enter(event(app), None));
+        ledger.enter(other(), None);
+    });
+    assert_eq!(page.into_iter().map(|it| it.app).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(next(&ledger, 2), ["c"]);
+    assert!(next(&ledger, 2).is_empty());
+}
+
+#[test]
+fn a_follower_goes_on_under_the_next_server_where_he_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = || Ledger::open_followed(dir.path(), is_wake).expect("a thread");
+    let enter = |ledger: &Ledger, apps: &[&str]| {
+        apps.iter().for_each(|app| ledger.enter(event(app), None));
+        ledger.flush();
+    };
+    let before = Ledger::open(dir.path()).expect("a thread");
+    enter(&before, &["early"]);
+    drop(before);
+    enter(&open(), &["a", "b", "c"]);
+    let ledger = open();
+    let page = lock(&ledger.shelf).next(2);
+    assert_eq!((page.len(), page[0].app.as_str()), (2, "a"), "he begins with his first server");
+    ledger.followed(page[0].id);
+    enter(&ledger, &["d"]);
+    assert_eq!(next(&open(), 9), ["b", "c", "d"]);
+    drop(Ledger::open(dir.path()).expect("a thread"));
+    assert!(next(&open(), 9).is_empty(), "a server without him forgets him");
+    fs::write(dir.path().join("ledger.followed"), u64::MAX.to_string()).expect("written");
+    let ledger = open();
+    enter(&ledger, &["e"]);
+    assert_eq!(next(&ledger, 9), ["e"], "nobody is ahead of the ledger");
+}
+
+#[test]
+fn what_is_pushed_out_before_the_follower_had_it_is_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = Ledger::open_followed(dir.path(), is_wake).expect("a thread");
+    ledger.enter(event("a"), None);
+    ledger.enter(LedgerEvent { kind: "veto".to_owned(), ..event("a") }, None);
+    assert_eq!(next(&ledger, 9).len(), 1);
+    let fill = |count: usize| (0..count).for_each(|_| ledger.enter(event("a"), None));
+    fill(RECORDS_MAX);
+    assert_eq!(ledger.tally().overtaken, 0, "he had one, and did not want the other");
+    fill(7);
+    assert_eq!(ledger.tally().overtaken, 7);
+    assert_eq!(next(&ledger, RECORDS_MAX).len(), RECORDS_MAX);
+    fill(7);
+    assert_eq!(ledger.tally().overtaken, 7);
+}

@@ -16,6 +16,10 @@ pub(crate) struct Tally {
     pub(super) wakes: BTreeMap<Depth, Histogram>,
     pub(super) phases: BTreeMap<(Depth, Phase), Histogram>,
     pub(super) left_out: u64,
+    /// Records that were pushed out before the ledger's follower had them.
+    pub(crate) overtaken: u64,
+    /// Records that a collector of spans did not want.
+    pub(crate) refused: u64,
 }
 
 /// What happened to one app.
