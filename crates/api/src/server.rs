@@ -13,6 +13,7 @@ mod backend;
 mod body;
 mod credential;
 mod handler;
+mod hearing;
 mod listener;
 mod lookup;
 mod machine_handler;
@@ -41,7 +42,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 pub use access::{Operation, operations};
@@ -53,13 +54,14 @@ pub use tls::{BadTls, Tls};
 use crate::wire::ApiError;
 use answer::Answer;
 use handler::Call;
+use hearing::Hearing;
 use listener::{Inside, Listener, Origin, Strangers, Stream};
 use share::{Holder, Share, Shares};
 
 // A deploy's next call may come to the next server; what has begun gets this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-// What a caller has sent on a connection that was used before is here by then.
-const QUIET_TIMEOUT: Duration = Duration::from_millis(100);
+// Who has connected and asks has begun by then, and so has who goes on asking on a connection that was used before.
+const QUIET_TIMEOUT: Duration = Duration::from_millis(200);
 // Out of descriptors or memory: somebody must close something first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 // From the first packet to a good token, with the handshake of TLS between: some packets both ways.
@@ -82,8 +84,7 @@ struct Session<B> {
     backend: Arc<B>,
     origin: Origin,
     phase: watch::Receiver<Phase>,
-    // Told when a request begins.
-    begun: Notify,
+    hearing: Hearing,
     // Held by the connection and by the stream that it may turn into.
     permit: Arc<OwnedSemaphorePermit>,
     // Over TCP.
@@ -91,9 +92,9 @@ struct Session<B> {
     share: Mutex<Option<Share>>,
 }
 
-/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, answers whom it has accepted, for
-/// which they have 2 s, and returns when every connection is closed. Whoever can connect may do everything:
-/// the socket's mode is the guard.
+/// Serves the API on `listener` until `shutdown` resolves; then accepts nothing new, answers whom it has accepted if they
+/// begin to ask within 200 ms, for which they have 2 s, and returns when every connection is closed. Whoever can connect
+/// may do everything: the socket's mode is the guard.
 pub async fn serve<B: Backend>(
     listener: UnixListener,
     backend: Arc<B>,
@@ -198,7 +199,7 @@ fn session<L: Listener, B: Backend>(
         backend,
         origin,
         phase: phase.clone(),
-        begun: Notify::new(),
+        hearing: Hearing::default(),
         permit,
         shares,
         share: Mutex::new(share),
@@ -208,10 +209,16 @@ fn session<L: Listener, B: Backend>(
 fn spawn_connection<L: Listener, B: Backend>(listener: &L, stream: L::Stream, session: Session<B>) {
     let session = Arc::new(session);
     let deadline = Instant::now() + STRANGER_TIMEOUT;
-    let opening = listener.open(stream);
+    let opening = listener.open(stream, session.hearing.clone());
     tokio::spawn(async move {
         let working = async {
-            match opening.await {
+            let opened = tokio::select! {
+                biased;
+                opened = opening => opened,
+                () = session.is_over() => return,
+            };
+            session.hearing.taken_up();
+            match opened {
                 Ok(stream) => run_connection(stream, Arc::clone(&session), L::HEAD_TIMEOUT).await,
                 Err(error) => tracing::debug!(%error, "no API connection came about"),
             }
@@ -241,8 +248,10 @@ async fn run_connection<B: Backend>(
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
     let outcome = tokio::select! {
+        // What has come by the end is read before.
+        biased;
         outcome = connection.as_mut() => outcome,
-        () = session.is_over(phase.clone()) => {
+        () = session.is_over() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 outcome = connection.as_mut() => outcome,
@@ -256,13 +265,15 @@ async fn run_connection<B: Backend>(
 }
 
 async fn answer_one<B: Backend>(request: Request<Incoming>, session: Arc<Session<B>>) -> Answer {
-    session.begun.notify_one();
-    let (id, phase) = (request_id(), session.phase.clone());
+    session.hearing.taken_up();
+    let (id, phase, hearing) = (request_id(), session.phase.clone(), session.hearing.clone());
     let answer = match session.peer(&request) {
         Ok(peer) => handler::handle(Call::new(request, session, peer, id.clone())).await,
         // The body is left unread, and with it the connection ends: a stranger has sent it.
         Err(error) => answer::stranger(&error),
     };
+    // And its body.
+    hearing.taken_up();
     let mut answer = answer::with_request_id(answer, &id);
     if Phase::Draining <= *phase.borrow() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -308,15 +319,16 @@ impl<B: Backend> Session<B> {
         Ok(())
     }
 
-    /// Resolves when the server ends and the caller has been given what it came for: one that has connected and asked
-    /// nothing is about to, and would find its request unread.
-    async fn is_over(&self, mut phase: watch::Receiver<Phase>) {
+    /// Resolves when the server ends and the caller is silent, or takes too long. Who has connected is about to ask, and
+    /// would find his request unread; of what he has begun to send the rest is to come.
+    async fn is_over(&self) {
+        let mut phase = self.phase.clone();
         reached(&mut phase, Phase::Draining).await;
-        tokio::select! {
-            () = self.begun.notified() => {}
-            () = reached(&mut phase, Phase::Closing) => return,
-        }
         tokio::time::sleep(QUIET_TIMEOUT).await;
+        tokio::select! {
+            () = self.hearing.all_taken_up() => {}
+            () = reached(&mut phase, Phase::Closing) => {}
+        }
     }
 
     /// Resolves when the connection is still a stranger's at the deadline.

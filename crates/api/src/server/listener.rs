@@ -10,6 +10,7 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::hearing::{Heard, Hearing};
 use super::{MachineCaller, Peer, Tls};
 
 // A caller that takes or confirms nothing for so long is gone, or wants us to wait for ever.
@@ -42,10 +43,11 @@ pub(super) trait Listener: Send {
 
     /// Waits for the next connection.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-    /// Makes it ready for requests.
+    /// Makes it ready for requests, and heard.
     fn open(
         &self,
         stream: Self::Stream,
+        hearing: Hearing,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<Self> + 'static;
     /// Who is at its other end.
     fn origin(&self, stream: &Self::Stream) -> io::Result<Origin>;
@@ -64,8 +66,9 @@ impl Listener for UnixListener {
     fn open(
         &self,
         stream: UnixStream,
+        hearing: Hearing,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
-        std::future::ready(Ok(Box::new(stream) as Box<dyn Stream>))
+        std::future::ready(Ok(Box::new(Heard::new(stream, hearing)) as Box<dyn Stream>))
     }
 
     fn origin(&self, stream: &UnixStream) -> io::Result<Origin> {
@@ -93,8 +96,9 @@ impl Listener for Inside {
     fn open(
         &self,
         stream: UnixStream,
+        hearing: Hearing,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
-        self.listener.open(stream)
+        self.listener.open(stream, hearing)
     }
 
     fn origin(&self, _: &UnixStream) -> io::Result<Origin> {
@@ -122,8 +126,9 @@ impl Listener for Strangers {
     fn open(
         &self,
         stream: TcpStream,
+        hearing: Hearing,
     ) -> impl Future<Output = io::Result<Box<dyn Stream>>> + Send + use<> + 'static {
-        let tls = self.tls.clone();
+        let (tls, stream) = (self.tls.clone(), Heard::new(stream, hearing));
         async move {
             Ok(match tls {
                 Some(tls) => Box::new(tls.accept(stream).await?) as Box<dyn Stream>,

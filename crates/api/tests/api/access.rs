@@ -13,7 +13,9 @@ use perch_api::wire::{
 use perch_api::{Client, serve_tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
 
+use super::memory::Memory;
 use super::{Server, config};
 
 /// A server with the app `web` of the organization `personal`, a Machine, a release and a blob in it,
@@ -443,6 +445,29 @@ mod tls {
             stream.read_exact(&mut answer).await.expect("read");
             assert_eq!(&answer, b"HELLO");
         }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_server_waits_for_who_has_begun_a_handshake_and_not_for_the_silent() {
+        let backend = Arc::new(Memory::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let tls = Tls::read(&file("certificate.pem"), &file("key.pem")).expect("a pair");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async { drop(stopped.await) };
+        let server = tokio::spawn(serve_tcp(listener, Some(tls), backend, shutdown));
+        let connect = async || TcpStream::connect(address).await.expect("connection");
+        let (mut begun, mut silent) = (connect().await, connect().await);
+        // How a record of a handshake begins.
+        begun.write_all(&[22, 3, 1]).await.expect("it is read");
+        // Accepted after them, and understood.
+        check_refused(client(format!("https://{address}"), "other.pem"), "certificate").await;
+        drop(stop);
+        tokio::select! {
+            read = silent.read_u8() => drop(read.expect_err("an end")),
+            _ = begun.read_u8() => panic!("who speaks is ended first"),
+        }
+        server.await.expect("ends");
     }
 
     #[tokio::test]

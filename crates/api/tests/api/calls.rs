@@ -599,3 +599,31 @@ async fn a_request_that_meets_the_end_of_the_server_on_a_used_connection_is_answ
         (&mut server.task).await.expect("ends");
     }
 }
+
+#[tokio::test]
+async fn the_end_of_the_server_waits_for_who_has_begun_to_ask_and_not_for_the_silent() {
+    let mut server = Server::start();
+    let connect = async || UnixStream::connect(&server.socket).await.expect("connection");
+    let mut silent = [connect().await, connect().await];
+    let mut asking = [connect().await, connect().await];
+    for used in [&mut silent[1], &mut asking[1]] {
+        used.write_all(ASK).await.expect("it is read");
+        assert!(!is_last(used).await);
+    }
+    let (part, rest) = ASK.split_at(9);
+    for stream in &mut asking {
+        stream.write_all(part).await.expect("it is read");
+    }
+    // Accepted after them.
+    server.client.info().await.expect("answer");
+    drop(server.stop.take());
+    for stream in &mut silent {
+        assert_eq!(stream.read(&mut [0]).await.expect("an end"), 0);
+    }
+    // When the server waits no longer for anybody these are at an end too.
+    for stream in &mut asking {
+        stream.write_all(rest).await.expect("it is read");
+        assert!(is_last(stream).await);
+    }
+    (&mut server.task).await.expect("ends");
+}
