@@ -40,13 +40,12 @@ async fn in_two_parts(first: &'static [u8], second: &'static [u8]) -> (u16, Rc<S
 /// Goes to sleep soon after nobody needs it.
 fn sleepy(port: u16) -> AppView {
     let mut view = app("started", port);
-    view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 50);
+    view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 200);
     view
 }
 
 async fn check_sleeps(world: &mut World) {
-    let message = tokio::time::timeout(Duration::from_secs(5), world.heard()).await;
-    let message = message.expect("nobody needs the Machine any more");
+    let message = world.heard().await;
     assert!(matches!(message, FromProxy::Stop { .. }), "{message:?}");
 }
 

@@ -101,13 +101,22 @@ async fn put(world: &mut World, length: usize, read: usize) -> String {
     let (mut read, mut write) = caller.split();
     let body = vec![b'x'; length];
     let sent = async { write.write_all(&body).await.is_ok() };
-    let mut answer = vec![0; 4096];
+    let mut answer = Vec::new();
     let received = async {
-        let length = read.read(&mut answer).await.unwrap_or(0);
-        answer.truncate(length);
+        // What comes before the end of the body may be followed by a reset.
+        while !is_whole(&answer) && read.read_buf(&mut answer).await.is_ok_and(|count| count != 0) {
+        }
     };
     tokio::join!(sent, received);
     String::from_utf8(answer).expect("it is text")
+}
+
+/// Whether this is an answer, to its end.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    length.is_some_and(|length| length.parse().is_ok_and(|length: usize| length <= body.len()))
 }
 
 #[test]

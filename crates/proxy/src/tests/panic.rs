@@ -70,7 +70,7 @@ fn a_machine_does_not_sleep_under_requests_that_only_a_former_balancer_counted()
         })
         .await;
         let mut view = app("started", port);
-        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 100);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 200);
         world.publish(view.clone()).await;
         let mut caller = world.connect().await;
         caller.write_all(GET.as_bytes()).await.expect("the proxy reads");

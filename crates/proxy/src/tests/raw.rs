@@ -251,10 +251,10 @@ fn an_open_connection_is_load_and_its_end_is_not() {
         })
         .await;
         let mut view = app("started", port);
-        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 100);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 200);
         world.publish(view).await;
         let caller = TcpStream::connect(world.raw).await.expect("the proxy listens");
-        let quiet = std::time::Duration::from_millis(300);
+        let quiet = std::time::Duration::from_millis(500);
         let early = tokio::time::timeout(quiet, world.heard()).await;
         assert!(early.is_err(), "it was stopped under load: {early:?}");
         drop(caller);

@@ -6,9 +6,9 @@ use super::world::*;
 use crate::control::{AppView, Autostop, FromProxy, StartOutcome, StopOutcome, ToProxy};
 
 /// How long nothing must move until the Machine may sleep.
-const AFTER: Duration = Duration::from_millis(100);
+const AFTER: Duration = Duration::from_millis(200);
 /// Who is awake after this stays awake.
-pub(super) const LONG: Duration = Duration::from_millis(500);
+pub(super) const LONG: Duration = Duration::from_millis(800);
 
 pub(super) fn napping(port: u16) -> AppView {
     let mut view = app("started", port);

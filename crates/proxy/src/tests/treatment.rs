@@ -26,7 +26,11 @@ fn silent_for(idle: Duration) -> HttpView {
     HttpView { idle_timeout_ms: Some(idle.as_millis() as u64), ..HttpView::default() }
 }
 
-const IDLE: Duration = Duration::from_millis(200);
+/// Longer than a busy machine keeps a test from the processor.
+const IDLE: Duration = Duration::from_millis(900);
+/// So many pieces with such pauses take longer than that.
+const PIECES: usize = 12;
+const PAUSE: Duration = Duration::from_millis(100);
 
 async fn answering(answer: &'static [u8]) -> u16 {
     machine(move |mut stream| async move {
@@ -126,17 +130,19 @@ fn an_answer_that_falls_silent_is_cut_and_one_that_goes_on_is_not() {
     run(|mut world| async move {
         let port = machine(|mut stream| async move {
             let head = read_head(&mut stream).await.expect("a request comes");
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n").await.expect("so");
-            let count = if head.contains("/whole") { 7 } else { 3 };
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {PIECES}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("so");
+            let count = if head.contains("/whole") { PIECES } else { 3 };
             for _ in 0..count {
-                tokio::time::sleep(IDLE / 2).await;
+                tokio::time::sleep(PAUSE).await;
                 stream.write_all(b"x").await.expect("the proxy reads");
             }
             std::future::pending::<()>().await;
         })
         .await;
         world.publish(treated(port, silent_for(IDLE))).await;
-        assert!(world.ask(&GET.replace("/path", "/whole")).await.ends_with("\r\n\r\nxxxxxxx"));
+        let whole = world.ask(&GET.replace("/path", "/whole")).await;
+        assert!(whole.ends_with(&format!("\r\n\r\n{}", "x".repeat(PIECES))), "{whole}");
         let mut caller = world.connect().await;
         caller.write_all(GET.as_bytes()).await.expect("the proxy reads");
         let mut all = Vec::new();
@@ -150,8 +156,8 @@ fn a_websocket_on_which_nothing_is_said_ends_and_one_that_talks_does_not() {
     run(|mut world| async move {
         world.publish(treated(socket_server().await, silent_for(IDLE))).await;
         let mut caller = socket(&world).await;
-        for _ in 0..4 {
-            tokio::time::sleep(IDLE / 2).await;
+        for _ in 0..PIECES {
+            tokio::time::sleep(PAUSE).await;
             echo(&mut caller).await;
         }
         assert_eq!(read_all(&mut caller).await, "");

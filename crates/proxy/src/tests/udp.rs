@@ -155,7 +155,7 @@ fn a_session_is_load_until_it_has_been_silent() {
     run(|mut world| async move {
         let (program, port) = program().await;
         let mut view = view("started", port);
-        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 100);
+        view.machines[0].services.iter_mut().for_each(|s| s.auto_stop_after_ms = 500);
         world.publish(view).await;
         spawn_local(echo(program));
         let caller = caller(&world).await;

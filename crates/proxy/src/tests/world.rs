@@ -29,7 +29,7 @@ pub(super) const FLYCAST: &str = "fdaa:0:7:0:1::2";
 pub(super) const CALLER: &str = "fdaa:0:7:a7b:1:2:3:2";
 
 /// Nothing in these tests takes longer unless it hangs.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A proxy, and the test as its server.
 pub(super) struct World {
