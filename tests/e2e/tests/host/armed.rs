@@ -1,5 +1,6 @@
 //! Armed Machines: stopped to everybody, and their next start is done but for the program.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,7 @@ use crate::stage::{
     SNIPPET, SOON, check_answer, hello_image, machine_processes, on, one_machine_of, shell_image,
     wait_asleep,
 };
+use crate::why_now::ask;
 
 const QUICK: &str = "auto_stop_after = \"300ms\"\n";
 
@@ -61,6 +63,13 @@ fn began_armed(machine: &Machine) -> Result<bool> {
     Ok(start["request"]["armed"] == true)
 }
 
+/// Uses the Machine, so that it stays awake, until this is dropped: a reset is seen at once.
+fn in_use(host: &Host, address: &str) -> Result<TcpStream> {
+    let stream = ask(host, address, "GET /sleep?ms=60000 HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
 fn lives(process: &Process) -> bool {
     std::path::Path::new(&format!("/proc/{}", process.pid)).exists()
 }
@@ -91,6 +100,7 @@ fn the_next_request_starts_what_was_armed() {
         for _ in 0..3 {
             let init = await_armed(host, "web")?;
             let events = only(host, "web")?;
+            let _used = in_use(host, &address)?;
             check_answer(&host.get(&address, 80, "/")?, "Hello")?;
             let machine = only(host, "web")?;
             ensure!(began_armed(&machine)?, "not by what was armed: {:?}", machine.value["events"]);
@@ -137,6 +147,7 @@ fn a_request_in_the_middle_of_arming_is_answered_by_one_start() {
             let before = only(host, "web")?.events("start");
             // Sooner or later in its making, as it happens.
             wait_until("arming to begin", SOON, || Ok((!waiting(host).is_empty()).then_some(())))?;
+            let _used = in_use(host, &address)?;
             check_answer(&host.get(&address, 80, "/")?, "Hello")?;
             let (inside, shims) = (machine_processes(host, &id), host.perch_processes("shim"));
             let machine = only(host, "web")?;
@@ -250,6 +261,7 @@ fn what_cannot_be_executed_when_it_is_told_to_go_ends_and_starts_as_usual() {
         let address = hello(host, "web")?;
         let init = await_armed(host, "web")?;
         std::fs::remove_file(format!("/proc/{}/root/hello", init.pid))?;
+        let _used = in_use(host, &address)?;
         check_answer(&host.get(&address, 80, "/")?, "Hello")?;
         let machine = only(host, "web")?;
         ensure!(!began_armed(&machine)?, "it started nevertheless");

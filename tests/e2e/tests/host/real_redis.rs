@@ -30,10 +30,10 @@ fn persistent_clients_sleep_and_a_dump_begun_before_is_finished_after() {
         let fill = "for i = 1, 30000 do redis.call('set', i, string.rep('x', 100)) end return 1";
         ensure!(first.ask(&format!("EVAL \"{fill}\" 0"))? == ":1", "not filled");
         let id = first.ask("CLIENT ID")?;
-        // Each key costs the child a pause, so that it is still writing when the Machine is suspended.
-        ensure!(first.ask("CONFIG SET rdb-key-save-delay 50")? == "+OK", "not slowed down");
-        ensure!(first.ask("BGSAVE")?.contains("started"), "no dump");
         let machine = host.machines("cache")?.pop().context("no Machine")?.id;
+        // Each key costs the child a pause, 5 s together, so that it is still writing when the Machine is suspended.
+        ensure!(first.ask("CONFIG SET rdb-key-save-delay 100")? == "+OK", "not slowed down");
+        ensure!(first.ask("BGSAVE")?.contains("started"), "no dump");
         host.fly(&["machine", "suspend", &machine, "-w", "30s"])?.ok()?;
         ensure!(first.ask("CLIENT ID")? == id, "another connection");
         ensure!(first.info("rdb_bgsave_in_progress")? == "1", "the dump ended before the sleep");

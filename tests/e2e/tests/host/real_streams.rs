@@ -14,7 +14,7 @@ use crate::stage::{SOON, on, on_host, one_machine_of};
 
 const EACH: usize = 20;
 /// The first message to a frozen Machine; a thaw takes a millisecond, on a host that is busy with builds more.
-const WAKE_MAX: Duration = Duration::from_secs(2);
+const WAKE_MAX: Duration = Duration::from_secs(10);
 
 #[test]
 fn websockets_and_streams_of_events_sleep_with_their_machine_and_go_on() {
@@ -28,13 +28,13 @@ fn websockets_and_streams_of_events_sleep_with_their_machine_and_go_on() {
         // Who leaves wakes nobody.
         drop((sockets.pop(), streams.pop()));
         holds_for("asleep", Duration::from_secs(1), || Ok(host.states("live")? == ["suspended"]))?;
+        let resumes = resumes(host, "live")?;
         let since = Instant::now();
         sockets[0].echo("first")?;
         ensure!(since.elapsed() < WAKE_MAX, "it took {:?}", since.elapsed());
         let after = echoes(&mut sockets, "one")?;
         ensure!(after == before[..EACH - 1], "another process, or another message");
-        let machine = host.machines("live")?.pop().context("no Machine")?;
-        ensure!(machine.events("resume") == 1, "woken more than once: {machine:?}");
+        wait_resumes(host, "live", resumes + 1)?;
 
         // What the program says of its own accord comes when another request has woken it.
         host.wait_all("live", "suspended", SOON)?;
@@ -76,16 +76,26 @@ fn a_websocket_that_is_pinged_all_the_time_sleeps_and_its_pings_wake_nobody() {
             socket.ping()?;
             Ok(asleep()?.then_some(()))
         })?;
+        let resumes = resumes(host, "pinged")?;
         holds_for("pings wake nobody", Duration::from_secs(1), || {
             socket.ping()?;
             asleep()
         })?;
-        let machine = host.machines("pinged")?.pop().context("no Machine")?;
-        ensure!(machine.events("resume") == 0, "woken by a ping: {machine:?}");
         ensure!(socket.echo("one")? == before, "another process");
-        ensure!(host.states("pinged")? == ["started"], "not woken by a message");
-        Ok(())
+        // By the message, and no ping before it.
+        wait_resumes(host, "pinged", resumes + 1)
     });
+}
+
+fn resumes(host: &Host, app: &str) -> Result<usize> {
+    Ok(host.machines(app)?.pop().context("no Machine")?.events("resume"))
+}
+
+/// Waits until it was woken so often, and no oftener.
+fn wait_resumes(host: &Host, app: &str, count: usize) -> Result<()> {
+    wait_until("its resume", SOON, || Ok((count <= resumes(host, app)?).then_some(())))?;
+    ensure!(resumes(host, app)? == count, "woken more than once");
+    Ok(())
 }
 
 /// Pings five times a second, and tells what comes.

@@ -37,7 +37,8 @@ fn an_idle_app_is_frozen_and_the_next_request_finds_it_where_it_was() {
         ensure!(woken.header("perch-wake").is_some(), "no Perch-Wake on {woken:?}");
         let after = only_machine(host)?;
         ensure!(self::program(host, &after.id)? == program, "another program answers");
-        ensure!(after.events("resume") == 1, "no resume among its events: {after:?}");
+        let resumes = before.events("resume") + 1;
+        ensure!(after.events("resume") == resumes, "no resume among its events: {after:?}");
         ensure!(after.events("launch") == 1, "a resume is called a launch: {after:?}");
         host.wait_all("quotes", "suspended", SOON)
     });
@@ -98,6 +99,7 @@ fn many_callers_at_once_wake_a_frozen_machine_once() {
     on_host(|host| {
         let address = one_machine(host, SUSPENDS)?;
         host.wait_all("quotes", "suspended", SOON)?;
+        let before = only_machine(host)?.events("resume");
         let answers: Vec<_> = std::thread::scope(|scope| {
             let callers: Vec<_> =
                 (0..200).map(|_| scope.spawn(|| host.get(&address, 80, "/"))).collect();
@@ -107,7 +109,7 @@ fn many_callers_at_once_wake_a_frozen_machine_once() {
             let Ok(answer) = answer else { bail!("a caller panicked") };
             check_answer(&answer?, "Hello")?;
         }
-        ensure!(only_machine(host)?.events("resume") == 1, "woken more than once");
+        ensure!(only_machine(host)?.events("resume") == before + 1, "woken more than once");
         Ok(())
     });
 }

@@ -237,7 +237,8 @@ fn a_token_ends_by_time_by_revocation_and_with_its_app() {
         // It is in its long poll when it sleeps in the kernel with a connection; the end must come
         // in both cases.
         token(host, &["revoke", "ci"])?.ok()?;
-        let limit = Duration::from_secs(5);
+        // Less than its polls last, of which the next would be refused.
+        let limit = Duration::from_secs(9);
         let status = wait_until("the logs to end", limit, || Ok(following.try_wait()?))?;
         ensure!(!status.success(), "logs ended with {status}");
         check_refused(&far_fly(host, &ci, &["apps", "list"])?, "revoked")?;

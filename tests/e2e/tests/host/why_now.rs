@@ -192,7 +192,7 @@ fn connect(host: &Host, address: &str, port: u16) -> Result<TcpStream> {
 }
 
 /// A request whose answer nobody reads.
-fn ask(host: &Host, address: &str, request: &str) -> Result<TcpStream> {
+pub(crate) fn ask(host: &Host, address: &str, request: &str) -> Result<TcpStream> {
     let mut stream = connect(host, address, 80)?;
     stream.write_all(request.as_bytes())?;
     Ok(stream)
