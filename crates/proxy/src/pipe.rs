@@ -8,10 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Poll, ready};
 
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::{AsyncRead, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
+
+use crate::upstream::is_quiet;
 
 /// A piece of this size says that there is more to come: the next one goes through a pipe.
 pub(crate) const BULK_BYTES: usize = 32 * 1024;
@@ -60,10 +63,18 @@ impl Pipe {
     /// Takes in what has come on a socket, `bytes_max` at most; says how much.
     fn fill(&mut self, from: &TcpStream, bytes_max: usize) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Ok(0) };
-        let count = from.try_io(Interest::READABLE, || {
+        let take = || {
             let count = bytes_max.min(PIPE_BYTES);
             let (from, to) = (from.as_fd(), ends.write.as_fd());
-            Ok(splice(from, None, to, None, count, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+            splice(from, None, to, None, count, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)
+        };
+        let count = from.try_io(Interest::READABLE, || match take() {
+            // In front of an urgent byte too; then nobody says again that there is something behind it.
+            Err(Errno::AGAIN) if !is_quiet(from) => match take() {
+                Err(Errno::AGAIN) => Ok(0),
+                taken => Ok(taken?),
+            },
+            taken => Ok(taken?),
         })?;
         self.len += count;
         Ok(count)
