@@ -332,7 +332,12 @@ impl ProxyPort {
         self.end_drain_if_over(own);
     }
 
+    /// Calls it off: nobody answers it any more, and no connection that begins anew is told of it.
     pub(crate) fn undrain(&self, machine: &str, run: u64) {
+        let mut drains = lock(&self.drains);
+        drains.retain(|_, draining| {
+            !matches!(&draining.message, ToProxy::Drain { machine: its, run: of, .. } if its == machine && *of == run)
+        });
         self.tell_all(&ToProxy::Undrain { machine: machine.to_owned(), run });
     }
 

@@ -351,6 +351,26 @@ mod tests {
     }
 
     #[test]
+    fn a_drain_that_was_called_off_is_told_to_no_connection_that_begins_anew() {
+        let (port, _current) = ProxyPort::new();
+        port.connected();
+        let (mailbox, mut drained) = Post::of_test();
+        port.drain("off", 3, 77, Duration::from_secs(5), mailbox);
+        let (other, _drained) = Post::of_test();
+        port.drain("on", 3, 78, Duration::from_secs(5), other);
+        port.current_parted();
+        port.undrain("off", 3);
+        port.undrain("on", 2);
+        port.connected();
+        let told = port.outstanding(Which::Current);
+        assert!(
+            matches!(&told[..], [ToProxy::Drain { machine, .. }] if machine == "on"),
+            "{told:?}"
+        );
+        assert!(drained.try_recv().is_err(), "who called it off waits for nothing");
+    }
+
+    #[test]
     fn one_that_cannot_hear_the_question_or_says_nothing_refuses() {
         let (port, mut current) = ProxyPort::new();
         port.connected();
