@@ -102,6 +102,11 @@ impl Quiet {
         self.moved = true;
     }
 
+    /// The caller has sent something that the Machine has not taken yet: that is owed, as an answer is.
+    pub fn note_untaken(&mut self) {
+        self.owed = true;
+    }
+
     /// How long until the next look, for this `auto_stop_after`.
     pub fn pause(auto_stop_after: Duration) -> Duration {
         (auto_stop_after / LOOKS).clamp(LOOK_MIN, LOOK_MAX)
@@ -169,6 +174,19 @@ mod tests {
         quiet.note_answered();
         quiet.note_stuck();
         assert_eq!([quiet.look(PAUSE), quiet.look(PAUSE)], [Verdict::Load, Verdict::Rests]);
+    }
+
+    #[test]
+    fn what_a_machine_does_not_take_is_load_for_an_hour() {
+        let mut quiet = Quiet::new();
+        quiet.note_asked();
+        quiet.note_answered();
+        for _ in 0..OWED_MAX.as_secs() / PAUSE.as_secs() {
+            quiet.note_untaken();
+            assert_eq!(quiet.look(PAUSE), Verdict::Load);
+        }
+        quiet.note_untaken();
+        assert_eq!(quiet.look(PAUSE), Verdict::Rests);
     }
 
     #[test]

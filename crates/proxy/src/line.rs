@@ -243,8 +243,10 @@ impl<'a> Line<'a> {
     fn look(&self, pause: Duration) -> Verdict {
         let mut verdict = Verdict::Load;
         self.note(|quiet| {
-            if self.stuck.get() || self.untaken.get() || self.uploads.get() || self.ahead.get() {
+            if self.stuck.get() || self.uploads.get() || self.ahead.get() {
                 quiet.note_stuck();
+            } else if self.untaken.get() {
+                quiet.note_untaken();
             }
             verdict = quiet.look(pause);
         });

@@ -252,7 +252,10 @@ impl Place {
 
     fn keep_follower(&self, at: u64) -> io::Result<()> {
         let draft = self.followed.with_extension("followed.new");
-        fs::write(&draft, format!("{at}\n"))?;
+        let mut file = fs::File::create(&draft)?;
+        file.write_all(format!("{at}\n").as_bytes())?;
+        // An empty one, after a power cut, would pass over what was not told.
+        file.sync_data()?;
         fs::rename(draft, &self.followed)
     }
 
