@@ -50,7 +50,11 @@ pub(crate) fn begin_for_proxy() -> io::Result<LastWords> {
 }
 
 fn begin_with(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static, is_terminal: bool) {
-    let filter = EnvFilter::try_from_env("PERCH_LOG").unwrap_or_else(|_| "info".into());
+    let mut filter = EnvFilter::try_from_env("PERCH_LOG").unwrap_or_else(|_| "info".into());
+    // Panics, whatever else is wanted.
+    if let Ok(panics) = concat!(module_path!(), "=error").parse() {
+        filter = filter.add_directive(panics);
+    }
     let lines = tracing_subscriber::fmt().with_writer(writer).with_env_filter(filter);
     lines.with_target(false).with_ansi(is_terminal).init();
 }
