@@ -437,7 +437,7 @@ impl Cgroups {
         freezer.map(|v1| v1.dir.join("freezer.state")).filter(|file| file.exists())
     }
 
-    /// Lets a frozen Machine go on. Also so that it can die: a v1-frozen process keeps SIGKILL pending.
+    /// Lets a frozen Machine go on.
     pub(crate) fn thaw(&self) -> io::Result<()> {
         for dir in self.v1_dirs() {
             write_if_there(&dir.join("freezer.state"), "THAWED")?;
@@ -476,14 +476,30 @@ impl Cgroups {
 
     /// Sends SIGKILL to everything in the Machine.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        if let Some(leaf) = &self.v2 {
-            write_if_there(&leaf.join("cgroup.kill"), "1")?;
-        }
+        self.kill_by_kernel()?;
         for pid in self.pids().into_iter().filter_map(Pid::from_raw) {
             match rustix::process::kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        self.let_die()
+    }
+
+    /// Sends SIGKILL to everything in the Machine where the kernel does that by itself: v2, since 5.14.
+    pub(crate) fn kill_by_kernel(&self) -> io::Result<()> {
+        let Some(leaf) = &self.v2 else { return Ok(()) };
+        write_if_there(&leaf.join("cgroup.kill"), "1")
+    }
+
+    /// Lets what was killed have the CPU time that it takes to die, and go on if it is frozen: a v1-frozen process keeps
+    /// SIGKILL pending, and so does one that waits for the next part of its CPUs, of which each of thousands gets little.
+    pub(crate) fn let_die(&self) -> io::Result<()> {
+        for dir in self.v1_dirs() {
+            write_if_there(&dir.join("cpu.cfs_quota_us"), "-1")?;
+        }
+        if let Some(leaf) = &self.v2 {
+            write_if_there(&leaf.join("cpu.max"), UNLIMITED)?;
         }
         self.thaw()
     }

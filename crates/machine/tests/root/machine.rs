@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("whatever_a_directory_holds_it_can_be_removed", it_can_be_removed),
     ("a_shim_that_says_nothing_is_killed_by_its_lock", a_silent_shim_is_killed),
     ("a_frozen_machine_can_be_killed", a_frozen_machine_can_be_killed),
+    ("a_machine_that_wants_more_than_its_cpu_is_killed_at_once", a_busy_machine_is_killed_at_once),
     ("limits_hold_from_the_first_instruction", limits_hold_from_the_first_instruction),
     ("lack_of_memory_is_told", lack_of_memory_is_told),
     ("listening_sockets_are_listed", listening_sockets_are_listed),
@@ -446,6 +447,26 @@ fn a_frozen_machine_can_be_killed(fixture: &Fixture) -> Tested {
     let frozen =
         frozen.map(|(file, value)| fs::write(file, value)).collect::<Result<Vec<_>, _>>()?;
     assert!(!frozen.is_empty());
+    machine.kill()?;
+    assert_eq!(fixture.wait(&machine)?.signal, Some(9));
+    Ok(())
+}
+
+/// Its PID 1 would wait for its turn, among many who share a hundredth of a CPU, before it heard of the signal.
+fn a_busy_machine_is_killed_at_once(fixture: &Fixture) -> Tested {
+    let script = "/bin/busybox mkfifo /tmp/go; i=0; while [ $i -lt 500 ]; do i=$((i+1)); \
+                  (: </tmp/go; while :; do :; done) & done; exec 3<>/tmp/go; echo all; wait";
+    let mut spec = fixture.spec(script);
+    spec.cpu_millis = Some(1_000);
+    let machine = fixture.launch(&spec)?;
+    fixture.await_line("all")?;
+    let quotas = fixture.cgroups()?.into_iter().flat_map(|dir| {
+        [(dir.join("cpu.max"), "1000 100000"), (dir.join("cpu.cfs_quota_us"), "1000")]
+    });
+    let quotas = quotas.filter(|(file, _)| file.exists());
+    let lowered =
+        quotas.map(|(file, quota)| fs::write(file, quota)).collect::<Result<Vec<_>, _>>()?;
+    assert!(!lowered.is_empty());
     machine.kill()?;
     assert_eq!(fixture.wait(&machine)?.signal, Some(9));
     Ok(())
