@@ -316,7 +316,7 @@ fn a_body_of_up_to_a_megabyte_is_replayed_wherever_it_was_when_the_order_came() 
 
 /// Refuses each request by its head, and either ends the connection with the body unread or keeps it. The kernel takes
 /// little of that body, as behind a link that is not loopback.
-pub(super) async fn refuses_early(ends: bool) -> u16 {
+async fn refuses_early(ends: bool) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     nix::sys::socket::setsockopt(&listener, sockopt::TcpMaxSeg, &536).expect("small segments");
@@ -333,20 +333,25 @@ pub(super) async fn refuses_early(ends: bool) -> u16 {
     port
 }
 
+/// A world whose app reads a body of a million bytes and has it replayed to who [refuses it early](refuses_early).
+pub(super) async fn ordering_to_who_refuses_early(world: &mut World, ends: bool) {
+    let target = hidden("target", "started", refuses_early(ends).await, NETWORK);
+    world.send(ToProxy::App(target)).await;
+    let router = machine(|mut stream| async move {
+        read_head(&mut stream).await.expect("a request");
+        let mut body = vec![0; 1_000_000];
+        stream.read_exact(&mut body).await.expect("a body");
+        let answer = order("fly-replay: app=target");
+        stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+    });
+    world.publish(app("started", router.await)).await;
+}
+
 #[test]
 fn an_early_answer_to_a_replayed_body_reaches_the_caller() {
     for ends in [true, false] {
         run(|mut world| async move {
-            let target = hidden("target", "started", refuses_early(ends).await, NETWORK);
-            world.send(ToProxy::App(target)).await;
-            let router = machine(|mut stream| async move {
-                read_head(&mut stream).await.expect("a request");
-                let mut body = vec![0; 1_000_000];
-                stream.read_exact(&mut body).await.expect("a body");
-                let answer = order("fly-replay: app=target");
-                stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
-            });
-            world.publish(app("started", router.await)).await;
+            ordering_to_who_refuses_early(&mut world, ends).await;
             let mut caller = world.connect().await;
             let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
             caller.write_all(head.as_bytes()).await.expect("the proxy reads");

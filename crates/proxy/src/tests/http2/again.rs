@@ -1,6 +1,6 @@
 //! Bodies that are sent a second time, and what is counted of them meanwhile.
 
-use super::super::replay::{hidden, order, refuses_early};
+use super::super::replay::{hidden, order, ordering_to_who_refuses_early};
 use super::*;
 use crate::control::ToProxy;
 use crate::http::kept;
@@ -134,14 +134,7 @@ fn a_replayed_body_counts_as_long_as_the_request_lasts() {
 fn an_early_answer_to_a_replayed_body_reaches_the_caller() {
     for ends in [true, false] {
         run(|mut world| async move {
-            let target = hidden("target", "started", refuses_early(ends).await, NETWORK);
-            world.send(ToProxy::App(target)).await;
-            let router = machine(|mut stream| async move {
-                read_body(&mut stream).await.expect("a body");
-                let answer = order("fly-replay: app=target");
-                stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
-            });
-            world.publish(app("started", router.await)).await;
+            ordering_to_who_refuses_early(&mut world, ends).await;
             let (client, _) = client(&world).await;
             let (answer, text) = read_answer(send(&client, "POST", 1_000_000).await).await;
             assert!(answer.status() == 413 && text == "no", "ends {ends}: {text}");
