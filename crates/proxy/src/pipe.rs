@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Poll, ready};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::{AsyncRead, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
+
+use crate::upstream::peek;
 
 /// A piece of this size says that there is more to come: the next one goes through a pipe.
 pub(crate) const BULK_BYTES: usize = 32 * 1024;
@@ -70,7 +71,7 @@ impl Pipe {
         let count = from.try_io(Interest::READABLE, || match take() {
             // In front of an urgent byte too; then nobody says again that there is something behind it.
             Err(Errno::AGAIN) => {
-                recv(from.as_fd(), &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+                peek(from)?;
                 match take() {
                     Err(Errno::AGAIN) => Ok(0),
                     taken => Ok(taken?),

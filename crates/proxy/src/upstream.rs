@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use perch_core::balancer::Endpoint;
 use perch_core::ids::MachineId;
-use rustix::net::RecvFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
@@ -193,20 +194,23 @@ async fn sweep(app: std::rc::Weak<App>) {
 
 /// Whether nothing has come on an idle connection, neither an end nor bytes that nobody asked for.
 pub(crate) fn is_quiet(stream: &TcpStream) -> bool {
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let seen = rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags);
-    matches!(seen, Err(rustix::io::Errno::AGAIN))
+    peek(stream) == Err(Errno::AGAIN)
 }
 
 /// The same as far as the kernel has told us already: asks it only if it has told something since the
 /// last read.
 pub(crate) fn seems_quiet(stream: &TcpStream) -> bool {
-    let seen = stream.try_io(Interest::READABLE, || {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        rustix::net::recv(stream.as_fd(), &mut [0_u8; 1], flags)?;
-        Ok(())
-    });
+    let seen = stream.try_io(Interest::READABLE, || Ok(peek(stream)?));
     seen.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Asks the kernel whether a byte or the end has come, and leaves it where it is.
+///
+/// # Errors
+/// `AGAIN` if nothing has come; or what became of the connection.
+pub(crate) fn peek(stream: &TcpStream) -> Result<(), Errno> {
+    recv(stream.as_fd(), &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(())
 }
 
 /// Makes a new connection, and waits until `deadline` for a program that does not listen yet. Who has waited may get one
@@ -375,7 +379,6 @@ async fn try_connect(
 
 /// Errors that say something about us, not about the Machine.
 fn is_ours(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| codes.iter().any(|c| c.raw_os_error() == code))
 }
