@@ -2,7 +2,8 @@
 //!
 //! Who starts the server keeps its lines, and bounds them. Those of all proxies go to one file, `proxy.log`, and some may come
 //! with each connection: in a second a proxy has a few, the others are counted, and of a full file the older half goes.
-//! A proxy waits for no disk: a thread writes for it, which is there only while there is something to write.
+//! A proxy waits for no disk: a thread writes for it, which is there only while there is something to write. It has the
+//! file's lock meanwhile: a former proxy and its successor write to one file, and either may make it shorter.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use perch_core::ledger::Quota;
 use perch_core::time::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -160,7 +162,18 @@ impl Write for Log {
     }
 }
 
-fn append(mut file: &File, text: &[u8]) -> io::Result<()> {
+fn append(file: &File, text: &[u8]) -> io::Result<()> {
+    // Who has it and stands still lets lines wait, of which only so many do, and nobody else. Where there are no locks it is
+    // written without.
+    let locked = flock(file, FlockOperation::LockExclusive);
+    let appended = append_alone(file, text);
+    if locked.is_ok() {
+        flock(file, FlockOperation::Unlock)?;
+    }
+    appended
+}
+
+fn append_alone(mut file: &File, text: &[u8]) -> io::Result<()> {
     // Others append to it too. What is no file has no length.
     let len = file.metadata()?.len();
     if FILE_BYTES_MAX < len + text.len() as u64 {
@@ -180,6 +193,8 @@ fn keep_newer_half(mut file: &File, len: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     /// Nothing takes longer unless it hangs.
@@ -187,8 +202,12 @@ mod tests {
 
     fn log() -> (Log, tempfile::NamedTempFile) {
         let named = tempfile::NamedTempFile::new().expect("a file");
-        let file = File::options().read(true).append(true).open(named.path()).expect("a file");
-        (Log::new(file), named)
+        (Log::new(open(&named)), named)
+    }
+
+    /// As the server does for each proxy.
+    fn open(file: &tempfile::NamedTempFile) -> File {
+        File::options().read(true).append(true).open(file.path()).expect("a file")
     }
 
     fn at(seconds: u64) -> Timestamp {
@@ -224,5 +243,37 @@ mod tests {
         assert!(FILE_BYTES_MAX / 2 - 100 <= text.len() as u64, "more is gone");
         let lines: Vec<u64> = text.lines().map(|line| line.parse().expect("whole")).collect();
         assert_eq!(lines, (count - lines.len() as u64..count).collect::<Vec<_>>());
+    }
+
+    /// Of both writers together less than is kept, and the limit is passed when they have written half of it.
+    #[test]
+    fn two_proxies_that_pass_the_limit_together_lose_none_of_their_lines() {
+        const LINES: u64 = FILE_BYTES_MAX / 100 / 6;
+        for round in 0..50 {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            let older = format!("{:099}\n", 0).repeat(usize::try_from(5 * LINES).expect("few"));
+            std::fs::write(file.path(), &older).expect("it is written");
+            let begin = Barrier::new(2);
+            let line = |writer: &str, number: u64| format!("{writer}{number:098}\n");
+            std::thread::scope(|scope| {
+                for writer in ["a", "b"] {
+                    let (own, begin) = (open(&file), &begin);
+                    scope.spawn(move || {
+                        begin.wait();
+                        for number in 0..LINES {
+                            append(&own, line(writer, number).as_bytes()).expect("it is written");
+                        }
+                    });
+                }
+            });
+            let text = text(&file);
+            for writer in ["a", "b"] {
+                let own = text.split_inclusive('\n').filter(|line| line.starts_with(writer));
+                let wanted: String = (0..LINES).map(|number| line(writer, number)).collect();
+                assert_eq!(own.collect::<String>(), wanted, "{writer} in round {round}");
+            }
+            let kept = FILE_BYTES_MAX / 2 - 100..older.len() as u64;
+            assert!(kept.contains(&(text.len() as u64)), "{} bytes are left", text.len());
+        }
     }
 }

@@ -322,6 +322,7 @@ fn register(world: &World, pid: Pid) -> anyhow::Result<()> {
 }
 
 /// The proxy's own words outlive the server's standard error. It is read where it is made shorter ([`crate::logging`]).
+/// Each proxy has it opened anew, since a lock is that of who has opened a file.
 fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
     let path = world.paths.data.join("proxy.log");
     let opened = std::fs::File::options().create(true).read(true).append(true).open(&path);
