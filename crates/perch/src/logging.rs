@@ -5,6 +5,7 @@
 //! A proxy waits for no disk: a thread writes for it, which is there only while there is something to write. It has the
 //! file's lock meanwhile: a former proxy and its successor write to one file, and either may make it shorter.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -39,7 +40,7 @@ pub(crate) fn begin() {
     begin_with(io::stderr, io::stderr().is_terminal());
 }
 
-/// Begins, for a proxy; its panics are lines too. What has not been written is when the answer is dropped.
+/// Begins, for a proxy; its panics are lines too, and have a backtrace where `RUST_BACKTRACE` wants one, as those of the server. What has not been written is when the answer is dropped.
 ///
 /// # Errors
 /// When the process has no descriptor left.
@@ -47,7 +48,14 @@ pub(crate) fn begin_for_proxy() -> io::Result<LastWords> {
     let log = Log::new(File::from(io::stderr().as_fd().try_clone_to_owned()?));
     let writer = log.clone();
     begin_with(move || writer.clone(), false);
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            // With addresses: a release has no names.
+            BacktraceStatus::Captured => tracing::error!("{panic}\n{backtrace:#}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
     Ok(LastWords(log))
 }
 
@@ -193,6 +201,7 @@ fn keep_newer_half(mut file: &File, len: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
     use std::sync::Barrier;
 
     use super::*;
@@ -274,6 +283,29 @@ mod tests {
             }
             let kept = FILE_BYTES_MAX / 2 - 100..older.len() as u64;
             assert!(kept.contains(&(text.len() as u64)), "{} bytes are left", text.len());
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_proxy_has_a_backtrace_where_one_is_wanted() {
+        const NAME: &str = "a_panic_of_a_proxy_has_a_backtrace_where_one_is_wanted";
+        const IS_PROXY: &str = "PERCH_TEST_IS_PROXY";
+        if std::env::var_os(IS_PROXY).is_some() {
+            let _last_words = begin_for_proxy().expect("a descriptor");
+            std::thread::spawn(|| panic!("as it must")).join().expect_err("it panics");
+            return;
+        }
+        let own = std::env::current_exe().expect("a path");
+        for (wanted, has) in [("0", false), ("1", true)] {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            let mut proxy = Command::new(&own);
+            proxy.args(["--exact", &format!("logging::tests::{NAME}")]);
+            proxy.env(IS_PROXY, "").env("RUST_BACKTRACE", wanted).env_remove("RUST_LIB_BACKTRACE");
+            proxy.env("PERCH_LOG", "off").stdout(Stdio::null()).stderr(open(&file));
+            assert!(proxy.status().expect("it begins").success(), "{}", text(&file));
+            let text = text(&file);
+            assert!(text.contains("as it must"), "{text}");
+            assert_eq!(text.contains(&format!("logging::tests::{NAME}::")), has, "{text}");
         }
     }
 }
