@@ -2,7 +2,8 @@
 //!
 //! It follows the ledger, which nobody waits for: what is not taken yet waits there, also over the end of a server, at most
 //! as many records as the ledger keeps, and the oldest are lost first, which is counted and said. A collector that cannot be reached is asked again after a while; that is said
-//! once, and again when it takes spans. What it refuses for good is left out, which is said once as well.
+//! once, and again when it takes spans. What is too large for it goes in halves. What it refuses for good is left out, which
+//! is said once as well.
 //!
 //! HTTP is spoken by hand: what counts is the answer of a collector that refuses early and closes while we still write,
 //! and hyper's client may give up with the failed write.
@@ -24,7 +25,7 @@ use crate::config::Config;
 
 mod otlp;
 
-/// Records of one request, of about 2 kB each.
+/// Records of one request, of about 2 kB each. In halves they are 511 requests at most, and each record is in 9 of them.
 const RECORDS_MAX: usize = 256;
 /// After a request that took all there was: what happens meanwhile goes together.
 const GATHER_TIME: Duration = Duration::from_secs(1);
@@ -36,6 +37,8 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const SAY_INTERVAL: Duration = Duration::from_secs(60);
 /// What is read of an answer, until its status is known.
 const HEAD_BYTES_MAX: u64 = 8 * 1024;
+/// The status of who would take less at once.
+const TOO_LARGE: u16 = 413;
 
 /// Where spans go: `http://ADDRESS[:PORT][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,19 +118,17 @@ pub(crate) async fn keep(world: Arc<World>) {
     let shutdown = world.shutdown.clone();
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = follow(&world, &endpoint) => {}
+        () = follow(&world.ledger, &world.config.region, &endpoint) => {}
     }
 }
 
-async fn follow(world: &World, endpoint: &Endpoint) {
-    let (mut pages, mut teller) = (Pages::new(&world.ledger), Teller::default());
+async fn follow(ledger: &Ledger, region: &str, endpoint: &Endpoint) {
+    let (mut pages, mut teller) = (Pages::new(ledger), Teller::default());
     loop {
         let page = pages.next().await;
-        let body = otlp::request(&world.config.region, &page).to_string();
-        if teller.tell(endpoint, body.as_bytes()).await == Told::Refused {
-            world.ledger.tally().refused += page.len() as u64;
-        }
-        page.last().into_iter().for_each(|last| world.ledger.followed(last.id));
+        let refused = teller.tell_all(endpoint, region, &page).await;
+        ledger.tally().refused += refused as u64;
+        page.last().into_iter().for_each(|last| ledger.followed(last.id));
     }
 }
 
@@ -178,6 +179,8 @@ impl<'a> Pages<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Taken,
+    /// Fewer at once may be taken.
+    TooLarge,
     Refused,
 }
 
@@ -197,6 +200,33 @@ struct Teller {
 }
 
 impl Teller {
+    /// Tells these records, in halves and halves of halves as far as they are too large; how many were refused.
+    async fn tell_all(
+        &mut self,
+        endpoint: &Endpoint,
+        region: &str,
+        records: &[LedgerEvent],
+    ) -> usize {
+        let (mut pieces, mut refused, mut too_large) = (vec![records], 0, 0);
+        while let Some(piece) = pieces.pop() {
+            let body = otlp::request(region, piece).to_string();
+            match self.tell(endpoint, body.as_bytes()).await {
+                Told::Taken => {}
+                Told::TooLarge if 1 < piece.len() => {
+                    let (first, second) = piece.split_at(piece.len() / 2);
+                    pieces.extend([second, first]);
+                }
+                Told::TooLarge => too_large += piece.len(),
+                Told::Refused => refused += piece.len(),
+            }
+        }
+        // Once for all of them, whatever was taken between.
+        if 0 < too_large {
+            self.lose(endpoint.address, &NotTaken::Refused(TOO_LARGE));
+        }
+        refused + too_large
+    }
+
     /// Returns when it was told, or will never be.
     async fn tell(&mut self, endpoint: &Endpoint, body: &[u8]) -> Told {
         let [mut pause, longest] = PAUSES;
@@ -211,11 +241,13 @@ impl Teller {
                 }
                 return Told::Taken;
             };
-            if matches!(why, NotTaken::Refused(_)) {
-                if self.is_news(Complaint::Lost) {
-                    tracing::warn!(%address, %why, "spans are lost: the collector (`otlp_endpoint`) does not want them");
+            match why {
+                NotTaken::Refused(TOO_LARGE) => return Told::TooLarge,
+                NotTaken::Refused(_) => {
+                    self.lose(address, &why);
+                    return Told::Refused;
                 }
-                return Told::Refused;
+                NotTaken::Unreached(_) | NotTaken::Busy(_) => {}
             }
             if self.is_news(Complaint::Late) {
                 let cause = std::error::Error::source(&why).map(ToString::to_string);
@@ -223,6 +255,12 @@ impl Teller {
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(longest);
+        }
+    }
+
+    fn lose(&mut self, address: SocketAddr, why: &NotTaken) {
+        if self.is_news(Complaint::Lost) {
+            tracing::warn!(%address, %why, "spans are lost: the collector (`otlp_endpoint`) does not want them");
         }
     }
 
@@ -279,6 +317,8 @@ async fn status(read: impl AsyncRead + Unpin) -> io::Result<u16> {
 
 #[cfg(test)]
 mod tests {
+    use perch_api::wire::LedgerPhase;
+    use serde_json::Value;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -408,5 +448,78 @@ mod tests {
         assert_eq!((told, teller.complaint), (Told::Refused, Some(Complaint::Lost)));
         let all = [Complaint::Lost, Complaint::Late, Complaint::Late, Complaint::Lost];
         assert_eq!(all.map(|it| teller.is_news(it)), [false, true, false, true]);
+    }
+
+    /// The names of the spans of one request.
+    async fn names_told(stream: &mut BufReader<TcpStream>) -> Vec<String> {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            assert_ne!(stream.read_line(&mut line).await.expect("it speaks"), 0, "it has ended");
+            match line.trim_end().split_once(": ") {
+                Some(("Content-Length", value)) => length = value.parse().expect("a number"),
+                None if line == "\r\n" => break,
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.expect("a body");
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array();
+        let names = spans.expect("a list").iter().map(|span| span["name"].as_str());
+        names.map(|name| name.expect("a text").to_owned()).collect()
+    }
+
+    /// Takes so many spans at once; all names that it took, and how many requests there were.
+    async fn takes(listener: TcpListener, spans_max: usize, told: &mut (Vec<String>, usize)) {
+        loop {
+            let (stream, _) = listener.accept().await.expect("somebody comes");
+            let mut stream = BufReader::new(stream);
+            let names = names_told(&mut stream).await;
+            told.1 += 1;
+            let status = if names.len() <= spans_max { 200 } else { 413 };
+            told.0.extend(names.into_iter().take_while(|_| status == 200));
+            let answer = format!("HTTP/1.1 {status} X\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.expect("it listens");
+        }
+    }
+
+    fn wake_of(phases: usize) -> LedgerEvent {
+        let phase = |number| LedgerPhase { name: format!("phase {number}"), micros: 1 };
+        LedgerEvent {
+            app: "web".to_owned(),
+            kind: "wake".to_owned(),
+            phases: (0..phases).map(phase).collect(),
+            ..LedgerEvent::default()
+        }
+    }
+
+    /// Ten records of two spans each for who takes five at once, and one of seven among them.
+    #[tokio::test]
+    async fn what_is_too_large_is_told_in_halves_and_only_what_is_too_large_alone_is_lost() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ledger = Ledger::open_followed(dir.path(), otlp::is_told).expect("a thread");
+        for number in 0..11 {
+            ledger.enter(wake_of(if number == 4 { 6 } else { 1 }), None);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
+        let mut told = (Vec::new(), 0);
+        let is_counted = async {
+            while ledger.tally().refused == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = follow(&ledger, "lcl", &endpoint) => {}
+            () = takes(listener, 5, &mut told) => {}
+            () = is_counted => {}
+        }
+        let (names, requests) = told;
+        assert_eq!(names, ["wake", "phase 0"].repeat(10));
+        assert_eq!(ledger.tally().refused, 1);
+        // 11 into 5 and 6; into 2, 3, 3 and 3; the threes into 1 and 2, of which the large one's 2 into 1 and 1.
+        assert_eq!(requests, 15);
     }
 }
