@@ -386,8 +386,7 @@ fn a_lease_keeps_others_out_and_ends_by_itself() {
         for held in ["", "0123456789abcdef"] {
             let refused = call(host, "POST", &format!("{lease}?ttl=60"), held, &Value::Null)?;
             refused.refuses(409, "lease currently held by uid 0")?;
-            let commands = ["start", "stop", "restart", "suspend", "cordon"];
-            for command in commands {
+            for command in ["start", "stop", "restart", "suspend", "cordon"] {
                 let path = format!("{path}/{command}");
                 call(host, "POST", &path, held, &Value::Null)?
                     .refuses(409, "lease currently held")?;
