@@ -486,6 +486,8 @@ pub struct Belief {
     pub parked: u64,
     /// Whether a start or stop was asked for and not answered.
     pub asked: bool,
+    /// Whether the server wants it empty.
+    pub drained: bool,
     /// The worst of its services' checks.
     pub health: Status,
     /// Since when nobody has used it; the last use while somebody is inside.

@@ -23,6 +23,7 @@
 //! | [`deploy`] | the steps of a deploy |
 //! | [`ledger`] | what a caller's wait consisted of, and which records of it are kept |
 //! | [`address`] | which addresses networks, apps and Machines get |
+//! | [`drains`] | which proxies have not said yet that a Machine is empty |
 //! | [`dns`] | what a DNS question is answered with |
 
 pub mod address;
@@ -37,6 +38,7 @@ pub mod cpu;
 pub mod datagrams;
 pub mod deploy;
 pub mod dns;
+pub mod drains;
 #[doc(hidden)]
 pub mod fault;
 pub mod heartbeat;

@@ -34,7 +34,7 @@
 //! new server would let callers into a program that is about to end.
 //!
 //! - `Announce`: tell the API's watchers and the proxy (a new `App` view), append to the events.
-//! - `Drain`: ask the proxy; without a proxy feed `Drained` at once (nothing can be in flight).
+//! - `Drain`: ask the proxy; [`crate::drains`] says when that is over. `Signal` and `Freeze` of the run end it.
 //! - `Launch`: start this run with this config. Feed `Launched`, or `LaunchFailed`, later `Exited`
 //!   *after everything of the run has been reaped*. A `Kill` while the launch is going on ends it.
 //! - `Freeze`: stop all of the run where it is; feed `Frozen` when nothing of it runs any more, or

@@ -87,12 +87,20 @@ pub enum Mutant {
     FormerHealthBelieved,
     /// A Machine is put to sleep under those who wait for it to pass.
     AwaitedSleeps,
+    /// The end of the connection to a proxy that lives is taken for its own.
+    BrokenLinkIsEnd,
+    /// Who begins to wait while that connection is broken waits for nobody.
+    PartedIsNotAwaited,
+    /// The next connection does not begin with what is still waited for.
+    DrainNotToldAgain,
+    /// It does with what nobody waits for any more.
+    DrainNeverForgotten,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps, their ends,
-    /// connections that rest, aims and health added.
-    pub const ALL: [Self; 40] = [
+    /// connections that rest, aims, health and broken links added.
+    pub const ALL: [Self; 44] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -133,5 +141,9 @@ impl Mutant {
         Self::UnfitIsCapacity,
         Self::FormerHealthBelieved,
         Self::AwaitedSleeps,
+        Self::BrokenLinkIsEnd,
+        Self::PartedIsNotAwaited,
+        Self::DrainNotToldAgain,
+        Self::DrainNeverForgotten,
     ];
 }

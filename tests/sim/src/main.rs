@@ -10,13 +10,14 @@
 //! The real balancers, admission words, start slots and lifecycles run here; clock, link, store,
 //! programs and callers are simulated. A world has one to four apps, which share the host's limit of
 //! starts in flight. It is chaos (bursts, callers who leave, failing starts, crashes of server, proxy
-//! and programs, deploys, stops, leases, ends of Machines and of apps), then healing, then rest
+//! and programs, breaks of the link between server and proxy, deploys, stops, leases, ends of Machines and of apps), then healing, then rest
 //! under constant load, then one last request. Safety is checked at each decision against the shell's own books, liveness at rest:
 //! belief equals the world, who may sleep sleeps, who asks is answered, what was destroyed is gone.
 
 mod aimed;
 mod choices;
 mod health;
+mod link;
 mod plan;
 mod proxy;
 mod server;

@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) coalesced: bool,
     /// The longest delay of a message between server and proxy.
     pub(crate) link_ms_max: u64,
+    /// The link breaks while server and proxy live.
+    pub(crate) breaks: bool,
     pub(crate) chaos: Duration,
 }
 
@@ -124,8 +126,8 @@ impl AppPlan {
 }
 
 impl Plan {
-    /// `extras` were added later, and leave older worlds' other choices as they were.
-    pub(crate) fn draw(choices: &mut Choices, extras: &mut Choices) -> Self {
+    /// `extras` and `breaks` were added later, and leave older worlds' other choices as they were.
+    pub(crate) fn draw(choices: &mut Choices, extras: &mut Choices, breaks: &mut Choices) -> Self {
         let mut apps: Vec<AppPlan> = Vec::new();
         for _ in 0..[1, 1, 2, 4][choices.below(4)] {
             let first = apps.last().map_or(0, |app| app.machines.end);
@@ -139,6 +141,7 @@ impl Plan {
             deaf: [0, 0, 30][choices.below(3)],
             coalesced: choices.chance(50),
             link_ms_max: [8, 8, 300][choices.below(3)],
+            breaks: breaks.chance(50),
             chaos: choices.millis(20_000, 65_000),
         }
     }

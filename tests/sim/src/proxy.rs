@@ -7,8 +7,8 @@ use std::time::Duration;
 use perch_core::admission::Origin;
 use perch_core::aim::Target;
 use perch_core::balancer::{
-    Admission, Balancer, Belief, Choice, Claim, Edge, Effect, Event, FailReason, MachineView,
-    Settings, StartOutcome, StartSlots, StopReason, ThawOutcome,
+    Admission, Balancer, Belief, Choice, Claim, Edge, Effect, Endpoint, Event, FailReason,
+    MachineView, Settings, StartOutcome, StartSlots, StopReason, ThawOutcome,
 };
 use perch_core::checks::Status;
 use perch_core::ids::{MachineId, Region};
@@ -218,6 +218,7 @@ impl World {
         for message in self.cut_link_to_server() {
             self.on_message_to_server(message);
         }
+        self.server_misses_proxy();
         let down_max = [20, 2_000][self.choices.below(2)];
         let down = self.choices.millis(1, down_max);
         self.later(down, Ev::StartProxy);
@@ -667,9 +668,18 @@ impl World {
     /// It is told only of what could have slept otherwise.
     fn check_veto(&mut self, app: usize, machine: MachineId, run: u64) {
         let outlook = self.balancer_mut(app).and_then(|balancer| balancer.outlook(machine));
-        if outlook.is_none_or(|it| it.run != run || it.load != 0 || it.vetoes.is_empty()) {
+        // Who was recalled by the same event has gone on by now.
+        let talks = self.count_talks(index(machine), run);
+        if outlook.is_none_or(|it| it.run != run || talks < it.load || it.vetoes.is_empty()) {
             self.fail(&format!("{machine} could not have slept, and a veto is told of it"));
         }
+    }
+
+    fn count_talks(&self, machine: usize, run: u64) -> u64 {
+        let Some(proxy) = &self.proxy else { return 0 };
+        let endpoint = |name| proxy.serving.get(name).map(Claim::endpoint);
+        let here = |e: &&Endpoint| (e.machine, e.run) == (id(machine), run);
+        proxy.talks.keys().filter_map(endpoint).filter(here).count() as u64
     }
 
     fn ask_start(&mut self, machine: usize, attempt: u64, port: Option<PublishedPort>) {
@@ -753,8 +763,9 @@ impl World {
         let drain = self.proxy.as_ref().and_then(|p| p.books[machine].drain);
         let run = drain.filter(|(_, t)| *t == token).map_or(0, |(run, _)| run);
         let inside = u64::from(self.inside(machine, run, None));
-        // Of a Machine that is gone there is nothing to wait for.
-        let there = self.proxy.as_ref().is_some_and(|p| p.books[machine].there);
+        // Of a Machine or run that is gone there is nothing to wait for.
+        let book = self.proxy.as_ref().map(|proxy| &proxy.books[machine]);
+        let there = book.is_some_and(|book| book.there && book.view.run == run);
         if there && inside != in_flight {
             self.fail(&format!("a drain is answered with {in_flight}, but {inside} are inside"));
         }
@@ -1053,7 +1064,14 @@ impl World {
     /// wait meanwhile, or have gone on into a Machine that the proxy knows to be on its way down: it is cut where
     /// a freeze fails (AS-54).
     pub(crate) fn check_nobody_cut(&mut self, machine: usize, run: u64) {
-        let Some(proxy) = &self.proxy else { return };
+        if self.has_requests(machine, run) {
+            self.fail(&format!("{} is ended with requests inside", id(machine)));
+        }
+    }
+
+    /// Whether somebody is inside who has not rested there while it was on its way down.
+    pub(crate) fn has_requests(&self, machine: usize, run: u64) -> bool {
+        let Some(proxy) = &self.proxy else { return false };
         let book = &proxy.books[machine];
         let up = book.view.state == MachineState::Started && book.stop.is_none();
         let rested = |name, claim: &Claim| {
@@ -1061,9 +1079,7 @@ impl World {
             talk.is_some_and(|talk| claim.is_parked() || talk.waits || !up)
         };
         let mut requests = proxy.serving.iter().filter(|(name, claim)| !rested(name, claim));
-        if requests.any(|(_, c)| (c.endpoint().machine, c.endpoint().run) == (id(machine), run)) {
-            self.fail(&format!("{} is ended with requests inside", id(machine)));
-        }
+        requests.any(|(_, c)| (c.endpoint().machine, c.endpoint().run) == (id(machine), run))
     }
 }
 

@@ -10,6 +10,7 @@ use perch_core::lifecycle::{
     StartBy, StopBy, Stored, Wish,
 };
 
+use crate::link::{Awaited, Port};
 use crate::plan::{self, id};
 use crate::world::{Ev, ToProxy, ToServer, World};
 
@@ -22,6 +23,7 @@ pub(crate) struct Server {
     pub(crate) lives: BTreeMap<usize, Lifecycle>,
     /// All that was stored has been taken up.
     pub(crate) complete: bool,
+    pub(crate) port: Port,
 }
 
 /// What is stored of an app itself.
@@ -58,6 +60,8 @@ pub(crate) struct Truth {
     pub(crate) is_well: bool,
     /// The current run is being stopped because the proxy asked for it.
     stopped_by_proxy: bool,
+    /// The server waits until nobody is inside.
+    pub(crate) awaited: Option<Awaited>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +101,7 @@ impl Truth {
             end: End::None,
             is_well: true,
             stopped_by_proxy: false,
+            awaited: None,
         }
     }
 
@@ -122,8 +127,9 @@ impl World {
             return;
         }
         self.note("server starts");
-        self.server = Some(Server { lives: BTreeMap::new(), complete: false });
-        self.connect();
+        let port = Port::new(self.mutant);
+        self.server = Some(Server { lives: BTreeMap::new(), complete: false, port });
+        self.find_proxy();
         for index in 0..self.truths.len() {
             let truth = &self.truths[index];
             if truth.end == End::Removed {
@@ -150,12 +156,13 @@ impl World {
         if let Some(server) = &mut self.server {
             server.complete = true;
         }
-        self.send_snapshot();
+        self.begin_session();
     }
 
     /// What is there, with what the proxy says in its greeting.
     fn found(&self, index: usize) -> Found {
-        let unreported = self.proxy.as_ref().and_then(|proxy| proxy.books[index].thawed);
+        let greeted = self.proxy.as_ref().filter(|_| self.link.is_up);
+        let unreported = greeted.and_then(|proxy| proxy.books[index].thawed);
         self.truths[index].found(unreported.map(|(run, _)| run))
     }
 
@@ -171,18 +178,12 @@ impl World {
         }
     }
 
-    pub(crate) fn send_snapshot(&mut self) {
-        for app in 0..self.plan.apps.len() {
-            self.send_app(app, None);
-        }
-        self.send_to_proxy(ToProxy::SnapshotEnd);
-    }
-
     pub(crate) fn kill_server(&mut self) {
         if self.server.take().is_none() {
             return;
         }
         self.note("server dies");
+        self.truths.iter_mut().for_each(|truth| truth.awaited = None);
         for app in &mut self.apps {
             if *app == AppTruth::BeingDestroyed {
                 *app = AppTruth::Exists;
@@ -328,7 +329,8 @@ impl World {
                 }
             }
             ToServer::Drained { index, token } => {
-                self.life_event(index, Event::Drained { token });
+                self.note(&format!("machine {index}: a drain is answered"));
+                self.drain_is_answered(token);
             }
         }
     }
@@ -372,7 +374,7 @@ impl World {
                 self.send_app(self.plan.owner(index), exact);
             }
             Effect::Drain { run, token, timeout } => self.ask_drain(index, run, token, timeout),
-            Effect::Undrain { run } => self.send_to_proxy(ToProxy::Undrain { index, run }),
+            Effect::Undrain { run } => self.call_off_drain(index, run),
             Effect::Launch { run, config_version } => self.launch(index, run, config_version),
             Effect::Freeze { run, token } => self.freeze(index, run, token),
             Effect::Thaw { run } => self.thaw(index, run),
@@ -391,14 +393,6 @@ impl World {
         }
     }
 
-    fn ask_drain(&mut self, index: usize, run: u64, token: u64, timeout: Duration) {
-        if self.link.is_up {
-            self.send_to_proxy(ToProxy::Drain { index, run, token, timeout });
-        } else {
-            self.later(Duration::ZERO, Ev::Drained { index, token });
-        }
-    }
-
     pub(crate) fn store(&mut self, index: usize) {
         if let Some(life) = self.life(index) {
             self.truths[index].stored = life.stored();
@@ -407,6 +401,13 @@ impl World {
 
     /// Sends all views of an app; the Machine of `exact` as it was announced, not as it is by now.
     fn send_app(&mut self, app: usize, exact: Option<(usize, MachineState, u64)>) {
+        if !self.is_told_later(app) {
+            self.say_app(app, exact);
+        }
+    }
+
+    /// The same, now.
+    pub(crate) fn say_app(&mut self, app: usize, exact: Option<(usize, MachineState, u64)>) {
         let Some(server) = &self.server else { return };
         if !server.complete || self.apps[app] == AppTruth::Gone {
             return;
@@ -428,9 +429,9 @@ impl World {
         let views: Vec<_> = server.lives.range(machines).map(view).collect();
         let asleep = views.iter().filter(|view| view.state == MachineState::Suspended);
         let freezers: Vec<_> = asleep.map(|view| (plan::index(view.id), view.run)).collect();
-        self.send_to_proxy(ToProxy::App { app, views });
+        self.say_to_proxy(ToProxy::App { app, views });
         for (index, run) in freezers {
-            self.send_to_proxy(ToProxy::Freezer { index, run });
+            self.say_to_proxy(ToProxy::Freezer { index, run });
         }
     }
 
@@ -469,6 +470,7 @@ impl World {
 
     /// The answer comes late, at times later than the lifecycle waits for it.
     fn freeze(&mut self, index: usize, wanted: u64, token: u64) {
+        self.end_drain(index, wanted);
         let fails = self.choices.chance(self.plan.launch_fails);
         if let Process::Running { run, config_version } = self.truths[index].process
             && run == wanted
@@ -507,6 +509,7 @@ impl World {
     }
 
     fn signal(&mut self, index: usize, run: u64) {
+        self.end_drain(index, run);
         if !self.choices.chance(self.plan.deaf) {
             let length = self.choices.millis(1, 3_000);
             self.later(length, Ev::ProcessEnds { index, run, exit: CLEAN });
@@ -514,6 +517,7 @@ impl World {
     }
 
     fn kill(&mut self, index: usize, run: u64) {
+        self.truths[index].awaited = None;
         self.later(Duration::from_millis(1), Ev::ProcessEnds { index, run, exit: CRASH });
     }
 
@@ -539,6 +543,7 @@ impl World {
             self.check_nobody_cut(index, ended);
         }
         self.truths[index].process = Process::Ended { run: ended, exit };
+        self.truths[index].awaited = None;
         self.proxy_sees_end(index, ended);
         self.life_event(index, Event::Exited { run: ended, exit });
     }

@@ -1,5 +1,4 @@
-//! One simulated world: time, what is on the agenda, the link between server and proxy, and the
-//! course of events: chaos, healing, rest, a last request.
+//! One simulated world: time, what is on the agenda, and the course of events: chaos, healing, rest, a last request.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use perch_core::time::Timestamp;
 
 use crate::choices::Choices;
 use crate::health::Try;
+use crate::link::{Link, Look};
 use crate::plan::{AppPlan, PORTS, Plan, START_TIMEOUT, id};
 use crate::proxy::{App, Caller, Proxy};
 use crate::server::{AppTruth, End, Process, Server, Truth};
@@ -51,6 +51,17 @@ pub(crate) enum Ev {
         link: u64,
         message: ToServer,
     },
+    /// A connection has begun: the next of what it begins with.
+    Tell {
+        link: u64,
+        step: usize,
+    },
+    /// The link breaks while server and proxy live, each notices, and the server connects anew.
+    Break,
+    ServerParts(u64),
+    ProxyParts(u64),
+    Reconnect(u64),
+    LookAtDrain(Look),
     StartServer,
     StartProxy,
     Store(usize),
@@ -117,15 +128,6 @@ pub(crate) enum ToServer {
     Drained { index: usize, token: u64 },
 }
 
-/// The stream between server and proxy: in order, with delays.
-#[derive(Debug, Default)]
-pub(crate) struct Link {
-    pub(crate) is_up: bool,
-    number: u64,
-    last_to_proxy: u64,
-    last_to_server: u64,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Chaos,
@@ -139,6 +141,8 @@ pub(crate) struct World {
     pub(crate) choices: Choices,
     /// For what only some worlds have.
     pub(crate) extras: Choices,
+    /// For what happens to the link.
+    pub(crate) breaks: Choices,
     pub(crate) plan: Plan,
     pub(crate) now: Timestamp,
     pub(crate) server: Option<Server>,
@@ -155,7 +159,7 @@ pub(crate) struct World {
     pub(crate) served: u64,
     pub(crate) refused: u32,
     pub(crate) healed_at: Option<Timestamp>,
-    agenda: BTreeMap<(Timestamp, u64), Ev>,
+    pub(crate) agenda: BTreeMap<(Timestamp, u64), Ev>,
     entries: u64,
     phase: Phase,
     chaos_until: Timestamp,
@@ -188,6 +192,9 @@ pub(crate) fn run(seed: u64, mutant: Mutant, notes: Notes) -> Outcome {
     world.connect();
     world.later(Duration::ZERO, Ev::Chaos);
     world.later(Duration::ZERO, Ev::Weather);
+    if world.plan.breaks {
+        world.later(Duration::ZERO, Ev::Break);
+    }
     let mut steps = 0;
     while world.violation.is_none() && world.step() {
         steps += 1;
@@ -202,12 +209,14 @@ pub(crate) fn run(seed: u64, mutant: Mutant, notes: Notes) -> Outcome {
 impl World {
     fn new(seed: u64, mutant: Mutant, notes: Notes) -> Self {
         let (mut choices, mut extras) = (Choices::from_seed(seed), Choices::from_seed(!seed));
-        let plan = Plan::draw(&mut choices, &mut extras);
+        let mut breaks = Choices::from_seed(seed.rotate_left(32));
+        let plan = Plan::draw(&mut choices, &mut extras, &mut breaks);
         let now = Timestamp::from_micros(1_000_000);
         Self {
             mutant,
             choices,
             extras,
+            breaks,
             now,
             server: None,
             proxy: None,
@@ -238,6 +247,11 @@ impl World {
     pub(crate) fn later(&mut self, wait: Duration, event: Ev) {
         self.entries += 1;
         self.agenda.insert((self.now + wait, self.entries), event);
+    }
+
+    pub(crate) fn at(&mut self, micros: u64, event: Ev) {
+        self.entries += 1;
+        self.agenda.insert((Timestamp::from_micros(micros), self.entries), event);
     }
 
     /// Does what comes next; false: nothing does.
@@ -289,13 +303,14 @@ impl World {
             Ev::Rest => self.rest(),
             Ev::LastRequest => self.last_request(),
             Ev::End => {}
-            Ev::ToProxy { link, message } if link == self.link.number => {
-                self.on_message_to_proxy(message);
-            }
-            Ev::ToServer { link, message } if link == self.link.number => {
-                self.on_message_to_server(message);
-            }
-            Ev::ToProxy { .. } | Ev::ToServer { .. } => {}
+            Ev::ToProxy { link, message } => self.proxy_hears(link, message),
+            Ev::ToServer { link, message } => self.server_hears(link, message),
+            Ev::Tell { link, step } => self.tell(link, step),
+            Ev::Break => self.break_link(),
+            Ev::ServerParts(link) => self.server_parts(link),
+            Ev::ProxyParts(link) => self.proxy_parts(link),
+            Ev::Reconnect(link) => self.reconnect(link),
+            Ev::LookAtDrain(look) => self.look_at_drain(look),
             Ev::StartServer => self.start_server(),
             Ev::StartProxy => self.spawn_proxy(),
             Ev::Store(index) => self.store(index),
@@ -321,91 +336,17 @@ impl World {
         }
     }
 
-    // ---- the link -----------------------------------------------------------------------------
-
-    /// Joins server and proxy, if both are there; the server then tells all that it knows.
-    pub(crate) fn connect(&mut self) {
-        if self.server.is_some() && self.proxy.is_some() && !self.link.is_up {
-            if let Some(proxy) = &mut self.proxy {
-                proxy.named.clear();
-            }
-            self.link = Link { is_up: true, number: self.link.number + 1, ..Link::default() };
-            self.tell_thaws();
-            let known = self.server.as_ref().is_some_and(|s| s.complete);
-            if known {
-                self.look_for_thawed();
-                self.send_snapshot();
-            }
-        }
-    }
-
     fn spawn_proxy(&mut self) {
         if self.server.is_none() {
             // Nobody is there to spawn one.
             self.later(Duration::from_secs(1), Ev::StartProxy);
             return;
         }
+        if self.proxy.is_none() {
+            self.proxy_has_ended();
+        }
         self.start_proxy();
         self.connect();
-    }
-
-    pub(crate) fn send_to_proxy(&mut self, message: ToProxy) {
-        if self.link.is_up {
-            let at = self.arrival(self.link.last_to_proxy);
-            self.link.last_to_proxy = at;
-            let link = self.link.number;
-            self.at(at, Ev::ToProxy { link, message });
-        }
-    }
-
-    pub(crate) fn send_to_server(&mut self, message: ToServer) {
-        if self.link.is_up {
-            let at = self.arrival(self.link.last_to_server);
-            self.link.last_to_server = at;
-            let link = self.link.number;
-            self.at(at, Ev::ToServer { link, message });
-        }
-    }
-
-    fn arrival(&mut self, last: u64) -> u64 {
-        let delay = self.choices.millis(0, self.plan.link_ms_max);
-        (self.now + delay).as_micros().max(last)
-    }
-
-    fn at(&mut self, micros: u64, event: Ev) {
-        self.entries += 1;
-        self.agenda.insert((Timestamp::from_micros(micros), self.entries), event);
-    }
-
-    /// Ends the link; returns what of the messages to the proxy can still be read.
-    pub(crate) fn cut_link_to_proxy(&mut self) -> Vec<ToProxy> {
-        let link = self.end_link();
-        let sent = self.agenda.values().filter_map(|event| match event {
-            Ev::ToProxy { link: l, message } if *l == link => Some(message.clone()),
-            _ => None,
-        });
-        let mut sent: Vec<ToProxy> = sent.collect();
-        sent.truncate(self.choices.below(sent.len() + 1));
-        sent
-    }
-
-    /// Ends the link; returns what of the messages to the server can still be read.
-    pub(crate) fn cut_link_to_server(&mut self) -> Vec<ToServer> {
-        let link = self.end_link();
-        let sent = self.agenda.values().filter_map(|event| match event {
-            Ev::ToServer { link: l, message } if *l == link => Some(message.clone()),
-            _ => None,
-        });
-        let mut sent: Vec<ToServer> = sent.collect();
-        sent.truncate(self.choices.below(sent.len() + 1));
-        sent
-    }
-
-    fn end_link(&mut self) -> u64 {
-        let link = self.link.number;
-        self.link.is_up = false;
-        self.link.number += 1;
-        link
     }
 
     // ---- chaos --------------------------------------------------------------------------------
@@ -639,6 +580,8 @@ impl World {
             let text =
                 format!("{}: {state} run {run}, but the balancer believes {belief:?}", id(index));
             self.fail(&text);
+        } else if said && belief.drained {
+            self.fail(&format!("{} is awake, and drained for nobody", id(index)));
         }
         self.check_health_at_rest(index);
     }

@@ -438,6 +438,7 @@ impl Machine {
             in_flight: self.in_flight(),
             parked: self.parked(),
             asked: self.start.is_some() || self.stop.is_some(),
+            drained: self.drain.is_some_and(Drain::is_by_server),
             health: self.worst_health(),
             quiet_since: self.quiet_since,
         }

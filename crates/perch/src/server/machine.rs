@@ -633,9 +633,13 @@ impl Task {
             }
             Effect::Undrain { run } => self.world.proxy.undrain(&self.id, run),
             Effect::Launch { run, config_version } => self.launch(run, config_version),
-            Effect::Freeze { run, token } => self.freeze(run, token),
+            Effect::Freeze { run, token } => {
+                self.world.proxy.end_drain(&self.id, run);
+                self.freeze(run, token);
+            }
             Effect::Thaw { run } => self.thaw(run),
             Effect::Signal { run, signal } => {
+                self.world.proxy.end_drain(&self.id, run);
                 if let Err(error) = self.signal_run(run, signal) {
                     tracing::debug!(machine = self.id, run, error, "signal not delivered");
                 }

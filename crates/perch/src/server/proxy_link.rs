@@ -73,9 +73,14 @@ pub(crate) struct Waking {
 }
 
 /// A proxy that outlived an earlier server, if there is one. From now on drains are asked of it, because it
-/// carries what is in flight; it hears them when its session begins.
+/// carries what is in flight; it hears them when its session begins. So they are of one that lives and does not greet in time.
 pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
-    let standing = connect(&world.paths.proxy_socket()).await.ok()?;
+    let Ok(standing) = connect(&world.paths.proxy_socket()).await else {
+        if living(world).is_some() {
+            world.proxy.current_parted();
+        }
+        return None;
+    };
     let record = world.paths.proxy_record();
     if process::recall(&record).is_none()
         && let Some(pid) = i32::try_from(standing.0.pid()).ok().and_then(Pid::from_raw)
@@ -134,7 +139,8 @@ pub(crate) async fn keep(
                     continue;
                 }
                 world.proxy.questions.forget();
-                if ended.is_err() && living(&world).is_some() {
+                // Also when it is the server that ends: nobody has said that anything is empty.
+                if living(&world).is_some() {
                     world.proxy.current_parted();
                 } else {
                     current_is_gone(&world);
@@ -393,9 +399,7 @@ async fn session(
         Role::Current => (&**world.proxy.current(), world.proxy.begin_session()),
         Role::Retired(number, wire) => (wire, number),
     };
-    if let Role::Current = role
-        && world.proxy.is_parted()
-    {
+    if let Role::Current = role {
         // What is asked from now on waits for the end of the snapshot; what was asked before is part of it.
         world.proxy.connected();
     }
@@ -408,7 +412,6 @@ async fn session(
     let mut successor = world.proxy.serving();
     let mut is_told = false;
     if let Role::Current = role {
-        world.proxy.connected();
         world.proxy.set_serving(pid);
     }
     loop {

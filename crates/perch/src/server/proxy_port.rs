@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perch_core::balancer::{StartOutcome, StopOutcome};
+pub(crate) use perch_core::drains::Which;
+use perch_core::drains::{Drain, Drains, Process};
 use perch_proxy::control::{self, AppCounts, Live, ToProxy};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -27,15 +29,6 @@ pub(crate) use consents::{ANSWER_TIMEOUT, Answer, Asked};
 
 /// Answers that wait for a proxy; they are few, because each answers a question of its own.
 const ANSWERS: usize = 4_096;
-
-/// Which of the proxies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Which {
-    /// The one that has the listeners.
-    Current,
-    /// A retired one, by its number.
-    Retired(u64),
-}
 
 /// The way to one proxy.
 #[derive(Debug)]
@@ -84,25 +77,27 @@ impl Wire {
     }
 }
 
-/// A Machine that is to be empty before something is done to it.
+/// Whom to tell that a Machine is empty: its task, by the lifecycle's own token.
 #[derive(Debug)]
-struct Draining {
-    /// Whom to tell: the Machine's task and the lifecycle's own token.
+struct Drainer {
     mailbox: Post,
     token: u64,
-    message: ToProxy,
-    waits_for: BTreeSet<Which>,
+}
+
+impl Drainer {
+    fn tell(self) {
+        // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
+        self.mailbox.try_send(MachineCommand::Drained { token: self.token }).ok();
+    }
 }
 
 /// See the module's head. Never blocks.
 #[derive(Debug)]
 pub(crate) struct ProxyPort {
     current: Arc<Wire>,
-    /// The current proxy lives, and the connection to it has ended: at the next one it hears what is waited for.
-    /// Changes while `drains` is locked.
-    parted: AtomicBool,
     retired: Mutex<BTreeMap<u64, Arc<Wire>>>,
-    drains: Mutex<BTreeMap<u64, Draining>>,
+    /// Locked before `retired`, never after it. While it is locked no proxy becomes another kind of one.
+    drains: Mutex<Drains<String, Drainer>>,
     /// Locked before `retired`, never after it.
     consents: Mutex<Consents>,
     /// Starts that were asked while there were several proxies, by Machine: all of them are answered at once.
@@ -127,7 +122,6 @@ impl ProxyPort {
         let (current, receiver) = Wire::new();
         let port = Self {
             current,
-            parted: AtomicBool::new(false),
             retired: Mutex::default(),
             drains: Mutex::default(),
             consents: Mutex::default(),
@@ -170,24 +164,25 @@ impl ProxyPort {
 
     /// From now on drains are asked of the current proxy.
     pub(crate) fn connected(&self) {
-        let _no_drain_begins = lock(&self.drains);
-        self.parted.store(false, Ordering::Release);
+        let mut drains = lock(&self.drains);
+        drains.connected();
         self.current.connected.store(true, Ordering::Release);
     }
 
-    /// The connection to the current proxy has ended, and the process lives or may: it serves on whom it has.
+    /// There is no connection to the current proxy, any more or yet, and the process lives or may: it serves on whom it
+    /// has, and hears at its next connection what is waited for.
     pub(crate) fn current_parted(&self) {
-        {
-            let _no_drain_begins = lock(&self.drains);
-            self.parted.store(true, Ordering::Release);
-            self.current.connected.store(false, Ordering::Release);
-        }
-        self.call_off_questions();
+        self.part(Process::Lives);
     }
 
-    /// Whether its connection begins anew.
-    pub(crate) fn is_parted(&self) -> bool {
-        self.parted.load(Ordering::Acquire)
+    fn part(&self, process: Process) {
+        let over = {
+            let mut drains = lock(&self.drains);
+            self.current.connected.store(false, Ordering::Release);
+            drains.parted(process)
+        };
+        over.into_iter().for_each(Drainer::tell);
+        self.call_off_questions();
     }
 
     /// A connection to the current proxy begins; its number.
@@ -251,14 +246,13 @@ impl ProxyPort {
 
     /// The same for the one that had the listeners: who waits for it waits for the retired one.
     pub(crate) fn retire_current(&self) -> (u64, Arc<Wire>, mpsc::Receiver<ToProxy>) {
+        let mut drains = lock(&self.drains);
         self.current.connected.store(false, Ordering::Release);
         self.session.store(self.number(), Ordering::Release);
         let (number, wire, receiver) = self.add_retired();
-        for draining in lock(&self.drains).values_mut() {
-            if draining.waits_for.remove(&Which::Current) && wire.send(draining.message.clone()) {
-                draining.waits_for.insert(Which::Retired(number));
-            }
-        }
+        // It hears of them when its connection begins anew.
+        drains.retire(number);
+        drop(drains);
         self.call_off_questions();
         (number, wire, receiver)
     }
@@ -315,30 +309,27 @@ impl ProxyPort {
         timeout: Duration,
         mailbox: Post,
     ) {
-        let own = self.next_token();
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let message = ToProxy::Drain { machine: machine.to_owned(), run, token: own, timeout_ms };
-        {
-            let wires = self.wires();
+        let drain = Drain { machine: machine.to_owned(), run, token: self.next_token(), timeout };
+        let over = {
             // Held meanwhile, so that no answer is faster than the question is written down.
             let mut drains = lock(&self.drains);
-            let will_hear = |which| which == Which::Current && self.is_parted();
-            let sent = wires
-                .into_iter()
-                .filter(|(which, wire)| wire.send(message.clone()) || will_hear(*which));
-            let waits_for: BTreeSet<Which> = sent.map(|(which, _)| which).collect();
-            drains.insert(own, Draining { mailbox, token, message, waits_for });
-        }
-        self.end_drain_if_over(own);
+            self.tell_all(&question(&drain));
+            let retired: Vec<u64> = lock(&self.retired).keys().copied().collect();
+            drains.begin(drain, Drainer { mailbox, token }, retired)
+        };
+        over.into_iter().for_each(Drainer::tell);
     }
 
     /// Calls it off: nobody answers it any more, and no connection that begins anew is told of it.
     pub(crate) fn undrain(&self, machine: &str, run: u64) {
         let mut drains = lock(&self.drains);
-        drains.retain(|_, draining| {
-            !matches!(&draining.message, ToProxy::Drain { machine: its, run: of, .. } if its == machine && *of == run)
-        });
+        drains.forget(machine, run);
         self.tell_all(&ToProxy::Undrain { machine: machine.to_owned(), run });
+    }
+
+    /// What the Machine was to be empty for is done, whether that was answered or took too long.
+    pub(crate) fn end_drain(&self, machine: &str, run: u64) {
+        lock(&self.drains).forget(machine, run);
     }
 
     /// Remembers a start that was asked while others may ask for the same one.
@@ -406,26 +397,20 @@ impl ProxyPort {
     /// A proxy says what is in flight. A stop of which every retired one has said what it thinks comes back, to be done
     /// or written down.
     pub(crate) fn drained(&self, which: Which, token: u64, in_flight: u64) -> Option<Asked> {
-        if let Some(draining) = lock(&self.drains).get_mut(&token) {
-            draining.waits_for.remove(&which);
-        }
-        self.end_drain_if_over(token);
+        let over = lock(&self.drains).answered(which, token);
+        over.into_iter().for_each(Drainer::tell);
         self.answered(which, token, in_flight)
     }
 
     /// A proxy is no more: it has nothing in flight that could be waited for. Stops of which only it had said nothing come
     /// back.
     pub(crate) fn gone(&self, which: Which) -> Vec<Asked> {
-        if which == Which::Current {
-            self.current_parted();
-            self.parted.store(false, Ordering::Release);
-        }
-        let drains: Vec<u64> = lock(&self.drains).keys().copied().collect();
-        for token in drains {
-            if let Some(draining) = lock(&self.drains).get_mut(&token) {
-                draining.waits_for.remove(&which);
+        match which {
+            Which::Current => self.part(Process::Ended),
+            Which::Retired(number) => {
+                let over = lock(&self.drains).retired_ended(number);
+                over.into_iter().for_each(Drainer::tell);
             }
-            self.end_drain_if_over(token);
         }
         let asked = lock(&self.consents).tokens();
         asked.into_iter().filter_map(|token| self.answered(which, token, 0)).collect()
@@ -438,23 +423,14 @@ impl ProxyPort {
             Which::Current => Vec::new(),
             Which::Retired(_) => lock(&self.consents).renewed(),
         };
-        let drains = lock(&self.drains);
-        let waiting = drains.values().filter(|draining| draining.waits_for.contains(&which));
-        waiting.map(|draining| draining.message.clone()).chain(agreed).collect()
+        lock(&self.drains).outstanding(which).map(question).chain(agreed).collect()
     }
+}
 
-    fn end_drain_if_over(&self, own: u64) {
-        let over = {
-            let mut drains = lock(&self.drains);
-            if drains.get(&own).is_none_or(|draining| !draining.waits_for.is_empty()) {
-                return;
-            }
-            drains.remove(&own)
-        };
-        let Some(Draining { mailbox, token, .. }) = over else { return };
-        // A full mailbox is no loss: the lifecycle's own deadline ends the drain.
-        mailbox.try_send(MachineCommand::Drained { token }).ok();
-    }
+fn question(drain: &Drain<String>) -> ToProxy {
+    let Drain { machine, run, token, timeout } = drain;
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    ToProxy::Drain { machine: machine.clone(), run: *run, token: *token, timeout_ms }
 }
 
 #[cfg(test)]

@@ -371,6 +371,40 @@ mod tests {
     }
 
     #[test]
+    fn a_drain_that_took_too_long_is_told_to_no_connection_that_begins_anew() {
+        let (port, _current) = ProxyPort::new();
+        port.connected();
+        port.current_parted();
+        let (mailbox, mut drained) = Post::of_test();
+        port.drain("m", 3, 77, Duration::from_secs(5), mailbox);
+        port.end_drain("m", 3);
+        port.connected();
+        assert!(port.outstanding(Which::Current).is_empty(), "that run may be up again");
+        assert!(drained.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_drain_waits_for_a_proxy_that_was_not_reached_yet_or_takes_no_more_questions() {
+        let (port, _current) = ProxyPort::new();
+        let begin = |token| {
+            let (mailbox, drained) = Post::of_test();
+            port.drain("m", 3, token, Duration::from_secs(5), mailbox);
+            drained
+        };
+        // As a server that starts finds one that is slow.
+        port.current_parted();
+        let mut early = begin(1);
+        port.connected();
+        let filler = || ToProxy::Counts { token: 0 };
+        while port.current.send(filler()) {}
+        let mut late = begin(2);
+        assert!(early.try_recv().is_err() && late.try_recv().is_err(), "somebody may be inside");
+        assert_eq!(port.outstanding(Which::Current).len(), 2);
+        assert!(port.gone(Which::Current).is_empty());
+        assert!(early.try_recv().is_ok() && late.try_recv().is_ok(), "nobody is left");
+    }
+
+    #[test]
     fn one_that_cannot_hear_the_question_or_says_nothing_refuses() {
         let (port, mut current) = ProxyPort::new();
         port.connected();
