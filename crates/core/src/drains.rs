@@ -183,6 +183,11 @@ impl<M, O> Drains<M, O> {
         }
     }
 
+    /// Whether this proxy's answer is still waited for.
+    pub fn awaits(&self, which: Which, token: u64) -> bool {
+        self.waiting.get(&token).is_some_and(|it| it.waits_for.contains(&which))
+    }
+
     /// What a proxy has to hear before it may let anybody in again, when its connection begins anew.
     pub fn outstanding(&self, which: Which) -> impl Iterator<Item = &Drain<M>> {
         let told = self.mutant != Mutant::DrainNotToldAgain;
@@ -262,8 +267,10 @@ mod tests {
         drains.connected();
         assert_eq!(drains.begin(drain("off", 1), 10, []), None);
         assert_eq!(drains.begin(drain("on", 2), 20, []), None);
+        assert!(drains.awaits(Which::Current, 1) && !drains.awaits(Which::Retired(1), 1));
         drains.forget(&"off", 3);
         drains.forget(&"on", 2);
+        assert!(!drains.awaits(Which::Current, 1) && drains.awaits(Which::Current, 2));
         assert_eq!(told(&drains, Which::Current), [2]);
         assert_eq!(drains.answered(Which::Current, 1), None, "that comes too late");
     }

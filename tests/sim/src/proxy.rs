@@ -761,11 +761,13 @@ impl World {
 
     fn answer_drain(&mut self, machine: usize, token: u64, in_flight: u64) {
         let drain = self.proxy.as_ref().and_then(|p| p.books[machine].drain);
-        let run = drain.filter(|(_, t)| *t == token).map_or(0, |(run, _)| run);
+        let drain = drain.filter(|(_, t)| *t == token);
+        let run = drain.map_or(0, |(run, _)| run);
         let inside = u64::from(self.inside(machine, run, None));
         // Of a Machine or run that is gone there is nothing to wait for.
         let book = self.proxy.as_ref().map(|proxy| &proxy.books[machine]);
-        let there = book.is_some_and(|book| book.there && book.view.run == run);
+        let has_moved = |view: &MachineView| drain.is_some_and(|(run, _)| view.run != run);
+        let there = book.is_some_and(|book| book.there && !has_moved(&book.view));
         if there && inside != in_flight {
             self.fail(&format!("a drain is answered with {in_flight}, but {inside} are inside"));
         }

@@ -308,6 +308,7 @@ impl Task {
                     self.workers = Workers::default();
                     self.world.pager.gone(&self.id);
                     self.world.cpus.gone(&self.id);
+                    self.world.proxy.end_drain(&self.id, run);
                     self.rest = Rest::Awake;
                     self.world.rest(&self.id).await;
                     self.because(Source::Platform, reason);

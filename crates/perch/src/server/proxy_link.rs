@@ -421,7 +421,9 @@ async fn session(
                 let Some(answer) = answer else { return Ok(Over::Ended) };
                 // The view first: an answer may be about a state that only the view tells.
                 let apps = send_changes(world, wire, &mut sender).await?;
-                sender.send(&answer).await?;
+                if !world.proxy.is_void(&answer, role.which()) {
+                    sender.send(&answer).await?;
+                }
                 hand_over(world, &mut sender, &mut handed, apps).await?;
             }
             () = wire.wake.notified() => {

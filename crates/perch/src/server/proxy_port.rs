@@ -332,6 +332,15 @@ impl ProxyPort {
         lock(&self.drains).forget(machine, run);
     }
 
+    /// Whether nobody waits any more for what this asks of a proxy. It may have waited long until that one took it, and a
+    /// Machine that is up again would be closed there.
+    pub(crate) fn is_void(&self, message: &ToProxy, which: Which) -> bool {
+        match message {
+            ToProxy::Drain { token, .. } => !lock(&self.drains).awaits(which, *token),
+            _ => false,
+        }
+    }
+
     /// Remembers a start that was asked while others may ask for the same one.
     pub(crate) fn start_asked(&self, machine: &str, attempt: u64) {
         if !lock(&self.retired).is_empty() {

@@ -384,6 +384,18 @@ mod tests {
     }
 
     #[test]
+    fn a_drain_that_took_too_long_is_void_where_it_waits_to_be_told() {
+        let (port, _current) = ProxyPort::new();
+        let (number, _wire, mut unheard) = port.add_retired();
+        let (mailbox, _drained) = Post::of_test();
+        port.drain("m", 3, 77, Duration::from_secs(5), mailbox);
+        let asked = unheard.try_recv().expect("it waits until that proxy is reached");
+        assert!(!port.is_void(&asked, Which::Retired(number)));
+        port.end_drain("m", 3);
+        assert!(port.is_void(&asked, Which::Retired(number)), "that run may be up again");
+    }
+
+    #[test]
     fn a_drain_waits_for_a_proxy_that_was_not_reached_yet_or_takes_no_more_questions() {
         let (port, _current) = ProxyPort::new();
         let begin = |token| {
