@@ -474,34 +474,48 @@ impl Cgroups {
         write_if_there(&leaf.join(SWAP_LIMIT), limit)
     }
 
-    /// Sends SIGKILL to everything in the Machine.
+    /// Sends SIGKILL to everything in the Machine, in every way that there is.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        self.kill_by_kernel()?;
+        let by_kernel = self.kill_by_kernel();
+        let listed = self.kill_listed();
+        self.let_die().and(by_kernel).and(listed)
+    }
+
+    /// The same of one whose PID 1 was killed: what has more processes than turns on its CPUs ends at once too.
+    pub(crate) fn kill_rest(&self) -> io::Result<()> {
+        let killed = match self.kill_by_kernel() {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => self.kill_listed(),
+        };
+        self.let_die().and(killed)
+    }
+
+    /// Whether the kernel has done that by itself: v2 can, since Linux 5.14.
+    fn kill_by_kernel(&self) -> io::Result<bool> {
+        let Some(leaf) = &self.v2 else { return Ok(false) };
+        match write_existing(&leaf.join("cgroup.kill"), "1") {
+            Err(error) if is_gone(&error) => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
+    fn kill_listed(&self) -> io::Result<()> {
         for pid in self.pids().into_iter().filter_map(Pid::from_raw) {
             match rustix::process::kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.let_die()
+        Ok(())
     }
 
-    /// Sends SIGKILL to everything in the Machine where the kernel does that by itself: v2, since 5.14.
-    pub(crate) fn kill_by_kernel(&self) -> io::Result<()> {
-        let Some(leaf) = &self.v2 else { return Ok(()) };
-        write_if_there(&leaf.join("cgroup.kill"), "1")
-    }
-
-    /// Lets what was killed have the CPU time that it takes to die, and go on if it is frozen: a v1-frozen process keeps
+    /// Lets what was killed go on if it is frozen, and have the CPU time that it takes to die: a v1-frozen process keeps
     /// SIGKILL pending, and so does one that waits for the next part of its CPUs, of which each of thousands gets little.
-    pub(crate) fn let_die(&self) -> io::Result<()> {
-        for dir in self.v1_dirs() {
-            write_if_there(&dir.join("cpu.cfs_quota_us"), "-1")?;
-        }
-        if let Some(leaf) = &self.v2 {
-            write_if_there(&leaf.join("cpu.max"), UNLIMITED)?;
-        }
-        self.thaw()
+    fn let_die(&self) -> io::Result<()> {
+        let v1 = self.v1_dirs().map(|dir| (dir.join("cpu.cfs_quota_us"), "-1"));
+        let v2 = self.v2.iter().map(|leaf| (leaf.join("cpu.max"), UNLIMITED));
+        let lifted = v1.chain(v2).map(|(file, none)| write_if_there(&file, none));
+        lifted.fold(self.thaw(), Result::and)
     }
 
     /// Removes the directories. Fails with `ResourceBusy` while
@@ -537,13 +551,15 @@ fn write_existing(file: &Path, value: &str) -> io::Result<()> {
 
 fn write_if_there(file: &Path, value: &str) -> io::Result<()> {
     match write_existing(file, value) {
-        // ENODEV: the cgroup was removed between the two.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-            Ok(())
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if !is_gone(&error) => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Whether that is because there is no such file, or the cgroup was removed behind its opening.
+fn is_gone(error: &io::Error) -> bool {
+    let removed = Some(rustix::io::Errno::NODEV.raw_os_error());
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == removed
 }
 
 fn counter(text: &str, name: &str) -> Option<u64> {

@@ -507,8 +507,7 @@ impl Machine {
         self.signal(Signal::KILL.as_raw())?;
         let machine = self.spec.machine.clone();
         // SIGKILL to PID 1 takes the rest of its namespace along, as soon as it has its turn among them.
-        let killed = self.cgroups.kill_by_kernel().and_then(|()| self.cgroups.let_die());
-        killed.map_err(|source| SignalError::Send { machine, signal: 9, source })
+        self.cgroups.kill_rest().map_err(|source| SignalError::Send { machine, signal: 9, source })
     }
 
     /// Begins to stop everything in the Machine where it is; its memory and its sockets stay. Of this and

@@ -455,7 +455,7 @@ fn a_frozen_machine_can_be_killed(fixture: &Fixture) -> Tested {
 /// Its PID 1 would wait for its turn, among many who share a hundredth of a CPU, before it heard of the signal.
 fn a_busy_machine_is_killed_at_once(fixture: &Fixture) -> Tested {
     let script = "/bin/busybox mkfifo /tmp/go; i=0; while [ $i -lt 500 ]; do i=$((i+1)); \
-                  (: </tmp/go; while :; do :; done) & done; exec 3<>/tmp/go; echo all; wait";
+                  (: </tmp/go; while :; do :; done) & done; echo all; exec 3<>/tmp/go; wait";
     let mut spec = fixture.spec(script);
     spec.cpu_millis = Some(1_000);
     let machine = fixture.launch(&spec)?;
