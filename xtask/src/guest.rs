@@ -136,7 +136,9 @@ fn base() -> Result<Base> {
     let making = tempfile::Builder::new().prefix("guest-").tempdir_in(parent)?;
     let root = making.path().join("root");
     let mut strap = Command::new("mmdebstrap");
-    strap.args(["--quiet", "--variant=minbase", &format!("--include={PACKAGES}"), RELEASE]);
+    // One download that breaks off is none of the package's faults.
+    strap.args(["--quiet", "--variant=minbase", "--aptopt=Acquire::Retries \"5\""]);
+    strap.args([&format!("--include={PACKAGES}"), RELEASE]);
     strap.arg(&root);
     ensure!(shell::succeeds(&mut strap)?, "mmdebstrap could not make the guest");
     let unit = root.join("etc/systemd/system/tests.service");

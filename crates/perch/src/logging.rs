@@ -291,9 +291,10 @@ mod tests {
         const NAME: &str = "a_panic_of_a_proxy_has_a_backtrace_where_one_is_wanted";
         const IS_PROXY: &str = "PERCH_TEST_IS_PROXY";
         if std::env::var_os(IS_PROXY).is_some() {
-            let _last_words = begin_for_proxy().expect("a descriptor");
+            let last_words = begin_for_proxy().expect("a descriptor");
             std::thread::spawn(|| panic!("as it must")).join().expect_err("it panics");
-            return;
+            // Its end is not to be short here.
+            return last_words.0.wait(Duration::from_secs(30));
         }
         let own = std::env::current_exe().expect("a path");
         for (wanted, has) in [("0", false), ("1", true)] {
