@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::access::HostAccess;
 use crate::address::{Prefix, Prefix48};
 use crate::error::NetError;
@@ -164,6 +166,27 @@ impl Plane {
         }
         tracing::info!(outside = config.outside, "data plane is ready");
         Ok(plane)
+    }
+
+    /// Nothing of a plane: for tests of those who hold one and do not use it. Nobody can enter it.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    #[doc(hidden)]
+    pub fn of_nothing(config: PlaneConfig) -> Result<Self, NetError> {
+        let failed = |source| NetError::kernel("open /dev/null", source);
+        let netns = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let (route, nft) = (Socket::open_route()?, Socket::open_netfilter()?);
+        let (host_route, host_nft) = (Socket::open_route()?, Socket::open_netfilter()?);
+        let (outside, inside, state) = (0, 0, State::default());
+        let inner = Inner { route, nft, host_route, host_nft, outside, inside, state };
+        Ok(Self {
+            config,
+            netns: netns.map_err(failed)?,
+            inner: Mutex::new(inner),
+            sweeper: Mutex::new(Socket::open_route()?),
+            spare: Mutex::default(),
+        })
     }
 
     /// Makes the proxy's sockets. Call it only when no proxy holds such sockets (it then answers

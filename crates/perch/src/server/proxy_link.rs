@@ -11,7 +11,8 @@
 //!
 //! A proxy that outlived an earlier server is found by its control socket and goes on; one that lives
 //! and does not answer ends before it gets a successor. While no proxy lives nothing is in flight that we could wait for, so
-//! drains end at once; one whose connection breaks hears at its next what is waited for.
+//! drains end at once; one whose connection breaks hears at its next what is waited for. So does one that takes nothing
+//! any more: when too much waits for it ([`Wire`]), its connection is ended.
 
 pub(crate) mod retired;
 
@@ -145,13 +146,7 @@ pub(crate) async fn keep(
                 } else {
                     current_is_gone(&world);
                 }
-                if let Err(error) = ended {
-                    tracing::warn!(
-                        error = super::images::chain(&error),
-                        "the proxy's connection ended"
-                    );
-                    tokio::time::sleep(pause_after(&error, began.elapsed())).await;
-                }
+                rest_after(ended, began.elapsed()).await;
             }
             Err(error) => {
                 tracing::debug!(error = super::images::chain(&error), "no proxy yet");
@@ -221,6 +216,18 @@ impl Patience {
 
     fn started(&mut self) {
         self.is_ours = true;
+    }
+}
+
+/// Waits after a session that did not end by the server's wish, before the next.
+async fn rest_after(ended: Result<Over, LinkError>, lived: Duration) {
+    match ended {
+        Ok(Over::Ended | Over::Replaced) => {}
+        Ok(Over::Overran) => tokio::time::sleep(RESPAWN_PAUSE).await,
+        Err(error) => {
+            tracing::warn!(error = super::images::chain(&error), "the proxy's connection ended");
+            tokio::time::sleep(pause_after(&error, lived)).await;
+        }
     }
 }
 
@@ -387,6 +394,8 @@ enum Over {
     Ended,
     /// Another proxy is to take its place.
     Replaced,
+    /// The proxy does not take what it is told.
+    Overran,
 }
 
 async fn session(
@@ -399,10 +408,27 @@ async fn session(
         Role::Current => (&**world.proxy.current(), world.proxy.begin_session()),
         Role::Retired(number, wire) => (wire, number),
     };
+    wire.begin(answers);
     if let Role::Current = role {
         // What is asked from now on waits for the end of the snapshot; what was asked before is part of it.
         world.proxy.connected();
     }
+    tokio::select! {
+        biased;
+        // These two also in the middle of a message, which a proxy that does not read would hold up for ever.
+        () = wire.overran() => Ok(Over::Overran),
+        over = talk(world, link, answers, role, (wire, number)) => over,
+        () = world.shutdown.cancelled() => Ok(Over::Ended),
+    }
+}
+
+async fn talk(
+    world: &Arc<World>,
+    link: Link,
+    answers: &mut mpsc::Receiver<ToProxy>,
+    role: Role<'_>,
+    (wire, number): (&Wire, u64),
+) -> Result<Over, LinkError> {
     freezers::look_for_thawed(world).await;
     let (pid, retires) = (link.pid(), link.retires());
     let mut handed = link.thaws().then(Handed::default);
@@ -435,7 +461,6 @@ async fn session(
                 retired::tell(world, &mut sender, pid, retires).await?;
             }
             () = world.proxy.replaced(), if role.which() == Which::Current => return Ok(Over::Replaced),
-            () = world.shutdown.cancelled() => return Ok(Over::Ended),
         }
     }
 }
@@ -640,29 +665,4 @@ fn kill(pidfd: &OwnedFd) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sessions_that_end_at_once_are_not_begun_without_a_pause() {
-        let long = Duration::from_secs(60);
-        assert_eq!(pause_after(&LinkError::Closed, Duration::ZERO), RESPAWN_PAUSE);
-        assert_eq!(pause_after(&LinkError::Closed, long), Duration::ZERO);
-        assert_eq!(pause_after(&LinkError::TooLong, long), RESPAWN_PAUSE);
-    }
-
-    #[test]
-    fn each_silent_proxy_leaves_its_successor_more_time_until_one_greets() {
-        let mut patience = Patience::default();
-        let mut waits = Vec::new();
-        for _ in 0..40 {
-            waits.push((GREETING_TIMEOUT * patience.greetings()).as_secs());
-            patience.replaced();
-            patience.started();
-        }
-        assert_eq!(waits[..4], [4, 30, 60, 60], "the first stood already");
-        assert_eq!(waits[39], 60, "it ends somewhere");
-        patience.greeted();
-        assert_eq!(GREETING_TIMEOUT * patience.greetings(), Duration::from_secs(30));
-    }
-}
+mod tests;

@@ -18,6 +18,7 @@ use perch_core::balancer::{StartOutcome, StopOutcome};
 pub(crate) use perch_core::drains::Which;
 use perch_core::drains::{Drain, Drains, Process};
 use perch_proxy::control::{self, AppCounts, Live, ToProxy};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::machine::Command as MachineCommand;
@@ -27,8 +28,9 @@ use super::world::lock;
 use consents::Consents;
 pub(crate) use consents::{ANSWER_TIMEOUT, Answer, Asked};
 
-/// Answers that wait for a proxy; they are few, because each answers a question of its own.
-const ANSWERS: usize = 4_096;
+/// Messages that wait for a proxy; they are few, because each answers a question of its own. One that does not take so
+/// many is told everything anew, over another connection.
+const ANSWERS_MAX: usize = 4_096;
 
 /// The way to one proxy.
 #[derive(Debug)]
@@ -39,31 +41,54 @@ pub(crate) struct Wire {
     pub(crate) wake: Notify,
     /// Whether it may carry traffic that the server has to wait for.
     connected: AtomicBool,
+    /// A message found no room. What comes after it means little without it: nothing more is told before a connection
+    /// begins anew.
+    overrun: watch::Sender<bool>,
 }
 
 impl Wire {
-    fn new() -> (Arc<Self>, mpsc::Receiver<ToProxy>) {
-        let (answers, receiver) = mpsc::channel(ANSWERS);
+    fn new(answers_max: usize) -> (Arc<Self>, mpsc::Receiver<ToProxy>) {
+        let (answers, receiver) = mpsc::channel(answers_max);
         let wire = Self {
             answers,
             changed: Mutex::default(),
             settings_changed: AtomicBool::new(false),
             wake: Notify::new(),
             connected: AtomicBool::new(false),
+            overrun: watch::Sender::new(false),
         };
         (Arc::new(wire), receiver)
     }
 
     /// False: nobody will hear it.
     fn send(&self, message: ToProxy) -> bool {
-        if !self.connected.load(Ordering::Acquire) {
+        if !self.connected.load(Ordering::Acquire) || *self.overrun.borrow() {
             return false;
         }
-        let sent = self.answers.try_send(message).is_ok();
-        if !sent {
-            tracing::warn!("a proxy does not take its answers; one was dropped");
+        let sent = self.answers.try_send(message);
+        if matches!(sent, Err(TrySendError::Full(_))) && !self.overrun.send_replace(true) {
+            let limit = self.answers.max_capacity();
+            tracing::warn!(
+                limit,
+                "a proxy does not take what it is told; its connection ends, and the next one tells it everything"
+            );
         }
-        sent
+        sent.is_ok()
+    }
+
+    /// A connection begins. If there was no room for a message, those before it go too: the proxy has forgotten what it
+    /// asked, and the snapshot that follows tells what is still waited for ([`ProxyPort::outstanding`]).
+    pub(crate) fn begin(&self, answers: &mut mpsc::Receiver<ToProxy>) {
+        if *self.overrun.borrow() {
+            while answers.try_recv().is_ok() {}
+            self.overrun.send_replace(false);
+        }
+    }
+
+    /// Returns when there was no room for a message.
+    pub(crate) async fn overran(&self) {
+        let mut overrun = self.overrun.subscribe();
+        overrun.wait_for(|overrun| *overrun).await.expect("the sender lives as long as we do");
     }
 
     /// The apps that have changed, since it was asked last.
@@ -111,6 +136,8 @@ pub(crate) struct ProxyPort {
     session: AtomicU64,
     /// Numbers for connections and for retired proxies.
     last_number: AtomicU64,
+    /// Messages that may wait for each proxy.
+    answers_max: usize,
     replace: Notify,
     /// Connections that retired proxies had when they left the listeners.
     left: watch::Sender<Option<u64>>,
@@ -119,7 +146,12 @@ pub(crate) struct ProxyPort {
 
 impl ProxyPort {
     pub(crate) fn new() -> (Self, mpsc::Receiver<ToProxy>) {
-        let (current, receiver) = Wire::new();
+        Self::with_room_for(ANSWERS_MAX)
+    }
+
+    /// The same with so many messages that may wait for each proxy.
+    pub(crate) fn with_room_for(answers_max: usize) -> (Self, mpsc::Receiver<ToProxy>) {
+        let (current, receiver) = Wire::new(answers_max);
         let port = Self {
             current,
             retired: Mutex::default(),
@@ -131,6 +163,7 @@ impl ProxyPort {
             process: Mutex::default(),
             session: AtomicU64::new(0),
             last_number: AtomicU64::new(0),
+            answers_max,
             replace: Notify::new(),
             left: watch::Sender::new(None),
             questions: Questions::default(),
@@ -237,7 +270,7 @@ impl ProxyPort {
 
     /// A retired proxy from now on; what it is told before it is connected waits.
     pub(crate) fn add_retired(&self) -> (u64, Arc<Wire>, mpsc::Receiver<ToProxy>) {
-        let (wire, receiver) = Wire::new();
+        let (wire, receiver) = Wire::new(self.answers_max);
         wire.connected.store(true, Ordering::Release);
         let number = self.number();
         lock(&self.retired).insert(number, wire.clone());
@@ -384,7 +417,7 @@ impl ProxyPort {
         }
     }
 
-    /// An answer to a proxy that is gone is dropped: its successor asks anew.
+    /// An answer to a proxy that is gone is dropped: its successor asks anew. So does one that has not taken too many.
     fn tell_all(&self, message: &ToProxy) {
         for (_, wire) in self.wires() {
             wire.send(message.clone());
@@ -455,6 +488,22 @@ mod tests {
         port.note_left(7);
         port.note_none_left();
         assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_has_missed_a_message_is_told_none_before_its_connection_begins_anew() {
+        let (port, mut told) = ProxyPort::with_room_for(2);
+        port.connected();
+        let counts = |token| port.current.send(ToProxy::Counts { token });
+        assert_eq!([1, 2, 3].map(counts), [true, true, false]);
+        port.current.overran().await;
+        assert!(matches!(told.try_recv(), Ok(ToProxy::Counts { token: 1 })));
+        assert!(!counts(4), "it would be told of what comes after what it has missed");
+        port.current.begin(&mut told);
+        assert!(told.try_recv().is_err(), "answers to what it has forgotten");
+        assert!(counts(5));
+        port.current.begin(&mut told);
+        assert!(matches!(told.try_recv(), Ok(ToProxy::Counts { token: 5 })), "nothing was missed");
     }
 
     #[test]

@@ -174,6 +174,35 @@ impl World {
         })
     }
 
+    /// One without a data plane, in a directory of its own.
+    #[cfg(test)]
+    pub(crate) fn of_test(dir: &std::path::Path, proxy: ProxyPort) -> Arc<Self> {
+        let (paths, config) = (Paths::new(Some(dir)).expect("short"), Config::default());
+        let store = perch_store::Store::open(&paths.store()).expect("it can be made");
+        let ballast = super::ballast::Ballast::given_up(paths.ballast());
+        let limits = perch_machine::ImageLimits::standard();
+        let images = perch_machine::ImageStore::open(&paths.images(), limits).expect("a store");
+        let (memory, reserve) = (config.memory, config.memory_reserve);
+        let capacity = super::capacity::Capacity { memory, reserve, ceilings: Default::default() };
+        let plane = Plane::of_nothing(super::plane_config(&paths, &config));
+        Self::new(Parts {
+            keeper: Keeper::load(store, ballast).expect("nothing is stored"),
+            images: Images::new(images, perch_machine::Ids::default()),
+            plane: plane.expect("descriptors"),
+            init_layer: paths.init(),
+            cgroup_parent: "perch-test".to_owned(),
+            host_ids: HostIds::new(None, &[]),
+            proxy,
+            vault: Vault::new(dir.join("key")),
+            signing: Signing::open(paths.signing_key()).expect("it can be made"),
+            events: history::Writer::start().expect("a thread"),
+            ledger: Ledger::open(&paths.data).expect("a thread"),
+            pager: Pager::start(None, capacity).expect("a thread"),
+            paths,
+            config,
+        })
+    }
+
     /// Sockets of a server before this one.
     pub(crate) fn inherit(&self, left: impl IntoIterator<Item = (String, OwnedFd)>) {
         lock(&self.left).extend(left);

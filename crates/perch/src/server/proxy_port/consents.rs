@@ -213,7 +213,7 @@ mod tests {
     use perch_core::balancer::StopOutcome;
     use tokio::sync::mpsc;
 
-    use super::super::ANSWERS;
+    use super::super::ANSWERS_MAX;
     use super::*;
     use crate::server::seat::Post;
 
@@ -427,7 +427,7 @@ mod tests {
         assert!(is_asked(&mut asked) && is_called_off(&mut asked));
         assert!(port.drained(Which::Retired(number), token, 0).is_none(), "that comes too late");
         let filler = || ToProxy::Counts { token: 0 };
-        assert_eq!((0..=ANSWERS).filter(|_| wire.send(filler())).count(), ANSWERS);
+        assert_eq!((0..=ANSWERS_MAX).filter(|_| wire.send(filler())).count(), ANSWERS_MAX);
         assert!(matches!(ask(&port), Answer::Now(Asked { refused: Some(UNREACHED), .. })));
         is_refused(&mut current, UNREACHED);
     }
