@@ -94,7 +94,7 @@ pub(crate) use images::chain;
 use keeper::{Change, Keeper};
 use lock::DirLock;
 use proxy_link::retired;
-use proxy_port::ProxyPort;
+use proxy_port::{ProxyPort, Serving};
 use secrets::vault::Vault;
 use steps::Steps;
 use upgrade::Successor;
@@ -362,10 +362,9 @@ async fn run(
     world.inherit(others);
     let kept = service_manager::listeners(kept, &world.plane)
         .context("the service manager kept what is not ours")?;
+    retired::take_back(&world);
     let standing = proxy_link::find(&world).await;
-    let is_foreign = standing.as_ref().is_some_and(proxy_link::is_of_another_release);
-    let former_proxy = standing.as_ref().map(|(link, _)| link.pid());
-    let mut retired = retired::find(&world, former_proxy).await;
+    let mut retired = retired::find(&world).await;
     volumes::recover(world.clone()).await;
     steps.done("proxy and volumes");
     let found = standing.iter().chain(retired.iter().filter_map(|(_, it)| it.as_ref()));
@@ -416,11 +415,7 @@ async fn run(
     // To start takes twice the memory that is needed afterwards.
     world.tracker.spawn_blocking(perch_machine::memory::give_back);
     let former = greet_former(handoff.take()).await;
-    let is_upgrade = former.as_ref().is_some_and(|(note, _)| note.failure.is_none());
-    match former_proxy.filter(|_| is_foreign || is_upgrade) {
-        Some(proxy) => drop(world.tracker.spawn(replace_proxy(world.clone(), former, proxy))),
-        None => tell_asker(former, "its proxy was started anew"),
-    }
+    world.tracker.spawn(renew_proxy(world.clone(), former));
     let ending = signals.next(&world).await;
     let mut left = sockets;
     if let Ending::Upgrade(_) = ending {
@@ -464,21 +459,38 @@ fn tell_asker(former: Former, proxy: &str) {
     }
 }
 
-/// Gives the listeners of the proxy that was found to another one, of this program.
-async fn replace_proxy(world: Arc<World>, former: Former, old: u32) {
-    let mut serving = world.proxy.serving();
-    world.proxy.replace();
-    let other = serving.wait_for(|now| now.is_some_and(|now| now != old));
-    let new = match tokio::time::timeout(PROXY_TIMEOUT, other).await {
-        Ok(Ok(new)) => new.unwrap_or_default(),
-        Ok(Err(_)) => return,
-        Err(_) => return tell_asker(former, "its proxy could not be replaced yet; see the log"),
+/// Gives the listeners of an earlier server's proxy to another one, of this program, if it is to be so, and says what
+/// became of it. Which proxy serves is known by now, however late it has greeted.
+async fn renew_proxy(world: Arc<World>, former: Former) {
+    let is_upgrade = former.as_ref().is_some_and(|(note, _)| note.failure.is_none());
+    let serving = *world.proxy.serving().borrow();
+    let said = match serving.filter(|it| proxy_link::is_outdated(*it, is_upgrade)) {
+        None => "its proxy was started anew".to_owned(),
+        Some(Serving { pid, .. }) => tokio::select! {
+            said = replace_proxy(&world, pid) => said,
+            () = world.shutdown.cancelled() => "it ends before its proxy is replaced".to_owned(),
+        },
     };
-    let left = match world.proxy.left_by(PROXY_TIMEOUT).await {
+    tell_asker(former, &said);
+}
+
+/// What became of it.
+async fn replace_proxy(world: &World, old: u32) -> String {
+    let mut serving = world.proxy.serving();
+    world.proxy.replace(old);
+    let other = serving.wait_for(|now| now.is_some_and(|now| now.pid != old));
+    let new = match tokio::time::timeout(PROXY_TIMEOUT, other).await {
+        Ok(new) => new.ok().and_then(|new| *new).map_or(0, |new| new.pid),
+        Err(_) => return "its proxy could not be replaced yet; see the log".to_owned(),
+    };
+    if world.proxy.call_off_replacement(old) {
+        return format!("its proxy {old} ended before it could be replaced, and {new} was started");
+    }
+    let left = match world.proxy.left_by(old, PROXY_TIMEOUT).await {
         Some(left) => format!("{left} connections end in the former one"),
         None => "the former one does not say what it has".to_owned(),
     };
-    tell_asker(former, &format!("proxy {old} by {new}, {left}"));
+    format!("proxy {old} by {new}, {left}")
 }
 
 fn bring_up(paths: Paths, config: Config, proxy: ProxyPort) -> anyhow::Result<Arc<World>> {

@@ -45,7 +45,7 @@ use super::history::Source;
 use super::ledger::entry;
 use super::machine::Command as MachineCommand;
 use super::platform_log::Line;
-use super::proxy_port::{ANSWER_TIMEOUT, Answer, Asked, Which, Wire};
+use super::proxy_port::{ANSWER_TIMEOUT, Answer, Asked, Origin, Serving, Which, Wire};
 use super::views;
 use super::world::World;
 use crate::{process, service_manager};
@@ -74,10 +74,12 @@ pub(crate) struct Waking {
 }
 
 /// A proxy that outlived an earlier server, if there is one. From now on drains are asked of it, because it
-/// carries what is in flight; it hears them when its session begins. So they are of one that lives and does not greet in time.
+/// carries what is in flight; it hears them when its session begins. So they are of one that lives and does not greet in
+/// time: [`keep`] has more patience with it.
 pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
     let Ok(standing) = connect(&world.paths.proxy_socket()).await else {
         if living(world).is_some() {
+            tracing::info!("the proxy lives and does not answer yet; it is asked again");
             world.proxy.current_parted();
         }
         return None;
@@ -97,13 +99,17 @@ pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
 /// A connection whose session has not begun.
 pub(crate) type Standing = (Link, NamedListeners);
 
-/// Whether a proxy that was found is another program than this server's own.
-pub(crate) fn is_of_another_release((link, _): &Standing) -> bool {
+/// Whether another proxy is to have the listeners of this one: an earlier server's, that is another program than this
+/// server or whose server was replaced on demand. Whether it has greeted early or late is all the same.
+pub(crate) fn is_outdated(serving: Serving, is_upgrade: bool) -> bool {
     let program = |process: &str| {
         std::fs::metadata(format!("/proc/{process}/exe")).map(|file| (file.dev(), file.ino())).ok()
     };
-    let theirs = program(&link.pid().to_string());
-    theirs.is_some() && theirs != program("self")
+    let is_another = || {
+        let theirs = program(&serving.pid.to_string());
+        theirs.is_some() && theirs != program("self")
+    };
+    serving.origin == Origin::Former && (is_upgrade || is_another())
 }
 
 /// Keeps a proxy connected until the server ends; begins with the one that was found, if any. Else the
@@ -134,7 +140,8 @@ pub(crate) async fn keep(
                     listeners = Some(theirs);
                 }
                 let (began, pid) = (Instant::now(), link.pid());
-                let ended = session(&world, link, &mut answers, Role::Current).await;
+                let role = Role::Current(patience.origin);
+                let ended = session(&world, link, &mut answers, role).await;
                 if matches!(ended, Ok(Over::Replaced)) {
                     listeners = retired::retire(&world, pid, listeners);
                     continue;
@@ -164,8 +171,9 @@ pub(crate) async fn keep(
                 }
                 unanswered = 0;
                 current_is_gone(&world);
-                respawn(&world, &mut listeners).await;
-                patience.started();
+                if respawn(&world, &mut listeners).await {
+                    patience.started();
+                }
             }
         }
     }
@@ -190,8 +198,7 @@ fn completed(world: &World, named: NamedListeners) -> Option<Listeners> {
 /// still to do: without more patience each of them would end before it could serve.
 #[derive(Debug, Clone, Copy, Default)]
 struct Patience {
-    /// Whether it was started by this server.
-    is_ours: bool,
+    origin: Origin,
     /// How many of ours in a row were replaced before they greeted.
     replaced: u32,
 }
@@ -199,7 +206,7 @@ struct Patience {
 impl Patience {
     /// How often it is asked.
     fn greetings(self) -> u32 {
-        if !self.is_ours {
+        if self.origin == Origin::Former {
             return GREETINGS_STANDING;
         }
         let doubled = 1_u32.checked_shl(self.replaced).unwrap_or(GREETINGS_MAX);
@@ -211,11 +218,11 @@ impl Patience {
     }
 
     fn replaced(&mut self) {
-        self.replaced = self.replaced.saturating_add(u32::from(self.is_ours));
+        self.replaced = self.replaced.saturating_add(u32::from(self.origin == Origin::Own));
     }
 
     fn started(&mut self) {
-        self.is_ours = true;
+        self.origin = Origin::Own;
     }
 }
 
@@ -278,28 +285,28 @@ async fn end_former(former: Arc<OwnedFd>, error: &LinkError) {
     }
 }
 
-async fn respawn(world: &Arc<World>, listeners: &mut Option<Listeners>) {
+/// Starts a proxy; whether that was possible. The listeners are kept also if not: who waits in them is served later.
+async fn respawn(world: &Arc<World>, listeners: &mut Option<Listeners>) -> bool {
     let (owner, own) = (world.clone(), listeners.take());
-    let spawned = tokio::task::spawn_blocking(move || spawn_proxy(&owner, own)).await;
-    match spawned {
-        Ok(Ok(kept)) => *listeners = Some(kept),
-        Ok(Err(error)) => {
-            tracing::error!(error = format!("{error:#}"), "could not start a proxy");
-            tokio::time::sleep(RESPAWN_PAUSE).await;
-        }
-        Err(error) => tracing::error!(%error, "could not start a proxy"),
+    let spawned = tokio::task::spawn_blocking(move || {
+        let listeners = own.map_or_else(|| make_all_listeners(&owner), Ok)?;
+        let started = spawn_proxy(&owner, &listeners);
+        anyhow::Ok((listeners, started))
+    });
+    let spawned = spawned.await.map_err(anyhow::Error::from).flatten();
+    let started = spawned.and_then(|(kept, started)| {
+        *listeners = Some(kept);
+        started
+    });
+    if let Err(error) = &started {
+        tracing::error!(error = format!("{error:#}"), "could not start a proxy");
+        tokio::time::sleep(RESPAWN_PAUSE).await;
     }
+    started.is_ok()
 }
 
-/// Starts a proxy process inside the plane and hands its sockets over; answers our copies of them.
-fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listeners> {
-    let listeners = match own {
-        Some(listeners) => listeners,
-        None => {
-            service_manager::forget().context("could not tell the service manager")?;
-            make_listeners(world)?
-        }
-    };
+/// Starts a proxy process inside the plane and hands it copies of the listeners.
+fn spawn_proxy(world: &World, listeners: &Listeners) -> anyhow::Result<()> {
     let path = world.paths.proxy_socket();
     if path.exists() {
         std::fs::remove_file(&path)
@@ -322,7 +329,7 @@ fn spawn_proxy(world: &World, own: Option<Listeners>) -> anyhow::Result<Listener
     handover.send(&ours).context("could not hand the sockets over")?;
     // Reaps it; its end is noticed by its connection.
     std::thread::spawn(move || child.wait());
-    Ok(listeners)
+    Ok(())
 }
 
 /// Remembers the proxy, also for the next server and for `perch down`, before it can do anything: without its sockets
@@ -342,7 +349,8 @@ fn proxy_log(world: &World) -> anyhow::Result<std::fs::File> {
     opened.with_context(|| format!("could not open {}", path.display()))
 }
 
-fn make_listeners(world: &World) -> anyhow::Result<Listeners> {
+fn make_all_listeners(world: &World) -> anyhow::Result<Listeners> {
+    service_manager::forget().context("could not tell the service manager")?;
     Listeners::from_named(Vec::new(), |name| make_listener(world, name))
 }
 
@@ -373,7 +381,7 @@ fn make_listener(world: &World, name: &'static str) -> anyhow::Result<OwnedFd> {
 #[derive(Debug, Clone, Copy)]
 enum Role<'a> {
     /// That of the proxy that has the listeners, or is about to.
-    Current,
+    Current(Origin),
     /// Of one that has not, or is about to leave them.
     Retired(u64, &'a Wire),
 }
@@ -381,7 +389,7 @@ enum Role<'a> {
 impl Role<'_> {
     fn which(self) -> Which {
         match self {
-            Self::Current => Which::Current,
+            Self::Current(_) => Which::Current,
             Self::Retired(number, _) => Which::Retired(number),
         }
     }
@@ -405,11 +413,11 @@ async fn session(
     role: Role<'_>,
 ) -> Result<Over, LinkError> {
     let (wire, number) = match role {
-        Role::Current => (&**world.proxy.current(), world.proxy.begin_session()),
+        Role::Current(_) => (&**world.proxy.current(), world.proxy.begin_session()),
         Role::Retired(number, wire) => (wire, number),
     };
     wire.begin(answers);
-    if let Role::Current = role {
+    if let Role::Current(_) = role {
         // What is asked from now on waits for the end of the snapshot; what was asked before is part of it.
         world.proxy.connected();
     }
@@ -437,12 +445,12 @@ async fn talk(
     hand_over(world, &mut sender, &mut handed, apps).await?;
     let mut successor = world.proxy.serving();
     let mut is_told = false;
-    if let Role::Current = role {
-        world.proxy.set_serving(pid);
+    if let Role::Current(origin) = role {
+        world.proxy.set_serving(Serving { pid, origin });
     }
     loop {
         tokio::select! {
-            message = receiver.recv() => hear(world, message?, role.which(), number),
+            message = receiver.recv() => hear(world, message?, (role.which(), pid), number),
             answer = answers.recv() => {
                 let Some(answer) = answer else { return Ok(Over::Ended) };
                 // The view first: an answer may be about a state that only the view tells.
@@ -460,7 +468,7 @@ async fn talk(
                 is_told = true;
                 retired::tell(world, &mut sender, pid, retires).await?;
             }
-            () = world.proxy.replaced(), if role.which() == Which::Current => return Ok(Over::Replaced),
+            () = world.proxy.replaced(pid), if role.which() == Which::Current => return Ok(Over::Replaced),
         }
     }
 }
@@ -524,7 +532,7 @@ async fn send_app(world: &Arc<World>, sender: &mut LinkSender, app: &str) -> Res
 }
 
 // long: one arm for each message
-fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
+fn hear(world: &Arc<World>, message: FromProxy, (which, pid): (Which, u32), session: u64) {
     match message {
         FromProxy::Hello { .. } => {}
         FromProxy::Retired { left } => {
@@ -532,7 +540,7 @@ fn hear(world: &Arc<World>, message: FromProxy, which: Which, session: u64) {
                 left,
                 "a proxy has left its listeners; it ends when everybody it has was served"
             );
-            world.proxy.note_left(left);
+            world.proxy.note_left(pid, left);
         }
         FromProxy::Start { machine, attempt, cause, thawed } => {
             world.proxy.start_asked(&machine, attempt);

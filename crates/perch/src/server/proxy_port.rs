@@ -102,6 +102,24 @@ impl Wire {
     }
 }
 
+/// A proxy that has the listeners and was told everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Serving {
+    /// Its process id.
+    pub(crate) pid: u32,
+    pub(crate) origin: Origin,
+}
+
+/// Who has started a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Origin {
+    /// An earlier server.
+    #[default]
+    Former,
+    /// This one.
+    Own,
+}
+
 /// Whom to tell that a Machine is empty: its task, by the lifecycle's own token.
 #[derive(Debug)]
 struct Drainer {
@@ -128,8 +146,7 @@ pub(crate) struct ProxyPort {
     /// Starts that were asked while there were several proxies, by Machine: all of them are answered at once.
     starts: Mutex<BTreeMap<String, BTreeSet<u64>>>,
     next_token: AtomicU64,
-    /// Process id of the proxy that has the listeners, once it was told everything.
-    serving: watch::Sender<Option<u32>>,
+    serving: watch::Sender<Option<Serving>>,
     /// The proxy that was started or found last; it never says itself who it is.
     process: Mutex<Option<Arc<OwnedFd>>>,
     /// The connection to it; what came over an earlier one is void.
@@ -138,9 +155,10 @@ pub(crate) struct ProxyPort {
     last_number: AtomicU64,
     /// Messages that may wait for each proxy.
     answers_max: usize,
-    replace: Notify,
-    /// Connections that retired proxies had when they left the listeners.
-    left: watch::Sender<Option<u64>>,
+    /// The proxy, by its process id, in whose place another one is wanted.
+    replace: watch::Sender<Option<u32>>,
+    /// Connections that retired proxies had when they left the listeners, by their process ids.
+    left: watch::Sender<BTreeMap<u32, u64>>,
     pub(crate) questions: Questions,
 }
 
@@ -164,8 +182,8 @@ impl ProxyPort {
             session: AtomicU64::new(0),
             last_number: AtomicU64::new(0),
             answers_max,
-            replace: Notify::new(),
-            left: watch::Sender::new(None),
+            replace: watch::Sender::new(None),
+            left: watch::Sender::default(),
             questions: Questions::default(),
         };
         (port, receiver)
@@ -186,13 +204,13 @@ impl ProxyPort {
         *lock(&self.process) = process.map(Arc::new);
     }
 
-    /// The process id of the proxy that has the listeners and was told everything.
-    pub(crate) fn serving(&self) -> watch::Receiver<Option<u32>> {
+    /// The proxy that has the listeners and was told everything.
+    pub(crate) fn serving(&self) -> watch::Receiver<Option<Serving>> {
         self.serving.subscribe()
     }
 
-    pub(crate) fn set_serving(&self, pid: u32) {
-        self.serving.send_replace(Some(pid));
+    pub(crate) fn set_serving(&self, serving: Serving) {
+        self.serving.send_replace(Some(serving));
     }
 
     /// From now on drains are asked of the current proxy.
@@ -239,33 +257,43 @@ impl ProxyPort {
         self.last_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Asks for another proxy in place of the one that has the listeners.
-    pub(crate) fn replace(&self) {
-        self.replace.notify_one();
+    /// Asks for another proxy in place of this one, whenever it is connected. Any other that comes first stays.
+    pub(crate) fn replace(&self, pid: u32) {
+        self.replace.send_replace(Some(pid));
     }
 
-    pub(crate) async fn replaced(&self) {
-        self.replace.notified().await;
+    /// Waits until another proxy is wanted in place of this one, which the caller sees to.
+    pub(crate) async fn replaced(&self, pid: u32) {
+        let mut wanted = self.replace.subscribe();
+        let heard = wanted.wait_for(|wanted| *wanted == Some(pid)).await.map(drop);
+        heard.expect("the sender lives as long as we do");
+        self.call_off_replacement(pid);
     }
 
-    pub(crate) fn note_left(&self, left: u64) {
-        self.left.send_replace(Some(left));
+    /// Whether nobody has begun to replace that proxy; then nobody will.
+    pub(crate) fn call_off_replacement(&self, pid: u32) -> bool {
+        self.replace.send_if_modified(|wanted| wanted.take_if(|wanted| *wanted == pid).is_some())
+    }
+
+    /// What a retired proxy had when it left the listeners.
+    pub(crate) fn note_left(&self, pid: u32, left: u64) {
+        self.left.send_modify(|all| {
+            all.insert(pid, left);
+        });
     }
 
     /// It has ended; what it has said before stays true.
-    pub(crate) fn note_none_left(&self) {
-        self.left.send_if_modified(|left| {
-            let unknown = left.is_none();
-            *left = left.or(Some(0));
-            unknown
+    pub(crate) fn note_none_left(&self, pid: u32) {
+        self.left.send_modify(|all| {
+            all.entry(pid).or_insert(0);
         });
     }
 
     /// Waits for what a retired proxy says that it still has; at the longest so long.
-    pub(crate) async fn left_by(&self, timeout: Duration) -> Option<u64> {
+    pub(crate) async fn left_by(&self, pid: u32, timeout: Duration) -> Option<u64> {
         let mut left = self.left.subscribe();
-        let told = tokio::time::timeout(timeout, left.wait_for(Option::is_some)).await;
-        told.ok()?.ok().and_then(|left| *left)
+        let told = tokio::time::timeout(timeout, left.wait_for(|all| all.contains_key(&pid))).await;
+        told.ok()?.ok().and_then(|all| all.get(&pid).copied())
     }
 
     /// A retired proxy from now on; what it is told before it is connected waits.
@@ -480,14 +508,28 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_that_ended_before_it_was_heard_has_nobody_left() {
+    async fn one_that_ended_before_it_was_heard_has_nobody_left_whatever_others_have() {
         let (port, _current) = ProxyPort::new();
-        port.note_none_left();
-        assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(0));
+        port.note_left(1, 7);
+        port.note_none_left(1);
+        port.note_none_left(2);
+        let left = async |pid| port.left_by(pid, Duration::from_millis(1)).await;
+        assert_eq!([left(1).await, left(2).await, left(3).await], [Some(7), Some(0), None]);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_replaced_once_and_none_in_its_stead() {
         let (port, _current) = ProxyPort::new();
-        port.note_left(7);
-        port.note_none_left();
-        assert_eq!(port.left_by(Duration::from_secs(1)).await, Some(7));
+        let is_wanted = async |pid| {
+            let wanted = tokio::time::timeout(Duration::from_millis(1), port.replaced(pid)).await;
+            wanted.is_ok()
+        };
+        port.replace(1);
+        assert!(!is_wanted(2).await, "one that was started meanwhile");
+        assert!(is_wanted(1).await);
+        assert!(!is_wanted(1).await && !port.call_off_replacement(1), "it is under way");
+        port.replace(1);
+        assert!(port.call_off_replacement(1) && !is_wanted(1).await);
     }
 
     #[tokio::test]

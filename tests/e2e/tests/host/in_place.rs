@@ -3,13 +3,14 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use perch_testkit::{Entrance, Host, Process, get, holds_for, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::faults::armed;
 use crate::naps::{ECHO, SUSPENDS as RAW};
@@ -23,6 +24,8 @@ const SWITCH: &str = "exec busybox nc -ll -p 8081 -e /bin/busybox sh -c '\
     while read -r line; do [ ${#line} -gt 1 ] || break; done; \
     printf \"HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: echo\\r\\n\\r\\n\"; \
     exec busybox cat'";
+/// How often a proxy may be too late altogether.
+const LATE_ROUNDS: usize = 5;
 /// Listens some seconds after its start.
 const LATE: &str = "busybox sleep 3; exec busybox nc -ll -p 8081 -e /bin/busybox sh -c \
     'read -r line; printf \"HTTP/1.1 200 OK\\r\\nContent-Length: 4\\r\\n\\r\\nlate\"'";
@@ -160,6 +163,49 @@ fn who_waits_for_a_start_is_answered_by_the_former_proxy_while_the_new_one_serve
             })?;
         check_answer(&answer, "late")
     });
+}
+
+/// One that greets after the new server has given up to wait for it before it goes on.
+#[test]
+fn a_proxy_that_greets_the_new_server_late_is_replaced_and_what_was_said_of_it_is_true() {
+    on_host(|host| {
+        let raw = app(host, "raw", ECHO, RAW, 5432)?;
+        for round in 0..LATE_ROUNDS {
+            let mut early = connect(host, raw)?;
+            echoes(&mut early, "before")?;
+            let old = host.perch_processes("proxy").pop().context("no proxy")?.pid;
+            let release = release(host, &format!("release-{round}"))?;
+            let said = upgrade_beside_stopped(host, old, &release)?;
+            if said.contains("; proxy ") && said.contains("1 connections end in the former one") {
+                ensure!(host.perch_processes("proxy").len() == 1, "no other proxy: {said}");
+                echoes(&mut early, "still")?;
+                return echoes(&mut connect(host, raw)?, "from now");
+            }
+            // On a machine that is short of time it may have been too late even for that.
+            ensure!(said.contains("; its proxy was started anew"), "another text: {said}");
+            ensure!(!proxies(host).contains(&old), "it serves on, and that was not said: {said}");
+        }
+        bail!("the proxy was never in time to be replaced");
+    });
+}
+
+/// Stops a proxy until the new server goes on without it.
+fn upgrade_beside_stopped(host: &mut Host, proxy: i32, release: &Path) -> Result<String> {
+    let (log, proxy) = (host.server_log(), Pid::from_raw(proxy).context("0 is no process")?);
+    let seen = std::fs::read_to_string(&log)?.len();
+    kill_process(proxy, Signal::STOP)?;
+    thread::scope(|scope| {
+        let upgrade = scope.spawn(|| host.upgrade(release));
+        let waited = wait_until("the new server to go on", SOON, || {
+            let said = std::fs::read_to_string(&log)?;
+            let goes_on = said.get(seen..).unwrap_or_default().contains("does not answer yet");
+            Ok((goes_on || upgrade.is_finished()).then_some(()))
+        });
+        // It may have been killed by now.
+        kill_process(proxy, Signal::CONT).ok();
+        let said = join(upgrade);
+        waited.and(said)
+    })
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::{RESPAWN_PAUSE, Role, Standing, connect, do_stop, session};
 use crate::process;
-use crate::server::proxy_port::Which;
+use crate::server::proxy_port::{Serving, Which};
 use crate::server::world::World;
 
 /// Names that a successor gets anew: answers to questions that were forwarded come back by them.
@@ -38,6 +38,7 @@ pub(super) fn retire(
     fault::pass(Point::ServerProxyRetired);
     if let Err(error) = renamed {
         tracing::error!(%error, "the proxy cannot be replaced");
+        take_back(world);
         return listeners;
     }
     world.proxy.set_process(None);
@@ -46,26 +47,37 @@ pub(super) fn retire(
     world.tracker.spawn(async move {
         keep(kept.clone(), pid, (number, wire, answers), None).await;
         // With nobody to serve it ends so soon that what it said may be lost with its connection.
-        kept.proxy.note_none_left();
+        kept.proxy.note_none_left(pid);
     });
     let mut named = listeners?.into_named();
     named.retain(|(name, _)| !OWN.contains(&name.as_str()));
     super::completed(world, named)
 }
 
+/// Gives the proxy that has the listeners its record back, if a server came no further than to the record's other name.
+/// To be called before it is looked for: it may greet late, and is not to be taken for a retired one meanwhile.
+pub(crate) fn take_back(world: &World) {
+    let paths = &world.paths;
+    if !paths.proxy_socket().exists() || process::recall(&paths.proxy_record()).is_some() {
+        return;
+    }
+    let lives = |pid: &u32| process::recall(&paths.retired_record(*pid)).is_some();
+    let halfway = |pid: &u32| !paths.retired_socket(*pid).exists() && lives(pid);
+    if let Some(pid) = paths.retired_proxies().into_iter().find(halfway)
+        && let Err(error) = std::fs::rename(paths.retired_record(pid), paths.proxy_record())
+    {
+        tracing::error!(%error, pid, "could not write down which process the proxy is");
+    }
+}
+
 /// One that an earlier server has left; [`None`]: it lives, and is slow.
 pub(crate) type Found = (u32, Option<Standing>);
 
 /// Those that an earlier server has left, beside the one that has the listeners.
-pub(crate) async fn find(world: &Arc<World>, current: Option<u32>) -> Vec<Found> {
+pub(crate) async fn find(world: &Arc<World>) -> Vec<Found> {
     let mut found = Vec::new();
     for pid in world.paths.retired_proxies() {
         let record = world.paths.retired_record(pid);
-        // That server was about to retire it, and has got no further than to the record's other name.
-        if Some(pid) == current {
-            remove(&record);
-            continue;
-        }
         match connect(&world.paths.retired_socket(pid)).await {
             Ok(standing) => found.push((pid, Some(standing))),
             Err(LinkError::Version { .. }) => forget(world, pid),
@@ -165,8 +177,8 @@ fn remove(file: &Path) {
 }
 
 /// Waits until another proxy than this has the listeners and was told everything.
-pub(super) async fn has_successor(serving: &mut watch::Receiver<Option<u32>>, pid: u32) {
-    let other = serving.wait_for(|now| now.is_some_and(|now| now != pid)).await.is_ok();
+pub(super) async fn has_successor(serving: &mut watch::Receiver<Option<Serving>>, pid: u32) {
+    let other = serving.wait_for(|now| now.is_some_and(|now| now.pid != pid)).await.is_ok();
     if !other {
         // The server ends.
         std::future::pending().await

@@ -7,11 +7,13 @@ use std::process::Child;
 
 use perch_proxy::control::VERSION;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::server::handoff::{Asker, Note};
 use crate::server::proxy_port::ProxyPort;
+use crate::server::renew_proxy;
 use crate::server::seat::Post;
 
 /// What takes so long never ends.
@@ -54,7 +56,7 @@ async fn a_proxy_that_reads_nothing_hears_what_is_waited_for_over_another_connec
     let (link, mut deaf) = tokio::join!(link_to(&world), proxy.greet());
     let mut before = None;
     tokio::select! {
-        over = session(&world, link, &mut answers, Role::Current) => {
+        over = session(&world, link, &mut answers, Role::Current(Origin::Own)) => {
             assert!(matches!(over, Ok(Over::Overran)), "{over:?}");
         }
         () = async {
@@ -65,14 +67,14 @@ async fn a_proxy_that_reads_nothing_hears_what_is_waited_for_over_another_connec
     }
     let mut meanwhile = drain("meanwhile");
     world.proxy.current_parted();
-    deaf.read_to_end(&mut Vec::new()).await.expect("it was ended");
+    ends(&mut deaf).await;
     let mut before = before.expect("it was begun");
     assert!(before.try_recv().is_err() && meanwhile.try_recv().is_err(), "somebody may be inside");
 
     let (link, mut hearing) = tokio::join!(link_to(&world), proxy.greet());
     let hears = async {
-        let told = told_at_first(&mut hearing).await;
-        let [ToProxy::Settings(_), ToProxy::Drain { machine, .. }, ToProxy::Drain { .. }] =
+        let told = told_until(&mut hearing, |it| matches!(it, ToProxy::SnapshotEnd)).await;
+        let [ToProxy::Settings(_), ToProxy::Drain { machine, .. }, ToProxy::Drain { .. }, _] =
             &told[..]
         else {
             panic!("{told:?}")
@@ -80,7 +82,8 @@ async fn a_proxy_that_reads_nothing_hears_what_is_waited_for_over_another_connec
         assert_eq!(machine, "before");
         world.shutdown.cancel();
     };
-    let (over, ()) = tokio::join!(session(&world, link, &mut answers, Role::Current), hears);
+    let (over, ()) =
+        tokio::join!(session(&world, link, &mut answers, Role::Current(Origin::Own)), hears);
     assert!(matches!(over, Ok(Over::Ended)), "{over:?}");
 }
 
@@ -96,9 +99,96 @@ async fn a_server_that_ends_waits_for_no_proxy_that_reads_nothing() {
         refuse_stops(&world, 100).await;
         world.shutdown.cancel();
     };
-    let both = async { tokio::join!(session(&world, link, &mut answers, Role::Current), ends) };
+    let both = async {
+        tokio::join!(session(&world, link, &mut answers, Role::Current(Origin::Own)), ends)
+    };
     let (over, ()) = tokio::time::timeout(LONG, both).await.expect("it hangs");
     assert!(matches!(over, Ok(Over::Ended)), "{over:?}");
+}
+
+#[tokio::test]
+async fn a_former_proxy_that_greets_late_is_retired_and_who_asked_hears_what_became_of_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (port, answers) = ProxyPort::new();
+    let world = World::of_test(dir.path(), port);
+    let proxy = FakeProxy::of(&world);
+    let pid = proxy.process.id();
+    assert!(find(&world).await.is_none(), "it has not greeted");
+    let keeper = tokio::spawn(keep(world.clone(), answers, None, None));
+    let mut early = proxy.greet().await;
+    serves(&world).await;
+    let asked = Upgrade::begin(&world);
+    ends(&mut early).await;
+    assert!(world.paths.retired_socket(pid).exists());
+
+    let mut retired = proxy.greet().await;
+    // No process can be started in this world.
+    world.proxy.set_serving(Serving { pid: 1, origin: Origin::Own });
+    let told = told_until(&mut retired, |it| matches!(it, ToProxy::Retire { .. })).await;
+    assert!(told.iter().any(|it| matches!(it, ToProxy::SnapshotEnd)), "{told:?}");
+    let left = serde_json::to_string(&FromProxy::Retired { left: 3 }).expect("JSON") + "\n";
+    retired.write_all(left.as_bytes()).await.expect("it is heard");
+    let wanted = format!("; proxy {pid} by 1, 3 connections end in the former one");
+    asked.hears(&wanted).await;
+    world.shutdown.cancel();
+    assert!(keeper.await.expect("it ends").is_some(), "the listeners are lost");
+}
+
+#[tokio::test]
+async fn a_proxy_of_this_server_stays_and_who_asked_hears_what_became_of_the_former() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    world.proxy.set_serving(Serving { pid: 7, origin: Origin::Own });
+    Upgrade::begin(&world).hears("; its proxy was started anew").await;
+    world.proxy.set_serving(Serving { pid: 7, origin: Origin::Former });
+    let asked = Upgrade::begin(&world);
+    tokio::task::yield_now().await;
+    assert!(world.proxy.call_off_replacement(7), "it is not to be replaced");
+    world.proxy.replace(7);
+    world.proxy.set_serving(Serving { pid: 8, origin: Origin::Own });
+    asked.hears("; its proxy 7 ended before it could be replaced, and 8 was started").await;
+    assert!(!world.proxy.call_off_replacement(7) && !world.proxy.call_off_replacement(8));
+}
+
+#[tokio::test]
+async fn a_proxy_whose_former_server_has_only_begun_to_retire_it_is_not_taken_for_a_retired_one() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    let proxy = FakeProxy::of(&world);
+    let (paths, pid) = (&world.paths, proxy.process.id());
+    std::fs::rename(paths.proxy_record(), paths.retired_record(pid)).expect("it is there");
+    retired::take_back(&world);
+    assert!(process::recall(&paths.proxy_record()).is_some() && living(&world).is_some());
+    assert!(retired::find(&world).await.is_empty());
+    // This one has done both steps.
+    std::fs::rename(paths.proxy_record(), paths.retired_record(pid)).expect("it is there");
+    std::fs::rename(paths.proxy_socket(), paths.retired_socket(pid)).expect("it is there");
+    retired::take_back(&world);
+    assert!(living(&world).is_none());
+}
+
+/// An upgrade, as who asked for it hears of it.
+struct Upgrade {
+    heard: UnixStream,
+}
+
+impl Upgrade {
+    /// From the moment on in which a proxy serves.
+    fn begin(world: &Arc<World>) -> Self {
+        let (heard, asker) = UnixStream::pair().expect("a pair");
+        let asker = asker.into_std().expect("it is open");
+        let former = Some((Note::own(None), Asker(Some(asker))));
+        tokio::spawn(renew_proxy(world.clone(), former));
+        Self { heard }
+    }
+
+    /// It has ended well, and so.
+    async fn hears(mut self, end: &str) {
+        let mut said = String::new();
+        let read = tokio::time::timeout(LONG, self.heard.read_to_string(&mut said));
+        read.await.expect("it hangs").expect("it is said");
+        assert!(said.starts_with("done ") && said.trim_end().ends_with(end), "{said}");
+    }
 }
 
 /// Listens where the server looks for its proxy, as a process that only sleeps.
@@ -116,9 +206,17 @@ impl FakeProxy {
         Self { listener, process }
     }
 
-    /// Takes a connection and says what a proxy says first.
+    /// Says what a proxy says first to the next who still waits for it.
     async fn greet(&self) -> UnixStream {
-        let (stream, _) = self.listener.accept().await.expect("somebody connects");
+        loop {
+            let (stream, _) = self.listener.accept().await.expect("somebody connects");
+            if self.greet_at(&stream).is_ok() {
+                return stream;
+            }
+        }
+    }
+
+    fn greet_at(&self, stream: &UnixStream) -> rustix::io::Result<usize> {
         let hello = FromProxy::Hello {
             version: VERSION,
             pid: self.process.id(),
@@ -133,8 +231,7 @@ impl FakeProxy {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)), "there is room");
         let parts = [IoSlice::new(line.as_bytes())];
-        sendmsg(&stream, &parts, &mut ancillary, SendFlags::empty()).expect("it greets");
-        stream
+        sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)
     }
 }
 
@@ -162,14 +259,21 @@ async fn refuse_stops(world: &World, count: u64) {
     }
 }
 
-/// What comes before the end of the snapshot.
-async fn told_at_first(stream: &mut UnixStream) -> Vec<ToProxy> {
+/// The server ends this connection.
+async fn ends(stream: &mut UnixStream) {
+    let mut unread = Vec::new();
+    let read = tokio::time::timeout(LONG, stream.read_to_end(&mut unread));
+    read.await.expect("it goes on").expect("it can be read");
+}
+
+/// All messages to the first that is meant, with it.
+async fn told_until(stream: &mut UnixStream, is_meant: fn(&ToProxy) -> bool) -> Vec<ToProxy> {
     let (mut lines, mut told) = (BufReader::new(stream).lines(), Vec::new());
     while let Some(line) = lines.next_line().await.expect("it can be read") {
-        match serde_json::from_str(&line).expect("a message") {
-            ToProxy::SnapshotEnd => break,
-            message => told.push(message),
+        told.push(serde_json::from_str(&line).expect("a message"));
+        if told.last().is_some_and(is_meant) {
+            return told;
         }
     }
-    told
+    panic!("the connection has ended after {told:?}")
 }
