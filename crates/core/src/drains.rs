@@ -3,10 +3,15 @@
 //! ```text
 //!        a connection begins                its connection ends, it lives
 //!  Gone ─────────────────────► Connected ────────────────────────────────► Parted
-//!   ▲                            │   ▲           a connection begins          │
-//!   │     its process has ended  │   └────────────────────────────────────────┤
-//!   └────────────────────────────┴────────────────────────────────────────────┘
+//!   ▲ │                          │   ▲           a connection begins        │ ▲
+//!   │ │                          │   └──────────────────────────────────────┤ │
+//!   │ │                          │ its process has ended, or it is retired  │ │
+//!   └─┼──────────────────────────┴──────────────────────────────────────────┘ │
+//!     │                  one lives that was not reached yet                   │
+//!     └───────────────────────────────────────────────────────────────────────┘
 //! ```
+//!
+//! Who waits for one that is retired waits on for it under its number.
 //!
 //! Only an answer or the end of a proxy's process says that nothing is in flight there. The end of its connection says
 //! nothing: it serves on whom it has, hears at its next connection what is still waited for ([`Drains::outstanding`]), and
