@@ -2,8 +2,9 @@
 //!
 //! It follows the ledger, which nobody waits for: what is not taken yet waits there, also over the end of a server, at most
 //! as many records as the ledger keeps, and the oldest are lost first, which is counted and said. A collector that cannot be reached is asked again after a while; that is said
-//! once, and again when it takes spans. What is too large for it goes in halves. What it refuses for good is left out, which
-//! is said once as well.
+//! once, and again when it takes spans. What is too large for it goes in halves, and what follows in pieces of the length
+//! that was taken. What it refuses for good is left out, which is said once as well. All that is one line a minute at most:
+//! what comes earlier is said when it is time, if it is still so.
 //!
 //! HTTP is spoken by hand: what counts is the answer of a collector that refuses early and closes while we still write,
 //! and hyper's client may give up with the failed write.
@@ -25,15 +26,19 @@ use crate::config::Config;
 
 mod otlp;
 
-/// Records of one request, of about 2 kB each. In halves they are 511 requests at most, and each record is in 9 of them.
+/// Records of one request, of about 2 kB each. All of a page that is read at once are 264 requests at most, and each record
+/// is in 9 of them.
 const RECORDS_MAX: usize = 256;
+/// After so many requests of a length that are taken the next one is twice as long: where that is too long again, one in
+/// nine is said in vain.
+const LENGTHEN_AFTER: usize = 8;
 /// After a request that took all there was: what happens meanwhile goes together.
 const GATHER_TIME: Duration = Duration::from_secs(1);
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses between tries, from the first to the longest.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
-/// Between two lines of the log about records that were lost.
+/// Between two lines of the log about the collector, and between two about records that were lost to newer ones.
 const SAY_INTERVAL: Duration = Duration::from_secs(60);
 /// What is read of an answer, until its status is known.
 const HEAD_BYTES_MAX: u64 = 8 * 1024;
@@ -191,12 +196,44 @@ enum Complaint {
     Late,
     /// Spans are lost.
     Lost,
+    /// Those of single records are, while others may be taken.
+    TooLarge,
+}
+
+/// How many records are told at once.
+#[derive(Debug)]
+struct Length {
+    records: usize,
+    /// So often that was taken.
+    times: usize,
+}
+
+impl Default for Length {
+    fn default() -> Self {
+        Self { records: RECORDS_MAX, times: 0 }
+    }
+}
+
+impl Length {
+    fn note_too_large(&mut self, records: usize) {
+        *self = Self { records: records / 2, times: 0 };
+    }
+
+    fn note_taken(&mut self, records: usize) {
+        self.times += usize::from(records == self.records);
+        if self.times == LENGTHEN_AFTER {
+            *self = Self { records: RECORDS_MAX.min(2 * self.records), times: 0 };
+        }
+    }
 }
 
 /// Whoever tells, and has complained or not.
 #[derive(Debug, Default)]
 struct Teller {
     complaint: Option<Complaint>,
+    /// When something was said last.
+    said: Option<Instant>,
+    length: Length,
 }
 
 impl Teller {
@@ -207,24 +244,26 @@ impl Teller {
         region: &str,
         records: &[LedgerEvent],
     ) -> usize {
-        let (mut pieces, mut refused, mut too_large) = (vec![records], 0, 0);
-        while let Some(piece) = pieces.pop() {
+        let (mut rest, mut refused) = (records, 0);
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(self.length.records.min(rest.len()));
             let body = otlp::request(region, piece).to_string();
             match self.tell(endpoint, body.as_bytes()).await {
-                Told::Taken => {}
                 Told::TooLarge if 1 < piece.len() => {
-                    let (first, second) = piece.split_at(piece.len() / 2);
-                    pieces.extend([second, first]);
+                    self.length.note_too_large(piece.len());
+                    continue;
                 }
-                Told::TooLarge => too_large += piece.len(),
+                Told::Taken => self.length.note_taken(piece.len()),
+                Told::TooLarge => {
+                    let why = NotTaken::Refused(TOO_LARGE);
+                    self.lose(Complaint::TooLarge, endpoint.address, &why);
+                    refused += piece.len();
+                }
                 Told::Refused => refused += piece.len(),
             }
+            rest = behind;
         }
-        // Once for all of them, whatever was taken between.
-        if 0 < too_large {
-            self.lose(endpoint.address, &NotTaken::Refused(TOO_LARGE));
-        }
-        refused + too_large
+        refused
     }
 
     /// Returns when it was told, or will never be.
@@ -236,7 +275,7 @@ impl Teller {
                 taken.unwrap_or_else(|_| Err(NotTaken::Unreached(io::ErrorKind::TimedOut.into())));
             let address = endpoint.address;
             let Err(why) = taken else {
-                if self.complaint.take().is_some() {
+                if self.complaint != Some(Complaint::TooLarge) && self.is_news(None) {
                     tracing::info!(%address, "the collector takes spans again");
                 }
                 return Told::Taken;
@@ -244,12 +283,12 @@ impl Teller {
             match why {
                 NotTaken::Refused(TOO_LARGE) => return Told::TooLarge,
                 NotTaken::Refused(_) => {
-                    self.lose(address, &why);
+                    self.lose(Complaint::Lost, address, &why);
                     return Told::Refused;
                 }
                 NotTaken::Unreached(_) | NotTaken::Busy(_) => {}
             }
-            if self.is_news(Complaint::Late) {
+            if self.is_news(Some(Complaint::Late)) {
                 let cause = std::error::Error::source(&why).map(ToString::to_string);
                 tracing::warn!(%address, %why, cause, "the collector (`otlp_endpoint`) takes no spans");
             }
@@ -258,14 +297,24 @@ impl Teller {
         }
     }
 
-    fn lose(&mut self, address: SocketAddr, why: &NotTaken) {
-        if self.is_news(Complaint::Lost) {
+    fn lose(&mut self, complaint: Complaint, address: SocketAddr, why: &NotTaken) {
+        if self.is_news(Some(complaint)) {
             tracing::warn!(%address, %why, "spans are lost: the collector (`otlp_endpoint`) does not want them");
         }
     }
 
-    fn is_news(&mut self, complaint: Complaint) -> bool {
-        self.complaint.replace(complaint) != Some(complaint)
+    fn is_news(&mut self, complaint: Option<Complaint>) -> bool {
+        self.is_news_at(complaint, Instant::now())
+    }
+
+    /// Whether this is to be said now; what is not is asked for again.
+    fn is_news_at(&mut self, complaint: Option<Complaint>, now: Instant) -> bool {
+        let is_due = self.said.is_none_or(|said| SAY_INTERVAL <= now.duration_since(said));
+        if self.complaint == complaint || !is_due {
+            return false;
+        }
+        (self.complaint, self.said) = (complaint, Some(now));
+        true
     }
 }
 
@@ -434,7 +483,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn spans_that_are_refused_are_left_out_and_each_trouble_is_said_once() {
+    async fn spans_that_are_refused_are_left_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
         let collector = async {
@@ -443,11 +492,46 @@ mod tests {
             stream
         };
         let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
-        let mut teller = Teller { complaint: Some(Complaint::Late) };
+        let mut teller = Teller { complaint: Some(Complaint::Late), ..Teller::default() };
         let (_stream, told) = tokio::join!(collector, teller.tell(&endpoint, b"{}"));
         assert_eq!((told, teller.complaint), (Told::Refused, Some(Complaint::Lost)));
-        let all = [Complaint::Lost, Complaint::Late, Complaint::Late, Complaint::Lost];
-        assert_eq!(all.map(|it| teller.is_news(it)), [false, true, false, true]);
+    }
+
+    #[test]
+    fn each_trouble_is_said_once_and_one_line_in_a_while() {
+        let (mut teller, begin) = (Teller::default(), Instant::now());
+        let mut is_said = |complaint, intervals| {
+            teller.is_news_at(complaint, begin + SAY_INTERVAL.mul_f64(intervals))
+        };
+        let (late, lost) = (Some(Complaint::Late), Some(Complaint::Lost));
+        assert!(!is_said(None, 0.0), "all is well");
+        assert!(is_said(late, 0.0), "at once");
+        for tenths in 1..10 {
+            let at = f64::from(tenths) / 10.0;
+            assert!(!is_said(None, at) && !is_said(lost, at) && !is_said(late, at));
+        }
+        assert!(is_said(None, 1.0), "it is still so");
+        assert!(!is_said(None, 3.0) && is_said(lost, 3.0) && !is_said(lost, 5.0));
+    }
+
+    #[test]
+    fn the_length_that_was_taken_is_kept_and_tried_twice_as_long_after_a_while() {
+        let mut length = Length::default();
+        length.note_too_large(RECORDS_MAX);
+        length.note_too_large(RECORDS_MAX / 2);
+        for _ in 1..LENGTHEN_AFTER {
+            length.note_taken(RECORDS_MAX / 4);
+            length.note_taken(3);
+            assert_eq!(length.records, RECORDS_MAX / 4);
+        }
+        length.note_taken(RECORDS_MAX / 4);
+        for records in [RECORDS_MAX / 2, RECORDS_MAX, RECORDS_MAX] {
+            assert_eq!(length.records, records);
+            for _ in 0..LENGTHEN_AFTER {
+                length.note_taken(records);
+            }
+        }
+        assert_eq!(length.records, RECORDS_MAX, "no more at once");
     }
 
     /// The names of the spans of one request.
@@ -519,7 +603,29 @@ mod tests {
         let (names, requests) = told;
         assert_eq!(names, ["wake", "phase 0"].repeat(10));
         assert_eq!(ledger.tally().refused, 1);
-        // 11 into 5 and 6; into 2, 3, 3 and 3; the threes into 1 and 2, of which the large one's 2 into 1 and 1.
-        assert_eq!(requests, 15);
+        // 11, 5, 2, 2; 2 with the large one, that one alone, and the other six one by one.
+        assert_eq!(requests, 12);
+    }
+
+    #[tokio::test]
+    async fn the_next_page_begins_with_the_length_that_was_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let endpoint = Endpoint { address, path: "/v1/traces".to_owned() };
+        let (mut teller, page) = (Teller::default(), [const { 1 }; 16].map(wake_of));
+        let mut told = (Vec::new(), 0);
+        let mut seen = Vec::new();
+        tokio::select! {
+            () = takes(listener, 8, &mut told) => {}
+            () = async {
+                for _ in 0..2 {
+                    assert_eq!(teller.tell_all(&endpoint, "lcl", &page).await, 0);
+                    seen.push(teller.length.records);
+                }
+            } => {}
+        }
+        assert_eq!(seen, [4, 8], "eight were taken, and more is tried");
+        // 16, 8 and four of 4; four of 4.
+        assert_eq!(told.1, 2 + 4 + 4);
     }
 }
