@@ -46,8 +46,8 @@
 //! - `StartDone`, `StopDone`: to the proxy.
 //!
 //! After a restart of the server, [`Lifecycle::restore`] takes what was stored and what was found: a
-//! run that is still there is adopted (never a new run); what was interrupted is finished. Events
-//! about a run that is not the current one are dropped.
+//! run that is still there is adopted (never a new run); what was interrupted is finished, of a stop by a drain of its
+//! whole length. Events about a run that is not the current one are dropped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -478,7 +478,7 @@ enum Phase {
     Failed,
     Starting { deadline: Timestamp },
     Started { since: Timestamp },
-    Draining { token: u64, deadline: Timestamp, after: After, stop: HowToStop },
+    Draining { token: u64, deadline: Timestamp, after: After, stop: HowToStop, told: Told },
     Stopping { kill_at: Timestamp, after: After },
     Suspending { token: u64, deadline: Timestamp, step: SuspendStep },
     Suspended,
@@ -492,6 +492,14 @@ enum Phase {
 enum SuspendStep {
     Draining,
     Freezing,
+}
+
+/// Whether the program of a Machine that is being drained has its signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    No,
+    /// An earlier server may have sent it: it may end at any time.
+    Maybe,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -756,7 +764,9 @@ impl Lifecycle {
             (Phase::Started { .. }, StartBy::Proxy { attempt }) => {
                 self.answer_start(attempt, StartOutcome::Started { run: self.run });
             }
-            (Phase::Draining { after: After::Sleep, .. }, StartBy::User) => self.call_off_stop(now),
+            (Phase::Draining { after: After::Sleep, told: Told::No, .. }, StartBy::User) => {
+                self.call_off_stop(now);
+            }
             (Phase::Draining { .. } | Phase::Stopping { .. }, _) => {
                 self.start_on_the_way_down(by)?;
             }
@@ -1007,10 +1017,14 @@ impl Lifecycle {
     }
 
     fn begin_draining(&mut self, after: After, stop: HowToStop, why: Happened, now: Timestamp) {
+        self.drain(after, stop, Told::No, now);
+        self.announce(why);
+    }
+
+    fn drain(&mut self, after: After, stop: HowToStop, told: Told, now: Timestamp) {
         let token = self.ask_drain();
         let deadline = now + self.policy.drain_timeout + DRAIN_GRACE;
-        self.phase = Phase::Draining { token, deadline, after, stop };
-        self.announce(why);
+        self.phase = Phase::Draining { token, deadline, after, stop, told };
     }
 
     fn ask_drain(&mut self) -> u64 {
@@ -1102,7 +1116,7 @@ impl Lifecycle {
     /// that the program meets.
     fn leave_suspend(&mut self, after: After, stop: HowToStop, now: Timestamp) {
         if let Phase::Suspending { token, deadline, step: SuspendStep::Draining } = self.phase {
-            self.phase = Phase::Draining { token, deadline, after, stop };
+            self.phase = Phase::Draining { token, deadline, after, stop, told: Told::No };
         } else {
             self.begin_stopping(stop, after, now);
             self.effects.push_back(Effect::Thaw { run: self.run });
@@ -1326,22 +1340,27 @@ impl Lifecycle {
         self.running_version = config_version;
         self.phase = Phase::Started { since: now };
         let stop = self.how_to_stop(None, None);
-        match on_adoption(stored, run, config_version) {
+        let adoption = on_adoption(stored, run, config_version);
+        match adoption {
             Adoption::GoesOn if stored.state == MachineState::Suspending => {
                 let token = self.ask_drain();
                 let deadline = now + self.policy.drain_timeout + DRAIN_GRACE;
                 self.phase = Phase::Suspending { token, deadline, step: SuspendStep::Draining };
             }
             Adoption::GoesOn => {}
-            Adoption::Ends(After::Sleep) => self.begin_stopping(stop, After::Sleep, now),
-            Adoption::Ends(After::Destroy) => self.kill(After::Destroy, now),
-            Adoption::Ends(after @ (After::Wake | After::Replace)) => {
-                let happened = Happened::Updated { config_version: self.config_version };
-                return self.begin_draining(after, stop, happened, now);
+            Adoption::Ends(after) if self.mutant == Mutant::AdoptionCutsDrain => {
+                self.begin_stopping(stop, after, now);
             }
+            // How much of its time is left is not stored.
+            Adoption::Ends(after) => self.drain(after, stop, Told::Maybe, now),
         }
         // Not before: a proxy that hears `started` lets callers in.
-        self.announce(Happened::Adopted);
+        self.announce(match adoption {
+            Adoption::Ends(After::Wake | After::Replace) => {
+                Happened::Updated { config_version: self.config_version }
+            }
+            Adoption::Ends(After::Sleep | After::Destroy) | Adoption::GoesOn => Happened::Adopted,
+        });
     }
 
     /// Whoever was let in by the proxy needs it up; what somebody else has asked for since goes on.
@@ -1452,7 +1471,7 @@ enum Adoption {
 
 /// A start by the proxy may be younger than the last stored state: then the truth is what runs
 /// (DESIGN 8). A stop that had begun is finished, even if the Machine is wanted again: the program may
-/// have its signal already and end at any time.
+/// have its signal already and end at any time. It may have none, and callers inside: they get the time of a drain.
 fn on_adoption(stored: Stored, run: u64, config_version: u64) -> Adoption {
     let going = matches!(stored.state, MachineState::Stopping | MachineState::Replacing);
     match stored.wish {

@@ -95,12 +95,14 @@ pub enum Mutant {
     DrainNotToldAgain,
     /// It does with what nobody waits for any more.
     DrainNeverForgotten,
+    /// A stop that a crash interrupted is finished without a drain.
+    AdoptionCutsDrain,
 }
 
 impl Mutant {
     /// All planted bugs: those of the issue in its order, then what several apps, their ends,
-    /// connections that rest, aims, health and broken links added.
-    pub const ALL: [Self; 44] = [
+    /// connections that rest, aims, health, broken links and interrupted stops added.
+    pub const ALL: [Self; 45] = [
         Self::ChooseAndCountApart,
         Self::VictimNotClosed,
         Self::FloorIgnored,
@@ -145,5 +147,6 @@ impl Mutant {
         Self::PartedIsNotAwaited,
         Self::DrainNotToldAgain,
         Self::DrainNeverForgotten,
+        Self::AdoptionCutsDrain,
     ];
 }

@@ -396,8 +396,19 @@ impl World {
         if let Some(server) = &mut self.server {
             server.port.drains.forget(&index, run);
         }
-        let drain = self.truths[index].awaited.take().filter(|drain| drain.run == run);
-        let early = drain.is_some_and(|it| self.now < it.asked_at + it.timeout);
+        let drain = self.truths[index].awaited.take();
+        self.check_time_is_over(index, run, drain);
+        self.check_promise(index, run);
+    }
+
+    /// A drain that a server has begun which died in it binds the next one.
+    pub(crate) fn check_promise(&mut self, index: usize, run: u64) {
+        let promised = self.truths[index].promised.take();
+        self.check_time_is_over(index, run, promised);
+    }
+
+    fn check_time_is_over(&mut self, index: usize, run: u64, drain: Option<Awaited>) {
+        let early = drain.is_some_and(|it| it.run == run && self.now < it.asked_at + it.timeout);
         if early && self.has_requests(index, run) {
             self.fail(&format!("{} is ended under requests, before their time", id(index)));
         }

@@ -62,6 +62,8 @@ pub(crate) struct Truth {
     stopped_by_proxy: bool,
     /// The server waits until nobody is inside.
     pub(crate) awaited: Option<Awaited>,
+    /// One did that has died since; who is inside has that time still.
+    pub(crate) promised: Option<Awaited>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +104,7 @@ impl Truth {
             is_well: true,
             stopped_by_proxy: false,
             awaited: None,
+            promised: None,
         }
     }
 
@@ -183,7 +186,9 @@ impl World {
             return;
         }
         self.note("server dies");
-        self.truths.iter_mut().for_each(|truth| truth.awaited = None);
+        for truth in &mut self.truths {
+            truth.promised = truth.awaited.take().or(truth.promised);
+        }
         for app in &mut self.apps {
             if *app == AppTruth::BeingDestroyed {
                 *app = AppTruth::Exists;
@@ -518,6 +523,7 @@ impl World {
 
     fn kill(&mut self, index: usize, run: u64) {
         self.truths[index].awaited = None;
+        self.check_promise(index, run);
         self.later(Duration::from_millis(1), Ev::ProcessEnds { index, run, exit: CRASH });
     }
 
@@ -544,6 +550,7 @@ impl World {
         }
         self.truths[index].process = Process::Ended { run: ended, exit };
         self.truths[index].awaited = None;
+        self.truths[index].promised = None;
         self.proxy_sees_end(index, ended);
         self.life_event(index, Event::Exited { run: ended, exit });
     }
@@ -571,6 +578,7 @@ impl World {
         let launched = self.truths[index].runs_launched;
         // Callers are let in (again): what ends the run now is not that stop.
         self.truths[index].stopped_by_proxy &= state != MachineState::Started;
+        self.truths[index].promised.take_if(|_| state == MachineState::Started);
         if state == MachineState::Started && run != launched {
             self.fail(&format!(
                 "{} is started as run {run}, but {launched} is last ({why:?})",

@@ -230,7 +230,7 @@ fn what_was_interrupted_is_finished() {
     let mut stopping = World::up();
     stopping.event(proxy_stop(1, 1));
     let mut world = World::restore(stopping.life.stored(), running(1));
-    assert_eq!(world.drain_effects(), ["signal 1 with 2", "stopping"]);
+    assert_eq!(world.drain_effects(), ["drain 1 token 1", "stopping"]);
     let mut waking = World::up();
     waking.event(proxy_stop(1, 1));
     waking.event(wake(2));
@@ -252,6 +252,32 @@ fn what_was_interrupted_is_finished() {
     let mut world =
         World::restore(going.life.stored(), Found::Nothing { was_up: AfterLoss::Launch });
     assert_eq!(world.drain_effects(), ["remove"]);
+}
+
+#[test]
+fn a_server_that_ends_in_the_middle_of_a_drain_cuts_nobody() {
+    for (asked, state) in [(USER_STOP, "stopping"), (Event::Destroy, "destroying")] {
+        let mut world = World::up();
+        assert_eq!(world.event(asked), ["drain 1 token 1", state]);
+        let running = Found::Running { run: 1, config_version: 1 };
+        let mut world = World::restore(world.life.stored(), running);
+        assert_eq!(world.drain_effects(), ["drain 1 token 1", state]);
+        assert_eq!(world.pass(POLICY.drain_timeout), Vec::<String>::new(), "all of the time");
+        assert_eq!(world.event(Event::Drained { token: 1 }), ["signal 1 with 2"]);
+        assert_eq!(world.pass(POLICY.kill_timeout), ["kill 1"]);
+    }
+}
+
+#[test]
+fn a_start_calls_no_stop_off_whose_signal_an_earlier_server_may_have_sent() {
+    let mut world = World::up();
+    world.event(USER_STOP);
+    let running = Found::Running { run: 1, config_version: 1 };
+    let mut world = World::restore(world.life.stored(), running);
+    world.drain_effects();
+    assert_eq!(world.event(Event::Start(StartBy::User)), Vec::<String>::new(), "remembered");
+    let effects = world.event(Event::Exited { run: 1, exit: CLEAN });
+    assert_eq!(effects, ["stopping", "starting", "launch 2 config 1"]);
 }
 
 #[test]
@@ -406,7 +432,7 @@ fn a_thaw_by_the_proxy_is_believed_and_finished_is_what_was_asked_for_since() {
     }
     let stopping = Stored { state: MachineState::Stopping, ..suspended };
     let mut world = World::restore(stopping, thawed);
-    assert_eq!(world.drain_effects(), ["signal 1 with 2", "stopping"]);
+    assert_eq!(world.drain_effects(), ["drain 1 token 1", "stopping"]);
 }
 
 #[test]

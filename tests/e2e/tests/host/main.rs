@@ -25,6 +25,7 @@ mod deploy;
 mod depths;
 mod dns;
 mod down;
+mod drains;
 mod exec;
 mod fair;
 mod faults;

@@ -175,7 +175,12 @@ fn what_forbids_a_sleep_that_is_due_is_told_and_written_down() {
 }
 
 /// The API's answer as soon as it is so.
-fn until(host: &Host, app: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn until(
+    host: &Host,
+    app: &str,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     wait_until(&format!("{what} in why {app} is awake"), SOON, || {
         let why = host.api(&format!("/perch/v1/apps/{app}/why"))?;
         Ok(is_so(&why).then_some(why))
