@@ -9,7 +9,8 @@
 //!       successor; UDP's to a socket of its own
 //!       A Machine that opens more connections a second than it may, or sends more datagrams: they are
 //!       dropped, and it is remembered for a while who that was
-//! input what the plane itself answers: replies, DNS, echo requests; the rest is refused
+//! input what the plane itself answers: replies, DNS, echo requests; the rest is refused. Urgent data of TCP come in line
+//!       with the rest (RFC 6093): a read would stop at their mark, which nobody tells from the end of what there is
 //! forward within one /48; IPv4 from Machines to the world; the rest is refused
 //! raw_out, to_host  nothing goes to the host by IPv6 but TCP that opens nothing, and answers
 //! ```
@@ -365,6 +366,9 @@ fn input_rules(config: &PlaneConfig) -> Vec<Rule> {
     let echo6 = || on().v6().icmp(ICMPV6, ECHO_REQUEST_V6, ECHO_REQUEST_V6);
     let echo4 = || on().v4().icmp(ICMP, ECHO_REQUEST, ECHO_REQUEST);
     vec![
+        // First what there is most of.
+        on().plain().accept(),
+        on().unmark_urgent(),
         // Untracked, so told by its flags: it cannot open a connection, and the kernel resets what
         // belongs to none.
         on().syn(Cmp::Neq).accept(),

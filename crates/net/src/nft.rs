@@ -71,7 +71,11 @@ const CT_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const INNER_PACKET: u32 = 8;
 
 const TCP_FLAGS_OFFSET: u32 = 13;
+const TCP_CHECKSUM_OFFSET: u32 = 16;
+const CHECKSUM_OF_INTERNET: u32 = 1;
 const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+const TCP_URG: u8 = 0x20;
 /// FIN, SYN, RST, ACK.
 const TCP_FLAGS_THAT_TELL: u8 = 0x17;
 
@@ -539,6 +543,23 @@ impl Rule {
     pub(crate) fn syn(self, op: Cmp) -> Self {
         let rule = self.proto(TCP).payload(BASE_TRANSPORT, TCP_FLAGS_OFFSET, 1, R1);
         rule.mask(R1, &[TCP_FLAGS_THAT_TELL]).cmp(op, &[TCP_SYN])
+    }
+
+    /// TCP segments of open connections, but for those that mark something as urgent.
+    pub(crate) fn plain(self) -> Self {
+        let rule = self.proto(TCP).payload(BASE_TRANSPORT, TCP_FLAGS_OFFSET, 1, R1);
+        rule.mask(R1, &[TCP_SYN | TCP_ACK | TCP_URG]).cmp(Cmp::Eq, &[TCP_ACK])
+    }
+
+    /// TCP segments that mark something as urgent lose the mark.
+    pub(crate) fn unmark_urgent(self) -> Self {
+        let rule = self.proto(TCP).payload(BASE_TRANSPORT, TCP_FLAGS_OFFSET, 1, R1);
+        let rule = rule.mask(R1, &[TCP_URG]).cmp(Cmp::Eq, &[TCP_URG]);
+        // A whole word of the checksum.
+        let (offset, len) = (TCP_FLAGS_OFFSET - 1, 2);
+        let rule = rule.payload(BASE_TRANSPORT, offset, len, R1).mask(R1, &[u8::MAX, !TCP_URG]);
+        let write = Attrs::new().be32(5, R1).be32(2, BASE_TRANSPORT).be32(3, offset).be32(4, len);
+        rule.expr("payload", write.be32(6, CHECKSUM_OF_INTERNET).be32(7, TCP_CHECKSUM_OFFSET))
     }
 
     /// Packets of tracked connections that exist.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lab::{
     Lab, MachineLab, accept, become_user, dial, dial_as, echo, ip, listen_in, prefix, receive, say,
-    v4, v6,
+    say_urgently, v4, v6,
 };
 use perch_net::{Attach, HostAccess, NetError, Plane, Ports, Prefix48, Visible, doctor};
 
@@ -260,6 +260,28 @@ fn the_plane_reaches_a_machine_over_its_link_on_any_low_port() {
     };
     assert_eq!(sysctl("ip_unprivileged_port_start"), "0");
     assert_eq!(sysctl("ping_group_range"), "0 2147483647");
+}
+
+#[test]
+fn urgent_data_come_in_line_with_the_rest() {
+    let Some(lab) = Lab::start("urgent") else { return };
+    let network = lab.network("fdaa:0:1::");
+    let machine = lab.machine("m1", "fdaa:0:1:a7b:1:0:1:2", 0);
+    let app = v6("fdaa:0:1:0:1::2");
+    lab.plane
+        .publish(app.into(), Ports::tcp(&[(HTTP, HTTP)]), Visible::Network(network))
+        .expect("publish");
+    let listeners = lab.plane.listeners().expect("listeners");
+    let client = dial(machine.netns.as_fd(), (app, HTTP)).expect("connect");
+    let (server, _, _) = accept(&listeners.tcp6);
+    say_urgently(&client, &server);
+    say(client, server);
+
+    let server = listen_in(machine.netns.as_fd(), "0.0.0.0:80");
+    let client = dial(lab.plane.netns_fd(), (machine.link.1, HTTP)).expect("connect");
+    let (server, _) = server.accept().expect("accept");
+    say_urgently(&server, &client);
+    say(client, server);
 }
 
 #[test]

@@ -113,7 +113,8 @@ impl Buffer {
 }
 
 /// Reads what is there. Less than there is room for means that this was all: as in Tokio's own reads,
-/// the next one waits without asking the kernel again.
+/// the next one waits without asking the kernel again. A mark of urgent data would end a read, too; the plane's tables
+/// let none come this far.
 fn try_read(stream: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     let mut count = None;
     let outcome = stream.try_io(Interest::READABLE, || {

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use perch_net::{Attach, CallLimits, HostAccess, Plane, PlaneConfig, Prefix, Prefix48, run_in};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketType, ipproto};
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, send};
 
 /// How long a refusal may take; a silent drop is told by this.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(400);
@@ -309,6 +309,17 @@ pub(crate) fn say(mut client: TcpStream, mut server: TcpStream) {
     server.write_all(b"pong").expect("write");
     client.read_exact(&mut buffer).expect("read");
     assert_eq!(&buffer, b"pong");
+}
+
+/// Proves that nothing marks the urgent byte on its way.
+pub(crate) fn say_urgently(mut from: &TcpStream, mut to: &TcpStream) {
+    from.write_all(b"abc").expect("write");
+    assert_eq!(send(from, b"!", SendFlags::OOB).expect("write"), 1);
+    from.write_all(b"def").expect("write");
+    to.set_read_timeout(Some(ANSWER_TIMEOUT)).expect("a timeout");
+    let mut buffer = [0; 7];
+    to.read_exact(&mut buffer).expect("all of it comes");
+    assert_eq!(&buffer, b"abc!def");
 }
 
 pub(crate) fn listen_in(netns: BorrowedFd<'_>, addr: &str) -> TcpListener {

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use perch_testkit::{Entry, Image, holds_for};
+use rustix::net::{SendFlags, send};
 
 use crate::real_http::Caller;
 use crate::stage::{
@@ -48,6 +49,37 @@ fn a_tcp_connection_wakes_is_carried_both_ways_and_keeps_awake() {
         stream.read_to_string(&mut rest)?;
         ensure!(rest == "bye", "half-close lost the rest: {rest:?}");
         wait_asleep(host, "db")
+    });
+}
+
+#[test]
+fn what_comes_with_an_urgent_byte_goes_on_at_once() {
+    on_host(|host| {
+        let image = shell_image(host, "db", ECHO)?;
+        let raw = private_app_of(host, "db", &image, SERVICE)?;
+        let web = private_app(host, "web", SNIPPET)?;
+        let http = ["GET /headers HTTP/1.1\r\nHost: ", "a", "\r\nConnection: close\r\n\r\n"];
+        for (app, address, port, said, answered) in [
+            ("db", raw, 5432, ["abc", "!", "def"], "abc!def"),
+            ("web", web, 80, http, " got GET /headers with 0 bytes\n"),
+        ] {
+            // Nothing is read before it is awake: all of it comes at once.
+            wait_asleep(host, app)?;
+            let target = SocketAddr::new(address.parse::<IpAddr>()?, port);
+            let mut stream = host.inside(|| Ok(TcpStream::connect_timeout(&target, SOON)?))?;
+            stream.set_read_timeout(Some(SOON))?;
+            for (piece, flags) in said.iter().zip([0, 1, 0]) {
+                let flags = if flags == 1 { SendFlags::OOB } else { SendFlags::empty() };
+                ensure!(send(&stream, piece.as_bytes(), flags)? == piece.len(), "not taken");
+            }
+            let (mut heard, mut byte) = (Vec::new(), [0]);
+            while !String::from_utf8_lossy(&heard).contains(answered) {
+                let heard_so_far = || format!("heard {:?}", String::from_utf8_lossy(&heard));
+                ensure!(stream.read(&mut byte).with_context(heard_so_far)? == 1, "{app} ended");
+                heard.extend(byte);
+            }
+        }
+        Ok(())
     });
 }
 
