@@ -496,11 +496,46 @@ impl AsyncWrite for Caller<'_> {
         Poll::Ready(Ok(written))
     }
 
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces))?;
+        self.written.add(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Else the head of each larger answer is a packet of its own, and wakes who waits for all of it.
+    #[tokio::test]
+    async fn a_head_and_its_content_are_written_by_one_call() {
+        let listener = TcpListener::bind("[::1]:0").await.expect("loopback is there");
+        let address = listener.local_addr().expect("it is bound");
+        let (stream, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut stream, _other) = (stream.expect("it listens"), accepted.expect("it is asked"));
+        let written = Written::default();
+        let mut caller = Caller { stream: stream.split().1, written: &written };
+        let pieces = [IoSlice::new(b"head"), IoSlice::new(b"content")];
+        let count = caller.write_vectored(&pieces).await.expect("there is room");
+        assert_eq!((count, written.all.get()), (11, 11));
     }
 }
