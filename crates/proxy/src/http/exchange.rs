@@ -151,6 +151,7 @@ async fn download(
 ) -> Result<Done, Broken> {
     let first = read_some(&mut machine, BUFFER_BYTES).await;
     let first = first.ok().filter(|buffer| !buffer.is_empty()).ok_or(Broken::NoAnswer)?;
+    moderation::discount_large(first.len());
     moderation::before_write().await;
     let mut request = *terms.request;
     if last.get() {
