@@ -16,6 +16,7 @@ mod neighbour;
 mod paged;
 mod postgres;
 mod proxy;
+mod relay;
 mod rig;
 mod rootfs;
 mod runc;
@@ -30,6 +31,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 pub(crate) use flood::flood;
+pub(crate) use relay::relay;
 pub(crate) use upstream::upstream;
 
 use crate::{packages, shell};
@@ -38,6 +40,8 @@ use crate::{packages, shell};
 pub(crate) const UPSTREAM: &str = "upstream";
 /// The hidden command that floods in `neighbour`.
 pub(crate) const FLOOD: &str = "flood";
+/// The hidden command that relays in `proxy`.
+pub(crate) const RELAY: &str = "relay";
 
 /// Runs one benchmark; whether our promise holds.
 pub(crate) fn run(args: &[String]) -> Result<bool> {

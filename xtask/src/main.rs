@@ -88,6 +88,7 @@ fn run(args: &[String]) -> Result<bool> {
         "fixture" => fixture::make(),
         bench::UPSTREAM => bench::upstream(rest),
         bench::FLOOD => bench::flood(rest),
+        bench::RELAY => bench::relay(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(true)

@@ -99,6 +99,16 @@ http {
 ",
 };
 
+/// Nobody's rival: tells what of a figure is the kernel's.
+const RELAY: Program = Program {
+    name: "bare relay",
+    command: &["@SELF@", super::RELAY],
+    port: 86,
+    config: "[fd99::2]:87 [fd99::2]:86 10.99.0.1:8080",
+};
+
+const RIVALS: [Program; 4] = [HAPROXY, TUNED, NGINX, RELAY];
+
 /// One kind of load, and what it promises.
 struct Row {
     name: &'static str,
@@ -177,6 +187,8 @@ struct Contender {
     name: &'static str,
     pid: u32,
     authority: String,
+    /// Where it keeps connections, if it does not know from the request.
+    keeping: Option<&'static str>,
     /// Where it speaks HTTP/2 without TLS.
     http2: Option<String>,
     /// The same to an upstream that speaks it too.
@@ -187,6 +199,7 @@ impl Contender {
     fn authority(&self, load: Load) -> Option<&str> {
         match (load.streams, load.calls) {
             (_, true) => self.calls.as_deref(),
+            (0, false) if load.header.is_none() => Some(self.keeping.unwrap_or(&self.authority)),
             (0, false) => Some(&self.authority),
             (_, false) => self.http2.as_deref(),
         }
@@ -267,21 +280,23 @@ fn beside_rivals(options: &Options) -> Result<bool> {
     let address = rig::deploy(&host)?;
     let machine = rig::machine_pid(&host)?;
     let proxy = host.perch_processes("proxy").pop().context("no proxy runs")?.pid;
-    let rivals = Rivals::start(&host, machine, &[HAPROXY, TUNED, NGINX])?;
+    let rivals = Rivals::start(&host, machine, &RIVALS)?;
     rig::pin(proxy, "0")?;
     rig::pin_all_but(&host, proxy)?;
     let mut contenders = vec![Contender {
         name: "perch",
         pid: proxy.cast_unsigned(),
         authority: format!("[{address}]"),
+        keeping: None,
         http2: Some(format!("[{address}]")),
         calls: Some(format!("[{address}]:82")),
     }];
-    for (program, pid) in [HAPROXY, TUNED, NGINX].iter().zip(rivals.pids()) {
+    for (program, pid) in RIVALS.iter().zip(rivals.pids()) {
         let authority = format!("[fd99::2]:{}", program.port);
         let speaks = |address: &str| (program.name == NGINX.name).then(|| address.to_owned());
         let (http2, calls) = (speaks("[fd99::2]:84"), speaks("[fd99::2]:85"));
-        contenders.push(Contender { name: program.name, pid, authority, http2, calls });
+        let keeping = (program.name == RELAY.name).then_some("[fd99::2]:87");
+        contenders.push(Contender { name: program.name, pid, authority, keeping, http2, calls });
     }
     let mut good = true;
     for row in ROWS.iter().filter(|row| options.wants(row.name)) {
@@ -423,7 +438,8 @@ fn latency(host: &Host, contenders: &[Contender], rounds: usize) -> Result<bool>
         let bare = load.run(host, "10.98.0.1:8080")?.median_us;
         direct.push(bare);
         for (contender, series) in contenders.iter().zip(&mut added) {
-            series.push(load.run(host, &contender.authority)?.median_us - bare);
+            let authority = contender.authority(load).context("each speaks HTTP/1.1")?;
+            series.push(load.run(host, authority)?.median_us - bare);
         }
     }
     println!("{LATENCY}: direct {:.0} us, and", direct.median());

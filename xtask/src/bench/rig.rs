@@ -27,7 +27,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(super) struct Program {
     /// How it is called in what is printed.
     pub(super) name: &'static str,
-    /// Before the path of its configuration.
+    /// Before the path of its configuration; `@SELF@` is this program.
     pub(super) command: &'static [&'static str],
     /// Its configuration; it listens at `[fd99::2]`, the upstream is at `10.99.0.1`, and `@DIR@` is its own to write to.
     pub(super) config: &'static str,
@@ -115,7 +115,10 @@ impl Program {
         let dir = host.dir().to_string_lossy();
         std::fs::write(&config, self.config.replace("@DIR@", &dir))?;
         let config = config.to_string_lossy().into_owned();
-        let command = [&["taskset", "-c", "0"], self.command, &[config.as_str()]].concat();
+        let own = std::env::current_exe()?.to_string_lossy().into_owned();
+        let program = self.command.iter().map(|&word| if word == "@SELF@" { &own } else { word });
+        let program: Vec<&str> = program.collect();
+        let command = [&["taskset", "-c", "0"], &program[..], &[config.as_str()]].concat();
         enter(space, &command).spawn().with_context(|| format!("starting {}", self.name))
     }
 }
