@@ -2,13 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::Result;
 use h2::client::{Builder, SendRequest};
 use h2::{Reason, RecvStream};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 use tokio::runtime::{self, Runtime};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::wire::{Answer, Failure, PATIENCE, Wait, count, not_ok};
@@ -22,7 +26,16 @@ const MOVES_MAX: usize = 3;
 pub(super) struct Caller {
     runtime: Runtime,
     address: SocketAddr,
-    kept: Option<Sender>,
+    kept: Option<Kept>,
+}
+
+/// A connection that serves the next request, too.
+struct Kept {
+    sender: Sender,
+    /// The same socket, to look at.
+    socket: OwnedFd,
+    /// Reads and writes it.
+    task: JoinHandle<()>,
 }
 
 /// How a request came to its answer.
@@ -63,44 +76,66 @@ impl Caller {
         let asked = self.runtime.block_on(asked);
         let silence =
             |_elapsed| Failure::of("waiting for the answer", &io::ErrorKind::TimedOut.into());
-        let (sender, answer) = asked.map_err(silence)??;
-        self.kept = Some(sender);
+        let (kept, answer) = asked.map_err(silence)??;
+        self.kept = Some(kept);
         Ok(answer)
     }
 }
 
 async fn ask(
-    mut kept: Option<Sender>,
+    mut kept: Option<Kept>,
     address: SocketAddr,
     ways: &mut Ways,
-) -> Result<(Sender, Answer), Failure> {
+) -> Result<(Kept, Answer), Failure> {
     for _ in 0..MOVES_MAX {
-        let sender = match kept.take() {
+        let open = match kept.take() {
             // It is closed, or its other side has taken leave, and nothing was sent.
-            Some(sender) => sender.ready().await.inspect_err(|_| ways.found_closed = true).ok(),
+            Some(kept) => {
+                let open = kept.open().await;
+                ways.found_closed |= open.is_none();
+                open
+            }
             None => None,
         };
-        let mut sender = match sender {
-            Some(sender) => sender,
+        let mut kept = match open {
+            Some(kept) => kept,
             None => connect(address).await?,
         };
-        match request(&mut sender).await? {
-            Tried::Answered(answer) => return Ok((sender, answer)),
+        match request(&mut kept.sender).await? {
+            Tried::Answered(answer) => return Ok((kept, answer)),
             Tried::Moved => ways.moved += 1,
         }
     }
     Err(Failure::wrong("asking", "moved too often", String::new()))
 }
 
-async fn connect(address: SocketAddr) -> Result<Sender, Failure> {
+impl Kept {
+    /// Itself, if it is open as far as anybody here can know: its task may not have run since its end came.
+    async fn open(self) -> Option<Self> {
+        loop {
+            match recv(&self.socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => break,
+                Ok((0, _)) | Err(_) => return None,
+                Ok(_) if self.task.is_finished() => return None,
+                Ok(_) => tokio::task::yield_now().await,
+            }
+        }
+        let sender = self.sender.ready().await.ok()?;
+        Some(Self { sender, ..self })
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<Kept, Failure> {
     let failed = |error| Failure::of("connecting", &error);
     let stream = TcpStream::connect(address).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
+    let socket = stream.as_fd().try_clone_to_owned().map_err(failed)?;
     let (sender, connection) =
         Builder::new().handshake(stream).await.map_err(|error| of("connecting", error))?;
     // Its end shows at the requests.
-    tokio::spawn(async { drop(connection.await) });
-    sender.ready().await.map_err(|error| of("connecting", error))
+    let task = tokio::spawn(async { drop(connection.await) });
+    let sender = sender.ready().await.map_err(|error| of("connecting", error))?;
+    Ok(Kept { sender, socket, task })
 }
 
 async fn request(sender: &mut Sender) -> Result<Tried, Failure> {
