@@ -53,12 +53,12 @@ use crate::{process, service_manager};
 /// A proxy that lives greets at once.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 /// One that lives and does not may only be slow, as everything is on a machine that is short of time: so often it is
-/// asked before it is replaced, beside once by a server that starts.
+/// asked before it is replaced, beside once by a server that starts. Not one that has greeted this server already.
 const GREETINGS_STANDING: u32 = 2;
 /// So often one that was just started: it may have to be read from a busy disk first, and nobody is served meanwhile
 /// by anybody else.
 const GREETINGS_STARTED: u32 = 15;
-/// So often one whose predecessors were all too slow.
+/// So often one whose predecessors were all too slow, and one that has greeted before: all that it serves is in it.
 const GREETINGS_MAX: u32 = 30;
 /// How long a proxy may take to end after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -199,6 +199,8 @@ fn completed(world: &World, named: NamedListeners) -> Option<Listeners> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Patience {
     origin: Origin,
+    /// It has greeted this server, so it is the right one, and only stalled.
+    has_greeted: bool,
     /// How many of ours in a row were replaced before they greeted.
     replaced: u32,
 }
@@ -206,6 +208,9 @@ struct Patience {
 impl Patience {
     /// How often it is asked.
     fn greetings(self) -> u32 {
+        if self.has_greeted {
+            return GREETINGS_MAX;
+        }
         if self.origin == Origin::Former {
             return GREETINGS_STANDING;
         }
@@ -214,14 +219,17 @@ impl Patience {
     }
 
     fn greeted(&mut self) {
+        self.has_greeted = true;
         self.replaced = 0;
     }
 
     fn replaced(&mut self) {
+        self.has_greeted = false;
         self.replaced = self.replaced.saturating_add(u32::from(self.origin == Origin::Own));
     }
 
     fn started(&mut self) {
+        self.has_greeted = false;
         self.origin = Origin::Own;
     }
 }

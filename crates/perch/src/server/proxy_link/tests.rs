@@ -39,7 +39,31 @@ fn each_silent_proxy_leaves_its_successor_more_time_until_one_greets() {
     assert_eq!(waits[..4], [4, 30, 60, 60], "the first stood already");
     assert_eq!(waits[39], 60, "it ends somewhere");
     patience.greeted();
+    patience.started();
     assert_eq!(GREETING_TIMEOUT * patience.greetings(), Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn a_proxy_that_stalls_after_it_has_greeted_goes_on_with_whom_it_serves() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (port, answers) = ProxyPort::with_room_for(4);
+    let world = World::of_test(dir.path(), port);
+    let mut proxy = FakeProxy::of(&world);
+    let keeper = tokio::spawn(keep(world.clone(), answers, None, None));
+    let mut stalled = proxy.greet().await;
+    serves(&world).await;
+    refuse_stops(&world, 1000).await;
+    ends(&mut stalled).await;
+    // One that was never heard would be ended now.
+    let mut unheard = Vec::new();
+    for _ in 0..GREETINGS_STANDING {
+        unheard.push(proxy.accept().await);
+    }
+    let mut again = proxy.greet().await;
+    told_until(&mut again, |it| matches!(it, ToProxy::SnapshotEnd)).await;
+    assert!(proxy.process.try_wait().expect("it is ours").is_none(), "it was ended");
+    world.shutdown.cancel();
+    keeper.await.expect("it ends");
 }
 
 #[tokio::test]
@@ -206,10 +230,15 @@ impl FakeProxy {
         Self { listener, process }
     }
 
+    async fn accept(&self) -> UnixStream {
+        let accepted = tokio::time::timeout(LONG, self.listener.accept());
+        accepted.await.expect("nobody asks it").expect("somebody connects").0
+    }
+
     /// Says what a proxy says first to the next who still waits for it.
     async fn greet(&self) -> UnixStream {
         loop {
-            let (stream, _) = self.listener.accept().await.expect("somebody connects");
+            let stream = self.accept().await;
             if self.greet_at(&stream).is_ok() {
                 return stream;
             }
@@ -247,7 +276,9 @@ async fn link_to(world: &World) -> Link {
 
 /// Waits until a proxy was told everything.
 async fn serves(world: &World) {
-    world.proxy.serving().wait_for(Option::is_some).await.expect("the port lives");
+    let mut serving = world.proxy.serving();
+    let serves = tokio::time::timeout(LONG, serving.wait_for(Option::is_some));
+    serves.await.expect("it hangs").expect("the port lives");
 }
 
 /// Some are more than the kernel keeps for who does not read.
@@ -269,7 +300,11 @@ async fn ends(stream: &mut UnixStream) {
 /// All messages to the first that is meant, with it.
 async fn told_until(stream: &mut UnixStream, is_meant: fn(&ToProxy) -> bool) -> Vec<ToProxy> {
     let (mut lines, mut told) = (BufReader::new(stream).lines(), Vec::new());
-    while let Some(line) = lines.next_line().await.expect("it can be read") {
+    let mut next = async || {
+        let line = tokio::time::timeout(LONG, lines.next_line());
+        line.await.expect("nothing more is told").expect("it can be read")
+    };
+    while let Some(line) = next().await {
         told.push(serde_json::from_str(&line).expect("a message"));
         if told.last().is_some_and(is_meant) {
             return told;
