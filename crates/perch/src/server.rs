@@ -754,14 +754,14 @@ async fn end(
 ) -> anyhow::Result<Option<perch_proxy::Listeners>> {
     tracing::info!("ending; Machines go on");
     let is_end_of_all = matches!(ending, Ending::Everything);
-    let proxy = world.proxy.process();
     world.closing.cancel();
     serving.await.context("the API ended badly")?;
     world.shutdown.cancel();
     world.pager.end();
     let listeners = keeper.await.context("the proxy's keeper ended badly")?;
     if is_end_of_all {
-        end_proxies(proxy, retired::processes(world)).await?;
+        // Not before: until now another one may have got its place.
+        end_proxies(proxy_link::living(world), retired::processes(world)).await?;
     }
     world.tracker.close();
     world.tracker.wait().await;

@@ -84,16 +84,20 @@ pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
         }
         return None;
     };
+    world.proxy.connected();
+    Some(standing)
+}
+
+/// Remembers which process a proxy is that has greeted. One that an earlier server has started is in no other way known.
+fn recognize(world: &World, pid: u32) {
     let record = world.paths.proxy_record();
     if process::recall(&record).is_none()
-        && let Some(pid) = i32::try_from(standing.0.pid()).ok().and_then(Pid::from_raw)
+        && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
         && let Err(error) = process::remember(pid, &record)
     {
         tracing::warn!(%error, "could not write down which process the proxy is");
     }
     world.proxy.set_process(process::recall(&record));
-    world.proxy.connected();
-    Some(standing)
 }
 
 /// A connection whose session has not begun.
@@ -140,6 +144,7 @@ pub(crate) async fn keep(
                     listeners = Some(theirs);
                 }
                 let (began, pid) = (Instant::now(), link.pid());
+                recognize(&world, pid);
                 let role = Role::Current(patience.origin);
                 let ended = session(&world, link, &mut answers, role).await;
                 if matches!(ended, Ok(Over::Replaced)) {
@@ -274,7 +279,7 @@ async fn connect(socket: &Path) -> Result<Standing, LinkError> {
 }
 
 /// The proxy that was started or written down last, if it lives.
-fn living(world: &World) -> Option<Arc<OwnedFd>> {
+pub(crate) fn living(world: &World) -> Option<Arc<OwnedFd>> {
     let recalled = || process::recall(&world.paths.proxy_record()).map(Arc::new);
     world.proxy.process().or_else(recalled).filter(|it| !process::ends_within(it, Duration::ZERO))
 }

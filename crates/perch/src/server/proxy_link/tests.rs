@@ -13,8 +13,8 @@ use tokio::net::{UnixListener, UnixStream};
 use super::*;
 use crate::server::handoff::{Asker, Note};
 use crate::server::proxy_port::ProxyPort;
-use crate::server::renew_proxy;
 use crate::server::seat::Post;
+use crate::server::{Ending, end as end_server, renew_proxy};
 
 /// What takes so long never ends.
 const LONG: Duration = Duration::from_secs(120);
@@ -189,6 +189,41 @@ async fn a_proxy_whose_former_server_has_only_begun_to_retire_it_is_not_taken_fo
     std::fs::rename(paths.proxy_socket(), paths.retired_socket(pid)).expect("it is there");
     retired::take_back(&world);
     assert!(living(&world).is_none());
+}
+
+#[tokio::test]
+async fn a_proxy_that_greets_late_is_known_and_ends_with_the_server() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (port, answers) = ProxyPort::new();
+    let world = World::of_test(dir.path(), port);
+    let mut proxy = FakeProxy::of(&world);
+    assert!(find(&world).await.is_none(), "it has not greeted");
+    let keeper = tokio::spawn(keep(world.clone(), answers, None, None));
+    let _late = proxy.greet().await;
+    serves(&world).await;
+    assert!(world.proxy.process().is_some(), "nobody knows it");
+    let nobody = tokio::spawn(std::future::ready(()));
+    end_server(&world, keeper, nobody, &Ending::Everything).await.expect("it ends");
+    assert!(proxy.process.try_wait().expect("it is ours").is_some(), "it lives on");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_takes_with_it_who_was_started_while_it_ended() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    let mut proxy = FakeProxy::of(&world);
+    let keeper = tokio::spawn({
+        let (world, pid) = (world.clone(), Pid::from_child(&proxy.process));
+        async move {
+            world.shutdown.cancelled().await;
+            register(&world, pid).expect("it lives");
+            None
+        }
+    });
+    let nobody = tokio::spawn(std::future::ready(()));
+    std::fs::remove_file(world.paths.proxy_record()).expect("it is there");
+    end_server(&world, keeper, nobody, &Ending::Everything).await.expect("it ends");
+    assert!(proxy.process.try_wait().expect("it is ours").is_some(), "it lives on");
 }
 
 /// An upgrade, as who asked for it hears of it.
