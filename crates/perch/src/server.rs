@@ -405,9 +405,11 @@ async fn run(
     world.tracker.spawn(calling::watch(world.clone()));
     world.tracker.spawn(volumes::keep_snapshots(world.clone()));
     world.tracker.spawn(world.images.clone().end_idle_uploads(world.shutdown.clone()));
-    let mut serving_traffic = world.proxy.serving();
     let keeper = tokio::spawn(proxy_link::keep(world.clone(), answers, standing, kept));
-    serving_traffic.wait_for(Option::is_some).await.context("the proxy did not come up")?;
+    if let Some(ending) = signals.before_a_proxy_serves(&world).await? {
+        end(&world, keeper, tokio::spawn(std::future::ready(())), &ending).await?;
+        return Ok(None);
+    }
     steps.done("proxy told");
     let serving = tokio::spawn(serve_api(world.clone(), api, tcp));
     eprintln!("ready {}", world.paths.api_socket().display());
@@ -726,6 +728,20 @@ impl Signals {
             usr1: watch(SignalKind::user_defined1(), "SIGUSR1")?,
             usr2: watch(SignalKind::user_defined2(), "SIGUSR2")?,
         })
+    }
+
+    /// Waits until a proxy serves, which one that hangs may never do, or somebody wants the server to end before.
+    async fn before_a_proxy_serves(&mut self, world: &World) -> anyhow::Result<Option<Ending>> {
+        let mut serving = world.proxy.serving();
+        tokio::select! {
+            served = serving.wait_for(Option::is_some) => {
+                served.context("the proxy did not come up")?;
+                Ok(None)
+            }
+            _ = self.term.recv() => Ok(Some(Ending::Everything)),
+            _ = self.int.recv() => Ok(Some(Ending::Everything)),
+            _ = self.usr1.recv() => Ok(Some(Ending::ServerAlone)),
+        }
     }
 
     async fn next(&mut self, world: &Arc<World>) -> Ending {

@@ -36,6 +36,9 @@ use crate::{process, service_manager};
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a new server may take until it serves: with thousands of Machines, on a slow disk, it is some seconds.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a new server may take to end on demand: less than the service manager waits for us (`TimeoutStopSec` of the
+/// unit), since what is left of it then would go on.
+const END_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a running server may take to notice that it was asked.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait for the next word: the longest step is the start of a new server, and then of the former again.
@@ -192,8 +195,8 @@ async fn wait_for(child: &mut Child, ready: UnixStream) -> anyhow::Result<()> {
     let mut int = signal(SignalKind::interrupt())?;
     let told = tokio::select! {
         told = tokio::time::timeout(READY_TIMEOUT, ready.read_u8()) => told,
-        _ = term.recv() => return end_instead(child),
-        _ = int.recv() => return end_instead(child),
+        _ = term.recv() => return end_instead(child, END_TIMEOUT),
+        _ = int.recv() => return end_instead(child, END_TIMEOUT),
     };
     let told =
         told.map_err(|_| anyhow::anyhow!("it was not ready within {} s", READY_TIMEOUT.as_secs()))?;
@@ -204,10 +207,15 @@ async fn wait_for(child: &mut Child, ready: UnixStream) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Somebody wants the server to end, whichever it is.
-fn end_instead(child: &mut Child) -> anyhow::Result<()> {
+/// Somebody wants the server to end, whichever it is. Blocks.
+fn end_instead(child: &mut Child, limit: Duration) -> anyhow::Result<()> {
     let pidfd = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     process::signal(&pidfd, Signal::TERM)?;
+    if !process::ends_within(&pidfd, limit) {
+        let seconds = limit.as_secs();
+        tracing::warn!(seconds, "the new server takes too long to end; it is killed");
+        child.kill()?;
+    }
     child.wait()?;
     Ok(())
 }
@@ -293,6 +301,8 @@ fn ask_at(listener: &UnixListener, server: Pid) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -302,6 +312,17 @@ mod tests {
         assert_eq!(schema, perch_store::schema_known());
         assert_eq!(trial_answer("hello 1 2"), None);
         assert_eq!(trial_answer(""), None);
+    }
+
+    #[test]
+    fn a_new_server_that_does_not_end_on_demand_is_killed() {
+        let mut deaf = Command::new("sh");
+        deaf.args(["-c", "trap '' TERM; echo deaf; while :; do sleep 1; done"]);
+        let mut deaf = deaf.stdout(Stdio::piped()).spawn().expect("a shell is there");
+        let mut said = [0; 5];
+        deaf.stdout.take().expect("piped").read_exact(&mut said).expect("it begins");
+        end_instead(&mut deaf, Duration::from_millis(10)).expect("it is ours");
+        assert!(!deaf.wait().expect("it has ended").success());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::*;
 use crate::server::handoff::{Asker, Note};
 use crate::server::proxy_port::ProxyPort;
 use crate::server::seat::Post;
-use crate::server::{Ending, end as end_server, renew_proxy};
+use crate::server::{Ending, Signals, end as end_server, renew_proxy};
 
 /// What takes so long never ends.
 const LONG: Duration = Duration::from_secs(120);
@@ -224,6 +224,18 @@ async fn a_server_that_ends_takes_with_it_who_was_started_while_it_ended() {
     std::fs::remove_file(world.paths.proxy_record()).expect("it is there");
     end_server(&world, keeper, nobody, &Ending::Everything).await.expect("it ends");
     assert!(proxy.process.try_wait().expect("it is ours").is_some(), "it lives on");
+}
+
+#[tokio::test]
+async fn a_server_whose_proxy_does_not_come_up_hears_that_it_is_to_end() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    let mut signals = Signals::new().expect("signals can be watched");
+    // From here on it ends nobody.
+    rustix::process::kill_process(rustix::process::getpid(), Signal::USR1).expect("it is ours");
+    let heard = tokio::time::timeout(LONG, signals.before_a_proxy_serves(&world));
+    let heard = heard.await.expect("it hangs").expect("the port lives");
+    assert!(matches!(heard, Some(Ending::ServerAlone)), "{heard:?}");
 }
 
 /// An upgrade, as who asked for it hears of it.
