@@ -31,13 +31,14 @@ use perch_core::lifecycle::{self, StartBy, StopBy};
 use perch_net::Listening;
 use perch_proxy::Handover;
 use perch_proxy::control::{
-    Cause, FromProxy, HEARTBEAT, HELD_TEXT, Link, LinkError, LinkSender, Listeners, NamedListeners,
-    Note, Thaw, ToProxy,
+    Cause, FromProxy, HEARTBEAT, HELD_TEXT, Link, LinkError, LinkReceiver, LinkSender, Listeners,
+    NamedListeners, Note, Thaw, ToProxy,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use super::clock;
 use super::freezers::{self, Handed};
@@ -60,6 +61,8 @@ const GREETINGS_STANDING: u32 = 2;
 const GREETINGS_STARTED: u32 = 15;
 /// So often one whose predecessors were all too slow, and one that has greeted before: all that it serves is in it.
 const GREETINGS_MAX: u32 = 30;
+/// How long a proxy may take for each app that it is told when a connection begins. It is usually read at once.
+const TAKING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a proxy may take to end after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before another proxy is started when the last one ended at once, and before another connection to one with
@@ -429,32 +432,62 @@ async fn session(
         Role::Current(_) => (&**world.proxy.current(), world.proxy.begin_session()),
         Role::Retired(number, wire) => (wire, number),
     };
-    wire.begin(answers);
     if let Role::Current(_) = role {
         // What is asked from now on waits for the end of the snapshot; what was asked before is part of it.
         world.proxy.connected();
     }
+    let mut open = Open::new(link);
+    let told = async {
+        freezers::look_for_thawed(world).await;
+        let apps = send_views(world, &mut open.sender, TAKING_TIMEOUT).await?;
+        // What finds no room until here ends nothing: the proxy has asked nothing yet, and is told what is waited for now.
+        wire.begin(answers);
+        tokio::select! {
+            biased;
+            () = wire.overran() => Ok(Over::Overran),
+            over = talk(world, open, apps, answers, role, (wire, number)) => over,
+        }
+    };
     tokio::select! {
         biased;
-        // These two also in the middle of a message, which a proxy that does not read would hold up for ever.
-        () = wire.overran() => Ok(Over::Overran),
-        over = talk(world, link, answers, role, (wire, number)) => over,
+        // Like too much that waits: also in the middle of a message, which a proxy that does not read would hold up for ever.
         () = world.shutdown.cancelled() => Ok(Over::Ended),
+        over = told => over,
     }
 }
 
+/// A connection over which something is told.
+struct Open {
+    pid: u32,
+    retires: bool,
+    handed: Option<Handed>,
+    sender: LinkSender,
+    receiver: LinkReceiver,
+}
+
+impl Open {
+    fn new(link: Link) -> Self {
+        let (pid, retires) = (link.pid(), link.retires());
+        let handed = link.thaws().then(Handed::default);
+        let (sender, receiver) = link.into_split();
+        Self { pid, retires, handed, sender, receiver }
+    }
+}
+
+/// From the end of the views on.
 async fn talk(
     world: &Arc<World>,
-    link: Link,
+    open: Open,
+    apps: Vec<String>,
     answers: &mut mpsc::Receiver<ToProxy>,
     role: Role<'_>,
     (wire, number): (&Wire, u64),
 ) -> Result<Over, LinkError> {
-    freezers::look_for_thawed(world).await;
-    let (pid, retires) = (link.pid(), link.retires());
-    let mut handed = link.thaws().then(Handed::default);
-    let (mut sender, mut receiver) = link.into_split();
-    let apps = send_snapshot(world, &mut sender, role).await?;
+    let Open { pid, retires, mut handed, mut sender, mut receiver } = open;
+    for message in world.proxy.outstanding(role.which()) {
+        sender.send(&message).await?;
+    }
+    sender.send(&ToProxy::SnapshotEnd).await?;
     hand_over(world, &mut sender, &mut handed, apps).await?;
     let mut successor = world.proxy.serving();
     let mut is_told = false;
@@ -505,20 +538,20 @@ pub(crate) fn thawed((link, _): &Standing) -> BTreeMap<String, u64> {
     link.thawed().iter().map(|thawed| (thawed.machine.clone(), thawed.run)).collect()
 }
 
-async fn send_snapshot(
+/// The settings and every app; which these are. A proxy that does not take one of them for so long is given up: no server
+/// is ready before one was told all.
+async fn send_views(
     world: &Arc<World>,
     sender: &mut LinkSender,
-    role: Role<'_>,
+    limit: Duration,
 ) -> Result<Vec<String>, LinkError> {
-    sender.send(&ToProxy::Settings(views::settings(world))).await?;
+    let too_slow = |elapsed: Elapsed| LinkError::Io { what: "send to", source: elapsed.into() };
+    let settings = ToProxy::Settings(views::settings(world));
+    tokio::time::timeout(limit, sender.send(&settings)).await.map_err(too_slow)??;
     let apps: Vec<String> = world.keeper.read().apps.keys().cloned().collect();
     for app in &apps {
-        send_app(world, sender, app).await?;
+        tokio::time::timeout(limit, send_app(world, sender, app)).await.map_err(too_slow)??;
     }
-    for message in world.proxy.outstanding(role.which()) {
-        sender.send(&message).await?;
-    }
-    sender.send(&ToProxy::SnapshotEnd).await?;
     Ok(apps)
 }
 

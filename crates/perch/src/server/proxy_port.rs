@@ -76,8 +76,8 @@ impl Wire {
         sent.is_ok()
     }
 
-    /// A connection begins. If there was no room for a message, those before it go too: the proxy has forgotten what it
-    /// asked, and the snapshot that follows tells what is still waited for ([`ProxyPort::outstanding`]).
+    /// A connection has begun and told the state of everything. If there was no room for a message, those before it go too:
+    /// the proxy has forgotten what it asked, and is told next what is still waited for ([`ProxyPort::outstanding`]).
     pub(crate) fn begin(&self, answers: &mut mpsc::Receiver<ToProxy>) {
         if *self.overrun.borrow() {
             while answers.try_recv().is_ok() {}

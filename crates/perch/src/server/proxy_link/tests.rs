@@ -12,7 +12,9 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
 use crate::server::handoff::{Asker, Note};
+use crate::server::keeper::Change;
 use crate::server::proxy_port::ProxyPort;
+use crate::server::records::NetworkRecord;
 use crate::server::seat::Post;
 use crate::server::{Ending, Signals, end as end_server, renew_proxy};
 
@@ -238,6 +240,44 @@ async fn a_server_whose_proxy_does_not_come_up_hears_that_it_is_to_end() {
     assert!(matches!(heard, Some(Ending::ServerAlone)), "{heard:?}");
 }
 
+#[tokio::test]
+async fn a_proxy_that_takes_all_views_slowly_hears_then_what_found_no_room_meanwhile() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (port, mut answers) = ProxyPort::with_room_for(4);
+    let world = World::of_test(dir.path(), port);
+    have_much_to_tell(&world);
+    let proxy = FakeProxy::of(&world);
+    let (link, mut slow) = tokio::join!(link_to(&world), proxy.greet());
+    let takes = async {
+        refuse_stops(&world, 100).await;
+        let (mailbox, _drained) = Post::of_test();
+        world.proxy.drain("meanwhile", 3, 77, Duration::from_secs(5), mailbox);
+        let told = told_until(&mut slow, |it| matches!(it, ToProxy::SnapshotEnd)).await;
+        let [ToProxy::Settings(_), ToProxy::Drain { machine, .. }, _] = &told[..] else {
+            panic!("{} messages", told.len())
+        };
+        assert_eq!(machine, "meanwhile");
+        serves(&world).await;
+        world.shutdown.cancel();
+    };
+    let role = Role::Current(Origin::Own);
+    let (over, ()) = tokio::join!(session(&world, link, &mut answers, role), takes);
+    assert!(matches!(over, Ok(Over::Ended)), "{over:?}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_takes_nothing_when_a_connection_begins_is_given_up() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    have_much_to_tell(&world);
+    let proxy = FakeProxy::of(&world);
+    let (link, _deaf) = tokio::join!(link_to(&world), proxy.greet());
+    let mut open = Open::new(link);
+    let told = send_views(&world, &mut open.sender, Duration::from_millis(10));
+    let told = tokio::time::timeout(LONG, told).await.expect("it hangs");
+    assert!(matches!(told, Err(LinkError::Io { .. })), "{told:?}");
+}
+
 /// An upgrade, as who asked for it hears of it.
 struct Upgrade {
     heard: UnixStream,
@@ -319,6 +359,15 @@ impl Drop for FakeProxy {
 
 async fn link_to(world: &World) -> Link {
     Link::connect(&world.paths.proxy_socket()).await.expect("it greets").0
+}
+
+/// More than the kernel keeps for who does not read.
+fn have_much_to_tell(world: &World) {
+    let org = world.config.default_org();
+    let network =
+        |id| NetworkRecord { id, org: org.to_owned(), name: format!("{id}-{}", "n".repeat(1000)) };
+    let all = (1..=500).map(|id| Change::PutNetwork(network(id))).collect();
+    world.keeper.write_blocking(|_| Ok((all, ()))).expect("they are stored");
 }
 
 /// Waits until a proxy was told everything.
