@@ -469,7 +469,7 @@ async fn renew_proxy(world: Arc<World>, former: Former) {
     let said = match serving.filter(|it| proxy_link::is_outdated(*it, is_upgrade)) {
         None => "its proxy was started anew".to_owned(),
         Some(Serving { pid, .. }) => tokio::select! {
-            said = replace_proxy(&world, pid) => said,
+            said = replace_proxy(&world, pid, PROXY_TIMEOUT) => said,
             () = world.shutdown.cancelled() => "it ends before its proxy is replaced".to_owned(),
         },
     };
@@ -477,18 +477,29 @@ async fn renew_proxy(world: Arc<World>, former: Former) {
 }
 
 /// What became of it.
-async fn replace_proxy(world: &World, old: u32) -> String {
+async fn replace_proxy(world: &World, old: u32, limit: std::time::Duration) -> String {
     let mut serving = world.proxy.serving();
     world.proxy.replace(old);
     let other = serving.wait_for(|now| now.is_some_and(|now| now.pid != old));
-    let new = match tokio::time::timeout(PROXY_TIMEOUT, other).await {
+    let new = match tokio::time::timeout(limit, other).await {
         Ok(new) => new.ok().and_then(|new| *new).map_or(0, |new| new.pid),
-        Err(_) => return "its proxy could not be replaced yet; see the log".to_owned(),
+        Err(_) if world.paths.retired_socket(old).exists() => {
+            return format!(
+                "its proxy {old} was retired, and no other one serves yet; see the log"
+            );
+        }
+        Err(_) => {
+            // Nor is it later, when nobody hears of it.
+            world.proxy.call_off_replacement(old);
+            return format!(
+                "its proxy {old} could not be replaced and goes on; see the log, and upgrade again"
+            );
+        }
     };
     if world.proxy.call_off_replacement(old) {
         return format!("its proxy {old} ended before it could be replaced, and {new} was started");
     }
-    let left = match world.proxy.left_by(old, PROXY_TIMEOUT).await {
+    let left = match world.proxy.left_by(old, limit).await {
         Some(left) => format!("{left} connections end in the former one"),
         None => "the former one does not say what it has".to_owned(),
     };

@@ -70,7 +70,7 @@ impl Wire {
             let limit = self.answers.max_capacity();
             tracing::warn!(
                 limit,
-                "a proxy does not take what it is told; its connection ends, and the next one tells it everything"
+                "a proxy does not take what it is told; the next connection to it tells it everything"
             );
         }
         sent.is_ok()

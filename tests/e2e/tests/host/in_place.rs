@@ -24,6 +24,8 @@ const SWITCH: &str = "exec busybox nc -ll -p 8081 -e /bin/busybox sh -c '\
     while read -r line; do [ ${#line} -gt 1 ] || break; done; \
     printf \"HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: echo\\r\\n\\r\\n\"; \
     exec busybox cat'";
+/// How long a new server may take until it looks for its proxy: it is tried before, and its predecessor ends.
+const FOLLOWED: Duration = Duration::from_secs(180);
 /// How often a proxy may be too late altogether.
 const LATE_ROUNDS: usize = 5;
 /// Listens some seconds after its start.
@@ -196,7 +198,7 @@ fn upgrade_beside_stopped(host: &mut Host, proxy: i32, release: &Path) -> Result
     kill_process(proxy, Signal::STOP)?;
     thread::scope(|scope| {
         let upgrade = scope.spawn(|| host.upgrade(release));
-        let waited = wait_until("the new server to go on", SOON, || {
+        let waited = wait_until("the new server to go on", FOLLOWED, || {
             let said = std::fs::read_to_string(&log)?;
             let goes_on = said.get(seen..).unwrap_or_default().contains("does not answer yet");
             Ok((goes_on || upgrade.is_finished()).then_some(()))

@@ -46,8 +46,10 @@ pub(super) fn retire(
     let kept = world.clone();
     world.tracker.spawn(async move {
         keep(kept.clone(), pid, (number, wire, answers), None).await;
-        // With nobody to serve it ends so soon that what it said may be lost with its connection.
-        kept.proxy.note_none_left(pid);
+        // With nobody to serve it ends so soon that what it said may be lost with its connection. It has not if we end.
+        if !kept.shutdown.is_cancelled() {
+            kept.proxy.note_none_left(pid);
+        }
     });
     let mut named = listeners?.into_named();
     named.retain(|(name, _)| !OWN.contains(&name.as_str()));

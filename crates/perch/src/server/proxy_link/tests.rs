@@ -16,7 +16,7 @@ use crate::server::keeper::Change;
 use crate::server::proxy_port::ProxyPort;
 use crate::server::records::NetworkRecord;
 use crate::server::seat::Post;
-use crate::server::{Ending, Signals, end as end_server, renew_proxy};
+use crate::server::{Ending, Signals, end as end_server, renew_proxy, replace_proxy};
 
 /// What takes so long never ends.
 const LONG: Duration = Duration::from_secs(120);
@@ -276,6 +276,19 @@ async fn a_proxy_that_takes_nothing_when_a_connection_begins_is_given_up() {
     let told = send_views(&world, &mut open.sender, Duration::from_millis(10));
     let told = tokio::time::timeout(LONG, told).await.expect("it hangs");
     assert!(matches!(told, Err(LinkError::Io { .. })), "{told:?}");
+}
+
+#[tokio::test]
+async fn who_asked_for_another_proxy_hears_that_the_former_goes_on() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    world.proxy.set_serving(Serving { pid: 7, origin: Origin::Former });
+    let said = replace_proxy(&world, 7, Duration::ZERO).await;
+    assert!(said.starts_with("its proxy 7 could not be replaced and goes on"), "{said}");
+    assert!(!world.proxy.call_off_replacement(7), "it is replaced all the same");
+    std::fs::write(world.paths.retired_socket(7), "").expect("it can be written");
+    let said = replace_proxy(&world, 7, Duration::ZERO).await;
+    assert!(said.starts_with("its proxy 7 was retired, and no other one serves yet"), "{said}");
 }
 
 /// An upgrade, as who asked for it hears of it.
