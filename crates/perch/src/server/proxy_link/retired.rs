@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Context, anyhow};
 use perch_core::fault::{self, Point};
 use perch_proxy::control::{LinkError, LinkSender, Listeners, ToProxy};
 use tokio::sync::watch;
@@ -23,12 +24,22 @@ use crate::server::world::World;
 /// Names that a successor gets anew: answers to questions that were forwarded come back by them.
 const OWN: [&str; 2] = ["proxy-forward4", "proxy-forward6"];
 
-/// Gives the proxy that has the listeners its other names; answers what its successor gets.
+/// Gives the proxy that has the listeners its other names; answers what its successor gets. Without all of that it stays
+/// what it is, since nobody would be accepted any more.
 pub(super) fn retire(
     world: &Arc<World>,
     pid: u32,
     listeners: Option<Listeners>,
 ) -> Option<Listeners> {
+    let next = match listeners.as_ref().map(|it| for_successor(world, it)) {
+        Some(Ok(next)) => next,
+        missing => {
+            let error = missing.and_then(Result::err).unwrap_or_else(|| anyhow!("none are known"));
+            let error = format!("{error:#}");
+            tracing::error!(error, "the proxy cannot be replaced: its successor has no listeners");
+            return listeners;
+        }
+    };
     let paths = &world.paths;
     // In this order: a server that finds only the first done takes it for the one that has the listeners.
     let renamed = std::fs::rename(paths.proxy_record(), paths.retired_record(pid)).and_then(|()| {
@@ -51,9 +62,14 @@ pub(super) fn retire(
             kept.proxy.note_none_left(pid);
         }
     });
-    let mut named = listeners?.into_named();
+    Some(next)
+}
+
+/// Copies of a proxy's listeners, but with sockets of its own where these must be.
+fn for_successor(world: &World, listeners: &Listeners) -> anyhow::Result<Listeners> {
+    let mut named = listeners.try_clone().context("could not copy them")?.into_named();
     named.retain(|(name, _)| !OWN.contains(&name.as_str()));
-    super::completed(world, named)
+    Listeners::from_named(named, |name| super::make_listener(world, name))
 }
 
 /// Gives the proxy that has the listeners its record back, if a server came no further than to the record's other name.

@@ -291,6 +291,15 @@ async fn who_asked_for_another_proxy_hears_that_the_former_goes_on() {
     assert!(said.starts_with("its proxy 7 was retired, and no other one serves yet"), "{said}");
 }
 
+#[tokio::test]
+async fn a_proxy_whose_successor_would_have_no_listeners_is_not_retired() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let world = World::of_test(dir.path(), ProxyPort::new().0);
+    let proxy = FakeProxy::of(&world);
+    assert!(retired::retire(&world, proxy.process.id(), None).is_none());
+    assert!(living(&world).is_some() && world.paths.proxy_socket().exists(), "it was renamed");
+}
+
 /// An upgrade, as who asked for it hears of it.
 struct Upgrade {
     heard: UnixStream,
