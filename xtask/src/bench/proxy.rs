@@ -22,6 +22,10 @@ use super::warm::HAPROXY;
 const ROUNDS: usize = 5;
 
 const SECONDS: u32 = 3;
+/// As the kernel calls the core of the proxies.
+const PROXIES: &str = "cpu0";
+/// And that of the generator and the upstream.
+const GENERATOR: &str = "cpu1";
 /// Busier than this, the generator's core is full.
 const FULL: f64 = 0.97;
 const GIB: f64 = 1_073_741_824.0;
@@ -209,8 +213,10 @@ impl Contender {
 /// What one contender did in one row.
 #[derive(Default)]
 struct Figures {
-    /// Microseconds a request.
+    /// Microseconds a request that the kernel charges the process for.
     cpu: Series,
+    /// The same of the core that it has for itself: with what the kernel does for it in its own threads and in interrupts.
+    core: Series,
     rate: Series,
     median: Series,
     p99: Series,
@@ -320,10 +326,9 @@ impl Row {
         for _ in 0..rounds {
             for (contender, figures) in contenders.iter().zip(&mut all) {
                 let Some(authority) = contender.authority(self.load) else { continue };
-                let idle = idle_seconds()?;
-                let began = Instant::now();
+                let (generator, began) = (Idle::of(GENERATOR)?, Instant::now());
                 figures.add(contender.pid, authority, self.load, host)?;
-                busiest.push(1.0 - (idle_seconds()? - idle) / began.elapsed().as_secs_f64());
+                busiest.push(generator.busy_seconds()? / began.elapsed().as_secs_f64());
             }
         }
         println!("{}", self.name);
@@ -359,10 +364,11 @@ fn check(what: &str, rival: &str, ratio: f64, limit: Limit) -> bool {
 
 impl Figures {
     fn add(&mut self, pid: u32, authority: &str, load: Load, host: &Host) -> Result<()> {
-        let before = rig::cpu_seconds(pid)?;
+        let (before, core) = (rig::cpu_seconds(pid)?, Idle::of(PROXIES)?);
         let told = load.run(host, authority)?;
         let used = rig::cpu_seconds(pid)? - before;
         self.cpu.push(used * 1e6 / told.requests);
+        self.core.push(core.busy_seconds()? * 1e6 / told.requests);
         self.rate.push(told.rate);
         self.median.push(told.median_us);
         self.p99.push(told.p99_us);
@@ -370,19 +376,38 @@ impl Figures {
     }
 
     fn print(&self, name: &str) {
-        let (cpu, rate) = (self.cpu.median(), self.rate.median());
-        let (median, p99) = (self.median.median(), self.p99.median());
+        let [cpu, core] = [&self.cpu, &self.core].map(Series::median);
+        let [rate, median, p99] = [&self.rate, &self.median, &self.p99].map(Series::median);
         println!(
-            "  {name:<14} CPU {cpu:>7.2} us a request   {rate:>8.0} requests/s   median {median:>7.0} us   \
-             p99 {p99:>7.0} us"
+            "  {name:<14} CPU {cpu:>7.2} us a request, its core {core:>7.2}   {rate:>8.0} requests/s   \
+             median {median:>7.0} us   p99 {p99:>7.0} us"
         );
     }
 }
 
-/// Seconds that the generator's core had nothing to do, since the start.
-fn idle_seconds() -> Result<f64> {
+/// A core from some point in time on.
+struct Idle {
+    core: &'static str,
+    since: Instant,
+    seconds: f64,
+}
+
+impl Idle {
+    fn of(core: &'static str) -> Result<Self> {
+        Ok(Self { core, since: Instant::now(), seconds: idle_seconds(core)? })
+    }
+
+    /// Seconds that it was busy since then.
+    fn busy_seconds(&self) -> Result<f64> {
+        let idle = idle_seconds(self.core)? - self.seconds;
+        Ok(self.since.elapsed().as_secs_f64() - idle)
+    }
+}
+
+/// Seconds that a core had nothing to do, since the start.
+fn idle_seconds(core: &str) -> Result<f64> {
     let text = std::fs::read_to_string("/proc/stat")?;
-    let line = text.lines().find(|line| line.starts_with("cpu1 ")).context("no second core")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(core)).context("no such core")?;
     let ticks: Vec<f64> = line.split(' ').skip(1).filter_map(|it| it.parse().ok()).collect();
     Ok(ticks.get(3..5).context("too short")?.iter().sum::<f64>() / 100.0)
 }
