@@ -117,8 +117,9 @@ const DESCRIPTORS_MAX: u64 = 65_536;
 const DESCRIPTORS_READY: i32 = 4_096;
 /// How long threads may take to end that work for nobody any more.
 const RUNTIME_END_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
-/// How long the proxy may take to be replaced. Its own patience with a slow machine is longer.
-const PROXY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long somebody waits for the proxy to be replaced: longer than one that stalls is waited for (60 s), so that what
+/// became of it is known.
+const PROXY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(90);
 /// About ten times the weight of a usual program.
 const NICE: i32 = -10;
 
@@ -468,10 +469,16 @@ async fn renew_proxy(world: Arc<World>, former: Former) {
     let serving = *world.proxy.serving().borrow();
     let said = match serving.filter(|it| proxy_link::is_outdated(*it, is_upgrade)) {
         None => "its proxy was started anew".to_owned(),
-        Some(Serving { pid, .. }) => tokio::select! {
-            said = replace_proxy(&world, pid, PROXY_TIMEOUT) => said,
-            () = world.shutdown.cancelled() => "it ends before its proxy is replaced".to_owned(),
-        },
+        Some(Serving { pid, .. }) => {
+            // Where nobody waits to hear of it, it is not too late for it at any time.
+            let limit = if former.is_some() { PROXY_TIMEOUT } else { std::time::Duration::MAX };
+            tokio::select! {
+                said = replace_proxy(&world, pid, limit) => said,
+                () = world.shutdown.cancelled() => {
+                    "it ends before its proxy is replaced".to_owned()
+                }
+            }
+        }
     };
     tell_asker(former, &said);
 }

@@ -88,6 +88,8 @@ pub(crate) async fn find(world: &Arc<World>) -> Option<Standing> {
         return None;
     };
     world.proxy.connected();
+    // The server may be told to end before the first session begins.
+    recognize(world, standing.0.pid());
     Some(standing)
 }
 
@@ -100,7 +102,9 @@ fn recognize(world: &World, pid: u32) {
     {
         tracing::warn!(%error, "could not write down which process the proxy is");
     }
-    world.proxy.set_process(process::recall(&record));
+    if let Some(process) = process::recall(&record) {
+        world.proxy.set_process(Some(process));
+    }
 }
 
 /// A connection whose session has not begun.
